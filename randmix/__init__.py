@@ -1,0 +1,22 @@
+"""randmix: which parameters of a vision model must be learned?
+
+Importing this package imports nothing heavy: host settings and ``jax.distributed`` must come before
+JAX's first use, so the public names below are loaded when they are first asked for.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+__all__ = ["Run", "__version__", "load"]
+
+_HOMES = {"Run": "randmix.runs", "load": "randmix.runs"}
+
+
+def __getattr__(name: str):
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'randmix' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])
