@@ -1,0 +1,65 @@
+"""Which parameters must be learned? Asked of any pytree of parameters.
+
+A *selector* says which leaves are meant, by their paths (`spatial/block_03/depthwise/kernel`) or by a
+predicate; ordered *rules* turn selectors into a tree of labels for `optax.multi_transform`:
+
+>>> from randmix import masks
+>>> params = {"spatial": {"block_00": {"kernel": 1.0}}, "channel": {"block_00": {"kernel": 2.0}}}
+>>> chans = ~masks.role("spatial")
+>>> masks.labels(params, [("train", chans), ("freeze", masks.everything)])
+{'channel': {'block_00': {'kernel': 'train'}}, 'spatial': {'block_00': {'kernel': 'freeze'}}}
+
+Linen dictionaries, `flax.nnx` states, registered dataclasses, lists and named tuples all work. Nothing
+here runs inside a compiled step: labels are made once, before it.
+
+The rooms, from below:
+
+- `tree`: a pytree as leaves with paths.
+- `selectors`: `role`, `path`, `depth`, `leaf`, `where`, `everything`, `nothing` and the operators.
+- `partial`: the draw of a share of the filters inside a leaf.
+- `parsing`: `parse`, the text form.
+- `rules`: `MODES`, `trainable`, `fraction`.
+- `labelling`: `mask`, `paths`, `apply`, `labels`, `channel_masks`.
+- `splitting`: `partition` and `merge`, what the step differentiates.
+- `summaries` and `comparison`: `summary` and `diff`, shown through `tables`.
+"""
+
+from randmix.masks.comparison import Change, Comparison, diff
+from randmix.masks.errors import MaskError
+from randmix.masks.labelling import apply, channel_masks, labels, mask, paths
+from randmix.masks.parsing import parse
+from randmix.masks.partial import Fraction
+from randmix.masks.rules import MODES, fraction, trainable
+from randmix.masks.selectors import Selector, depth, everything, leaf, nothing, path, role, where
+from randmix.masks.splitting import merge, partition
+from randmix.masks.summaries import Row, Summary, summary
+
+__all__ = [
+    "MODES",
+    "Change",
+    "Comparison",
+    "Fraction",
+    "MaskError",
+    "Row",
+    "Selector",
+    "Summary",
+    "apply",
+    "channel_masks",
+    "depth",
+    "diff",
+    "everything",
+    "fraction",
+    "labels",
+    "leaf",
+    "mask",
+    "merge",
+    "nothing",
+    "parse",
+    "partition",
+    "path",
+    "paths",
+    "role",
+    "summary",
+    "trainable",
+    "where",
+]

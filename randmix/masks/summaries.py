@@ -1,0 +1,155 @@
+"""What a label tree amounts to: a row for each leaf, totals for each label."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from randmix.masks.errors import MaskError
+from randmix.masks.rules import FREEZE
+from randmix.masks.tables import Table, Tabular, percent
+from randmix.masks.tree import PyTree, flatten, flatten_labels, is_none
+
+
+class Row(NamedTuple):
+    """One leaf: `count` parameters, `learned` of them trained; `share` is of all parameters, in [0, 1]."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    role: str
+    label: str
+    count: int
+    learned: int
+    share: float
+
+
+@dataclass(frozen=True, repr=False)
+class Summary(Tabular):
+    """The table that `summary` makes.
+
+    Attributes:
+      rows: a `Row` for each leaf, in the tree's order.
+      totals: numbers of parameters by label. The part of a leaf that its channel mask leaves out
+        counts as frozen.
+      trainable: number of parameters that are trained.
+      frozen: number of the others.
+    """
+
+    rows: tuple[Row, ...]
+    totals: dict[str, int]
+    trainable: int
+    frozen: int
+
+    def table(self) -> Table:
+        """The cells to show; a column of learned numbers where a leaf is learned in part."""
+        total = self.trainable + self.frozen
+        partly = any(0 < row.learned < row.count for row in self.rows)
+
+        def cells(path, shape, dtype, role, label, count, learned) -> list[str]:
+            share = percent(count / total if total else 0.0)
+            return [
+                path,
+                shape,
+                dtype,
+                role,
+                label,
+                f"{count:,}",
+                *([f"{learned:,}"] if partly else []),
+                share,
+            ]
+
+        body = [cells(x.path, str(x.shape), x.dtype, x.role, x.label, x.count, x.learned) for x in self.rows]
+        by_label = dict.fromkeys(self.totals, 0)
+        for row in self.rows:
+            by_label[row.label] += row.learned
+        footer = [
+            cells("", "", "", "", label, count, by_label[label]) for label, count in self.totals.items()
+        ]
+        footer.append(cells("total", "", "", "", "", total, self.trainable))
+        header = [
+            "path",
+            "shape",
+            "dtype",
+            "role",
+            "label",
+            "count",
+            *(["learned"] if partly else []),
+            "share",
+        ]
+        return Table(header, body, footer, text_columns=5)
+
+
+def summary(
+    params: PyTree, labels: PyTree, channel_masks: PyTree | None = None, frozen: str = FREEZE
+) -> Summary:
+    """A table of all parameters with their labels; it shows itself in a terminal and in a notebook.
+
+    Args:
+      params: any pytree of arrays or `jax.ShapeDtypeStruct`s, so `jax.eval_shape` is enough to look
+        before anything is computed.
+      labels: of the same structure, from `labels`.
+      channel_masks: of the same structure, from `channel_masks`.
+      frozen: the label of the leaves that are not trained.
+
+    Raises:
+      MaskError: the structures differ, or a channel mask doesn't fit its leaf.
+
+    >>> import numpy as np
+    >>> params = {"spatial": {"kernel": np.zeros((3, 3, 4))}, "head": {"bias": np.zeros(4, np.float32)}}
+    >>> summary(params, {"spatial": {"kernel": "freeze"}, "head": {"bias": "train"}})
+    path            shape      dtype    role     label   count    share
+    --------------  ---------  -------  -------  ------  -----  -------
+    head/bias       (4,)       float32  head     train       4   10.0 %
+    spatial/kernel  (3, 3, 4)  float64  spatial  freeze     36   90.0 %
+    --------------  ---------  -------  -------  ------  -----  -------
+                                                 train       4   10.0 %
+                                                 freeze     36   90.0 %
+    total                                                   40  100.0 %
+    """
+    leaves, treedef = flatten(params)
+    flat_labels = flatten_labels(treedef, labels)
+    flat_masks = _flat_masks(channel_masks, treedef, len(leaves))
+    described = [_described(leaf.value) for leaf in leaves]
+    total = sum(count for _, _, count in described)
+    rows, totals = [], dict.fromkeys(flat_labels, 0)
+    for leaf, label, chosen, (shape, dtype, count) in zip(
+        leaves, flat_labels, flat_masks, described, strict=True
+    ):
+        learned = 0 if label == frozen else count if chosen is None else _learned(leaf.path, shape, chosen)
+        rows.append(
+            Row(leaf.path, shape, dtype, leaf.role, label, count, learned, count / total if total else 0.0)
+        )
+        totals[label] += learned if label != frozen else count
+        if label != frozen and learned < count:
+            totals[frozen] = totals.get(frozen, 0) + count - learned
+    trainable = sum(row.learned for row in rows)
+    return Summary(tuple(rows), totals, trainable, total - trainable)
+
+
+def _described(value: Any) -> tuple[tuple[int, ...], str, int]:
+    """Shape, dtype and number of parameters; what is neither an array nor a number has none."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return tuple(value.shape), getattr(value.dtype, "name", str(value.dtype)), math.prod(value.shape)
+    return (), type(value).__name__, int(isinstance(value, int | float | complex))
+
+
+def _flat_masks(channel_masks: PyTree | None, treedef: Any, count: int) -> list[np.ndarray | None]:
+    import jax
+
+    if channel_masks is None:
+        return [None] * count
+    flat, structure = jax.tree_util.tree_flatten(channel_masks, is_leaf=is_none)
+    if len(flat) != count or structure.num_nodes != treedef.num_nodes:
+        raise MaskError("channel_masks is not a tree of the parameters' structure: use masks.channel_masks")
+    return flat
+
+
+def _learned(path: str, shape: tuple[int, ...], chosen: np.ndarray) -> int:
+    try:
+        return int(np.broadcast_to(chosen, shape).sum())
+    except ValueError:
+        raise MaskError(
+            f"the channel mask of {path!r} has shape {np.shape(chosen)}, which doesn't broadcast to {shape}"
+        ) from None
