@@ -1,0 +1,145 @@
+"""Filter banks: what the spatial filters of a model are before, or instead of, being learned.
+
+A bank is an initialiser ``bank(key, shape, dtype) -> kernel`` for a depthwise kernel of shape [k, k, C] or
+[k, k, C, m]. The paper's experiment E3 (figure 3) compares ``random`` ("Different"), ``same``, ``box`` and
+``identity``; section 4.3.3 smooths random filters, which is ``smoothed`` here and `smooth` for the filters
+of a trained model.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from randmix.errors import UserError, check_choice
+
+Array = jax.Array
+Bank = Callable[..., Array]
+
+# Standard deviation of the smoothing Gaussian, in pixels, for each unit of the smoothing index.
+SIGMA_PER_INDEX = 0.5
+
+
+def build(name: str, *, index: float = 0.0, keep_norm: bool = True) -> Bank:
+    """Returns a bank by name.
+
+    Args:
+        name: a name in `NAMES`.
+        index: how strongly ``smoothed`` smooths, at least 0; see `smooth`. At 0 it equals ``random``.
+        keep_norm: whether smoothing keeps each filter's L2 norm.
+
+    Returns:
+        ``bank(key, shape, dtype=float32)``.
+
+    Raises:
+        UserError: an unknown name, an index that isn't a number from 0, or one for another bank.
+
+    >>> build("identity")(jax.random.key(0), (2, 2, 1))[..., 0]
+    Array([[1., 0.],
+           [0., 0.]], dtype=float32)
+    """
+    check_choice("filters", name, NAMES)
+    _check_index(index)
+    if name != "smoothed":
+        if index:
+            raise UserError(f"filters: got index {index} for {name!r}; an index goes with 'smoothed'")
+        return BANKS[name]
+
+    def smoothed(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+        return smooth(random(key, shape, dtype), index, keep_norm=keep_norm)
+
+    return smoothed
+
+
+def uniform_fan_in(key: Array, shape: tuple[int, ...], fan_in: int, dtype: jnp.dtype = jnp.float32) -> Array:
+    """PyTorch's default for kernels and biases of convolutions: uniform in +-1 / sqrt(fan_in)."""
+    bound = 1 / math.sqrt(fan_in)
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def random(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+    """Every filter drawn on its own, uniform in +-1 / k: PyTorch's default, where fan_in is k^2."""
+    k = _side(shape)
+    return uniform_fan_in(key, shape, k * k, dtype)
+
+
+def same(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+    """One set of m filters (one filter for [k, k, C]), drawn as in `random`, for every channel."""
+    k = _side(shape)
+    return jnp.broadcast_to(random(key, (k, k, 1, *shape[3:]), dtype), shape)
+
+
+def box(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+    """Every filter the mean of its k x k window: 1 / k^2 everywhere."""
+    k = _side(shape)
+    return jnp.full(shape, 1 / (k * k), dtype)
+
+
+def identity(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+    """Every filter passes its channel unchanged: 1 at row and column (k - 1) // 2, where 'same' centres it."""
+    centre = (_side(shape) - 1) // 2
+    return jnp.zeros(shape, dtype).at[centre, centre].set(1)
+
+
+def smooth(kernels: Array, index: float, *, keep_norm: bool = True) -> Array:
+    """Convolves each filter with a Gaussian, keeping its k x k support (paper, section 4.3.3).
+
+    The Gaussian's standard deviation is ``SIGMA_PER_INDEX * index`` pixels, and the filter is mirrored at
+    its edges. That makes it a product in the filter's cosine basis: the component of frequency w falls
+    by exp(-(sigma w)^2 / 2), so a higher index always moves a filter to lower frequencies and leaves its
+    sum alone. Zeros beyond the edges instead would cut large Gaussians into boxes, whose side lobes bring
+    high frequencies back.
+
+    Args:
+        kernels: [k, k, ...], one filter for each of the trailing indices; drawn or trained.
+        index: at least 0; 0 changes nothing.
+        keep_norm: scale each filter back to its own L2 norm. Otherwise it keeps its sum.
+
+    Returns:
+        Filters of the same shape and dtype.
+
+    Raises:
+        UserError: an index that isn't a number from 0.
+        ValueError: the filters aren't square.
+    """
+    _check_index(index)
+    k = _side(kernels.shape)
+    kernels = jnp.asarray(kernels)
+    if index == 0:
+        return kernels
+    wide = kernels.astype(jnp.float32)
+    matrix = jnp.asarray(_mirrored_gaussian(k, SIGMA_PER_INDEX * index), jnp.float32)
+    low = jnp.einsum("ia,jb,ab...->ij...", matrix, matrix, wide, precision=jax.lax.Precision.HIGHEST)
+    if keep_norm:
+        norm, low_norm = _norm(wide), _norm(low)
+        low = low * jnp.where(low_norm > 0, norm / jnp.where(low_norm > 0, low_norm, 1), 0)
+    return low.astype(kernels.dtype)
+
+
+BANKS: dict[str, Bank] = {"random": random, "same": same, "box": box, "identity": identity}
+NAMES = (*BANKS, "smoothed")
+
+
+def _mirrored_gaussian(k: int, sigma: float) -> np.ndarray:
+    """The k x k matrix that convolves k mirrored samples with a Gaussian: diagonal in the DCT-II basis."""
+    frequency = np.pi * np.arange(k) / k
+    basis = np.cos(frequency[:, None] * (np.arange(k) + 0.5))
+    basis /= np.linalg.norm(basis, axis=1, keepdims=True)
+    return basis.T @ (np.exp(-((sigma * frequency) ** 2) / 2)[:, None] * basis)
+
+
+def _norm(kernels: Array) -> Array:
+    return jnp.sqrt(jnp.square(kernels).sum((0, 1)))
+
+
+def _side(shape: tuple[int, ...]) -> int:
+    if len(shape) < 3 or shape[0] != shape[1]:
+        raise ValueError(f"filters are [k, k, C] or [k, k, C, m], got {list(shape)}")
+    return shape[0]
+
+
+def _check_index(index: float) -> None:
+    if isinstance(index, bool) or not isinstance(index, int | float) or not 0 <= index < math.inf:
+        raise UserError(f"smoothing index: got {index!r}, allowed a number from 0")

@@ -1,0 +1,185 @@
+"""Activation and batch normalisation as one operator, and the pointwise product."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from randmix.ops import act_norm as operators
+from randmix.ops.act_norm import act_norm, act_norm_inference, norm_act, norm_act_inference
+from randmix.ops.pointwise import pointwise
+
+ORDERS = {"act_norm": (act_norm, act_norm_inference), "norm_act": (norm_act, norm_act_inference)}
+SHAPE = (4, 5, 6, 7)
+
+
+def draw(shape, seed, mean=0.0):
+    return (mean + np.random.default_rng(seed).normal(size=shape)).astype(np.float32)
+
+
+def inputs(mean=0.0):
+    x, g = draw(SHAPE, 0, mean), draw(SHAPE, 3)
+    return x, draw(SHAPE[-1:], 1, 1.0), draw(SHAPE[-1:], 2), g
+
+
+def in_float64(order, activation, x, scale, bias, g, statistics=None):
+    """PyTorch's result, mean, variance, and cotangents of x, scale and bias."""
+    torch = pytest.importorskip("torch")
+    functions = {"gelu": torch.nn.functional.gelu, "relu": torch.nn.functional.relu, "identity": lambda u: u}
+    x, scale, bias = (torch.tensor(a, dtype=torch.float64, requires_grad=True) for a in (x, scale, bias))
+    u = functions[activation](x) if order == "act_norm" else x
+    flat = u.reshape(-1, u.shape[-1])
+    mean, variance = flat.mean(0), flat.var(0, unbiased=False)
+    if statistics is None:
+        y = torch.nn.functional.batch_norm(flat, None, None, scale, bias, training=True)
+    else:
+        given = [torch.tensor(s, dtype=torch.float64) for s in statistics]
+        y = torch.nn.functional.batch_norm(flat, *given, scale, bias)
+    y = y.reshape(x.shape)
+    y = y if order == "act_norm" else functions[activation](y)
+    y.backward(torch.tensor(g, dtype=torch.float64))
+    return [a.detach().numpy() for a in (y, mean, variance, x.grad, scale.grad, bias.grad)]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def result_and_gradients(function, activation, x, scale, bias, g):
+    run = functools.partial(function, activation=activation)
+    y, pull, statistics = jax.vjp(lambda *a: (run(*a)[0], run(*a)[1:]), x, scale, bias, has_aux=True)
+    return y, *statistics, *pull(g)
+
+
+@pytest.mark.parametrize("activation", operators.ACTIVATIONS)
+@pytest.mark.parametrize("name", ["act_norm", "norm_act", "act_norm_reference", "norm_act_reference"])
+def test_values_and_gradients_are_those_of_float64(name, activation):
+    x, scale, bias, g = inputs(mean=0.3)
+    expected = in_float64(name.removesuffix("_reference"), activation, x, scale, bias, g)
+    got = result_and_gradients(getattr(operators, name), activation, x, scale, bias, g)
+    for array, reference in zip(got, expected, strict=True):
+        np.testing.assert_allclose(array, reference, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+@pytest.mark.parametrize("order", ORDERS)
+def test_inference_uses_the_given_statistics(order, activation):
+    x, scale, bias, g = inputs()
+    statistics = draw(SHAPE[-1:], 4), 0.5 + draw(SHAPE[-1:], 5) ** 2
+    function = functools.partial(ORDERS[order][1], activation=activation)
+    y, pull = jax.vjp(lambda x: function(x, *statistics, scale, bias), x)
+    expected = in_float64(order, activation, x, scale, bias, g, statistics)
+    np.testing.assert_allclose(y, expected[0], rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(pull(g)[0], expected[3], rtol=2e-5, atol=2e-5)
+
+
+def test_the_variance_survives_a_large_mean():
+    x = draw((4096, 3), 0, mean=1000.0)
+    _, _, variance = norm_act(x, jnp.ones(3), jnp.zeros(3))
+    np.testing.assert_allclose(variance, x.astype(np.float64).var(0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_bfloat16_keeps_its_statistics_in_float32(order):
+    x, scale, bias, g = inputs()
+    x, g = jnp.asarray(x, jnp.bfloat16), jnp.asarray(g, jnp.bfloat16)
+    expected = in_float64(order, "gelu", *(np.asarray(a, np.float64) for a in (x, scale, bias, g)))
+    got = result_and_gradients(ORDERS[order][0], "gelu", x, scale, bias, g)
+    assert [a.dtype for a in got] == [jnp.bfloat16, *[jnp.float32] * 2, jnp.bfloat16, *[jnp.float32] * 2]
+    for i, (array, reference) in enumerate(zip(got, expected, strict=True)):
+        rounding = 2**-8 if i in (0, 3) else 2e-5  # y and dx are rounded once, all else never
+        np.testing.assert_allclose(array.astype(jnp.float32), reference, rtol=rounding, atol=2e-5)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_only_the_input_is_kept_for_the_backward_pass(order):
+    x, scale, bias, _ = inputs()
+    function = ORDERS[order][0]
+    _, pull = jax.vjp(lambda *a: function(*a)[0], jnp.asarray(x, jnp.bfloat16), scale, bias)
+    large = [leaf for leaf in jax.tree.leaves(pull) if leaf.size > SHAPE[-1]]
+    assert [(leaf.size, leaf.dtype) for leaf in large] == [(x.size, jnp.bfloat16)]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_no_gradient_flows_through_the_statistics(order):
+    x, scale, bias, _ = inputs()
+    gradient = jax.grad(lambda x: sum(s.sum() for s in ORDERS[order][0](x, scale, bias)[1:]))(x)
+    assert not gradient.any()
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_vmap_remat_and_a_constant_input_change_no_value(order):
+    x, scale, bias, g = inputs()
+
+    def loss(x, scale, bias):
+        return (ORDERS[order][0](x, scale, bias)[0] * g).sum()
+
+    everything = jax.grad(loss, (0, 1, 2))
+
+    @jax.jit
+    def in_four_ways(x, scale, bias):
+        return (
+            everything(x, scale, bias),
+            jax.grad(jax.checkpoint(loss), (0, 1, 2))(x, scale, bias),
+            jax.grad(lambda scale, bias: loss(x, scale, bias), (0, 1))(scale, bias),
+            jax.vmap(everything, (None, 0, 0))(x, jnp.stack([2 * scale, scale]), jnp.stack([bias, bias])),
+        )
+
+    plain, remat, constant, models = in_four_ways(x, scale, bias)
+    for i, reference in enumerate(plain):
+        np.testing.assert_allclose(remat[i], reference, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(models[i][1], reference, rtol=1e-5, atol=1e-5)
+    for got, reference in zip(constant, plain[1:], strict=True):
+        np.testing.assert_allclose(got, reference, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_statistics_are_those_of_the_global_batch(order):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    # Each device's images have a mean of their own.
+    x = draw((16, 3, 3, 4), 0) + np.arange(16, dtype=np.float32)[:, None, None, None]
+    scale, bias, g = draw((4,), 1, 1.0), draw((4,), 2), draw(x.shape, 3)
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    one = result_and_gradients(ORDERS[order][0], "gelu", x, scale, bias, g)
+    eight = result_and_gradients(
+        ORDERS[order][0], "gelu", jax.device_put(x, split), scale, bias, jax.device_put(g, split)
+    )
+    assert eight[0].sharding.is_equivalent_to(split, 4)
+    for a, b in zip(one, eight, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_what_does_not_fit_is_refused():
+    x, scale, bias, _ = inputs()
+    with pytest.raises(ValueError, match="unknown activation 'swish'; choose one of gelu, relu, identity"):
+        act_norm(x, scale, bias, activation="swish")
+    with pytest.raises(ValueError, match=r"of x \[4, 5, 6, 7\] are \[7\], got \[3\]"):
+        norm_act(x, scale[:3], bias)
+    with pytest.raises(ValueError, match="x must be floating, got int32"):
+        act_norm_inference(jnp.zeros(SHAPE, jnp.int32), bias, bias, scale, bias)
+
+
+def test_pointwise_is_a_matrix_product_for_every_pixel():
+    x, kernel = draw((2, 3, 4, 5), 0), draw((5, 6), 1)
+    expected = np.einsum("nhwc,co->nhwo", x.astype(np.float64), kernel.astype(np.float64))
+    np.testing.assert_allclose(pointwise(x, kernel), expected, rtol=1e-5, atol=1e-5)
+    assert jax.eval_shape(pointwise, x[:, :0], kernel).shape == (2, 0, 4, 6)
+
+
+def test_pointwise_in_bfloat16_sums_in_float32():
+    x, kernel = jnp.ones((1, 1, 4096), jnp.bfloat16), jnp.ones((4096, 1))
+    y = pointwise(x, kernel)
+    assert y.dtype == jnp.bfloat16
+    assert y.item() == 4096  # a sum in bfloat16 stops at 256
+
+
+def test_pointwise_over_models_stays_a_product():
+    x, kernels = draw((2, 3, 3, 5), 0), draw((4, 5, 6), 1)
+    program = jax.jit(jax.vmap(pointwise, (None, 0))).lower(x, kernels).as_text()
+    assert "dot_general" in program
+    assert "convolution" not in program
+
+
+def test_pointwise_refuses_another_shape():
+    with pytest.raises(ValueError, match=r"x \[2, 5\] is \[5, C_out\], got \[4, 6\]"):
+        pointwise(jnp.zeros((2, 5)), jnp.zeros((4, 6)))

@@ -1,0 +1,136 @@
+"""A depthwise-pointwise pair as one dense convolution."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from randmix.ops.separable import compose, separable, separable_reference
+
+# x's shape, k, m, C_out, stride
+CASES = {
+    "3x3, m = 9": ((2, 8, 8, 4), 3, 9, 5, 1),
+    "stride 2": ((2, 9, 8, 3), 3, 2, 4, 2),
+    "7x7 stem": ((1, 16, 15, 3), 7, 3, 8, 2),
+    "even, larger than the image": ((1, 3, 5, 2), 8, 1, 3, 1),
+    "1x1": ((2, 4, 4, 3), 1, 2, 3, 1),
+}
+
+
+def draw(shape, seed):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def factors(case):
+    x_shape, k, m, features, stride = CASES[case]
+    return draw(x_shape, 0), draw((k, k, x_shape[3], m), 1), draw((x_shape[3] * m, features), 2), stride
+
+
+def two_steps_in_float64(x, depthwise_kernel, pointwise_kernel, g, stride):
+    """PyTorch's grouped convolution, then its 1x1 convolution, and the cotangents of the three."""
+    torch = pytest.importorskip("torch")
+    k, _, c, m = depthwise_kernel.shape
+    tensors = [
+        torch.tensor(a, dtype=torch.float64, requires_grad=True)
+        for a in (x, depthwise_kernel, pointwise_kernel)
+    ]
+    images, spatial, channel = tensors
+    lo, hi = (k - 1) // 2, k - 1 - (k - 1) // 2
+    padded = torch.nn.functional.pad(images.permute(0, 3, 1, 2), (lo, hi, lo, hi))
+    between = torch.nn.functional.conv2d(
+        padded, spatial.permute(2, 3, 0, 1).reshape(c * m, 1, k, k), stride=stride, groups=c
+    )
+    y = torch.nn.functional.conv2d(between, channel.T[:, :, None, None]).permute(0, 2, 3, 1)
+    y.backward(torch.tensor(g, dtype=torch.float64))
+    return [a.detach().numpy() for a in (y, *(tensor.grad for tensor in tensors))]
+
+
+@functools.partial(jax.jit, static_argnames=("function", "stride"))
+def result_and_gradients(function, x, depthwise_kernel, pointwise_kernel, g, stride):
+    y, pull = jax.vjp(functools.partial(function, stride=stride), x, depthwise_kernel, pointwise_kernel)
+    return y, *pull(g)
+
+
+@pytest.mark.parametrize("function", [separable, separable_reference])
+@pytest.mark.parametrize("case", CASES)
+def test_values_and_gradients_are_those_of_two_steps_in_float64(case, function):
+    x, spatial, channel, stride = factors(case)
+    g = draw((x.shape[0], -(-x.shape[1] // stride), -(-x.shape[2] // stride), channel.shape[1]), 3)
+    got = result_and_gradients(function, x, spatial, channel, g, stride)
+    for array, reference in zip(got, two_steps_in_float64(x, spatial, channel, g, stride), strict=True):
+        np.testing.assert_allclose(array, reference, rtol=1e-5, atol=1e-4)
+
+
+def test_the_composed_kernel_is_that_of_the_appendix():
+    _, spatial, channel, _ = factors("3x3, m = 9")
+    expected = np.zeros((3, 3, 4, 5))
+    for c in range(4):
+        for j in range(9):
+            expected[:, :, c] += spatial[:, :, c, j, None].astype(np.float64) * channel[c * 9 + j]
+    np.testing.assert_allclose(compose(spatial, channel), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("trained", "convolutions"), [((0,), 2), ((0, 1), 3), ((0, 2), 3), ((0, 1, 2), 3), ((1, 2), 2)]
+)
+def test_the_dense_weight_gradient_is_computed_once_and_only_if_asked_for(trained, convolutions):
+    x, spatial, channel, _ = factors("3x3, m = 9")
+    gradient = jax.grad(lambda *arguments: jnp.square(separable(*arguments)).sum(), trained)
+    program = jax.jit(gradient).lower(x, spatial, channel).as_text()
+    assert program.count("stablehlo.convolution") == convolutions
+
+
+def test_frozen_factors_keep_no_input_for_the_backward_pass():
+    x, spatial, channel, _ = factors("3x3, m = 9")
+
+    def saved_shapes(function, *arguments):
+        return [leaf.shape for leaf in jax.tree.leaves(jax.vjp(function, *arguments)[1])]
+
+    assert x.shape not in saved_shapes(lambda x: separable(x, spatial, channel), x)
+    assert x.shape in saved_shapes(lambda channel: separable(x, spatial, channel), channel)
+
+
+def test_in_bfloat16_one_rounding_beats_two():
+    x, spatial, channel, _ = factors("3x3, m = 9")
+    x = jnp.asarray(x, jnp.bfloat16)
+    exact = separable(x.astype(jnp.float32), spatial, channel)
+
+    def error(function):
+        y = function(x, spatial, channel)
+        assert y.dtype == jnp.bfloat16
+        return float(jnp.sqrt(jnp.square(y.astype(jnp.float32) - exact).mean() / jnp.square(exact).mean()))
+
+    assert error(separable) < error(separable_reference) < 2**-7
+    assert error(separable) < 2**-8
+
+
+def test_a_batch_over_eight_devices_is_never_gathered():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    x, spatial, channel = draw((16, 4, 4, 8), 0), draw((3, 3, 8, 9), 1), draw((72, 8), 2)
+    gradient = jax.jit(jax.grad(lambda *a: jnp.sin(separable(jnp.sin(a[0]), *a[1:])).sum(), (0, 1, 2)))
+    whole, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
+    sharded = [
+        jax.device_put(a, s) for a, s in zip((x, spatial, channel), (split, whole, whole), strict=True)
+    ]
+    compiled = gradient.lower(*sharded).compile()
+    assert "all-gather" not in compiled.as_text()
+    for a, b in zip(gradient(x, spatial, channel), compiled(*sharded), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("x", "spatial", "channel", "stride", "message"),
+    [
+        ((4, 4, 2), (3, 3, 2, 9), (18, 4), 1, r"x is \[N, H, W, C\], got \[4, 4, 2\]"),
+        ((1, 4, 4, 2), (3, 3, 2), (18, 4), 1, r"x \[1, 4, 4, 2\] is \[k, k, 2, m\], got \[3, 3, 2\]"),
+        ((1, 4, 4, 2), (3, 3, 3, 9), (27, 4), 1, r"got \[3, 3, 3, 9\]"),
+        ((1, 4, 4, 2), (3, 3, 2, 9), (9, 4), 1, r"depthwise \[3, 3, 2, 9\] is \[18, C_out\], got \[9, 4\]"),
+        ((1, 4, 4, 2), (3, 3, 2, 9), (18, 4), 0, "stride must be at least 1, got 0"),
+    ],
+)
+def test_what_does_not_fit_is_refused(x, spatial, channel, stride, message):
+    with pytest.raises(ValueError, match=message):
+        separable(jnp.zeros(x), jnp.zeros(spatial), jnp.zeros(channel), stride=stride)
