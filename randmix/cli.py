@@ -1,0 +1,195 @@
+"""What all command lines of this project do alike: flags, help, one-line errors, exit statuses.
+
+    def main(argv: list[str]) -> int | None: ...
+
+    if __name__ == "__main__":
+        cli.run(main)
+
+The exit status is what `main` returns (None is 0), 2 for the user's mistake, 130 for Ctrl-C and 1 for a
+bug. A mistake is one line on stderr, a bug keeps its traceback. Mistakes are `UserError`, what absl and
+ml_collections say of flags, and whatever goes wrong inside a config file.
+"""
+
+import difflib
+import functools
+import inspect
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from types import ModuleType
+
+from absl import app, flags, logging
+from ml_collections import config_dict
+from ml_collections.config_flags import config_flags
+
+from randmix.errors import UserError
+
+_HELP = re.compile(r"--?(help|helpfull|helpshort|h|\?)")
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+
+def run(main: Callable[[list[str]], int | None]) -> None:
+    """Parses `sys.argv`, runs `main` and exits, by the rules in the module's docstring.
+
+    Args:
+      main: takes [program, *positional arguments] once the flags are parsed. `--help` prints the
+        docstring of its module and the flags defined there.
+    """
+    try:
+        app.run(
+            functools.partial(_quietly, main), flags_parser=lambda argv: parse(argv, inspect.getmodule(main))
+        )
+    except UserError as error:
+        print("randmix:", " ".join(str(error).split("\n")), file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("randmix: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _quietly(main: Callable[[list[str]], int | None], argv: list[str]) -> int | None:
+    # absl shows every library's INFO lines, dozens for each checkpoint, unless --verbosity says otherwise.
+    if flags.FLAGS["verbosity"].using_default_value:
+        logging.set_verbosity(logging.WARNING)
+    return main(argv)
+
+
+def parse(argv: list[str], module: ModuleType) -> list[str]:
+    """Parses the flags, config files and their overrides included.
+
+    Args:
+      argv: the command line, program first; the same as `sys.argv`, where ml_collections looks.
+      module: whose docstring and flags `--help` shows.
+
+    Returns:
+      The program and the positional arguments.
+
+    Raises:
+      UserError: an unknown flag, a bad value, a config file that is missing or fails, an unknown key.
+      SystemExit: after `--help`, with status 0.
+    """
+    options = argv[1 : argv.index("--")] if "--" in argv else argv[1:]
+    if any(_HELP.fullmatch(option) for option in options):
+        print(help_text(module))
+        sys.exit(0)
+    try:
+        arguments = flags.FLAGS(argv)
+        for name, _ in _config_files(options):
+            getattr(flags.FLAGS[name].value, "is_locked", None)  # an unread file raises at its first use
+        return arguments
+    except Exception as error:
+        mistake = error
+    # absl and ml_collections raise a dozen types of error, so the reason is looked for here.
+    for name, path in _config_files(options):
+        _check_exists(path)
+        _check_overrides(name, _load(name, path), options)
+    raise UserError(_flag_message(mistake)) from mistake
+
+
+def help_text(module: ModuleType) -> str:
+    """The docstring of a module and the flags it defines, those of imported libraries left out."""
+    lines = [inspect.getdoc(module) or "", "", "Flags:"]
+    for flag in sorted(flags.FLAGS.get_key_flags_for_module(module), key=lambda flag: flag.name):
+        default = "" if flag.default is None else f" (default: {flag.default_as_str})"
+        lines.append(f"  --{flag.name}")
+        lines.append(flags.text_wrap(flag.help + default, length=100, indent="      "))
+    return "\n".join(lines)
+
+
+def _config_files(options: list[str]) -> Iterator[tuple[str, str]]:
+    """Yields (flag, path) of each config file on the command line."""
+    names = [name for name in flags.FLAGS if config_flags.is_config_flag(flags.FLAGS[name])]
+    for i, option in enumerate(options):
+        name, equals, value = option.lstrip("-").partition("=")
+        if option.startswith("-") and name in names and (equals or i + 1 < len(options)):
+            yield name, value if equals else options[i + 1]
+
+
+def _check_exists(path: str) -> None:
+    """Raises unless there is such a config file; ml_collections itself would wait for its first use."""
+    file = path.split(":")[0]  # the rest is get_config's argument
+    if not os.path.isfile(file):
+        folder = os.path.dirname(file)
+        siblings = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
+        nearest = _nearest(file, [os.path.join(folder, name) for name in siblings if name.endswith(".py")])
+        raise UserError(f"there is no config file {file!r}{nearest}")
+
+
+def _load(name: str, path: str):
+    """Runs a config file; what goes wrong in it becomes a UserError that names the line.
+
+    Unless it went wrong in this package, called from there: that is a bug of ours, raised as it is.
+    """
+    try:
+        config = config_flags.ConfigFileFlagParser(name).parse(path)
+        getattr(config, "is_locked", None)  # an OSError is kept back until something is asked
+        return config
+    except Exception as error:
+        file = path.split(":")[0]
+        chain = [error]  # ml_collections wraps what it catches
+        while inner := chain[-1].__cause__ or chain[-1].__context__:
+            chain.append(inner)
+        reason = next((link for link in chain if _frames_from(link, file)), chain[-1])
+        frames = _frames_from(reason, file)
+        if any(frame.filename.startswith(_PACKAGE) for frame in frames) and not isinstance(reason, UserError):
+            raise reason from None
+        line = frames[0].lineno if frames else getattr(reason, "lineno", None)  # a SyntaxError of the file
+        where = f"{file}, line {line}" if line else file
+        raise UserError(f"config file {where}: {_message(reason)}") from error
+
+
+def _frames_from(error: BaseException, file: str) -> list[traceback.FrameSummary]:
+    """The frames of an error's traceback from the last one in `file` on; [] if it has none there."""
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = [i for i, frame in enumerate(frames) if os.path.abspath(frame.filename) == os.path.abspath(file)]
+    return frames[inside[-1] :] if inside else []
+
+
+def _message(error: BaseException) -> str:
+    """An exception's type and text. ml_collections nests and quotes its errors about keys: undone."""
+    if typo := re.search(r'Did you mean "(.+)" instead of "(.+)"', str(error)):
+        return f"unknown key {typo[2]!r}; did you mean {typo[1]!r}?"
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+
+
+def _check_overrides(name: str, config, options: list[str]) -> None:
+    """Raises for the first --name.key that isn't in the config."""
+    for option in options:
+        match = re.match(rf"--?(?:no)?{re.escape(name)}\.([^=\[]+)", option)
+        if match and match[1] not in (keys := list(_keys(config))):
+            nearest = _nearest(match[1], keys) or f"; it has: {', '.join(config)}"
+            raise UserError(f"--{name}.{match[1]}: the config has no such key{nearest}")
+
+
+def _keys(config, prefix: str = "") -> Iterator[str]:
+    """All dotted keys of a ConfigDict, those of the groups themselves too."""
+    for key in config:
+        yield f"{prefix}{key}"
+        if config.get_type(key) is config_dict.ConfigDict:
+            yield from _keys(config[key], f"{prefix}{key}.")
+
+
+def _flag_message(error: Exception) -> str:
+    """absl's message; with what a flag takes, where absl quotes Python's `int()`."""
+    match = re.match(r"flag --([^=\s]+)=(.*?): ", str(error), re.DOTALL)
+    if match and match[1] in flags.FLAGS:
+        name, value = match.groups()
+        if value == "None":
+            return f"--{name} is required; see --help"
+        flag = flags.FLAGS[name]
+        takes = {"bool": "true or false"}.get(flag.flag_type(), flag.parser.syntactic_help)
+        return f"--{name}={value}: expected {takes}" if takes else str(error)
+    if isinstance(error, flags.UnrecognizedFlagError):
+        name, dot, _ = error.flagname.partition(".")
+        if dot and name in flags.FLAGS:
+            return f"--{error.flagname} changes a key of --{name}=FILE, which isn't given"
+        return f"unknown flag --{error.flagname}{_nearest(error.flagname, list(flags.FLAGS))}; see --help"
+    return f"{error}; see --help"
+
+
+def _nearest(word: str, choices: list[str]) -> str:
+    """'; did you mean ...?' if one of the choices is near."""
+    nearest = difflib.get_close_matches(word, choices, n=1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""

@@ -1,0 +1,181 @@
+"""The manner of all command lines: help, mistakes in one line, exit statuses."""
+
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from randmix import cli
+from randmix.errors import UserError
+
+CONFIG = """
+from ml_collections import config_dict
+
+def get_config():
+    model = config_dict.ConfigDict({"name": "convmixer", "depth": 8})
+    steps = config_dict.placeholder(int)
+    return config_dict.ConfigDict({"seed": 0, "augment": True, "steps": steps, "model": model})
+"""
+
+PROGRAM = '''"""A program for the tests.
+
+Usage: python program.py WORD
+"""
+from absl import flags
+from randmix import cli, errors
+
+flags.DEFINE_integer("width", 3, "how wide", lower_bound=1)
+
+def main(argv):
+    match argv[1:]:
+        case ["mistake"]:
+            raise errors.UserError("no such\\nthing")
+        case ["bug"]:
+            raise ValueError("a bug")
+        case ["interrupt"]:
+            raise KeyboardInterrupt
+        case ["preempted"]:
+            return 75
+    print("width", flags.FLAGS.width, *argv[1:])
+
+if __name__ == "__main__":
+    cli.run(main)
+'''
+
+
+@pytest.fixture
+def parse(tmp_path, monkeypatch):
+    """Parses a command line in a folder with config.py, under flags of its own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.py").write_text(CONFIG)
+    registry = flags.FlagValues()
+    monkeypatch.setattr(flags, "FLAGS", registry)
+    flags.DEFINE_integer("width", 3, "how wide", lower_bound=1, flag_values=registry)
+    holder = config_flags.DEFINE_config_file("config", flag_values=registry)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["program", *arguments])
+        return cli.parse(sys.argv, sys.modules[__name__]), holder.value
+
+    return run
+
+
+# ml_collections loads config files by a call that Python 3.12 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:.*load_module:DeprecationWarning")
+
+
+def test_flags_overrides_and_arguments_are_parsed(parse):
+    rest, config = parse(
+        "--config=config.py", "--config.model.depth=2", "--config.steps", "5", "--noconfig.augment", "word"
+    )
+    assert rest == ["program", "word"]
+    assert (config.model.depth, config.steps, config.augment, config.seed) == (2, 5, False, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--wdith=3"], "unknown flag --wdith; did you mean 'width'?"),
+        (["--width=0"], "--width=0: expected a positive integer"),
+        (["--width=x"], "--width=x: expected a positive integer"),
+        (["--width"], "Missing value for flag --width"),
+        (["--config=confg.py"], "there is no config file 'confg.py'; did you mean 'config.py'?"),
+        (["--config", "confg.py", "--config.seed=1"], "there is no config file 'confg.py'"),
+        (["--config=."], "there is no config file '.'"),
+        (["--config.seed=1"], "--config.seed changes a key of --config=FILE, which isn't given"),
+        (["--config.seed=1", "--config=config.py"], "before a value for --config"),
+        (
+            ["--config=config.py", "--config.modle=x"],
+            "--config.modle: the config has no such key; did you mean 'model'?",
+        ),
+        (["--config=config.py", "--config.model.dpeth=1"], "did you mean 'model.depth'?"),
+        (["--config=config.py", "--config.modle.depth=1"], "did you mean 'model.depth'?"),
+        (["--config=config.py", "--config.depth", "1"], "did you mean 'model.depth'?"),
+        (["--config=config.py", "--config.zzz=1"], "it has: augment, model, seed, steps"),
+        (["--config=config.py", "--config.seed.x=1"], "the config has no such key"),
+        (["--config=config.py", "--config.seed=abc"], "--config.seed=abc: expected an integer"),
+        (["--config=config.py", "--config.steps=1.5"], "--config.steps=1.5: expected an integer"),
+        (
+            ["--config=config.py", "--config.augment=perhaps"],
+            "--config.augment=perhaps: expected true or false",
+        ),
+        (["--config=config.py:tiny"], "get_config() takes 0 positional arguments but 1 was given"),
+    ],
+)
+def test_a_mistake_on_the_command_line_says_what_to_do(parse, arguments, message):
+    with pytest.raises(UserError) as error:
+        parse(*arguments)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("config.lock(); config.sede = 1", "unknown key 'sede'; did you mean 'seed'?"),
+        ("config.sede", "unknown key 'sede'; did you mean 'seed'?"),
+        ("config.seed = 'one'", "TypeError: "),
+        ("raise ValueError('two words')", "ValueError: two words"),
+        ("open('missing')", "FileNotFoundError: "),
+        ("import missing", "ModuleNotFoundError: No module named 'missing'"),
+        ("config = ", "SyntaxError: invalid syntax"),
+        ("from randmix.data import catalog; catalog.get('digit')", "no data set is named 'digit'"),
+    ],
+)
+def test_a_mistake_in_a_config_file_names_its_line(parse, tmp_path, line, message):
+    body = f"from ml_collections import config_dict\n\ndef get_config():\n    config = config_dict.ConfigDict({{'seed': 0}})\n    {line}\n    return config\n"
+    (tmp_path / "config.py").write_text(body)
+    with pytest.raises(UserError) as error:
+        parse("--config=config.py")
+    assert str(error.value).startswith(f"config file config.py, line 5: {message}")
+
+
+def test_a_bug_of_ours_under_a_config_file_keeps_its_traceback(parse, tmp_path):
+    (tmp_path / "config.py").write_text(
+        "from randmix.data import catalog\n\ndef get_config():\n    return catalog.resolve_data_dir(3)\n"
+    )
+    with pytest.raises(TypeError) as error:
+        parse("--config=config.py")
+    assert not isinstance(error.value, UserError)
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "program.py"
+    path.write_text(PROGRAM)
+    return lambda *arguments: subprocess.run(
+        [sys.executable, path, *arguments], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "stdout", "stderr"),
+    [
+        (["--width", "4", "word"], 0, "width 4 word\n", ""),
+        (["mistake"], 2, "", "randmix: no such thing\n"),
+        (["--widht=4"], 2, "", "randmix: unknown flag --widht; did you mean 'width'?; see --help\n"),
+        (["interrupt"], 130, "", "randmix: interrupted\n"),
+        (["preempted"], 75, "", ""),
+    ],
+)
+def test_exit_status_and_output(program, arguments, status, stdout, stderr):
+    done = program(*arguments)
+    assert (done.returncode, done.stdout, done.stderr) == (status, stdout, stderr)
+
+
+def test_a_bug_keeps_its_traceback(program):
+    done = program("bug")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert done.stderr.endswith("ValueError: a bug\n")
+
+
+@pytest.mark.parametrize("option", ["--help", "--helpfull"])
+def test_help_is_the_docstring_and_the_programs_own_flags(program, option):
+    done = program(option)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == (
+        "A program for the tests.\n\nUsage: python program.py WORD\n\nFlags:\n"
+        "  --width\n      how wide (default: '3')\n"
+    )
