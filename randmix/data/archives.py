@@ -1,0 +1,138 @@
+"""The original archives of a data set: found in a directory or downloaded, and verified.
+
+TFDS's own list of checksums decides what is right. Its downloader isn't used: it sets no time limit and
+tries a dead network for minutes.
+"""
+
+import hashlib
+import http.client
+import os
+import struct
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from tqdm import tqdm
+
+from randmix.errors import UserError
+
+# A download is given up after so many seconds without an answer or without a byte.
+TIMEOUT = 20
+
+# Debian's package dataset-fashion-mnist holds upstream's compressed data under normalised gzip headers.
+# Upstream's have the file's name and these times; TFDS's checksums prove the restored files right.
+_UPSTREAM_MTIMES = {
+    "train-images-idx3-ubyte.gz": 1504176606,
+    "train-labels-idx1-ubyte.gz": 1504176606,
+    "t10k-images-idx3-ubyte.gz": 1504176627,
+    "t10k-labels-idx1-ubyte.gz": 1504176627,
+}
+
+_WHERE_TO_GET = {
+    "fashion_mnist": "; Debian's and Ubuntu's `apt-get install dataset-fashion-mnist` brings them: "
+    "--manual_dir=/usr/share/datasets/fashion-mnist"
+}
+
+
+def stage(
+    name: str,
+    url_infos: Mapping,
+    directory: Path,
+    *,
+    downloads: Path,
+    manual_dir: str | os.PathLike | None = None,
+    progress: bool = True,
+) -> None:
+    """Fills a directory with the verified archives of a data set, as links where possible.
+
+    Args:
+      name: the data set, for messages.
+      url_infos: url -> `tfds.download.checksums.UrlInfo` with filename, size and SHA-256 checksum.
+      directory: an existing directory, to be TFDS's manual_dir.
+      downloads: where downloaded archives stay; made when it is needed.
+      manual_dir: the user's directory that holds all the archives; only read. None to download.
+      progress: whether to show a bar while downloading.
+
+    Raises:
+      UserError: an archive is missing, isn't the one that TFDS expects, or can't be downloaded.
+    """
+    if manual_dir is not None:
+        manual_dir = Path(manual_dir).expanduser()
+        if missing := [i.filename for i in url_infos.values() if not (manual_dir / i.filename).is_file()]:
+            hint = _WHERE_TO_GET.get(name, "")
+            raise UserError(f"{name}: {manual_dir} lacks {', '.join(missing)}{hint}")
+    for url, info in url_infos.items():
+        staged = directory / info.filename
+        if manual_dir is None:
+            archive = downloads / info.filename
+            if not (archive.is_file() and _sha256(archive) == info.checksum):
+                _download(name, url, archive, [i.filename for i in url_infos.values()], progress)
+        else:
+            archive = manual_dir / info.filename
+            restored = restore_gzip_header(archive)
+            if restored is not None and hashlib.sha256(restored).hexdigest() == info.checksum:
+                staged.write_bytes(restored)
+                continue
+        _verify(archive, info)
+        staged.symlink_to(archive.resolve())
+
+
+def restore_gzip_header(archive: Path) -> bytes | None:
+    """An archive of Fashion-MNIST with upstream's gzip header in the place of a normalised one.
+
+    Returns:
+      The whole file's bytes; None if the header needs nothing or the file's name isn't known.
+    """
+    mtime = _UPSTREAM_MTIMES.get(archive.name)
+    with archive.open("rb") as file:
+        header = file.read(10)
+        # RFC 1952: magic, method, flags, time (4 bytes), extra flags, system; flag 8 is a name after that.
+        if mtime is None or len(header) < 10 or header[:4] != b"\x1f\x8b\x08\x00":
+            return None
+        name = archive.name.removesuffix(".gz").encode() + b"\0"
+        return b"\x1f\x8b\x08\x08" + struct.pack("<I", mtime) + header[8:] + name + file.read()
+
+
+def _verify(archive: Path, info) -> None:
+    found, size = _sha256(archive), archive.stat().st_size
+    if found != info.checksum:
+        raise UserError(
+            f"{archive} is damaged or another file: expected SHA-256 {info.checksum} ({int(info.size)} bytes), "
+            f"found {found} ({size} bytes)"
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _download(name: str, url: str, archive: Path, names: list[str], progress: bool) -> None:
+    """Downloads to a name of its own first, so that `archive` is never half a file."""
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    part = archive.with_name(archive.name + ".part")
+    bar = tqdm(desc=archive.name, unit="B", unit_scale=True, leave=False, disable=None if progress else True)
+    try:
+        with part.open("wb") as file, bar:
+            for block in _blocks(url):
+                file.write(block)
+                bar.update(len(block))
+        part.replace(archive)
+    except ConnectionError as error:
+        raise UserError(
+            f"{name}: cannot download {url} ({error}); put {', '.join(names)} into a directory and give it "
+            f"with --manual_dir=DIR{_WHERE_TO_GET.get(name, '')}"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _blocks(url: str) -> Iterator[bytes]:
+    """Yields the bytes at a URL; whatever the network does wrong is a ConnectionError."""
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+            while block := response.read(1 << 20):
+                yield block
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        raise ConnectionError(str(reason) or type(error).__name__) from error

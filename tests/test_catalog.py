@@ -1,0 +1,197 @@
+"""The catalog: what it says of the data sets, and reading them. Digits stand for all."""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from sklearn.datasets import load_digits
+
+from randmix.data import builders, catalog, prepare
+from randmix.errors import UserError
+
+# SHA-256 of the training images and labels in the order of `load`.
+DIGITS_TRAIN = "febb5c638f49a6c35b759fa7e16ac10bbe5b74be7500c9b9dc21caedb67501b3"
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """A data directory with digits, prepared by the first load."""
+    path = tmp_path_factory.mktemp("tfds")
+    assert not catalog.is_prepared("digits", path)
+    catalog.load("digits", "test", path)
+    assert catalog.is_prepared("digits", path)
+    return path
+
+
+@pytest.fixture
+def damaged_dir(data_dir, tmp_path):
+    """A copy of the data directory to spoil, and digits' own directory in it."""
+    shutil.copytree(data_dir, tmp_path, dirs_exist_ok=True)
+    return tmp_path, tmp_path / "digits" / "1.0.0"
+
+
+def digest(*arrays):
+    return hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()
+
+
+@pytest.mark.parametrize("data_set", catalog.DATA_SETS.values(), ids=lambda data_set: data_set.name)
+def test_the_catalog_agrees_with_the_builders(data_set, tmp_path):
+    info = builders.BUILDERS[data_set.name](data_dir=tmp_path).info
+    assert str(info.version) == data_set.version
+    assert info.features["image"].shape == data_set.image_shape
+    assert info.features["label"].num_classes == data_set.num_classes
+    assert builders.BUILDERS.keys() == catalog.DATA_SETS.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "stock"),
+    [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST"), ("cifar10", "Cifar10"), ("cifar100", "Cifar100")],
+)
+def test_the_builders_are_the_stock_ones_to_tfds(name, stock):
+    ours, theirs = builders.BUILDERS[name], getattr(tfds.image_classification, stock)
+    assert (ours.name, ours.VERSION, ours.url_infos) == (theirs.name, theirs.VERSION, theirs.url_infos)
+    assert len(ours.url_infos) in (1, 4)
+    assert tfds.builder_cls(name) is theirs  # the registry still has the stock class
+
+
+def test_an_unknown_name_gets_the_nearest_and_the_list():
+    with pytest.raises(
+        UserError, match=r"'fashon_mnist' \(did you mean 'fashion_mnist'\?\); there are: digits, mnist"
+    ):
+        catalog.get("fashon_mnist")
+    with pytest.raises(UserError, match="'imagenet'; there are"):
+        catalog.get("imagenet")
+
+
+def test_the_default_data_dir_is_tfdss(monkeypatch, tmp_path):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    assert catalog.default_data_dir() == tmp_path
+    assert str(catalog.default_data_dir()) == tfds.core.constants.get_default_data_dir()
+    monkeypatch.delenv("TFDS_DATA_DIR")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert str(catalog.default_data_dir()) == tfds.core.constants.get_default_data_dir()
+
+
+@pytest.mark.parametrize("split", catalog.SPLITS)
+def test_digits_are_scikit_learns(data_dir, split):
+    arrays = catalog.load("digits", split, data_dir)
+    source = tfds.data_source("digits", data_dir=data_dir, split=split, download=False)
+    rows = [example["index"] for example in source.__getitems__(range(len(source)))]
+    truth = load_digits()
+    assert arrays["image"].dtype == np.uint8
+    assert arrays["label"].dtype == np.int32
+    assert arrays["image"].flags.c_contiguous
+    assert arrays["image"].shape == (catalog.get("digits").examples(split), 8, 8, 1)
+    values = np.rint(arrays["image"][..., 0] * (16 / 255))  # another way back than pixels_to_digits
+    np.testing.assert_array_equal(values, truth.images[rows])
+    np.testing.assert_array_equal(builders.pixels_to_digits(arrays["image"][..., 0]), truth.images[rows])
+    np.testing.assert_array_equal(arrays["label"], truth.target[rows])
+
+
+def test_digits_are_split_once_and_by_class():
+    labels = load_digits().target
+    test = builders.digits_test_rows(labels)
+    assert np.bincount(labels[test]).tolist() == [36] * 10
+    assert np.unique(test).size == 360
+    # Every number published on digits rests on this split: it must never move.
+    assert test[:8].tolist() == [8, 9, 39, 46, 47, 49, 50, 51]
+    assert digest(test.astype("<i8")) == "445abd84043940a5f4eecd660a6055eef1555a366cb66543abb228ffc3092082"
+
+
+def test_the_order_is_the_same_on_every_machine(data_dir):
+    train, again = (catalog.load("digits", "train", data_dir) for _ in range(2))
+    assert digest(train["image"], train["label"].astype("<i4")) == DIGITS_TRAIN
+    assert digest(again["image"], again["label"].astype("<i4")) == DIGITS_TRAIN
+
+
+def test_the_order_does_not_depend_on_the_number_of_shards(data_dir, tmp_path):
+    directory = prepare.prepare("digits", tmp_path, num_shards=3, progress=False)
+    assert len(list(directory.glob("digits-train.array_record-*-of-00003"))) == 3
+    for split in catalog.SPLITS:
+        one, three = catalog.load("digits", split, data_dir), catalog.load("digits", split, tmp_path)
+        np.testing.assert_array_equal(one["image"], three["image"])
+        np.testing.assert_array_equal(one["label"], three["label"])
+
+
+def test_an_unprepared_set_names_the_command(monkeypatch, tmp_path):
+    with pytest.raises(
+        UserError, match=r"`python -m randmix\.data\.prepare mnist --data_dir='\S+/with space'`$"
+    ):
+        catalog.load("mnist", "train", tmp_path / "with space")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with pytest.raises(UserError, match=r"run `python -m randmix\.data\.prepare mnist`$"):
+        catalog.load("mnist", "train")
+
+
+def test_an_unknown_split_is_refused(data_dir):
+    with pytest.raises(UserError, match="digits has no split 'validation'; it has: train, test"):
+        catalog.load("digits", "validation", data_dir)
+
+
+def test_a_data_dir_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        UserError, match=r"cannot prepare digits in .*Not a directory.*; choose another data_dir$"
+    ):
+        catalog.load("digits", "train", tmp_path / "file")
+
+
+def test_tfrecords_get_the_conversion_command(damaged_dir):
+    data_dir, digits = damaged_dir
+    info = json.loads((digits / "dataset_info.json").read_text())
+    (digits / "dataset_info.json").write_text(json.dumps(info | {"fileFormat": "tfrecord"}))
+    assert not catalog.is_prepared("digits", data_dir)
+    command = f"`tfds convert_format --dataset_version_dir={digits} --out_file_format=array_record`"
+    with pytest.raises(UserError, match="holds tfrecord files") as error:
+        catalog.load("digits", "train", data_dir)
+    assert command in str(error.value)
+    (digits / "dataset_info.json").write_text(
+        json.dumps(info | {"fileFormat": "tfrecord", "alternativeFileFormats": ["array_record"]})
+    )
+    assert catalog.load("digits", "test", data_dir)["label"].shape == (360,)  # converted in place
+
+
+@pytest.mark.parametrize("how", ["missing", "cut", "flipped"])
+def test_damaged_records_are_noticed(damaged_dir, how):
+    data_dir, digits = damaged_dir
+    (records,) = digits.glob("digits-train.array_record-*")
+    data = bytearray(records.read_bytes())
+    data[len(data) // 3] ^= 4
+    {
+        "missing": records.unlink,
+        "cut": lambda: records.write_bytes(data[: len(data) // 2]),
+        "flipped": lambda: records.write_bytes(data),
+    }[how]()
+    with pytest.raises(UserError, match=r"1\.0\.0 is damaged .*; remove it and prepare it again"):
+        catalog.load("digits", "train", data_dir)
+
+
+def test_a_wrong_number_of_examples_is_noticed(data_dir, monkeypatch):
+    larger = dataclasses.replace(catalog.get("digits"), train_examples=1438)
+    monkeypatch.setitem(catalog.DATA_SETS, "digits", larger)
+    with pytest.raises(UserError, match="1437 train examples where 1438 are expected"):
+        catalog.load("digits", "train", data_dir)
+
+
+def test_importing_is_light_and_loading_quiet_and_without_tensorflow(tmp_path):
+    program = f"""
+import sys
+from randmix.data import catalog
+heavy = {{"tensorflow", "tensorflow_datasets", "jax", "grain", "sklearn", "PIL"}}
+assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
+from absl import logging
+logging.set_verbosity(logging.INFO)
+logging.use_absl_handler()
+images = catalog.load("digits", "train", {str(tmp_path)!r})["image"]
+assert not {{"tensorflow", "jax", "grain"}} & sys.modules.keys()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "Logging before flag parsing" not in line]
+    assert line.endswith(f"preparing digits in {tmp_path}")
