@@ -1,0 +1,116 @@
+"""ConvMixer (Trockman & Kolter, arXiv 2201.09792), the paper's section 3.3.
+
+Patch stem, then ``depth`` blocks of ``x = x + norm(act(depthwise(x)))`` and ``x = norm(act(pointwise(x)))``,
+global average pool, linear head. For pixel un-shuffling (section 4.4) a linear map of every pixel to the
+image's own channels stands in the place of pool and classifier.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from randmix.errors import UserError
+from randmix.models import inputs
+from randmix.models.layers import Depthwise, Head, PatchStem, Pointwise
+from randmix.models.norms import ActNorm
+from randmix.models.parameters import Initializer
+
+HEADS = ("classifier", "image")
+
+# The published ImageNet models, by width and depth.
+VARIANTS = {
+    "convmixer_1536_20": {
+        "width": 1536,
+        "depth": 20,
+        "kernel_size": 9,
+        "patch_size": 7,
+        "activation": "gelu",
+    },
+    "convmixer_768_32": {"width": 768, "depth": 32, "kernel_size": 7, "patch_size": 7, "activation": "relu"},
+    "convmixer_1024_20": {
+        "width": 1024,
+        "depth": 20,
+        "kernel_size": 9,
+        "patch_size": 14,
+        "activation": "gelu",
+    },
+}
+
+
+class Block(nn.Module):
+    """Spatial mixing with a residual connection, then channel mixing: [N, H, W, C] -> [N, H, W, C]."""
+
+    kernel_size: int
+    activation: str
+    filters: Initializer
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Applies the block."""
+        y = Depthwise(self.kernel_size, self.filters, name="depthwise")(x)
+        x = x + ActNorm(self.activation, name="depthwise_norm")(y, train=train)
+        y = Pointwise(x.shape[-1], name="pointwise")(x)
+        return ActNorm(self.activation, name="pointwise_norm")(y, train=train)
+
+
+class ConvMixer(nn.Module):
+    """The ConvMixer as a pure function of its variables.
+
+    Attributes:
+        width: channels of the representation.
+        depth: number of blocks.
+        kernel_size: side of the depthwise filters.
+        patch_size: side and stride of the stem's patches; it must divide the image's sides.
+        filters: initialiser of the depthwise filters, ``(key, shape, dtype) -> [k, k, C]``.
+        num_classes: size of the logits; None for the head "image".
+        activation: "gelu" (exact) or "relu".
+        head: "classifier", or "image" (patch size 1), which gives every pixel as many numbers as the image
+            has channels.
+        mean, std: a number a channel; images in [0, 1] enter as (image - mean) / std. Empty: as they are.
+        dtype: of the arithmetic; parameters, statistics and outputs are float32.
+    """
+
+    width: int
+    depth: int
+    kernel_size: int
+    patch_size: int
+    filters: Initializer
+    num_classes: int | None = None
+    activation: str = "gelu"
+    head: str = "classifier"
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        """Maps images [N, H, W, C] float in [0, 1] to logits or, with the head "image", to images.
+
+        Args:
+            images: [N, H, W, C] in [0, 1].
+            train: normalise by the batch's statistics and, where ``batch_stats`` is mutable, move the
+                running ones; else normalise by the running ones.
+
+        Returns:
+            [N, num_classes], or [N, H, W, C] on the scale of the input's pixels and not clipped to it; float32.
+        """
+        self.check_image_shape(images.shape[1:])
+        x = inputs.normalize(images, self.mean, self.std).astype(self.dtype)
+        x = PatchStem(self.width, self.patch_size, name="stem")(x)
+        x = ActNorm(self.activation, name="stem_norm")(x, train=train)
+        for i in range(self.depth):
+            x = Block(self.kernel_size, self.activation, self.filters, name=f"block_{i:02d}")(x, train=train)
+        if self.head == "image":
+            return Head(images.shape[-1], name="projection")(x)
+        x = x.astype(jnp.float32).mean(axis=(1, 2))
+        return Head(self.num_classes, name="classifier")(x)
+
+    def check_image_shape(self, image_shape: tuple[int, int, int]) -> None:
+        """Raises a UserError where images [H, W, C] don't fit the stem's patches or the normalisation."""
+        h, w, c = image_shape
+        if h % self.patch_size or w % self.patch_size:
+            raise UserError(
+                f"patch_size: got {self.patch_size}, which doesn't divide the image's {h} x {w} pixels; "
+                "allowed is a common divisor of both sides"
+            )
+        inputs.check_channels(c, mean=self.mean, std=self.std)

@@ -1,0 +1,134 @@
+"""Linen layers of mixing: spatial, channel, both, and the read-out."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from randmix.models.norms import NormAct
+from randmix.models.parameters import Initializer, declare, uniform_fan_in
+from randmix.ops.depthwise import depthwise
+from randmix.ops.pointwise import pointwise
+from randmix.ops.separable import separable
+
+# What may stand between the two halves of a separable convolution.
+BETWEEN = ("none", "relu", "bn", "bn_relu")
+
+
+class PatchStem(nn.Module):
+    """Non-overlapping patches to ``features`` channels: [N, H, W, C] -> [N, H/p, W/p, features].
+
+    Its role is spatial: the paper leaves it at its initial values in channels-only models (section 4.2).
+    """
+
+    features: int
+    patch_size: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Applies the strided convolution."""
+        n, h, w, c = x.shape
+        p = self.patch_size
+        init = uniform_fan_in(p * p * c)
+        kernel = declare(self, "spatial", "kernel", init, (p, p, c, self.features))
+        bias = declare(self, "spatial", "bias", init, (self.features,))
+        # Patches don't overlap, so the convolution is one matrix product.
+        patches = x.reshape(n, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5)
+        y = pointwise(patches.reshape(n, h // p, w // p, p * p * c), kernel.reshape(p * p * c, -1))
+        return y + bias.astype(x.dtype)
+
+
+class Depthwise(nn.Module):
+    """Spatial mixing: one k x k filter a channel, 'same' padding, [N, H, W, C] -> [N, H, W, C]."""
+
+    kernel_size: int
+    filters: Initializer
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Applies the depthwise convolution."""
+        k, c = self.kernel_size, x.shape[-1]
+        kernel = declare(self, "spatial", "kernel", self.filters, (k, k, c))
+        bias = declare(self, "spatial", "bias", uniform_fan_in(k * k), (c,))
+        return depthwise(x, kernel) + bias.astype(x.dtype)
+
+
+class Pointwise(nn.Module):
+    """Channel mixing: a 1 x 1 convolution, [..., C] -> [..., features]."""
+
+    features: int
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Applies the same linear map to every pixel."""
+        init = uniform_fan_in(x.shape[-1])
+        kernel = declare(self, "channel", "kernel", init, (x.shape[-1], self.features))
+        y = pointwise(x, kernel)
+        if not self.use_bias:
+            return y
+        return y + declare(self, "channel", "bias", init, (self.features,)).astype(x.dtype)
+
+
+class Separable(nn.Module):
+    """A separable convolution (paper, section 3.2): [N, H, W, C] -> [N, H', W', features], no bias.
+
+    Depthwise k x k, C -> C m channels, then pointwise to ``features``; H' = (H - 1) // stride + 1. With
+    nothing in between, the pair is computed as the one dense convolution that it equals.
+
+    Attributes:
+        features: channels of the result.
+        kernel_size: side k of the depthwise filters.
+        multiplier: filters a channel, m.
+        filters: initialiser of the depthwise kernel, [k, k, C, m].
+        stride: of the depthwise half.
+        between: one of ``BETWEEN``: what is done to the C m channels before they are mixed.
+    """
+
+    features: int
+    kernel_size: int
+    multiplier: int
+    filters: Initializer
+    stride: int = 1
+    between: str = "none"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Applies the convolution; ``train`` is the BatchNorm's, where there is one in between."""
+        k, c, m = self.kernel_size, x.shape[-1], self.multiplier
+        spatial = _Kernel("spatial", (k, k, c, m), self.filters, name="depthwise")()
+        mixing = _Kernel("channel", (c * m, self.features), uniform_fan_in(c * m), name="pointwise")()
+        if self.between == "none":
+            return separable(x, spatial, mixing, stride=self.stride)
+        y = depthwise(x, spatial, stride=self.stride)
+        if self.between == "relu":
+            y = jax.nn.relu(y)
+        else:
+            activation = "relu" if self.between == "bn_relu" else "identity"
+            y = NormAct(activation, name="between_norm")(y, train=train)
+        return pointwise(y, mixing)
+
+
+class _Kernel(nn.Module):
+    """A kernel alone, under a name of its own, for a layer that applies two of them at once."""
+
+    role: str
+    shape: tuple[int, ...]
+    initializer: Initializer
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        return declare(self, self.role, "kernel", self.initializer, self.shape)
+
+
+class Head(nn.Module):
+    """The linear read-out, [..., C] -> [..., features], in float32."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Applies the linear map."""
+        init = uniform_fan_in(x.shape[-1])
+        kernel = declare(self, "head", "kernel", init, (x.shape[-1], self.features))
+        bias = declare(self, "head", "bias", init, (self.features,))
+        return pointwise(x.astype(jnp.float32), kernel) + bias

@@ -1,0 +1,58 @@
+"""BatchNorm together with an activation, before it or after it, over all axes but the last.
+
+In training the batch's own statistics, of the whole global batch, normalise, and the running ones move:
+running = momentum * running + (1 - momentum) * batch, the variance with n / (n - 1), as in PyTorch,
+whose ``momentum=0.1`` is 0.9 here.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from randmix.models.parameters import declare, ones, zeros
+from randmix.ops import act_norm as ops
+
+
+class _BatchNorm(nn.Module):
+    """What the two orders share; a subclass names its operators on batch and on running statistics."""
+
+    activation: str
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Normalises and activates x: [..., C], any float dtype; statistics are float32."""
+        shape = x.shape[-1:]
+        scale = declare(self, "norm", "scale", ones, shape)
+        bias = declare(self, "norm", "bias", zeros, shape)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        running_variance = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        options = {"activation": self.activation, "epsilon": self.epsilon}
+        if not train:
+            return self.by_running(x, running_mean.value, running_variance.value, scale, bias, **options)
+        y, mean, variance = self.by_batch(x, scale, bias, **options)
+        if not self.is_initializing():
+            count = x.size // x.shape[-1]
+            unbiased = variance * (count / max(count - 1, 1))
+            running_mean.value = _moving_average(running_mean.value, mean, self.momentum)
+            running_variance.value = _moving_average(running_variance.value, unbiased, self.momentum)
+        return y
+
+
+class ActNorm(_BatchNorm):
+    """Activation, then BatchNorm: the order of the ConvMixer."""
+
+    by_batch = staticmethod(ops.act_norm)
+    by_running = staticmethod(ops.act_norm_inference)
+
+
+class NormAct(_BatchNorm):
+    """BatchNorm, then activation: the order of the pre-activation ResNet."""
+
+    by_batch = staticmethod(ops.norm_act)
+    by_running = staticmethod(ops.norm_act_inference)
+
+
+def _moving_average(running: jax.Array, new: jax.Array, momentum: float) -> jax.Array:
+    return momentum * running + (1 - momentum) * new
