@@ -11,7 +11,6 @@ ml_collections say of flags, and whatever goes wrong inside a config file.
 """
 
 import difflib
-import functools
 import inspect
 import os
 import re
@@ -38,22 +37,19 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         docstring of its module and the flags defined there.
     """
     try:
-        app.run(
-            functools.partial(_quietly, main), flags_parser=lambda argv: parse(argv, inspect.getmodule(main))
-        )
+        app.run(main, flags_parser=lambda argv: parse(argv, inspect.getmodule(main)))
     except UserError as error:
         print("randmix:", " ".join(str(error).split("\n")), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("randmix: interrupted", file=sys.stderr)
         sys.exit(130)
-
-
-def _quietly(main: Callable[[list[str]], int | None], argv: list[str]) -> int | None:
-    # absl shows every library's INFO lines, dozens for each checkpoint, unless --verbosity says otherwise.
-    if flags.FLAGS["verbosity"].using_default_value:
-        logging.set_verbosity(logging.WARNING)
-    return main(argv)
+    except Exception:
+        traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Not sys.exit: where a save failed, Orbax's threads would keep the process for another 20 minutes.
+        os._exit(1)
 
 
 def parse(argv: list[str], module: ModuleType) -> list[str]:
@@ -78,6 +74,8 @@ def parse(argv: list[str], module: ModuleType) -> list[str]:
         arguments = flags.FLAGS(argv)
         for name, _ in _config_files(options):
             getattr(flags.FLAGS[name].value, "is_locked", None)  # an unread file raises at its first use
+        if "verbosity" in flags.FLAGS and flags.FLAGS["verbosity"].using_default_value:
+            flags.FLAGS.verbosity = logging.WARNING  # else absl shows INFO: dozens of lines for each save
         return arguments
     except Exception as error:
         mistake = error

@@ -1,0 +1,29 @@
+"""ConvMixer-64/4 on Fashion-MNIST: 60,000 training and 10,000 test images of 28 x 28 pixels.
+
+python -m randmix.data.prepare fashion_mnist
+python -m randmix.main --config=configs/convmixer_fashion_mnist.py
+"""
+
+from randmix.config import default
+
+
+def get_config():
+    config = default("convmixer")
+    config.data.name = "fashion_mnist"
+    config.data.crop_padding = 2
+    config.data.flip = True
+    config.model.width = 64
+    config.model.depth = 4
+    config.model.kernel_size = 5
+    config.model.patch_size = 2
+    config.model.mean = (0.286,)
+    config.model.std = (0.353,)
+    config.batch_size = 128
+    config.epochs = 10.0
+    config.optimizer.learning_rate = 0.01
+    config.optimizer.weight_decay = 0.005
+    config.optimizer.clip_norm = 1.0
+    config.log_every = 100
+    config.eval_every = 468
+    config.checkpoint_every = 468
+    return config

@@ -1,0 +1,24 @@
+"""ConvMixer-64/4 on scikit-learn's 1,797 handwritten digits: the embedded default.
+
+python -m randmix.main --config=configs/digits.py
+"""
+
+from randmix.config import default
+
+
+def get_config():
+    config = default("convmixer")
+    config.data.name = "digits"
+    config.model.width = 64
+    config.model.depth = 4
+    config.model.kernel_size = 5
+    config.model.patch_size = 1
+    config.batch_size = 64
+    config.epochs = 20.0
+    config.optimizer.learning_rate = 0.01
+    config.optimizer.weight_decay = 0.005
+    config.optimizer.clip_norm = 1.0
+    config.log_every = 22
+    config.eval_every = 110
+    config.checkpoint_every = 110
+    return config

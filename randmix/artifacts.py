@@ -1,0 +1,83 @@
+"""What a run leaves behind in its folder, but for checkpoints: config, table of parameters, result."""
+
+import importlib.metadata
+import json
+import platform
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from randmix import config as configs
+from randmix.errors import UserError
+
+CONFIG = "config.json"
+MASKS = "masks.txt"
+METRICS = "metrics.jsonl"
+RESULT = "result.json"
+_PACKAGES = ("randmix", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
+
+
+def open_workdir(workdir: epath.Path, config: ConfigDict, summary: object) -> None:
+    """Makes the folder and writes config and table into it, or checks that it holds this very run.
+
+    Raises:
+        UserError: it can't be written, or its run has another config (the differing keys are named).
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        config_file = workdir / CONFIG
+        if config_file.exists():
+            _check_same_run(workdir, json.loads(config_file.read_text()), config)
+        else:
+            write_atomically(workdir / MASKS, f"{summary}\n")
+            write_atomically(config_file, configs.to_json(config) + "\n")
+    except OSError as error:
+        raise UserError(
+            f"{workdir}: can't be written ({error.strerror}); give a --workdir that you may write to"
+        ) from error
+
+
+def _check_same_run(workdir: epath.Path, old: dict[str, Any], config: ConfigDict) -> None:
+    if differences := configs.differences(old, config):
+        raise UserError(
+            f"{workdir}: holds a run with another config ({'; '.join(differences)}); "
+            "give another --workdir, or the old values"
+        )
+
+
+def read_config(workdir: epath.PathLike) -> ConfigDict:
+    """The config of the run in a folder; a UserError where there is none."""
+    file = epath.Path(workdir) / CONFIG
+    if not file.exists():
+        raise UserError(f"{workdir}: no run there ({CONFIG} is missing); give the --workdir of a run")
+    return configs.from_json(file.read_text())
+
+
+def read_result(workdir: epath.Path) -> dict[str, Any] | None:
+    """What ``write_result`` wrote, or None where the run hasn't finished."""
+    file = workdir / RESULT
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def write_result(workdir: epath.Path, result: dict[str, Any]) -> None:
+    """Writes the last file of a run: where it is, the run is finished."""
+    write_atomically(workdir / RESULT, json.dumps(result, indent=2) + "\n")
+
+
+def provenance(devices: list[jax.Device]) -> dict[str, Any]:
+    """Versions and devices, so that a figure can be traced to what made it."""
+    return {
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "device": {"kind": devices[0].device_kind, "platform": devices[0].platform, "count": len(devices)},
+    }
+
+
+def write_atomically(path: epath.PathLike, text: str) -> None:
+    """Writes a file so that a reader finds the old text or the new, never half of it."""
+    path = epath.Path(path)
+    temporary = path.parent / f"{path.name}.tmp"
+    temporary.write_text(text)
+    temporary.replace(path)

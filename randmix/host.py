@@ -1,0 +1,47 @@
+"""Settings of the process that must precede JAX, worth a factor of 1.4 to 2 where a CPU does the computing.
+
+XLA:CPU takes its temporary buffers from malloc and gives them back at every step. glibc by default returns
+such large blocks to the kernel, which then hands out zeroed pages again, one fault for every 4 KiB: 152,000
+faults a step for a ConvMixer-128/4 at 32 x 32, batch 32. Told to keep them, the process is faster and stays
+as large as it once was. Setting it once JAX has started is too late: measured, it then does nothing.
+"""
+
+import ctypes
+import glob
+import os
+import platform
+import sys
+
+# From glibc's malloc.h: one arena for all threads, no block of its own mapping, no trimming of the heap.
+_MALLOPT = {-8: 1, -4: 0, -1: 2**31 - 1}
+_VECTOR_WIDTH = "--xla_cpu_prefer_vector_width"
+_ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*", "/dev/kfd")
+
+
+def tune() -> str:
+    """Makes malloc keep its memory and XLA prefer 512-bit vectors, if JAX hasn't started and will use a CPU.
+
+    Returns:
+        What was done, or why nothing was, as a phrase for the log.
+    """
+    if "jax" in sys.modules:
+        return "left as they are: JAX is imported already"
+    if not _will_use_cpu():
+        return "left as they are: not a CPU run"
+    if platform.libc_ver()[0] != "glibc":
+        return "left as they are: the C library isn't glibc"
+    libc = ctypes.CDLL(None)
+    if not all(libc.mallopt(option, value) for option, value in _MALLOPT.items()):
+        return "left as they are: mallopt refused"
+    flags = os.environ.get("XLA_FLAGS", "")
+    if _VECTOR_WIDTH not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {_VECTOR_WIDTH}=512".strip()
+    return "malloc keeps its memory, 512-bit vectors preferred"
+
+
+def _will_use_cpu() -> bool:
+    # JAX itself can't be asked before it has started.
+    platforms = os.environ.get("JAX_PLATFORMS") or os.environ.get("JAX_PLATFORM_NAME")
+    if platforms:
+        return platforms.split(",")[0] == "cpu"
+    return not any(glob.glob(pattern) for pattern in _ACCELERATORS)

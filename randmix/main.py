@@ -1,0 +1,62 @@
+"""Trains and evaluates what a config describes.
+
+    python -m randmix.main --config=configs/digits.py
+    python -m randmix.main --config=configs/digits.py --config.mode=full --config.model.depth=8
+
+The config's keys, with their meaning and defaults, are in randmix/config.py; any of them can be set as
+--config.KEY=VALUE. Without --workdir a run goes to runs/NAME-DIGITS, a folder of its own for each config; it
+is printed first. The same command goes on with a run that was stopped, and says so of a finished one.
+
+Exit status: 0 done, 2 a mistake in the command, 75 stopped by a signal and saved (the same command goes on).
+"""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from randmix import cli, host
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", help_string="The config file, for example configs/digits.py, or configs/NAME.py:VARIANT."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder. Default: runs/NAME-DIGITS.")
+_TUNE_HOST = flags.DEFINE_bool(
+    "tune_host",
+    True,
+    "On a CPU: let malloc keep its memory and XLA use 512-bit vectors; see randmix/host.py.",
+)
+
+
+def main(argv: list[str]) -> int:
+    """Runs ``train`` with the parsed flags."""
+    host_settings = host.tune() if _TUNE_HOST.value else "left as they are: --notune_host"
+    from randmix import config as configs
+    from randmix import progress
+    from randmix.errors import UserError
+    from randmix.preemption import EXIT_STATUS, Preempted
+    from randmix.train import train
+
+    if len(argv) > 1:
+        raise UserError(f"got {argv[1]!r}, allowed are flags only; see --help")
+    if _CONFIG.value is None:
+        raise UserError("--config is missing; give one, for example --config=configs/digits.py")
+    workdir = _WORKDIR.value or f"runs/{_config_name()}-{configs.fingerprint(_CONFIG.value)}"
+    print(f"workdir: {workdir}\nhost settings: {host_settings}", flush=True)
+    try:
+        result = train(_CONFIG.value, workdir)
+    except Preempted as stopped:
+        print(f"randmix: {stopped}; the same command goes on from there", file=sys.stderr)
+        return EXIT_STATUS
+    print(progress.result_table(result))
+    return 0
+
+
+def _config_name() -> str:
+    path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    return "-".join(filter(None, (Path(path).stem, variant)))
+
+
+if __name__ == "__main__":
+    cli.run(main)

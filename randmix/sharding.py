@@ -1,0 +1,42 @@
+"""One data axis over all devices of all hosts: batches are split along it, everything else is on each device."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from randmix.errors import UserError
+
+DATA_AXIS = "data"
+
+
+def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+    """A one-dimensional mesh over ``devices``, by default all there are."""
+    devices = jax.devices() if devices is None else devices
+    return Mesh(np.asarray(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split_batch(mesh: Mesh) -> NamedSharding:
+    """The first axis split over the devices."""
+    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Puts host arrays, equal on all hosts, whole on every device."""
+    sharding = replicated(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
+
+
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+    """Raises a UserError unless every device gets the same number of examples."""
+    if batch_size % mesh.size:
+        raise UserError(
+            f"config.batch_size: got {batch_size}, which {mesh.size} devices can't share evenly; "
+            f"allowed is a multiple of {mesh.size}"
+        )

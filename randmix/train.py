@@ -1,0 +1,238 @@
+"""The training loop: ``train(config, workdir)``, the same from the command line, a notebook and a test."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from randmix import artifacts, evaluate, runs, sharding, steps
+from randmix.checkpoint import Checkpoints
+from randmix.data import catalog, loader
+from randmix.errors import UserError
+from randmix.metrics_log import MetricsLog
+from randmix.preemption import Preempted, StopSignals
+from randmix.progress import Reporter
+
+TrainStep = Callable[..., tuple[steps.TrainState, dict[str, jax.Array]]]
+
+
+def train(
+    config: ConfigDict, workdir: epath.PathLike, *, devices: list[jax.Device] | None = None
+) -> dict[str, Any]:
+    """Trains what ``config`` describes, or goes on where ``workdir`` was left, and evaluates it.
+
+    Args:
+        config: see ``randmix.config``.
+        workdir: the run's folder; it is made where it doesn't exist.
+        devices: to train on; by default all there are.
+
+    Returns:
+        What ``result.json`` holds. A finished workdir gives its result again without training.
+
+    Raises:
+        UserError: a mistake in the config or the workdir, before anything is compiled; or a loss that
+            isn't finite.
+        Preempted: SIGTERM or SIGINT came; the state is saved.
+    """
+    began = time.monotonic()
+    workdir = epath.Path(workdir)
+    parts = runs.assemble(config)
+    mesh = sharding.make_mesh(devices)
+    sharding.check_batch_size(config.batch_size, mesh)
+    train_set, test_set = load_data(config, parts)
+    artifacts.open_workdir(workdir, config, parts.summary)
+    if result := artifacts.read_result(workdir):
+        print(f"{workdir}: finished before, at step {result['step']}; nothing to do", flush=True)
+        return result
+    with Checkpoints(workdir) as checkpoints, StopSignals() as stop:
+        loop = _Loop(config, parts, mesh, checkpoints, stop)
+        with (
+            MetricsLog(workdir / artifacts.METRICS, loop.start) as log,
+            Reporter(parts.total_steps, loop.start) as report,
+        ):
+            if loop.start:
+                report.say(f"{workdir}: going on from step {loop.start}")
+            data = (sharding.replicate(part, mesh) for part in (train_set, test_set))
+            test = loop.run(*data, log, report)
+    result = {
+        "mode": config.mode if config.train is None else config.train,
+        "metrics": {f"test_{name}": value for name, value in test.items()},
+        "parameters": {"trainable": parts.summary.trainable, "frozen": parts.summary.frozen},
+        "step": parts.total_steps,
+        "seed": config.seed,
+        "wall_seconds": round(time.monotonic() - began, 2),
+        **artifacts.provenance(list(mesh.devices.flat)),
+    }
+    artifacts.write_result(workdir, result)
+    return result
+
+
+def load_data(config: ConfigDict, parts: runs.Parts) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The training set, cut to ``data.subset``, and the test set, as ``catalog.load`` gives them."""
+    train_set, test_set = (
+        catalog.load(config.data.name, split, config.data.data_dir) for split in ("train", "test")
+    )
+    return {name: array[: parts.train_examples] for name, array in train_set.items()}, test_set
+
+
+def jit_train_step(config: ConfigDict, parts: runs.Parts, mesh: jax.sharding.Mesh) -> TrainStep:
+    """The one place where the train step is jitted: ``(state, data, order, seed) -> (state, metrics)``.
+
+    The state is donated. ``data``, ``order`` and ``seed`` are as in ``loader.train_batch``.
+    """
+
+    def train_step(
+        state: steps.TrainState, data: loader.Data, order: jax.Array, seed: jax.Array
+    ) -> tuple[steps.TrainState, dict[str, jax.Array]]:
+        batch = loader.train_batch(
+            data,
+            order,
+            state.step,
+            seed,
+            batch_size=config.batch_size,
+            crop_padding=config.data.crop_padding,
+            flip=config.data.flip,
+        )
+        return steps.train_step(
+            state,
+            jax.lax.with_sharding_constraint(batch, sharding.split_batch(mesh)),
+            model=parts.model,
+            task=parts.task,
+            optimizer=parts.optimizer,
+            labels=parts.labels,
+            label_smoothing=config.label_smoothing,
+        )
+
+    return jax.jit(train_step, donate_argnums=0, out_shardings=sharding.replicated(mesh))
+
+
+class _Loop:
+    """One call of ``train`` between its checks and its result."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        parts: runs.Parts,
+        mesh: jax.sharding.Mesh,
+        checkpoints: Checkpoints,
+        stop: StopSignals,
+    ):
+        self.config, self.parts, self.mesh = config, parts, mesh
+        self.checkpoints, self.stop = checkpoints, stop
+        self.state = self.first_state()
+        self.start = int(self.state.step)
+        self.seconds, self.images = 0.0, 0  # of training since the last log line
+        self.eval_step = evaluate.jit_eval_step(
+            model=parts.model, task=parts.task, mesh=mesh, batch_size=config.batch_size
+        )
+
+    def first_state(self) -> steps.TrainState:
+        if self.checkpoints.latest_step() is not None:
+            return self.checkpoints.restore(self.parts.abstract_state(self.mesh))
+        init = jax.jit(self.parts.init_state, out_shardings=sharding.replicated(self.mesh))
+        return init(np.uint32(self.config.seed))
+
+    def run(
+        self, train_set: loader.Data, test_set: loader.Data, log: MetricsLog, report: Reporter
+    ) -> dict[str, float]:
+        """Trains to the last step and returns the test metrics there."""
+        config, total = self.config, self.parts.total_steps
+        test = None
+        take_step = self.compile_step(train_set, report) if self.start < total else None
+        for step in range(self.start + 1, total + 1):
+            take_step(step)
+            report.step(step)
+            last = step == total
+            if last or step % config.log_every == 0:
+                self.log_interval(step, log, report)
+            if last or step % config.eval_every == 0:
+                test = self.test(test_set)
+                log.write(step=step, **{f"test_{name}": value for name, value in test.items()})
+                report.test(step, **test)
+            if last or self.stop.requested or step % config.checkpoint_every == 0:
+                self.save(step)
+            if self.stop.requested and not last:
+                raise Preempted(f"stopped and saved at step {step} of {total}")
+        # A run that was killed between its last checkpoint and its result has only this left to do.
+        return test or self.test(test_set)
+
+    def compile_step(self, train_set: loader.Data, report: Reporter) -> Callable[[int], None]:
+        """Compiles the train step and returns what takes the step of a given number, counted from 1."""
+        steps_per_epoch = self.parts.steps_per_epoch
+        seed = sharding.replicate(np.uint32(self.config.seed), self.mesh)
+        epoch_order = jax.jit(
+            partial(loader.epoch_order, examples=self.parts.train_examples),
+            out_shardings=sharding.replicated(self.mesh),
+        )
+        order = epoch_order(self.config.seed, self.start // steps_per_epoch)
+        began = time.monotonic()
+        train_step = jit_train_step(self.config, self.parts, self.mesh)
+        train_step = train_step.lower(self.state, train_set, order, seed).compile()
+        report.say(f"compiled the train step in {time.monotonic() - began:.1f} s")
+        previous = ()
+
+        def take(step: int) -> None:
+            nonlocal order, previous
+            began = time.monotonic()
+            if (step - 1) % steps_per_epoch == 0:
+                order = epoch_order(self.config.seed, (step - 1) // steps_per_epoch)
+            self.state, metrics = train_step(self.state, train_set, order, seed)
+            # The host stays one step ahead: the device never waits, and a signal is answered at once.
+            jax.block_until_ready(previous)
+            previous = metrics
+            self.seconds += time.monotonic() - began
+            self.images += self.config.batch_size
+
+        return take
+
+    def log_interval(self, step: int, log: MetricsLog, report: Reporter) -> None:
+        """Logs the means since the last log line and starts the next interval."""
+        began = time.monotonic()
+        totals = {name: float(total) for name, total in self.state.totals.items()}
+        self.seconds += time.monotonic() - began  # the step that was still running
+        count = totals.pop("steps")
+        means = {name: total / count for name, total in totals.items()}
+        _require_finite(step, "the training loss", means["loss"])
+        images_per_second = self.images / self.seconds
+        log.write(
+            step=step,
+            epoch=round(step / self.parts.steps_per_epoch, 4),
+            **{f"train_{name}": value for name, value in means.items()},
+            learning_rate=float(self.parts.schedule(step - 1)),
+            images_per_second=round(images_per_second, 1),
+        )
+        report.train(step, **means, images_per_second=images_per_second)
+        self.seconds, self.images = 0.0, 0
+        empty = sharding.replicate(steps.empty_totals(), self.mesh)
+        self.state = self.state.replace(totals=empty)
+
+    def save(self, step: int) -> None:
+        """Starts a checkpoint; one that isn't finite would be of no use and push a good one out."""
+        _require_finite(step, "the training loss", self.state.totals["loss"])
+        _require_finite(step, "the parameters", (self.state.params, self.state.batch_stats))
+        self.checkpoints.save(step, self.state)
+
+    def test(self, test_set: loader.Data) -> dict[str, float]:
+        """Evaluates the whole test split."""
+        variables = {**self.state.params, "batch_stats": self.state.batch_stats}
+        return evaluate.evaluate_split(self.eval_step, variables, test_set, batch_size=self.config.batch_size)
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
+
+
+def _require_finite(step: int, name: str, tree: Any) -> None:
+    if not _all_finite(tree):
+        verb = "isn't" if name.endswith("loss") else "aren't"
+        raise UserError(
+            f"step {step}: {name} {verb} finite; the last checkpoint before it is kept; "
+            "lower config.optimizer.learning_rate, or set config.optimizer.clip_norm"
+        )

@@ -1,0 +1,53 @@
+"""Runs a program of the project as a person would, each in a process of its own that starts quickly."""
+
+import importlib
+import multiprocessing
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from randmix import cli
+
+REPOSITORY = Path(__file__).parents[1]
+
+# A server that has imported everything once, and has started no JAX backend, forks a process for each run.
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["randmix.main", "randmix.train", "tensorflow_datasets"])
+
+
+class Done(NamedTuple):
+    """How a program ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+def run(module: str, *arguments: object, env: dict[str, str] | None = None, cwd: Path = REPOSITORY) -> Done:
+    """``python -m module arguments...``, to its end."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        environment = {"JAX_PLATFORMS": "cpu", "TFDS_DATA_DIR": os.environ["TFDS_DATA_DIR"], **(env or {})}
+        process = _PROCESSES.Process(
+            target=_main,
+            args=(module, [str(a) for a in arguments], str(out), str(err), environment, str(cwd)),
+        )
+        process.start()
+        process.join(120)
+        assert process.exitcode is not None, f"{module} {arguments}: still running after 120 s"
+        return Done(process.exitcode, out.read_text(), err.read_text())
+
+
+def _main(
+    module: str, arguments: list[str], out: str, err: str, environment: dict[str, str], cwd: str
+) -> None:
+    os.chdir(cwd)
+    os.environ.update(environment)
+    for path, descriptor in ((out, 1), (err, 2)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+    sys.argv = [module, *arguments]
+    sys.path.insert(0, cwd)
+    program = importlib.import_module(module)
+    cli.run(program.main)

@@ -1,0 +1,82 @@
+"""A run that takes seconds: a small ConvMixer on the digits, its compiled steps shared between tests."""
+
+import functools
+
+import jax
+import numpy as np
+
+from randmix import runs, sharding, train
+from randmix.config import default
+from randmix.data import loader
+
+
+def config(**overrides):
+    """ConvMixer-16/2 on the digits, 6 steps; keys as on the command line, dots as double underscores."""
+    config = default("convmixer")
+    config.update_from_flattened_dict(
+        {
+            "model.width": 16,
+            "model.depth": 2,
+            "model.kernel_size": 3,
+            "model.patch_size": 2,
+            "batch_size": 32,
+            "steps": 6,
+            "log_every": 2,
+            "eval_every": 3,
+            "checkpoint_every": 2,
+            "optimizer.clip_norm": 1.0,
+            "optimizer.weight_decay": 0.01,
+            "data.crop_padding": 1,
+        }
+        | {key.replace("__", "."): value for key, value in overrides.items()}
+    )
+    return config
+
+
+@functools.cache
+def parts(mode="full", **overrides):
+    """The parts of that run."""
+    return runs.assemble(config(mode=mode, **overrides))
+
+
+@functools.cache
+def data():
+    """The digits' training set."""
+    return train.load_data(config(), parts())[0]
+
+
+@functools.cache
+def compiled_step(mode="full", devices=1, **overrides):
+    """The train step of that run, compiled, and all its arguments; the state is made anew by ``first``."""
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+    step = train.jit_train_step(config(mode=mode, **overrides), parts(mode, **overrides), mesh)
+    arguments = (sharding.replicate(data(), mesh), order(mesh), sharding.replicate(np.uint32(0), mesh))
+    state = first(mode, devices, **overrides)
+    return step.lower(state, *arguments).compile(), arguments
+
+
+def first(mode="full", devices=1, **overrides):
+    """The state before the first step."""
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+    return sharding.replicate(initial_state(mode, **overrides), mesh)
+
+
+@functools.cache
+def initial_state(mode="full", **overrides):
+    """The same as host arrays."""
+    return jax.device_get(jax.jit(parts(mode, **overrides).init_state)(np.uint32(0)))
+
+
+def order(mesh):
+    """The order of the first epoch."""
+    permutation = loader.epoch_order(0, 0, examples=len(data()["label"]))
+    return sharding.replicate(permutation, mesh)
+
+
+def after(steps, mode="full", devices=1, **overrides):
+    """The state after some steps, as host arrays."""
+    step, arguments = compiled_step(mode, devices, **overrides)
+    state = first(mode, devices, **overrides)
+    for _ in range(steps):
+        state, _ = step(state, *arguments)
+    return jax.device_get(state)

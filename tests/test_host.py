@@ -1,0 +1,87 @@
+"""Process settings: made before JAX on a CPU, left alone everywhere else."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from randmix import host
+
+LEFT = "left as they are: "
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """A process that hasn't imported JAX, as far as the module can tell, on a machine with a CPU alone."""
+    monkeypatch.delitem(sys.modules, "jax")
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setattr(host.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    monkeypatch.setattr(host.ctypes, "CDLL", lambda name: FakeLibc)
+    FakeLibc.calls, FakeLibc.answer = [], 1
+
+
+class FakeLibc:
+    @classmethod
+    def mallopt(cls, option, value):
+        cls.calls.append((option, value))
+        return cls.answer
+
+
+def test_on_a_cpu_with_glibc(fresh):
+    assert host.tune() == "malloc keeps its memory, 512-bit vectors preferred"
+    assert FakeLibc.calls == [(-8, 1), (-4, 0), (-1, 2**31 - 1)]
+    assert os.environ["XLA_FLAGS"] == "--xla_cpu_prefer_vector_width=512"
+
+
+def test_the_users_own_xla_flags_win(fresh, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_prefer_vector_width=256 --xla_dump_to=x")
+    host.tune()
+    assert os.environ["XLA_FLAGS"] == "--xla_cpu_prefer_vector_width=256 --xla_dump_to=x"
+
+
+@pytest.mark.parametrize(("platforms", "devices"), [("cuda", []), ("tpu,cpu", []), ("", ["/dev/nvidia0"])])
+def test_an_accelerator_leaves_everything_alone(platforms, devices, fresh, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    monkeypatch.setattr(host.glob, "glob", lambda pattern: devices)
+    assert host.tune() == f"{LEFT}not a CPU run"
+    assert FakeLibc.calls == []
+    assert "XLA_FLAGS" not in os.environ
+
+
+def test_another_c_library_leaves_everything_alone(fresh, monkeypatch):
+    monkeypatch.setattr(host.platform, "libc_ver", lambda: ("", ""))
+    assert host.tune() == f"{LEFT}the C library isn't glibc"
+    assert FakeLibc.calls == []
+
+
+def test_after_jax_it_is_too_late():
+    assert host.tune() == f"{LEFT}JAX is imported already"
+
+
+def test_the_settings_reach_a_real_process():
+    """Freed memory stays with a tuned process: touching 256 MiB again faults no new pages."""
+    code = """
+import resource, sys
+from randmix import host
+if sys.argv[1] == "tuned": print(host.tune())
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = bytearray(2**28); del block
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+    counts = {}
+    for name in ("plain", "tuned"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, name],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        )
+        counts[name] = int(done.stdout.split()[-1])
+    assert counts["plain"] > 10_000
+    assert counts["tuned"] < 1_000

@@ -1,0 +1,64 @@
+"""Imports run downward, and importing randmix imports nothing heavy."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import randmix
+
+PACKAGE = Path(randmix.__file__).parent
+# Each room and what it may import of randmix; a room may always import itself.
+ALLOWED = {
+    "errors": set(),
+    "masks": set(),
+    "ops": {"errors"},
+    "filters": {"errors"},
+    "sharding": {"errors"},
+    "tasks": {"errors"},
+    "host": set(),
+    "preemption": set(),
+    "progress": set(),
+    "cli": {"errors"},
+    "config": {"errors"},
+    "data": {"errors", "cli"},
+    "models": {"errors", "filters", "ops"},
+    "optim": {"errors", "masks"},
+    "steps": {"masks", "models", "tasks"},
+    "checkpoint": {"errors", "steps"},
+    "artifacts": {"errors", "config"},
+    "metrics_log": {"artifacts"},
+}
+
+
+def imports(room):
+    files = [PACKAGE / f"{room}.py"] if (PACKAGE / f"{room}.py").exists() else (PACKAGE / room).rglob("*.py")
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "randmix":
+                names = [node.module] if "." in node.module else [f"randmix.{a.name}" for a in node.names]
+            elif isinstance(node, ast.Import):
+                names = [a.name for a in node.names if a.name.split(".")[0] == "randmix"]
+            else:
+                continue
+            yield from (name.split(".")[1] for name in names if "." in name)
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_a_room_imports_only_what_lies_below_it(room):
+    assert set(imports(room)) - {room, "__version__"} <= ALLOWED[room]
+
+
+def test_importing_randmix_imports_nothing_heavy():
+    code = (
+        "import randmix, randmix.cli, randmix.config, randmix.data.catalog, sys;"
+        "print([m for m in ('jax', 'flax', 'tensorflow', 'tensorflow_datasets', 'orbax', 'sklearn')"
+        " if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+    assert "load" in dir(randmix)
+    with pytest.raises(AttributeError, match="module 'randmix' has no attribute 'lode'"):
+        _ = randmix.lode

@@ -1,0 +1,218 @@
+"""Whole runs: resuming is exact, a finished run ends, another config is refused, NaN stops."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import small
+
+import randmix
+from randmix import artifacts, masks, train
+from randmix.errors import UserError
+from randmix.metrics_log import MetricsLog
+from randmix.preemption import Preempted, StopSignals
+
+
+def run(workdir, devices=1, **overrides):
+    return train.train(small.config(**overrides), workdir, devices=jax.devices()[:devices])
+
+
+def lines(workdir):
+    """The log without what a clock decides."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that was never disturbed."""
+    workdir = tmp_path_factory.mktemp("whole")
+    return workdir, run(workdir)
+
+
+def stop_after(monkeypatch, steps):
+    """Sends this process a real SIGTERM in the step that follows ``steps`` others."""
+    inner, count = train.jit_train_step, 0
+
+    class Lowered:
+        def __init__(self, compiled):
+            self.compiled = compiled
+
+        def lower(self, *arguments):
+            self.compiled = self.compiled.lower(*arguments)
+            return self
+
+        def compile(self):
+            self.compiled = self.compiled.compile()
+            return self
+
+        def __call__(self, *arguments):
+            nonlocal count
+            count += 1
+            if count == steps:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return self.compiled(*arguments)
+
+    monkeypatch.setattr(train, "jit_train_step", lambda *a: Lowered(inner(*a)))
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4])
+def test_a_stopped_run_goes_on_bit_for_bit(stop, whole, tmp_path, monkeypatch, capsys):
+    reference, result = whole
+    with monkeypatch.context() as patch:
+        stop_after(patch, stop)
+        with pytest.raises(Preempted, match=f"stopped and saved at step {stop} of 6"):
+            run(tmp_path)
+    assert not (tmp_path / "result.json").exists()
+    assert randmix.load(tmp_path).step == stop
+    resumed = run(tmp_path)
+    assert f"going on from step {stop}" in capsys.readouterr().out
+    one, other = randmix.load(reference).variables, randmix.load(tmp_path).variables
+    assert not masks.diff(one, other).moved
+    assert lines(tmp_path) == lines(reference)
+    assert resumed["metrics"] == result["metrics"]
+
+
+def test_a_run_killed_before_its_result_only_evaluates_again(whole, tmp_path):
+    reference, result = whole
+    shutil.copytree(reference, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "result.json").unlink()
+    assert run(tmp_path)["metrics"] == result["metrics"]
+    assert lines(tmp_path) == lines(reference)
+
+
+def test_a_finished_run_says_so_and_does_nothing(whole, capsys):
+    workdir, result = whole
+    before = {path: path.stat().st_mtime_ns for path in Path(workdir).rglob("*")}
+    assert run(workdir) == json.loads(json.dumps(result))
+    assert capsys.readouterr().out == f"{workdir}: finished before, at step 6; nothing to do\n"
+    assert {path: path.stat().st_mtime_ns for path in Path(workdir).rglob("*")} == before
+
+
+def test_what_a_run_leaves_behind(whole):
+    workdir, result = whole
+    assert sorted(p.name for p in workdir.iterdir()) == [
+        "checkpoints", "config.json", "masks.txt", "metrics.jsonl", "result.json",
+    ]  # fmt: skip
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["4", "6"]
+    assert result["parameters"] == {"trainable": 874, "frozen": 400}
+    assert result["mode"] == "chans"
+    assert result["seed"] == 0
+    assert result["device"] == {"kind": "cpu", "platform": "cpu", "count": 1}
+    assert result["versions"]["jax"] == jax.__version__
+    train_lines = [line for line in lines(workdir) if "train_loss" in line]
+    test_lines = [line for line in lines(workdir) if "test_loss" in line]
+    assert [line["step"] for line in train_lines] == [2, 4, 6]
+    assert [line["step"] for line in test_lines] == [3, 6]
+    assert set(train_lines[0]) == {"step", "epoch", "train_loss", "train_accuracy", "learning_rate"}
+    assert test_lines[-1] == {
+        "step": 6,
+        "test_loss": result["metrics"]["test_loss"],
+        "test_accuracy": result["metrics"]["test_accuracy"],
+    }
+    assert "spatial/block_00/depthwise/kernel" in (workdir / "masks.txt").read_text()
+
+
+def test_load_gives_a_model_that_reproduces_the_result(whole):
+    workdir, result = whole
+    loaded = randmix.load(workdir)
+    assert loaded.config.to_dict() == small.config().to_dict()
+    assert loaded.step == 6
+    _, test_set = train.load_data(loaded.config, small.parts("chans"))
+    logits = jax.jit(loaded.model.apply)(loaded.variables, test_set["image"].astype(np.float32) / 255)
+    accuracy = (np.asarray(logits).argmax(-1) == test_set["label"]).mean()
+    assert accuracy == pytest.approx(result["metrics"]["test_accuracy"], abs=1e-7)
+
+
+def test_another_config_is_refused_with_the_keys_that_differ(whole):
+    workdir, _ = whole
+    with pytest.raises(UserError) as error:
+        run(workdir, seed=1, model__depth=3)
+    assert str(error.value) == (
+        f"{workdir}: holds a run with another config (model.depth: 2 -> 3; seed: 0 -> 1); "
+        "give another --workdir, or the old values"
+    )
+    run(workdir, log_every=5)  # what is shown may change
+
+
+def test_a_workdir_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    workdir = tmp_path / "file" / "run"
+    with pytest.raises(UserError) as error:
+        run(workdir)
+    assert str(error.value) == (
+        f"{workdir}: can't be written (Not a directory); give a --workdir that you may write to"
+    )
+
+
+def test_load_of_a_folder_without_a_run(tmp_path):
+    with pytest.raises(UserError) as error:
+        randmix.load(tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path}: no run there (config.json is missing); give the --workdir of a run"
+    )
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "learning_rate", "message", "kept"),
+    [
+        ("adamw", 3e38, "step 4: the parameters aren't finite", 2),
+        ("sgd", 1e30, "step 6: the training loss isn't finite", 4),
+    ],
+)
+def test_what_is_not_finite_stops_the_run_and_a_finite_checkpoint_stays(
+    optimizer, learning_rate, message, kept, tmp_path
+):
+    bad = {
+        "optimizer__name": optimizer,
+        "optimizer__weight_decay": 1e3,
+        "optimizer__clip_norm": 0.0,
+        "optimizer__learning_rate": learning_rate,
+        "schedule__points": ((0.0, 0.0), (0.34, 0.0), (0.35, 1.0)),  # the fourth step is the first to move
+    }
+    with pytest.raises(UserError, match=f"^{message}; the last checkpoint before it is kept; lower"):
+        run(tmp_path, **bad)
+    loaded = randmix.load(tmp_path)
+    assert loaded.step == kept
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(loaded.variables))
+
+
+def test_batch_that_the_devices_cannot_share(tmp_path):
+    with pytest.raises(UserError) as error:
+        run(tmp_path, devices=3)
+    assert str(error.value) == (
+        "config.batch_size: got 32, which 3 devices can't share evenly; allowed is a multiple of 3"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_log_drops_what_will_run_again_and_half_a_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    with MetricsLog(path, 2) as log:
+        log.write(step=3, loss=0.5)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3, "loss": 0.5}\n'
+
+
+def test_a_second_signal_is_not_held_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopSignals() as stop:
+        assert not stop.requested
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested
+        assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "result.json"
+    artifacts.write_atomically(path, "old")
+    monkeypatch.setattr(type(artifacts.epath.Path(path)), "replace", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        artifacts.write_atomically(path, "new")
+    assert path.read_text() == "old"
