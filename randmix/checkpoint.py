@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -48,9 +49,7 @@ class Checkpoints:
         Raises:
             UserError: no checkpoint, or one of another model or optimizer.
         """
-        step = self.latest_step()
-        if step is None:
-            raise UserError(f"{self.folder}: no checkpoint there; train this workdir first")
+        step = self._require_step()
         try:
             return self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
         except (ValueError, KeyError) as error:
@@ -59,3 +58,35 @@ class Checkpoints:
                 f"{self.folder / str(step)}: doesn't hold this config's parameters ({reason}); "
                 "use the config that it was trained with, or another workdir"
             ) from error
+
+    def restore_variables(self) -> tuple[int, dict[str, Any]]:
+        """Reads what a model needs of the latest checkpoint, and nothing of the optimizer's.
+
+        Returns:
+            The step, and the parameters by role with ``batch_stats``, in the shapes that they were saved
+            with, on the first device.
+
+        Raises:
+            UserError: no checkpoint.
+        """
+        step = self._require_step()
+        # The manager's own restore wants a target for the whole state.
+        item = self._manager.directory / str(step) / "default"
+        handler = ocp.PyTreeCheckpointHandler()
+        saved = handler.metadata(item).tree
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        target = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+            {name: saved[name] for name in ("params", "batch_stats")},
+        )
+        arguments = ocp.checkpoint_utils.construct_restore_args(target)
+        restored = handler.restore(
+            item, args=ocp.args.PyTreeRestore(target, restore_args=arguments, partial_restore=True)
+        )
+        return step, {**restored["params"], "batch_stats": restored["batch_stats"]}
+
+    def _require_step(self) -> int:
+        step = self.latest_step()
+        if step is None:
+            raise UserError(f"{self.folder}: no checkpoint there; train this workdir first")
+        return step

@@ -30,7 +30,10 @@ def default(model: str = "convmixer") -> ConfigDict:
             "seed": 0,
             # What is trained: `groups` over `train` over `mode`, the first that is set.
             "mode": "chans",  # full | chans | space
-            "train": config_dict.placeholder(str),  # a selector, "~role('spatial')"
+            "train": config_dict.placeholder(str),  # a selector, "~role('spatial')"; see randmix/masks
+            "groups": config_dict.placeholder(
+                tuple
+            ),  # (label, selector, settings), ...; see randmix/groups.py
             "task": "classification",
             "model": {"name": model} | MODEL_KEYS[model],
             "data": {

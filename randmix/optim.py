@@ -8,19 +8,25 @@ import optax
 from ml_collections import ConfigDict
 
 from randmix.errors import UserError, check_choice
+from randmix.groups import FREEZE, Group
 
 
-def build_schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
-    """The learning rate as a function of the step, a pure function of ``config`` and ``total_steps``."""
-    check_choice("config.schedule.name", config.schedule.name, ("linear", "step", "cosine", "constant"))
-    peak, schedule = config.optimizer.learning_rate, config.schedule
-    if schedule.name == "linear":
-        return _linear_schedule(schedule.points, peak, total_steps)
-    if schedule.name == "step":
-        steps = [round(share * total_steps) for share in schedule.boundaries]
-        return optax.piecewise_constant_schedule(peak, dict.fromkeys(steps, schedule.factor))
-    if schedule.name == "cosine":
-        warmup = round(schedule.warmup * total_steps)
+def build_schedule(settings: ConfigDict, peak: float, total_steps: int) -> optax.Schedule:
+    """The learning rate as a function of the steps taken.
+
+    Args:
+        settings: ``config.schedule``.
+        peak: the learning rate at the schedule's height.
+        total_steps: of the run.
+    """
+    check_choice("config.schedule.name", settings.name, ("linear", "step", "cosine", "constant"))
+    if settings.name == "linear":
+        return _linear_schedule(settings.points, peak, total_steps)
+    if settings.name == "step":
+        steps = [round(share * total_steps) for share in settings.boundaries]
+        return optax.piecewise_constant_schedule(peak, dict.fromkeys(steps, settings.factor))
+    if settings.name == "cosine":
+        warmup = round(settings.warmup * total_steps)
         return optax.warmup_cosine_decay_schedule(0.0 if warmup else peak, peak, warmup, total_steps)
     return optax.constant_schedule(peak)
 
@@ -37,28 +43,39 @@ def _linear_schedule(
 
 
 def build_optimizer(
-    config: ConfigDict, schedule: optax.Schedule, labels: Any
+    config: ConfigDict, total_steps: int, labels: Any, groups: tuple[Group, ...], step: int = 0
 ) -> optax.GradientTransformation:
-    """The optimizer of the leaves that ``labels`` trains; frozen leaves have no state and get no update.
+    """The optimizer of all groups, in the phase that holds after ``step`` steps.
 
-    The gradients' norm is clipped once, over all trainable leaves together, before the leaves part ways by
-    label; frozen ones have no gradient (None) and so no place in it.
+    Its state has one structure in every phase: that of a group yet to start stays as it was made. Frozen
+    leaves have neither state nor update. The gradients' norm is clipped once, over all that is trained,
+    before the leaves part ways by label; frozen ones have no gradient (None) and so no place in it.
 
     Args:
-        config: the whole config; ``config.optimizer`` is read.
-        schedule: step -> learning rate.
-        labels: a tree of "train" and "freeze", the structure of the parameters.
+        config: the whole config; ``config.optimizer`` and ``config.schedule`` are read.
+        total_steps: of the run.
+        labels: the label of every parameter, that of its group or "freeze".
+        groups: what is trained.
+        step: steps taken.
     """
-    optimizer = optax.multi_transform(
-        {"train": _descent(config.optimizer, schedule), "freeze": optax.set_to_zero()}, labels
-    )
+    transforms = {FREEZE: optax.set_to_zero()}
+    for group in groups:
+        descent = _descent(config, total_steps, group)
+        transforms[group.label] = _paused(descent) if group.start_step > step else descent
+    optimizer = optax.multi_transform(transforms, labels)
     if config.optimizer.clip_norm > 0:
         optimizer = optax.chain(optax.clip_by_global_norm(config.optimizer.clip_norm), optimizer)
     return optimizer
 
 
-def _descent(settings: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+def _descent(config: ConfigDict, total_steps: int, group: Group) -> optax.GradientTransformation:
+    settings = ConfigDict({**config.optimizer, **group.optimizer})
     check_choice("config.optimizer.name", settings.name, ("adamw", "sgd"))
+    of_run = build_schedule(config.schedule, settings.learning_rate * group.lr_scale, total_steps)
+
+    def schedule(count: jax.Array) -> jax.Array:
+        return of_run(count + group.start_step)  # a group counts its own steps, the schedule the run's
+
     if settings.name == "adamw":
         return optax.adamw(
             schedule,
@@ -72,6 +89,11 @@ def _descent(settings: ConfigDict, schedule: optax.Schedule) -> optax.GradientTr
         optax.add_decayed_weights(settings.weight_decay, kernels_only),
         optax.sgd(schedule, settings.momentum or None, nesterov=settings.nesterov),
     )
+
+
+def _paused(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The state of ``inner``, left as it is; what is paused has no gradients, so there is nothing to update."""
+    return optax.GradientTransformation(inner.init, lambda updates, state, params=None: (updates, state))
 
 
 def kernels_only(params: Any) -> Any:

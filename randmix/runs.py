@@ -8,14 +8,30 @@ import jax.numpy as jnp
 import optax
 from etils import epath
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from randmix import config as configs
-from randmix import masks, models, optim, sharding, steps, tasks
+from randmix import groups, masks, models, optim, sharding, steps, tasks
 from randmix.artifacts import read_config
 from randmix.checkpoint import Checkpoints
 from randmix.data import catalog
-from randmix.errors import UserError, check_choice
+from randmix.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A stretch of a run in which the same groups are trained: one compiled step.
+
+    Attributes:
+        start_step: steps taken when it begins.
+        labels: the label tree, groups yet to start frozen.
+        optimizer: of all groups; the state has the same structure in every phase.
+    """
+
+    start_step: int
+    labels: Any
+    optimizer: optax.GradientTransformation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,28 +39,34 @@ class Parts:
     """What a run is made of; everything but arrays.
 
     Attributes:
+        mode: what is trained, in a word: the mode, the selector or "groups".
         dataset: the catalogue's entry.
         model: the Linen module.
         task: how its outputs are scored.
-        labels: "train" or "freeze" for every parameter.
+        groups: what is trained.
+        labels: the label of every parameter, that of its group or "freeze".
+        channel_masks: inside partly learned parameters, which filters are; None for the others.
+        phases: from the first step on; a further one for each later start of a group.
         summary: the table of parameters with their labels.
         train_examples: how many there are, after ``data.subset``.
         steps_per_epoch: whole batches in an epoch; what is left over is dropped.
         total_steps: how many the run takes.
-        schedule: step -> learning rate.
-        optimizer: of the label tree.
+        schedule: step -> learning rate, for the log.
     """
 
+    mode: str
     dataset: catalog.DataSet
     model: nn.Module
     task: tasks.Task
+    groups: tuple[groups.Group, ...]
     labels: Any
+    channel_masks: Any
+    phases: tuple[Phase, ...]
     summary: masks.Summary
     train_examples: int
     steps_per_epoch: int
     total_steps: int
     schedule: optax.Schedule
-    optimizer: optax.GradientTransformation
 
     def init_state(self, seed: int | jax.Array) -> steps.TrainState:
         """The state before the first step; a pure function of the seed."""
@@ -52,9 +74,18 @@ class Parts:
             jax.random.key(seed),
             self.dataset.image_shape,
             model=self.model,
-            optimizer=self.optimizer,
+            optimizer=self.phases[0].optimizer,
             labels=self.labels,
         )
+
+    @property
+    def description(self) -> str:
+        """The table of parameters, and what each group is and when it starts."""
+        return "\n".join([str(self.summary), "", *map(str, self.groups)])
+
+    def phase_at(self, step: int) -> Phase:
+        """The phase of the step that follows ``step`` others."""
+        return [phase for phase in self.phases if phase.start_step <= step][-1]
 
     def abstract_state(self, mesh: jax.sharding.Mesh) -> steps.TrainState:
         """Shapes, dtypes and shardings of the state, without computing anything."""
@@ -78,35 +109,33 @@ def assemble(config: ConfigDict) -> Parts:
         model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
     )
     params, _ = models.split(variables)
-    labels = label_tree(config, params)
     train_examples = max(1, round(config.data.subset * dataset.train_examples))
     total_steps = configs.total_steps(config, train_examples)
-    schedule = optim.build_schedule(config, total_steps)
+    steps_per_epoch = train_examples // config.batch_size
+    trained = groups.from_config(config, steps_per_epoch, total_steps)
+    labels, channel_masks = groups.label_tree(params, trained, groups.source(config))
     return Parts(
+        mode=config.train or config.mode if config.groups is None else "groups",
         dataset=dataset,
         model=model,
         task=task,
+        groups=trained,
         labels=labels,
-        summary=masks.summary(params, labels),
+        channel_masks=channel_masks,
+        phases=tuple(
+            Phase(
+                start_step=start,
+                labels=groups.labels_at(labels, trained, start),
+                optimizer=optim.build_optimizer(config, total_steps, labels, trained, start),
+            )
+            for start in groups.phase_starts(trained)
+        ),
+        summary=masks.summary(params, labels, channel_masks),
         train_examples=train_examples,
-        steps_per_epoch=train_examples // config.batch_size,
+        steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
-        schedule=schedule,
-        optimizer=optim.build_optimizer(config, schedule, labels),
+        schedule=optim.build_schedule(config.schedule, config.optimizer.learning_rate, total_steps),
     )
-
-
-def label_tree(config: ConfigDict, params: Any) -> Any:
-    """The tree of labels that ``config.train``, or else ``config.mode``, asks for."""
-    if config.train is None:
-        check_choice("config.mode", config.mode, masks.MODES)
-        selector = masks.MODES[config.mode]
-    else:
-        selector = config.train
-    try:
-        return masks.labels(params, masks.trainable(selector), strict=True)
-    except masks.MaskError as error:
-        raise UserError(f"config.{'mode' if config.train is None else 'train'}: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,14 +156,36 @@ class Run:
 
 
 def load(workdir: epath.PathLike) -> Run:
-    """Reads a workdir's latest checkpoint.
+    """Reads a workdir's latest checkpoint; neither its data set nor its optimizer is needed.
 
     Raises:
-        UserError: no run there, or no checkpoint.
+        UserError: no run there, no checkpoint, or one of another model.
     """
     config = read_config(workdir)
-    parts = assemble(config)
     with Checkpoints(workdir) as checkpoints:
-        state = checkpoints.restore(parts.abstract_state(sharding.make_mesh(jax.devices()[:1])))
-    variables = {**state.params, "batch_stats": state.batch_stats}
-    return Run(config=config, model=parts.model, variables=variables, step=int(state.step))
+        step, variables = checkpoints.restore_variables()
+    # A converted model may be of no data set in the catalogue; the weights know its classes.
+    classifier = variables["head"].get("classifier")
+    num_classes = None if classifier is None else classifier["bias"].shape[0]
+    model = models.build(num_classes=num_classes, dtype=config.precision, **config.model)
+    _check_fits(workdir, config, model, variables)
+    return Run(config=config, model=model, variables=variables, step=step)
+
+
+def _check_fits(workdir: epath.PathLike, config: ConfigDict, model: nn.Module, saved: dict[str, Any]) -> None:
+    """Raises a UserError where a checkpoint doesn't hold the variables that the config's model has."""
+    if config.data.name is None:  # one patch [p, p, C] of a converted ConvMixer's stem
+        image_shape = saved["spatial"]["stem"]["kernel"].shape[:3]
+    else:
+        image_shape = catalog.get(config.data.name).image_shape
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    expected = jax.eval_shape(model.init, jax.random.key(0), images)
+    got, allowed = (
+        {path: leaf.shape for path, leaf in flatten_dict(tree, sep="/").items()} for tree in (saved, expected)
+    )
+    for path in sorted(got.keys() | allowed.keys()):
+        if got.get(path) != allowed.get(path):
+            raise UserError(
+                f"{workdir}: the checkpoint doesn't hold this config's parameters ({path}: got shape "
+                f"{got.get(path)}, expected {allowed.get(path)}); use the config that it was trained with"
+            )

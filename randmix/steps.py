@@ -74,6 +74,7 @@ def train_step(
     task: Task,
     optimizer: optax.GradientTransformation,
     labels: Any,
+    channel_masks: Any = None,
     label_smoothing: float = 0.0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of descent on the trainable leaves.
@@ -85,6 +86,8 @@ def train_step(
         state: before the step.
         batch: ``image`` [N, H, W, C] float32 in [0, 1] and what the task scores against.
         model, task, optimizer, labels, label_smoothing: static.
+        channel_masks: None, or a tree with a bool array for each parameter that is learned in part; what it
+            leaves out has no gradient, and neither momentum nor weight decay moves it. Static.
 
     Returns:
         The state after the step, and the batch's mean metrics ([] float32 each).
@@ -99,8 +102,9 @@ def train_step(
         return means["loss"], (means, updates["batch_stats"])
 
     gradients, (metrics, batch_stats) = jax.grad(loss_fn, has_aux=True)(trainable)
+    gradients = masks.blend(channel_masks, gradients, optax.tree.zeros_like(gradients))
     updates, opt_state = optimizer.update(gradients, state.opt_state, trainable)
-    trainable = optax.apply_updates(trainable, updates)
+    trainable = masks.blend(channel_masks, optax.apply_updates(trainable, updates), trainable)
     increments = {**metrics, "steps": jnp.ones((), jnp.float32)}
     state = TrainState(
         step=state.step + 1,

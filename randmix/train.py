@@ -46,7 +46,7 @@ def train(
     mesh = sharding.make_mesh(devices)
     sharding.check_batch_size(config.batch_size, mesh)
     train_set, test_set = load_data(config, parts)
-    artifacts.open_workdir(workdir, config, parts.summary)
+    artifacts.open_workdir(workdir, config, parts.description)
     if result := artifacts.read_result(workdir):
         print(f"{workdir}: finished before, at step {result['step']}; nothing to do", flush=True)
         return result
@@ -61,7 +61,7 @@ def train(
             data = (sharding.replicate(part, mesh) for part in (train_set, test_set))
             test = loop.run(*data, log, report)
     result = {
-        "mode": config.mode if config.train is None else config.train,
+        "mode": parts.mode,
         "metrics": {f"test_{name}": value for name, value in test.items()},
         "parameters": {"trainable": parts.summary.trainable, "frozen": parts.summary.frozen},
         "step": parts.total_steps,
@@ -81,7 +81,9 @@ def load_data(config: ConfigDict, parts: runs.Parts) -> tuple[dict[str, np.ndarr
     return {name: array[: parts.train_examples] for name, array in train_set.items()}, test_set
 
 
-def jit_train_step(config: ConfigDict, parts: runs.Parts, mesh: jax.sharding.Mesh) -> TrainStep:
+def jit_train_step(
+    config: ConfigDict, parts: runs.Parts, mesh: jax.sharding.Mesh, phase: runs.Phase
+) -> TrainStep:
     """The one place where the train step is jitted: ``(state, data, order, seed) -> (state, metrics)``.
 
     The state is donated. ``data``, ``order`` and ``seed`` are as in ``loader.train_batch``.
@@ -104,8 +106,9 @@ def jit_train_step(config: ConfigDict, parts: runs.Parts, mesh: jax.sharding.Mes
             jax.lax.with_sharding_constraint(batch, sharding.split_batch(mesh)),
             model=parts.model,
             task=parts.task,
-            optimizer=parts.optimizer,
-            labels=parts.labels,
+            optimizer=phase.optimizer,
+            labels=phase.labels,
+            channel_masks=parts.channel_masks,
             label_smoothing=config.label_smoothing,
         )
 
@@ -144,7 +147,7 @@ class _Loop:
         """Trains to the last step and returns the test metrics there."""
         config, total = self.config, self.parts.total_steps
         test = None
-        take_step = self.compile_step(train_set, report) if self.start < total else None
+        take_step = self.stepper(train_set, report)
         for step in range(self.start + 1, total + 1):
             take_step(step)
             report.step(step)
@@ -162,26 +165,28 @@ class _Loop:
         # A run that was killed between its last checkpoint and its result has only this left to do.
         return test or self.test(test_set)
 
-    def compile_step(self, train_set: loader.Data, report: Reporter) -> Callable[[int], None]:
-        """Compiles the train step and returns what takes the step of a given number, counted from 1."""
-        steps_per_epoch = self.parts.steps_per_epoch
-        seed = sharding.replicate(np.uint32(self.config.seed), self.mesh)
+    def stepper(self, train_set: loader.Data, report: Reporter) -> Callable[[int], None]:
+        """Returns what takes the step of a given number, counted from 1; it compiles a step for each phase."""
+        parts, mesh = self.parts, self.mesh
+        seed = sharding.replicate(np.uint32(self.config.seed), mesh)
         epoch_order = jax.jit(
-            partial(loader.epoch_order, examples=self.parts.train_examples),
-            out_shardings=sharding.replicated(self.mesh),
+            partial(loader.epoch_order, examples=parts.train_examples),
+            out_shardings=sharding.replicated(mesh),
         )
-        order = epoch_order(self.config.seed, self.start // steps_per_epoch)
-        began = time.monotonic()
-        train_step = jit_train_step(self.config, self.parts, self.mesh)
-        train_step = train_step.lower(self.state, train_set, order, seed).compile()
-        report.say(f"compiled the train step in {time.monotonic() - began:.1f} s")
+        order = phase = train_step = None
         previous = ()
 
         def take(step: int) -> None:
-            nonlocal order, previous
+            nonlocal order, phase, train_step, previous
             began = time.monotonic()
-            if (step - 1) % steps_per_epoch == 0:
-                order = epoch_order(self.config.seed, (step - 1) // steps_per_epoch)
+            if order is None or (step - 1) % parts.steps_per_epoch == 0:
+                order = epoch_order(self.config.seed, (step - 1) // parts.steps_per_epoch)
+            if phase is not parts.phase_at(step - 1):
+                phase = parts.phase_at(step - 1)
+                train_step = jit_train_step(self.config, parts, mesh, phase)
+                train_step = train_step.lower(self.state, train_set, order, seed).compile()
+                self.announce(phase, time.monotonic() - began, report)
+                began = time.monotonic()
             self.state, metrics = train_step(self.state, train_set, order, seed)
             # The host stays one step ahead: the device never waits, and a signal is answered at once.
             jax.block_until_ready(previous)
@@ -190,6 +195,13 @@ class _Loop:
             self.images += self.config.batch_size
 
         return take
+
+    def announce(self, phase: runs.Phase, seconds: float, report: Reporter) -> None:
+        """Says that a step was compiled and, where groups start at different times, which it trains."""
+        report.say(f"compiled the train step in {seconds:.1f} s")
+        if len(self.parts.phases) > 1:
+            trained = [group.label for group in self.parts.groups if group.start_step <= phase.start_step]
+            report.say(f"from step {phase.start_step} on it trains: {', '.join(trained)}")
 
     def log_interval(self, step: int, log: MetricsLog, report: Reporter) -> None:
         """Logs the means since the last log line and starts the next interval."""

@@ -1,6 +1,8 @@
 """A run that takes seconds: a small ConvMixer on the digits, its compiled steps shared between tests."""
 
 import functools
+import os
+import signal
 
 import jax
 import numpy as np
@@ -46,10 +48,11 @@ def data():
 
 
 @functools.cache
-def compiled_step(mode="full", devices=1, **overrides):
+def compiled_step(mode="full", devices=1, phase_step=0, **overrides):
     """The train step of that run, compiled, and all its arguments; the state is made anew by ``first``."""
     mesh = sharding.make_mesh(jax.devices()[:devices])
-    step = train.jit_train_step(config(mode=mode, **overrides), parts(mode, **overrides), mesh)
+    run = parts(mode, **overrides)
+    step = train.jit_train_step(config(mode=mode, **overrides), run, mesh, run.phase_at(phase_step))
     arguments = (sharding.replicate(data(), mesh), order(mesh), sharding.replicate(np.uint32(0), mesh))
     state = first(mode, devices, **overrides)
     return step.lower(state, *arguments).compile(), arguments
@@ -80,3 +83,29 @@ def after(steps, mode="full", devices=1, **overrides):
     for _ in range(steps):
         state, _ = step(state, *arguments)
     return jax.device_get(state)
+
+
+def stop_after(monkeypatch, steps):
+    """Sends this process a real SIGTERM in the step that follows ``steps`` others."""
+    inner, count = train.jit_train_step, 0
+
+    class Lowered:
+        def __init__(self, compiled):
+            self.compiled = compiled
+
+        def lower(self, *arguments):
+            self.compiled = self.compiled.lower(*arguments)
+            return self
+
+        def compile(self):
+            self.compiled = self.compiled.compile()
+            return self
+
+        def __call__(self, *arguments):
+            nonlocal count
+            count += 1
+            if count == steps:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return self.compiled(*arguments)
+
+    monkeypatch.setattr(train, "jit_train_step", lambda *a: Lowered(inner(*a)))

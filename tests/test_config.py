@@ -90,6 +90,6 @@ def test_a_selector_text_is_what_is_trained():
     ],
 )
 def test_schedules_by_their_definitions(settings, expected):
-    schedule = optim.build_schedule(small.config(optimizer__learning_rate=1.0, **settings), 100)
+    schedule = optim.build_schedule(small.config(**settings).schedule, 1.0, 100)
     for step, rate in expected.items():
         assert float(schedule(step)) == pytest.approx(rate, abs=1e-6), step

@@ -59,7 +59,7 @@ def test_the_step_is_traced_once_over_many_calls():
             batch,
             model=parts.model,
             task=parts.task,
-            optimizer=parts.optimizer,
+            optimizer=parts.phases[0].optimizer,
             labels=parts.labels,
         )
 
@@ -119,7 +119,7 @@ def test_a_step_is_the_gradient_that_jax_takes_of_the_whole_loss():
         steps.train_step,
         model=parts.model,
         task=parts.task,
-        optimizer=parts.optimizer,
+        optimizer=parts.phases[0].optimizer,
         labels=parts.labels,
     )
     moved, _ = jax.jit(step)(state, {"image": images, "label": labels})

@@ -35,37 +35,11 @@ def whole(tmp_path_factory):
     return workdir, run(workdir)
 
 
-def stop_after(monkeypatch, steps):
-    """Sends this process a real SIGTERM in the step that follows ``steps`` others."""
-    inner, count = train.jit_train_step, 0
-
-    class Lowered:
-        def __init__(self, compiled):
-            self.compiled = compiled
-
-        def lower(self, *arguments):
-            self.compiled = self.compiled.lower(*arguments)
-            return self
-
-        def compile(self):
-            self.compiled = self.compiled.compile()
-            return self
-
-        def __call__(self, *arguments):
-            nonlocal count
-            count += 1
-            if count == steps:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return self.compiled(*arguments)
-
-    monkeypatch.setattr(train, "jit_train_step", lambda *a: Lowered(inner(*a)))
-
-
 @pytest.mark.parametrize("stop", [1, 3, 4])
 def test_a_stopped_run_goes_on_bit_for_bit(stop, whole, tmp_path, monkeypatch, capsys):
     reference, result = whole
     with monkeypatch.context() as patch:
-        stop_after(patch, stop)
+        small.stop_after(patch, stop)
         with pytest.raises(Preempted, match=f"stopped and saved at step {stop} of 6"):
             run(tmp_path)
     assert not (tmp_path / "result.json").exists()

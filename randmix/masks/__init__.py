@@ -20,7 +20,7 @@ The rooms, from below:
 - `parsing`: `parse`, the text form.
 - `rules`: `MODES`, `trainable`, `fraction`.
 - `labelling`: `mask`, `paths`, `apply`, `labels`, `channel_masks`.
-- `splitting`: `partition` and `merge`, what the step differentiates.
+- `splitting`: `partition` and `merge`, what the step differentiates; `blend`, inside a leaf.
 - `summaries` and `comparison`: `summary` and `diff`, shown through `tables`.
 """
 
@@ -31,7 +31,7 @@ from randmix.masks.parsing import parse
 from randmix.masks.partial import Fraction
 from randmix.masks.rules import MODES, fraction, trainable
 from randmix.masks.selectors import Selector, depth, everything, leaf, nothing, path, role, where
-from randmix.masks.splitting import merge, partition
+from randmix.masks.splitting import blend, merge, partition
 from randmix.masks.summaries import Row, Summary, summary
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "Selector",
     "Summary",
     "apply",
+    "blend",
     "channel_masks",
     "depth",
     "diff",

@@ -1,4 +1,4 @@
-"""A tree of parameters as two: what the training step differentiates, and what it only reads."""
+"""A tree of parameters as two, and back: what the training step differentiates, and what it only reads."""
 
 from randmix.masks.errors import MaskError
 from randmix.masks.rules import FREEZE
@@ -53,3 +53,29 @@ def merge(trainable: PyTree, frozen: PyTree) -> PyTree:
             path = flatten(treedef.unflatten(range(len(first))))[0][index].path
             raise MaskError(f"merge takes the two trees of one partition, both have the leaf {path!r}")
     return treedef.unflatten([two if one is None else one for one, two in zip(first, second, strict=True)])
+
+
+def blend(channel_masks: PyTree | None, learned: PyTree, kept: PyTree) -> PyTree:
+    """Takes `learned` where a channel mask is True and `kept` where it is False; works inside jit.
+
+    A selection, not a sum of products: what is kept stays bit for bit, -0.0 and NaN too.
+
+    Args:
+      channel_masks: from `channel_masks`; where it has None, or is None, `learned` is taken whole.
+      learned: a tree of the parameters' structure, or one with None for frozen leaves.
+      kept: of the same structure.
+
+    >>> import numpy as np
+    >>> blend({"a": np.array([True, False]), "b": None}, {"a": np.ones(2), "b": 1}, {"a": np.zeros(2), "b": 0})
+    {'a': Array([1., 0.], dtype=float32), 'b': 1}
+    """
+    import jax
+    import jax.numpy as jnp
+
+    if channel_masks is None:
+        return learned
+
+    def one(mask, new, old):
+        return new if mask is None or new is None else jnp.where(mask, new, old)
+
+    return jax.tree.map(one, channel_masks, learned, kept, is_leaf=is_none)

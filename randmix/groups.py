@@ -1,0 +1,144 @@
+"""What is trained: from ``config.groups``, ``train`` or ``mode`` to groups of parameters and phases of a run.
+
+A group is a label, what it selects, and settings of its own. Groups that start later than the others cut
+the run into phases: in each, what hasn't started is frozen outright, so that it costs no gradient.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from randmix import masks
+from randmix.errors import UserError, check_choice
+
+TRAIN, FREEZE = "train", "freeze"
+_OWN_SETTINGS = ("lr_scale", "start_epoch", "start_step")
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Parameters that are trained alike.
+
+    Attributes:
+        label: its name in the label tree.
+        chosen: a selector, or a fraction of the filters of what one selects.
+        optimizer: keys of ``config.optimizer`` that differ for this group.
+        lr_scale: multiplies the learning rate.
+        start_step: steps before which the group is frozen.
+    """
+
+    label: str
+    chosen: masks.Selector | masks.Fraction
+    optimizer: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    lr_scale: float = 1.0
+    start_step: int = 0
+
+    def __str__(self) -> str:
+        notes = [f"from step {self.start_step}"] if self.start_step else []
+        notes += [f"learning rate x {self.lr_scale:g}"] if self.lr_scale != 1 else []
+        notes += [f"{key} {value}" for key, value in self.optimizer.items()]
+        return f"{self.label}: {', '.join([repr(self.chosen), *notes])}"
+
+
+def from_config(config: ConfigDict, steps_per_epoch: int, total_steps: int) -> tuple[Group, ...]:
+    """The groups that a config asks for; what is in none of them stays frozen.
+
+    ``config.groups`` is ordered ``(label, selector text, settings)``, the first that selects a parameter has
+    it. Settings are ``lr_scale``, ``start_epoch`` or ``start_step``, and keys of ``config.optimizer``.
+
+    Raises:
+        UserError: a text that isn't a selector, a setting that doesn't exist, two groups of one label, no
+            group that starts at once, or one that starts after the run's end.
+    """
+    key = source(config)
+    if key != "groups":
+        if key == "mode":
+            check_choice("config.mode", config.mode, masks.MODES)
+        return (Group(TRAIN, _parse(f"config.{key}", config[key])),)
+    groups = tuple(_group(i, entry, config, steps_per_epoch) for i, entry in enumerate(config.groups, 1))
+    labels = [group.label for group in groups]
+    if len(set(labels)) < len(labels):
+        raise UserError(f"config.groups: got the labels {', '.join(labels)}, allowed once each")
+    if all(group.start_step for group in groups):
+        raise UserError("config.groups: every group starts later; at least one must start with the run")
+    for group in groups:
+        if group.start_step >= total_steps:
+            raise UserError(
+                f"config.groups: {group.label!r} starts after step {group.start_step}, allowed less than the "
+                f"run's {total_steps} steps"
+            )
+    return groups
+
+
+def _group(number: int, entry: Any, config: ConfigDict, steps_per_epoch: int) -> Group:
+    key = f"config.groups, entry {number}"
+    if not isinstance(entry, tuple | list) or len(entry) != 3 or not isinstance(entry[2], Mapping):
+        raise UserError(f"{key}: got {entry!r}, allowed (label, selector text, settings such as {{}})")
+    label, text, settings = entry
+    if not isinstance(label, str) or label in ("", FREEZE):
+        raise UserError(f"{key}: got the label {label!r}, allowed a name other than {FREEZE!r}")
+    settings = dict(settings)
+    optimizer_keys = [name for name in config.optimizer if name != "clip_norm"]  # it clips all groups at once
+    for name, value in settings.items():
+        check_choice(f"{key} ({label!r})", name, [*_OWN_SETTINGS, *optimizer_keys])
+        numeric = name in _OWN_SETTINGS or isinstance(config.optimizer[name], float)
+        if numeric and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
+            raise UserError(f"{key} ({label!r}): {name}: got {value!r}, allowed a number from 0")
+    if "start_epoch" in settings and "start_step" in settings:
+        raise UserError(f"{key} ({label!r}): give start_epoch or start_step, not both")
+    start_step = settings.pop("start_step", round(settings.pop("start_epoch", 0) * steps_per_epoch))
+    return Group(
+        label=label,
+        chosen=_parse(f"{key} ({label!r})", text),
+        lr_scale=float(settings.pop("lr_scale", 1.0)),
+        start_step=int(start_step),
+        optimizer=settings,
+    )
+
+
+def _parse(key: str, text: str) -> masks.Selector | masks.Fraction:
+    try:
+        return masks.parse(text, masks.MODES)
+    except masks.MaskError as error:
+        raise UserError(f"{key}: {error}") from error
+
+
+def source(config: ConfigDict) -> str:
+    """The key that says what is trained: "groups", "train" or "mode"."""
+    return next(key for key in ("groups", "train", "mode") if config[key] is not None)
+
+
+def label_tree(params: Any, groups: tuple[Group, ...], key: str) -> tuple[Any, Any]:
+    """The label of every parameter, "freeze" where no group has it, and the masks inside leaves.
+
+    Args:
+        params: arrays or shapes.
+        groups: in their order.
+        key: the config's key that they come from, for errors.
+
+    Returns:
+        ``(labels, channel_masks)``, see ``masks.labels`` and ``masks.channel_masks``.
+
+    Raises:
+        UserError: a group that selects nothing, or a word in a selector that nothing answers to.
+    """
+    rules = [*((group.label, group.chosen) for group in groups), (FREEZE, masks.everything)]
+    try:
+        return masks.labels(params, rules, strict=True), masks.channel_masks(params, rules)
+    except masks.MaskError as error:
+        raise UserError(f"config.{key}: {error}") from error
+
+
+def phase_starts(groups: tuple[Group, ...]) -> list[int]:
+    """The steps after which another group joins, from 0."""
+    return sorted({group.start_step for group in groups})
+
+
+def labels_at(labels: Any, groups: tuple[Group, ...], step: int) -> Any:
+    """The label tree of the phase that holds after ``step`` steps: groups yet to start are frozen."""
+    import jax
+
+    waiting = {group.label for group in groups if group.start_step > step}
+    return jax.tree.map(lambda label: FREEZE if label in waiting else label, labels)
