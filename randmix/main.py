@@ -2,6 +2,7 @@
 
     python -m randmix.main --config=configs/digits.py
     python -m randmix.main --config=configs/digits.py --config.mode=full --config.model.depth=8
+    python -m randmix.main --config=configs/digits.py --summary
 
 The config's keys, with their meaning and defaults, are in randmix/config.py; any of them can be set as
 --config.KEY=VALUE. Without --workdir a run goes to runs/NAME-DIGITS, a folder of its own for each config; it
@@ -10,11 +11,12 @@ is printed first. The same command goes on with a run that was stopped, and says
 Exit status: 0 done, 2 a mistake in the command, 75 stopped by a signal and saved (the same command goes on).
 """
 
+import dataclasses
 import sys
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from randmix import cli, host
 
@@ -26,6 +28,9 @@ _TUNE_HOST = flags.DEFINE_bool(
     "tune_host",
     True,
     "On a CPU: let malloc keep its memory and XLA use 512-bit vectors; see randmix/host.py.",
+)
+_SUMMARY = flags.DEFINE_bool(
+    "summary", False, "Print every parameter with its role, label, count and multiply-adds, and end."
 )
 
 
@@ -42,6 +47,9 @@ def main(argv: list[str]) -> int:
         raise UserError(f"got {argv[1]!r}, allowed are flags only; see --help")
     if _CONFIG.value is None:
         raise UserError("--config is missing; give one, for example --config=configs/digits.py")
+    if _SUMMARY.value:
+        print(summary(_CONFIG.value))
+        return 0
     workdir = _WORKDIR.value or f"runs/{_config_name()}-{configs.fingerprint(_CONFIG.value)}"
     print(f"workdir: {workdir}\nhost settings: {host_settings}", flush=True)
     try:
@@ -51,6 +59,17 @@ def main(argv: list[str]) -> int:
         return EXIT_STATUS
     print(progress.result_table(result))
     return 0
+
+
+def summary(config: ConfigDict) -> str:
+    """The table of parameters that training would start from, with the multiply-adds an image costs."""
+    from randmix import runs
+    from randmix.models import counts
+
+    parts = runs.assemble(config)
+    costs = counts.multiply_adds(parts.model, parts.dataset.image_shape)
+    table = dataclasses.replace(parts.summary, columns={"multiply-adds an image": costs})
+    return dataclasses.replace(parts, summary=table).description
 
 
 def _config_name() -> str:

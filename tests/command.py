@@ -1,20 +1,18 @@
 """Runs a program of the project as a person would, each in a process of its own that starts quickly."""
 
-import importlib
 import multiprocessing
 import os
+import runpy
 import sys
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from randmix import cli
-
 REPOSITORY = Path(__file__).parents[1]
 
 # A server that has imported everything once, and has started no JAX backend, forks a process for each run.
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["randmix.main", "randmix.train", "tensorflow_datasets"])
+_PROCESSES.set_forkserver_preload(["randmix.cli", "randmix.train", "tensorflow_datasets"])
 
 
 class Done(NamedTuple):
@@ -49,5 +47,4 @@ def _main(
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
     sys.argv = [module, *arguments]
     sys.path.insert(0, cwd)
-    program = importlib.import_module(module)
-    cli.run(program.main)
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -77,6 +77,21 @@ def test_help_is_enough():
         assert words in done.out
 
 
+def test_a_summary_shows_the_parameters_and_their_cost_and_ends(tmp_path):
+    config = command.REPOSITORY / "configs" / "digits.py"
+    done = main(f"--config={config}", "--summary", "--config.mode=space", cwd=tmp_path)
+    assert done.status == 0, done.err
+    lines = [line.split() for line in done.out.splitlines()]
+    (row,) = [line for line in lines if line[:1] == ["spatial/block_00/depthwise/kernel"]]
+    assert row[1:4] == ["(5,", "5,", "64)"]
+    # A 5 x 5 filter for each of 64 channels at each of 8 x 8 pixels.
+    assert row[4:] == ["float32", "spatial", "train", "1,600", "6.3", "%", f"{25 * 64 * 64:,}"]
+    total = 64 * (64 + 4 * (25 * 64 + 64 * 64)) + 640
+    assert ["total", "25,226", "100.0", "%", f"{total:,}"] in lines
+    assert done.out.endswith("\ntrain: ~role('channel')\n")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

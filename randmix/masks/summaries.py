@@ -1,7 +1,8 @@
 """What a label tree amounts to: a row for each leaf, totals for each label."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,54 +36,50 @@ class Summary(Tabular):
         counts as frozen.
       trainable: number of parameters that are trained.
       frozen: number of the others.
+      columns: further columns by title, path -> number.
     """
 
     rows: tuple[Row, ...]
     totals: dict[str, int]
     trainable: int
     frozen: int
+    columns: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def table(self) -> Table:
         """The cells to show; a column of learned numbers where a leaf is learned in part."""
         total = self.trainable + self.frozen
         partly = any(0 < row.learned < row.count for row in self.rows)
 
-        def cells(path, shape, dtype, role, label, count, learned) -> list[str]:
+        def numbers(count: int, learned: int) -> list[str]:
             share = percent(count / total if total else 0.0)
-            return [
-                path,
-                shape,
-                dtype,
-                role,
-                label,
-                f"{count:,}",
-                *([f"{learned:,}"] if partly else []),
-                share,
-            ]
+            return [f"{count:,}", *([f"{learned:,}"] if partly else []), share]
 
-        body = [cells(x.path, str(x.shape), x.dtype, x.role, x.label, x.count, x.learned) for x in self.rows]
+        body = [
+            [row.path, str(row.shape), row.dtype, row.role, row.label, *numbers(row.count, row.learned)]
+            + [f"{values[row.path]:,}" if row.path in values else "" for values in self.columns.values()]
+            for row in self.rows
+        ]
         by_label = dict.fromkeys(self.totals, 0)
         for row in self.rows:
             by_label[row.label] += row.learned
+        none = [""] * len(self.columns)
         footer = [
-            cells("", "", "", "", label, count, by_label[label]) for label, count in self.totals.items()
+            ["", "", "", "", label, *numbers(count, by_label[label]), *none]
+            for label, count in self.totals.items()
         ]
-        footer.append(cells("total", "", "", "", "", total, self.trainable))
-        header = [
-            "path",
-            "shape",
-            "dtype",
-            "role",
-            "label",
-            "count",
-            *(["learned"] if partly else []),
-            "share",
-        ]
+        sums = [f"{sum(values.values()):,}" for values in self.columns.values()]
+        footer.append(["total", "", "", "", "", *numbers(total, self.trainable), *sums])
+        learned = ["learned"] if partly else []
+        header = ["path", "shape", "dtype", "role", "label", "count", *learned, "share", *self.columns]
         return Table(header, body, footer, text_columns=5)
 
 
 def summary(
-    params: PyTree, labels: PyTree, channel_masks: PyTree | None = None, frozen: str = FREEZE
+    params: PyTree,
+    labels: PyTree,
+    channel_masks: PyTree | None = None,
+    frozen: str = FREEZE,
+    columns: Mapping[str, Mapping[str, int]] | None = None,
 ) -> Summary:
     """A table of all parameters with their labels; it shows itself in a terminal and in a notebook.
 
@@ -92,6 +89,7 @@ def summary(
       labels: of the same structure, from `labels`.
       channel_masks: of the same structure, from `channel_masks`.
       frozen: the label of the leaves that are not trained.
+      columns: further columns by title, each path -> number; they are summed in the last line.
 
     Raises:
       MaskError: the structures differ, or a channel mask doesn't fit its leaf.
@@ -125,7 +123,7 @@ def summary(
         if label != frozen and learned < count:
             totals[frozen] = totals.get(frozen, 0) + count - learned
     trainable = sum(row.learned for row in rows)
-    return Summary(tuple(rows), totals, trainable, total - trainable)
+    return Summary(tuple(rows), totals, trainable, total - trainable, columns or {})
 
 
 def _described(value: Any) -> tuple[tuple[int, ...], str, int]:
