@@ -7,9 +7,14 @@ JAX's first use, so the public names below are loaded when they are first asked 
 import importlib
 
 __version__ = "0.1.0"
-__all__ = ["Run", "__version__", "load"]
+__all__ = ["Run", "__version__", "convmixer_from_torch", "convmixer_to_torch", "load"]
 
-_HOMES = {"Run": "randmix.runs", "load": "randmix.runs"}
+_HOMES = {
+    "Run": "randmix.runs",
+    "load": "randmix.runs",
+    "convmixer_from_torch": "randmix.torch_weights",
+    "convmixer_to_torch": "randmix.torch_weights",
+}
 
 
 def __getattr__(name: str):

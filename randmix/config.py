@@ -37,7 +37,7 @@ def default(model: str = "convmixer") -> ConfigDict:
             "task": "classification",
             "model": {"name": model} | MODEL_KEYS[model],
             "data": {
-                "name": "digits",
+                "name": "digits",  # None in the workdir of a converted model without a data set
                 "data_dir": config_dict.placeholder(str),  # TFDS's own default: ~/tensorflow_datasets
                 "subset": 1.0,  # the share of the training set that is used, from its beginning
                 "crop_padding": 0,  # pixels of zero padding for a random crop; 0: no crop

@@ -31,6 +31,8 @@ ALLOWED = {
     "checkpoint": {"errors", "steps"},
     "artifacts": {"errors", "config"},
     "metrics_log": {"artifacts"},
+    "torch_files": {"errors"},
+    "torch_weights": {"errors", "models", "torch_files"},
 }
 
 

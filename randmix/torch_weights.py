@@ -1,0 +1,225 @@
+"""A ConvMixer's weights in PyTorch's names and layout, as its authors or timm have them, and in ours.
+
+Both have one array for each of our leaves; kernels differ in the order of their axes, [out, in, height, width]
+there and [height, width, in, out] here. The names are those of the public modules: the authors' is one
+``Sequential``, timm's has named parts.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from randmix import models, torch_files
+from randmix.errors import UserError, check_choice
+
+NAMINGS = ("locuslab", "timm")
+
+_FLOATS = ("float32", "float16", "bfloat16")  # what float32 holds exactly
+
+# Where the blocks are; the first group is the block's place.
+_BLOCKS = {"locuslab": r"(\d+)\.(?:0\.fn\.[02]|1|3)\.\w+", "timm": r"blocks\.(\d+)\..+"}
+
+
+class _Sizes(NamedTuple):
+    """What the shapes tell."""
+
+    width: int
+    depth: int
+    kernel_size: int
+    patch_size: int
+    channels: int
+    num_classes: int
+
+    def shapes(self, path: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """PyTorch's shape of the leaf at our path, and ours."""
+        w, k, p, c, n = self.width, self.kernel_size, self.patch_size, self.channels, self.num_classes
+        layer, leaf = path.split("/")[-2:]
+        vector = (n,) if layer == "classifier" else (w,)
+        kernels = {
+            "stem": ((w, c, p, p), (p, p, c, w)),
+            "depthwise": ((w, 1, k, k), (k, k, w)),
+            "pointwise": ((w, w, 1, 1), (w, w)),
+            "classifier": ((n, w), (w, n)),
+        }
+        return kernels[layer] if leaf == "kernel" else (vector, vector)
+
+
+def convmixer_from_torch(
+    state_dict: Mapping[str, Any] | str | Path,
+    *,
+    activation: str = "gelu",
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
+) -> tuple[models.ConvMixer, dict[str, Any]]:
+    """A ConvMixer with a PyTorch model's weights: in eval mode it computes the same logits.
+
+    Args:
+        state_dict: arrays or tensors in float32, float16 or bfloat16 by name, as ``model.state_dict()`` gives
+            them, in the naming of locuslab/convmixer or of timm; or the path of a file that holds them, see
+            ``randmix.convert``. ``num_batches_tracked`` may be missing and isn't kept: no BatchNorm here counts.
+        activation: "gelu" or "relu"; no weight tells which.
+        mean, std: the normalisation that was done before PyTorch's model and is part of this one, a number a
+            channel for images in [0, 1]; empty: none.
+
+    Returns:
+        ``(model, variables)``; variables are NumPy float32 arrays with PyTorch's values bit for bit.
+
+    Raises:
+        UserError: no such file, or none that can be read; a state dict that isn't a ConvMixer's, with the
+            key, what was found and what was expected; an argument that the model can't have.
+    """
+    what = "state dict"
+    if isinstance(state_dict, str | Path):
+        what, state_dict = str(state_dict), torch_files.read(Path(state_dict))
+    arrays = torch_files.unwrap(what, state_dict)
+    naming = _naming(what, arrays)
+    blocks = {match[1] for key in arrays if (match := re.fullmatch(_BLOCKS[naming], key))}
+    leaves = dict(_leaves(naming, len(blocks)))
+    _check_keys(what, f"a ConvMixer of depth {len(blocks)} in {naming}'s naming", arrays, leaves)
+    sizes = _sizes(what, arrays, {path: key for key, path in leaves.items() if path}, len(blocks))
+    flat = {
+        path: _to_ours(f"{what}: {key}", arrays[key], *sizes.shapes(path))
+        for key, path in leaves.items()
+        if path
+    }
+    model = models.build(
+        "convmixer",
+        width=sizes.width,
+        depth=sizes.depth,
+        kernel_size=sizes.kernel_size,
+        patch_size=sizes.patch_size,
+        num_classes=sizes.num_classes,
+        activation=activation,
+        mean=tuple(mean),
+        std=tuple(std),
+    )
+    model.check_image_shape((sizes.patch_size, sizes.patch_size, sizes.channels))
+    return model, unflatten_dict(flat, sep="/")
+
+
+def convmixer_to_torch(
+    model: models.ConvMixer, variables: Mapping[str, Any], naming: str = "locuslab"
+) -> dict[str, np.ndarray]:
+    """The state dict of the PyTorch model that computes the same.
+
+    Args:
+        model: a ConvMixer with a classifier. Its ``mean`` and ``std`` aren't in a state dict: normalise the
+            images before PyTorch's model.
+        variables: its parameters by role and ``batch_stats``.
+        naming: "locuslab" or "timm".
+
+    Returns:
+        Contiguous float32 arrays by name, in the module's own order; and ``num_batches_tracked``, int64, which is 0:
+        it is nowhere counted, and PyTorch reads it only for BatchNorms with ``momentum=None``.
+
+    Raises:
+        UserError: an unknown naming, another model, or variables that aren't this model's.
+    """
+    check_choice("naming", naming, NAMINGS)
+    if not isinstance(model, models.ConvMixer) or model.head != "classifier":
+        raise UserError(f"got {type(model).__name__}, allowed is a ConvMixer with a classifier")
+    flat = {path: np.asarray(leaf, np.float32) for path, leaf in flatten_dict(variables, sep="/").items()}
+    leaves = dict(_leaves(naming, model.depth))
+    if differing := sorted(flat.keys() ^ set(filter(None, leaves.values()))):
+        is_there = "is no leaf of this model" if differing[0] in flat else "is missing"
+        raise UserError(f"variables: {differing[0]} {is_there}; give the variables of this very model")
+    *_, channels, _ = (0, 0, *flat["spatial/stem/kernel"].shape)
+    sizes = _Sizes(model.width, model.depth, model.kernel_size, model.patch_size, channels, model.num_classes)
+    return {
+        key: _to_torch(path, flat[path], *sizes.shapes(path)) if path else np.zeros((), np.int64)
+        for key, path in leaves.items()
+    }
+
+
+def _leaves(naming: str, depth: int) -> Iterator[tuple[str, str | None]]:
+    """PyTorch's key and our path of every leaf, in PyTorch's order; no path for what we don't keep."""
+    for prefix, place in _layers(naming, depth):
+        if not place.startswith("norm/"):
+            yield f"{prefix}.weight", f"{place}/kernel"
+            yield f"{prefix}.bias", f"{place}/bias"
+            continue
+        statistics = place.replace("norm/", "batch_stats/", 1)
+        yield f"{prefix}.weight", f"{place}/scale"
+        yield f"{prefix}.bias", f"{place}/bias"
+        yield f"{prefix}.running_mean", f"{statistics}/mean"
+        yield f"{prefix}.running_var", f"{statistics}/var"
+        yield f"{prefix}.num_batches_tracked", None
+
+
+def _layers(naming: str, depth: int) -> Iterator[tuple[str, str]]:
+    """PyTorch's prefix and our place of every layer: the authors' is one Sequential, timm names its parts."""
+    authors = naming == "locuslab"
+    stem, block, first, head = ("", "", 3, f"{depth + 5}") if authors else ("stem.", "blocks.", 0, "head")
+    yield f"{stem}0", "spatial/stem"
+    yield f"{stem}2", "norm/stem_norm"
+    for i in range(depth):
+        yield f"{block}{first + i}.0.fn.0", f"spatial/block_{i:02d}/depthwise"
+        yield f"{block}{first + i}.0.fn.2", f"norm/block_{i:02d}/depthwise_norm"
+        yield f"{block}{first + i}.1", f"channel/block_{i:02d}/pointwise"
+        yield f"{block}{first + i}.3", f"norm/block_{i:02d}/pointwise_norm"
+    yield head, "head/classifier"
+
+
+def _naming(what: str, keys: Mapping[str, Any]) -> str:
+    """Whose names these are, by the blocks'."""
+    for naming in NAMINGS:
+        if any(re.fullmatch(_BLOCKS[naming], key) for key in keys):
+            return naming
+    first = ", ".join([*list(keys)[:3], *(["..."] if len(keys) > 3 else [])])
+    raise UserError(
+        f"{what}: not a ConvMixer's: got the keys {first}, expected blocks such as 3.0.fn.0.weight (locuslab) "
+        "or blocks.0.0.fn.0.weight (timm)"
+    )
+
+
+def _check_keys(what: str, model: str, arrays: Mapping[str, Any], leaves: Mapping[str, str | None]) -> None:
+    """Raises a UserError that names the first key that is missing, or that isn't a ConvMixer's."""
+    expected = f"expected are the {len(leaves)} keys of {model}"
+    if missing := [key for key, path in leaves.items() if path and key not in arrays]:
+        raise UserError(f"{what}: {missing[0]} is missing; {expected}")
+    if unexpected := [key for key in arrays if key not in leaves]:
+        raise UserError(f"{what}: got the key {unexpected[0]}; {expected}")
+
+
+def _sizes(what: str, arrays: Mapping[str, Any], keys: Mapping[str, str], depth: int) -> _Sizes:
+    """The sizes, off the three kernels that have them between them; `keys` are PyTorch's by our path."""
+
+    def shape(path: str, rank: int, form: str) -> tuple[int, ...]:
+        found = tuple(getattr(arrays[keys[path]], "shape", ()))
+        if len(found) != rank or 0 in found or found[2:3] != found[3:]:
+            raise UserError(f"{what}: {keys[path]}: got shape {found}, expected {form}")
+        return found
+
+    width, channels, patch_size, _ = shape("spatial/stem/kernel", 4, "(width, channels, patch, patch)")
+    *_, kernel_size = shape("spatial/block_00/depthwise/kernel", 4, f"({width}, 1, kernel, kernel)")
+    num_classes, _ = shape("head/classifier/kernel", 2, f"(classes, {width})")
+    return _Sizes(width, depth, kernel_size, patch_size, channels, num_classes)
+
+
+def _to_ours(what: str, value: Any, theirs: tuple[int, ...], ours: tuple[int, ...]) -> np.ndarray:
+    """PyTorch's array, [out, in, ...space], as ours, [...space, in, out], without the axes of one that we drop."""
+    dtype = str(getattr(value, "dtype", type(value).__name__)).removeprefix("torch.")
+    if dtype not in _FLOATS:
+        raise UserError(f"{what}: got {dtype}, allowed {', '.join(_FLOATS)}")
+    if tuple(value.shape) != theirs:
+        raise UserError(f"{what}: got shape {tuple(value.shape)}, expected {theirs}")
+    if hasattr(value, "detach"):  # a tensor of PyTorch's; NumPy has no bfloat16 to take it as
+        value = value.detach().cpu().float().numpy()
+    axes = (2, 3, 1, 0) if len(theirs) == 4 else tuple(range(len(theirs)))[::-1]
+    return np.array(np.asarray(value, np.float32).transpose(axes).reshape(ours), order="C")
+
+
+def _to_torch(path: str, value: np.ndarray, theirs: tuple[int, ...], ours: tuple[int, ...]) -> np.ndarray:
+    """The other way."""
+    if value.shape != ours:
+        raise UserError(f"variables: {path}: got shape {value.shape}, expected {ours}")
+    if len(theirs) == 4:
+        o, i, h, w = theirs
+        value = value.reshape(h, w, i, o).transpose(3, 2, 0, 1)
+    else:
+        value = value.T
+    return np.array(value, order="C")

@@ -1,0 +1,266 @@
+"""PyTorch's ConvMixer weights: the same logits, the same bits back, and bad files in one line."""
+
+import argparse
+import sys
+from collections import OrderedDict
+
+import jax
+import numpy as np
+import pytest
+
+from randmix import masks, models
+from randmix.errors import UserError
+from randmix.torch_weights import NAMINGS, convmixer_from_torch, convmixer_to_torch
+
+torch = pytest.importorskip("torch")
+safetensors = pytest.importorskip("safetensors.numpy")
+from torch_convmixers import arrays, module  # noqa: E402 (it imports torch)
+
+# PyTorch says that "same" padding of even kernels may copy.
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
+
+
+@pytest.mark.parametrize(
+    ("naming", "shape", "activation", "sizes"),
+    [
+        ("locuslab", (8, 8, 3), "gelu", {"kernel_size": 5, "patch_size": 2, "channels": 3}),
+        ("locuslab", (7, 5, 1), "relu", {"kernel_size": 4, "depth": 1}),
+        ("timm", (6, 4, 3), "relu", {"kernel_size": 3, "patch_size": 2, "channels": 3, "num_classes": 3}),
+        ("timm", (5, 6, 1), "gelu", {"kernel_size": 8, "depth": 3, "width": 5}),
+    ],
+)
+def test_converted_weights_give_pytorchs_logits(naming, shape, activation, sizes):
+    twin = module(naming, activation, **sizes)
+    mean, std = (0.4, 0.5, 0.6)[: shape[-1]], (0.2, 0.3, 0.4)[: shape[-1]]
+    model, variables = convmixer_from_torch(twin.state_dict(), activation=activation, mean=mean, std=std)
+    images = np.random.default_rng(0).random((4, *shape), np.float32)
+    got = np.asarray(jax.jit(model.apply)(variables, images), np.float64)
+    normalised = (images.astype(np.float64) - mean) / std
+    with torch.no_grad():
+        expected = twin.double()(torch.from_numpy(normalised).permute(0, 3, 1, 2)).numpy()
+    assert np.linalg.norm(got - expected) <= 1e-5 * np.linalg.norm(expected)
+    # The tree is the model's own, so everything that takes a model's variables takes these.
+    own = jax.eval_shape(model.init, jax.random.key(0), images)
+    assert jax.tree.map(np.shape, variables) == jax.tree.map(lambda x: x.shape, own)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_the_way_back_gives_every_bit_and_loads_into_the_module(naming):
+    twin = module(naming, patch_size=2, channels=3, kernel_size=4)
+    model, variables = convmixer_from_torch(twin.state_dict())
+    back = convmixer_to_torch(model, variables, naming)
+    assert list(back) == list(twin.state_dict())
+    for key, tensor in twin.state_dict().items():
+        assert back[key].dtype == tensor.numpy().dtype, key
+        if key.endswith("num_batches_tracked"):
+            assert back[key] == 0
+            assert back[key].shape == ()
+        else:
+            np.testing.assert_array_equal(back[key], tensor.numpy(), err_msg=key)
+            assert back[key].flags.c_contiguous  # safetensors takes nothing else
+    twin.load_state_dict({key: torch.from_numpy(array) for key, array in back.items()})
+
+    # The other way round, and through the other naming.
+    other = convmixer_to_torch(model, variables, next(n for n in NAMINGS if n != naming))
+    again_model, again = convmixer_from_torch(other)
+    assert not masks.diff(variables, again).moved
+    sizes = ("width", "depth", "kernel_size", "patch_size", "num_classes", "activation", "mean", "std")
+    assert [getattr(again_model, name) for name in sizes] == [getattr(model, name) for name in sizes]
+
+
+def test_variables_of_a_trained_model_come_back_too():
+    model = models.build("convmixer", width=4, depth=1, kernel_size=2, patch_size=1, num_classes=3)
+    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 4, 4, 2), np.float32))
+    _, again = convmixer_from_torch(convmixer_to_torch(model, variables))
+    assert not masks.diff(jax.device_get(variables), again).moved
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_prefixes_and_the_checkpoint_around_a_state_dict(prefix, naming):
+    plain = arrays(naming=naming)
+    _, expected = convmixer_from_torch(plain)
+    wrapped = OrderedDict((prefix + key, value) for key, value in plain.items())
+    for state_dict in (wrapped, {"epoch": 3, "state_dict": wrapped}, {"model": {"state_dict": wrapped}}):
+        _, variables = convmixer_from_torch(state_dict)
+        assert not masks.diff(expected, variables).moved
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_widens_exactly(tmp_path, dtype):
+    halves = {
+        key: tensor.to(getattr(torch, dtype)) if tensor.is_floating_point() else tensor
+        for key, tensor in module().state_dict().items()
+    }
+    _, expected = convmixer_from_torch({key: tensor.float().numpy() for key, tensor in halves.items()})
+    from safetensors.torch import save_file
+
+    save_file(halves, tmp_path / "half.safetensors")
+    for source in (halves, tmp_path / "half.safetensors"):
+        _, variables = convmixer_from_torch(source)
+        assert not masks.diff(expected, variables).moved
+
+
+def test_counters_may_be_missing():
+    counted = arrays()
+    uncounted = {key: value for key, value in counted.items() if "num_batches" not in key}
+    assert len(uncounted) < len(counted)
+    _, expected = convmixer_from_torch(counted)
+    assert not masks.diff(expected, convmixer_from_torch(uncounted)[1]).moved
+
+
+def changed(key, value=None, **options):
+    """A state dict with another value under a key, or without it."""
+    state_dict = arrays(**options)
+    if value is None:
+        del state_dict[key]
+    else:
+        state_dict[key] = value
+    return state_dict
+
+
+LOCUSLAB = "expected are the 37 keys of a ConvMixer of depth 2 in locuslab's naming"
+TIMM = "expected are the 37 keys of a ConvMixer of depth 2 in timm's naming"
+
+
+@pytest.mark.parametrize(
+    ("state_dict", "message"),
+    [
+        ({}, "got an empty mapping, expected arrays by name; give model.state_dict()"),
+        (3, "got int, expected arrays by name; give model.state_dict()"),
+        ({0: np.zeros(1)}, "got keys that aren't names, expected arrays by name; give model.state_dict()"),
+        (
+            {"conv1.weight": np.zeros(1), "bn1.bias": np.zeros(1)},
+            "not a ConvMixer's: got the keys conv1.weight, bn1.bias, expected blocks such as 3.0.fn.0.weight "
+            "(locuslab) or blocks.0.0.fn.0.weight (timm)",
+        ),
+        (changed("0.bias"), f"0.bias is missing; {LOCUSLAB}"),
+        (changed("4.1.weight"), f"4.1.weight is missing; {LOCUSLAB}"),
+        (changed("7.weight"), f"7.weight is missing; {LOCUSLAB}"),
+        (changed("stem.2.running_var", naming="timm"), f"stem.2.running_var is missing; {TIMM}"),
+        (changed("8.weight", np.zeros(1)), f"got the key 8.weight; {LOCUSLAB}"),
+        (changed("norm.weight", np.zeros(1), naming="timm"), f"got the key norm.weight; {TIMM}"),
+        (
+            changed("0.weight", np.zeros((6, 1, 2, 3), np.float32)),
+            "0.weight: got shape (6, 1, 2, 3), expected (width, channels, patch, patch)",
+        ),
+        (
+            changed("3.0.fn.0.weight", np.zeros((6, 9), np.float32)),
+            "3.0.fn.0.weight: got shape (6, 9), expected (6, 1, kernel, kernel)",
+        ),
+        (
+            changed("3.0.fn.0.weight", np.zeros((6, 6, 3, 3), np.float32)),
+            "3.0.fn.0.weight: got shape (6, 6, 3, 3), expected (6, 1, 3, 3)",
+        ),
+        (
+            changed("4.0.fn.0.weight", np.zeros((6, 1, 5, 5), np.float32)),
+            "4.0.fn.0.weight: got shape (6, 1, 5, 5), expected (6, 1, 3, 3)",
+        ),
+        (changed("7.bias", np.zeros(9, np.float32)), "7.bias: got shape (9,), expected (10,)"),
+        (
+            changed("3.1.weight", np.zeros((6, 6), np.float32)),
+            "3.1.weight: got shape (6, 6), expected (6, 6, 1, 1)",
+        ),
+        (
+            changed("3.1.bias", np.zeros(6, np.int64)),
+            "3.1.bias: got int64, allowed float32, float16, bfloat16",
+        ),
+        (
+            changed("3.1.bias", torch.zeros(6, dtype=torch.float64)),
+            "3.1.bias: got float64, allowed float32, float16, bfloat16",
+        ),
+        (changed("3.1.bias", [0.0] * 6), "3.1.bias: got list, allowed float32, float16, bfloat16"),
+    ],
+)
+def test_what_is_no_convmixers_state_dict(state_dict, message):
+    with pytest.raises(UserError) as error:
+        convmixer_from_torch(state_dict)
+    assert str(error.value) == f"state dict: {message}"
+
+
+def test_a_module_instead_of_its_state_dict():
+    with pytest.raises(
+        UserError, match=r"got Sequential, expected arrays by name; give model.state_dict\(\)$"
+    ):
+        convmixer_from_torch(module())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"activation": "swish"},
+            "model convmixer: activation: got 'swish', allowed gelu, relu",
+        ),
+        ({"mean": (0.5,)}, "model convmixer: mean and std: give both, of one length, or neither"),
+        (
+            {"mean": (0.5,) * 3, "std": (1.0,) * 3},
+            "mean: got 3 numbers, allowed 1 (one a channel) or none",
+        ),
+    ],
+)
+def test_arguments_that_do_not_fit(options, message):
+    with pytest.raises(UserError) as error:
+        convmixer_from_torch(arrays(), **options)
+    assert str(error.value) == message
+
+
+def test_the_way_back_refuses_what_it_cannot_name():
+    model, variables = convmixer_from_torch(arrays())
+    resnet = models.build("resnet", width=4, depth=1, kernel_size=3, num_classes=3)
+    wrong = {**variables, "head": {"classifier": {**variables["head"]["classifier"], "bias": np.zeros(3)}}}
+    for arguments, message in [
+        ((model, variables, "timmy"), "naming: got 'timmy', allowed locuslab, timm; did you mean 'timm'?"),
+        ((resnet, variables), "got ResNet, allowed is a ConvMixer with a classifier"),
+        (
+            (model, {**variables, "channel": {}}),
+            "variables: channel/block_00/pointwise/bias is missing; give the variables of this very model",
+        ),
+        (
+            (convmixer_from_torch(arrays(depth=1))[0], variables),
+            "variables: batch_stats/block_01/depthwise_norm/mean is no leaf of this model; "
+            "give the variables of this very model",
+        ),
+        ((model, wrong), "variables: head/classifier/bias: got shape (3,), expected (10,)"),
+    ]:
+        with pytest.raises(UserError) as error:
+            convmixer_to_torch(*arguments)
+        assert str(error.value) == message
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pth.tar"])
+def test_files(tmp_path, suffix):
+    file = tmp_path / f"weights{suffix}"
+    expected = convmixer_from_torch(arrays())[1]
+    if suffix == ".safetensors":
+        safetensors.save_file(arrays(), file)
+    elif suffix == ".pth":
+        torch.save(module().state_dict(), file)
+    else:  # what timm's training script leaves behind
+        training = {"epoch": 3, "args": argparse.Namespace(lr=0.01), "state_dict": module().state_dict()}
+        torch.save(training, file)
+    assert not masks.diff(expected, convmixer_from_torch(file)[1]).moved
+    assert not masks.diff(expected, convmixer_from_torch(str(file))[1]).moved
+
+
+def test_files_that_cannot_be_read(tmp_path, monkeypatch):
+    for name in ("bad.safetensors", "bad.pth", "weights.onnx"):
+        (tmp_path / name).write_bytes(b"these are no weights at all")
+    torch.save(module(), tmp_path / "module.pt")
+    no_state_dict = "torch.load(weights_only=True) can't read it"
+    for name, message in [
+        ("none.pth", "no such file"),
+        ("weights.onnx", "got a file name ending in '.onnx', allowed .safetensors, .pth, .pt, .bin, .tar"),
+        ("bad.safetensors", "can't be read ("),
+        ("bad.pth", no_state_dict),
+        ("module.pt", no_state_dict),
+    ]:
+        with pytest.raises(UserError) as error:
+            convmixer_from_torch(tmp_path / name)
+        assert str(error.value).startswith(f"{tmp_path / name}: {message}")
+        assert "\n" not in str(error.value)
+    for package, name in (("torch", "bad.pth"), ("safetensors", "bad.safetensors")):
+        monkeypatch.setitem(sys.modules, package, None)  # as if it weren't installed
+        with pytest.raises(UserError, match=f"reading it takes .*; run `pip install {package}`"):
+            convmixer_from_torch(tmp_path / name)
