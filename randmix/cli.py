@@ -33,8 +33,8 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     """Parses `sys.argv`, runs `main` and exits, by the rules in the module's docstring.
 
     Args:
-      main: takes [program, *positional arguments] once the flags are parsed. `--help` prints the
-        docstring of its module and the flags defined there.
+        main: takes [program, *positional arguments] once the flags are parsed. `--help` prints the
+          docstring of its module and the flags defined there.
     """
     try:
         app.run(main, flags_parser=lambda argv: parse(argv, inspect.getmodule(main)))
@@ -56,15 +56,15 @@ def parse(argv: list[str], module: ModuleType) -> list[str]:
     """Parses the flags, config files and their overrides included.
 
     Args:
-      argv: the command line, program first; the same as `sys.argv`, where ml_collections looks.
-      module: whose docstring and flags `--help` shows.
+        argv: the command line, program first; the same as `sys.argv`, where ml_collections looks.
+        module: whose docstring and flags `--help` shows.
 
     Returns:
-      The program and the positional arguments.
+        The program and the positional arguments.
 
     Raises:
-      UserError: an unknown flag, a bad value, a config file that is missing or fails, an unknown key.
-      SystemExit: after `--help`, with status 0.
+        UserError: an unknown flag, a bad value, a config file that is missing or fails, an unknown key.
+        SystemExit: after `--help`, with status 0.
     """
     options = argv[1 : argv.index("--")] if "--" in argv else argv[1:]
     if any(_HELP.fullmatch(option) for option in options):

@@ -46,15 +46,15 @@ def stage(
     """Fills a directory with the verified archives of a data set, as links where possible.
 
     Args:
-      name: the data set, for messages.
-      url_infos: url -> `tfds.download.checksums.UrlInfo` with filename, size and SHA-256 checksum.
-      directory: an existing directory, to be TFDS's manual_dir.
-      downloads: where downloaded archives stay; made when it is needed.
-      manual_dir: the user's directory that holds all the archives; only read. None to download.
-      progress: whether to show a bar while downloading.
+        name: the data set, for messages.
+        url_infos: url -> `tfds.download.checksums.UrlInfo` with filename, size and SHA-256 checksum.
+        directory: an existing directory, to be TFDS's manual_dir.
+        downloads: where downloaded archives stay; made when it is needed.
+        manual_dir: the user's directory that holds all the archives; only read. None to download.
+        progress: whether to show a bar while downloading.
 
     Raises:
-      UserError: an archive is missing, isn't the one that TFDS expects, or can't be downloaded.
+        UserError: an archive is missing, isn't the one that TFDS expects, or can't be downloaded.
     """
     if manual_dir is not None:
         manual_dir = Path(manual_dir).expanduser()
@@ -81,7 +81,7 @@ def restore_gzip_header(archive: Path) -> bytes | None:
     """An archive of Fashion-MNIST with upstream's gzip header in the place of a normalised one.
 
     Returns:
-      The whole file's bytes; None if the header needs nothing or the file's name isn't known.
+        The whole file's bytes; None if the header needs nothing or the file's name isn't known.
     """
     mtime = _UPSTREAM_MTIMES.get(archive.name)
     with archive.open("rb") as file:

@@ -27,10 +27,10 @@ def digits_to_pixels(values: np.ndarray) -> np.ndarray:
     """Maps the ink counts of scikit-learn's digits to pixels: v -> 255 v / 16, rounded half up.
 
     Args:
-      values: integers in 0..16, any shape.
+        values: integers in 0..16, any shape.
 
     Returns:
-      uint8 of the same shape; 0 stays 0 and 16 becomes 255, so that [0, 1] is filled as by other sets.
+        uint8 of the same shape; 0 stays 0 and 16 becomes 255, so that [0, 1] is filled as by other sets.
 
     >>> digits_to_pixels(np.array([0, 8, 16]))
     array([  0, 128, 255], dtype=uint8)
@@ -54,10 +54,10 @@ def digits_test_rows(labels: np.ndarray) -> np.ndarray:
     generator would tie the split to a library's version; this one can be had again in any language.
 
     Args:
-      labels: [N] integer classes in scikit-learn's order.
+        labels: [N] integer classes in scikit-learn's order.
 
     Returns:
-      [10 * 36] int64 row numbers, ascending.
+        [10 * 36] int64 row numbers, ascending.
     """
     rank = np.argsort([hashlib.sha256(str(row).encode()).hexdigest() for row in range(len(labels))])
     by_class = [rank[labels[rank] == k][:DIGITS_TEST_EXAMPLES_PER_CLASS] for k in np.unique(labels)]

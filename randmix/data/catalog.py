@@ -26,13 +26,13 @@ class DataSet:
     """One data set of labelled images.
 
     Attributes:
-      name: TFDS's name of it, also the name in a config.
-      image_shape: (height, width, channels).
-      num_classes: labels are 0 .. num_classes - 1.
-      train_examples: size of the train split.
-      test_examples: size of the test split.
-      version: the version that TFDS prepares and `load` reads.
-      embedded: comes with an installed package, so `load` prepares it when it's first asked for.
+        name: TFDS's name of it, also the name in a config.
+        image_shape: (height, width, channels).
+        num_classes: labels are 0 .. num_classes - 1.
+        train_examples: size of the train split.
+        test_examples: size of the test split.
+        version: the version that TFDS prepares and `load` reads.
+        embedded: comes with an installed package, so `load` prepares it when it's first asked for.
     """
 
     name: str
@@ -114,16 +114,16 @@ def load(name: str, split: str, data_dir: str | os.PathLike | None = None) -> di
     every machine and for every number of shards, and well mixed.
 
     Args:
-      name: a data set of this catalog.
-      split: 'train' or 'test'.
-      data_dir: where TFDS keeps its data sets; None for its default.
+        name: a data set of this catalog.
+        split: 'train' or 'test'.
+        data_dir: where TFDS keeps its data sets; None for its default.
 
     Returns:
-      {"image": [N, H, W, C] uint8 in 0..255, "label": [N] int32}, C-contiguous.
+        {"image": [N, H, W, C] uint8 in 0..255, "label": [N] int32}, C-contiguous.
 
     Raises:
-      UserError: no such data set or split, or it isn't prepared (with the command that prepares it),
-        or its files are damaged. The embedded data sets are prepared here.
+        UserError: no such data set or split, or it isn't prepared (with the command that prepares it),
+          or its files are damaged. The embedded data sets are prepared here.
     """
     data_set = get(name)
     if split not in SPLITS:

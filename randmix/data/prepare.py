@@ -76,19 +76,19 @@ def prepare(
     """Prepares a data set, unless it is; one process at a time, the others wait for it.
 
     Args:
-      name: a data set of the catalog.
-      data_dir: where TFDS keeps its data sets; None for its default.
-      manual_dir: a directory with all the original archives; None to download them.
-      num_shards: files a split is written to, of which the order of the examples doesn't depend;
-        None lets TFDS choose.
-      progress: whether to show a bar, if stderr is a terminal.
+        name: a data set of the catalog.
+        data_dir: where TFDS keeps its data sets; None for its default.
+        manual_dir: a directory with all the original archives; None to download them.
+        num_shards: files a split is written to, of which the order of the examples doesn't depend;
+          None lets TFDS choose.
+        progress: whether to show a bar, if stderr is a terminal.
 
     Returns:
-      The directory of the prepared data set, <data_dir>/<name>/<version>.
+        The directory of the prepared data set, <data_dir>/<name>/<version>.
 
     Raises:
-      UserError: there is no such data set; its archives are missing, damaged or out of reach; the
-        directory can't be written, or holds the data set in another format.
+        UserError: there is no such data set; its archives are missing, damaged or out of reach; the
+          directory can't be written, or holds the data set in another format.
     """
     data_set = catalog.get(name)
     if num_shards is not None and not 1 <= num_shards <= data_set.test_examples:

@@ -31,7 +31,7 @@ class Comparison(Tabular):
     """The table that `diff` makes.
 
     Attributes:
-      rows: a `Change` for each leaf, in the tree's order.
+        rows: a `Change` for each leaf, in the tree's order.
     """
 
     rows: tuple[Change, ...]
@@ -77,12 +77,12 @@ def diff(params_a: PyTree, params_b: PyTree, labels: PyTree | None = None) -> Co
     A NaN of the same bits is unchanged, and -0.0 is not 0.0.
 
     Args:
-      params_a: before; its structure, shapes and dtypes are those of `params_b`.
-      params_b: after.
-      labels: of the same structure, from `labels`, to be shown beside.
+        params_a: before; its structure, shapes and dtypes are those of `params_b`.
+        params_b: after.
+        labels: of the same structure, from `labels`, to be shown beside.
 
     Raises:
-      MaskError: structure, shape or dtype differ (it names the path), or a leaf has no values.
+        MaskError: structure, shape or dtype differ (it names the path), or a leaf has no values.
 
     >>> import numpy as np
     >>> before = {"channel": {"kernel": np.array([3.0, 4.0])}, "spatial": {"kernel": np.ones(2)}}

@@ -51,15 +51,15 @@ def labels(params: PyTree, rules: Rules, *, strict: bool = False) -> PyTree:
     """A tree of labels of the structure of `params`, for `optax.multi_transform` and `partition`.
 
     Args:
-      params: any pytree; its leaves may be arrays or `jax.ShapeDtypeStruct`s.
-      rules: ordered (label, selector) pairs, the selector also as text or as `fraction(...)`. The
-        first rule that selects a leaf labels it.
-      strict: also refuse a `role`, `leaf` or `path` anywhere in a rule that no leaf answers to:
-        `~role('spacial')` selects every leaf, and nothing else would tell.
+        params: any pytree; its leaves may be arrays or `jax.ShapeDtypeStruct`s.
+        rules: ordered (label, selector) pairs, the selector also as text or as `fraction(...)`. The
+          first rule that selects a leaf labels it.
+        strict: also refuse a `role`, `leaf` or `path` anywhere in a rule that no leaf answers to:
+          `~role('spacial')` selects every leaf, and nothing else would tell.
 
     Raises:
-      MaskError: a leaf that no rule covers, or a rule that selects no leaf at all (one whose leaves
-        were all taken by earlier rules is fine); it names the leaf or the rule.
+        MaskError: a leaf that no rule covers, or a rule that selects no leaf at all (one whose leaves
+          were all taken by earlier rules is fine); it names the leaf or the rule.
 
     >>> params = {"spatial": {"kernel": 1.0}, "channel": {"kernel": 2.0}}
     >>> labels(params, [("train", "~role('spatial')"), ("freeze", everything)])
@@ -80,13 +80,13 @@ def channel_masks(params: PyTree, rules: Rules) -> PyTree:
     decay or momentum did; masking gradients alone does not.
 
     Args:
-      params: as of `labels`; only shapes are read.
-      rules: as of `labels`.
+        params: as of `labels`; only shapes are read.
+        rules: as of `labels`.
 
     Returns:
-      A tree of the structure of `params`: None for a leaf that its label holds for as a whole, else a
-      bool array that broadcasts to the leaf, True where it is learned ([1, 1, C] for a kernel
-      [k, k, C], [1, 1, C, m] for [k, k, C, m], [C] for a bias).
+        A tree of the structure of `params`: None for a leaf that its label holds for as a whole, else a
+        bool array that broadcasts to the leaf, True where it is learned ([1, 1, C] for a kernel
+        [k, k, C], [1, 1, C, m] for [k, k, C, m], [C] for a bias).
 
     >>> import numpy as np
     >>> params = {"spatial": {"kernel": np.ones((3, 3, 4)), "bias": np.ones(4)}}

@@ -69,12 +69,12 @@ def parse(text: str, names: Mapping[str, Selector] | None = None) -> Selector | 
     Python string.
 
     Args:
-      text: at most 4,096 characters and 64 levels of operators or brackets. `fraction(...)` is read
-        at the top level only.
-      names: selectors for further words, each used as the bare word or as `where('word')`.
+        text: at most 4,096 characters and 64 levels of operators or brackets. `fraction(...)` is read
+          at the top level only.
+        names: selectors for further words, each used as the bare word or as `where('word')`.
 
     Raises:
-      MaskError: in one line, for anything else.
+        MaskError: in one line, for anything else.
 
     >>> parse("~role('spatial') | role('spatial') & depth(4, None)")
     ~role('spatial') | role('spatial') & depth(4, None)
@@ -96,7 +96,7 @@ def as_selector(selector: Selector | str, names: Mapping[str, Selector] | None =
     """A selector as it is, or read from its text.
 
     Raises:
-      MaskError: it is neither, or the text is that of a fraction.
+        MaskError: it is neither, or the text is that of a fraction.
     """
     read = parse(selector, names) if isinstance(selector, str) else selector
     if isinstance(read, Fraction):

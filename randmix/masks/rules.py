@@ -24,12 +24,12 @@ def fraction(selector: Selector | str, share: float, seed: int = 0) -> Fraction:
     one layer share a draw. A fraction is no selector and takes no operators.
 
     Args:
-      selector: a selector or its text.
-      share: of the filters, in [0, 1]; exactly `round(share * filters)` are drawn in each leaf.
-      seed: of the draw, a whole number from 0. With one seed a larger share contains a smaller one.
+        selector: a selector or its text.
+        share: of the filters, in [0, 1]; exactly `round(share * filters)` are drawn in each leaf.
+        seed: of the draw, a whole number from 0. With one seed a larger share contains a smaller one.
 
     Raises:
-      MaskError: an argument is out of its range.
+        MaskError: an argument is out of its range.
 
     >>> [("train", fraction("role('spatial')", 0.1)), ("freeze", everything)]
     [('train', fraction(role('spatial'), 0.1, 0)), ('freeze', everything)]
@@ -43,9 +43,9 @@ def trainable(*learned: Selector | Fraction | str, names: Mapping[str, Selector]
     """The rules that train what is given and freeze the rest.
 
     Args:
-      *learned: selectors, fractions or texts. The words of a text may be the modes `full`, `chans`
-        and `space`.
-      names: further words, as of `parse`.
+        *learned: selectors, fractions or texts. The words of a text may be the modes `full`, `chans`
+          and `space`.
+        names: further words, as of `parse`.
 
     >>> trainable("chans | depth(4, None)")
     [('train', ~role('spatial') | depth(4, None)), ('freeze', everything)]

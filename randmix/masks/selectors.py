@@ -292,10 +292,10 @@ def path(pattern: str) -> Selector:
     r"""Selects the leaves whose whole slash-joined path matches a regular expression.
 
     Args:
-      pattern: as of `re.fullmatch`, held against paths like `spatial/block_03/depthwise/kernel`.
+        pattern: as of `re.fullmatch`, held against paths like `spatial/block_03/depthwise/kernel`.
 
     Raises:
-      MaskError: `pattern` is not a regular expression.
+        MaskError: `pattern` is not a regular expression.
 
     >>> path(r"spatial/block_\d+/.*")("spatial/block_03/depthwise/kernel")
     True
@@ -312,7 +312,7 @@ def depth(start: int | None, stop: int | None) -> Selector:
     included.
 
     Raises:
-      MaskError: an end is not a whole number from 0 or None, or `start` is above `stop`.
+        MaskError: an end is not a whole number from 0 or None, or `start` is above `stop`.
 
     >>> [depth(4, None)(p) for p in ("spatial/block_03/bias", "spatial/block_04/bias", "head/bias")]
     [False, True, False]
@@ -333,10 +333,10 @@ def where(predicate: Callable[[str, Any], bool], name: str) -> Selector:
     """Selects the leaves for which `predicate(path, leaf)` is true.
 
     Args:
-      predicate: called with the slash-joined path and the leaf itself (an array, a
-        `jax.ShapeDtypeStruct`, ...), outside of jit.
-      name: stands for the predicate in the `repr`; two such selectors are equal when both the names
-        and the predicates are. The text reads back by `parse(text, names={name: selector})`.
+        predicate: called with the slash-joined path and the leaf itself (an array, a
+          `jax.ShapeDtypeStruct`, ...), outside of jit.
+        name: stands for the predicate in the `repr`; two such selectors are equal when both the names
+          and the predicates are. The text reads back by `parse(text, names={name: selector})`.
 
     >>> matrices = where(lambda path, leaf: leaf.ndim == 2, "matrices")
     >>> matrices - leaf("bias")

@@ -13,12 +13,12 @@ def partition(tree: PyTree, labels: PyTree, frozen: str = FREEZE) -> tuple[PyTre
     and read while tracing, so it may be called inside jit.
 
     Args:
-      tree: any pytree of that structure: parameters, gradients, updates.
-      labels: of the same structure, from `labels`.
-      frozen: the label of the leaves that are not trained.
+        tree: any pytree of that structure: parameters, gradients, updates.
+        labels: of the same structure, from `labels`.
+        frozen: the label of the leaves that are not trained.
 
     Raises:
-      MaskError: the structures differ, or a label is not a str.
+        MaskError: the structures differ, or a label is not a str.
 
     >>> partition({"a": 1.0, "b": 2.0}, {"a": "train", "b": "freeze"})
     ({'a': 1.0, 'b': None}, {'a': None, 'b': 2.0})
@@ -37,7 +37,7 @@ def merge(trainable: PyTree, frozen: PyTree) -> PyTree:
     """Joins what `partition` split: each leaf from the tree that has it.
 
     Raises:
-      MaskError: the structures differ, or both trees have a leaf at one place.
+        MaskError: the structures differ, or both trees have a leaf at one place.
 
     >>> merge({"a": 1.0, "b": None}, {"a": None, "b": 2.0})
     {'a': 1.0, 'b': 2.0}
@@ -61,9 +61,9 @@ def blend(channel_masks: PyTree | None, learned: PyTree, kept: PyTree) -> PyTree
     A selection, not a sum of products: what is kept stays bit for bit, -0.0 and NaN too.
 
     Args:
-      channel_masks: from `channel_masks`; where it has None, or is None, `learned` is taken whole.
-      learned: a tree of the parameters' structure, or one with None for frozen leaves.
-      kept: of the same structure.
+        channel_masks: from `channel_masks`; where it has None, or is None, `learned` is taken whole.
+        learned: a tree of the parameters' structure, or one with None for frozen leaves.
+        kept: of the same structure.
 
     >>> import numpy as np
     >>> blend({"a": np.array([True, False]), "b": None}, {"a": np.ones(2), "b": 1}, {"a": np.zeros(2), "b": 0})

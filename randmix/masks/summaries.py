@@ -31,12 +31,12 @@ class Summary(Tabular):
     """The table that `summary` makes.
 
     Attributes:
-      rows: a `Row` for each leaf, in the tree's order.
-      totals: numbers of parameters by label. The part of a leaf that its channel mask leaves out
-        counts as frozen.
-      trainable: number of parameters that are trained.
-      frozen: number of the others.
-      columns: further columns by title, path -> number.
+        rows: a `Row` for each leaf, in the tree's order.
+        totals: numbers of parameters by label. The part of a leaf that its channel mask leaves out
+          counts as frozen.
+        trainable: number of parameters that are trained.
+        frozen: number of the others.
+        columns: further columns by title, path -> number.
     """
 
     rows: tuple[Row, ...]
@@ -84,15 +84,15 @@ def summary(
     """A table of all parameters with their labels; it shows itself in a terminal and in a notebook.
 
     Args:
-      params: any pytree of arrays or `jax.ShapeDtypeStruct`s, so `jax.eval_shape` is enough to look
-        before anything is computed.
-      labels: of the same structure, from `labels`.
-      channel_masks: of the same structure, from `channel_masks`.
-      frozen: the label of the leaves that are not trained.
-      columns: further columns by title, each path -> number; they are summed in the last line.
+        params: any pytree of arrays or `jax.ShapeDtypeStruct`s, so `jax.eval_shape` is enough to look
+          before anything is computed.
+        labels: of the same structure, from `labels`.
+        channel_masks: of the same structure, from `channel_masks`.
+        frozen: the label of the leaves that are not trained.
+        columns: further columns by title, each path -> number; they are summed in the last line.
 
     Raises:
-      MaskError: the structures differ, or a channel mask doesn't fit its leaf.
+        MaskError: the structures differ, or a channel mask doesn't fit its leaf.
 
     >>> import numpy as np
     >>> params = {"spatial": {"kernel": np.zeros((3, 3, 4))}, "head": {"bias": np.zeros(4, np.float32)}}

@@ -10,10 +10,10 @@ class Table:
     """Cells as text.
 
     Attributes:
-      header: the column titles.
-      body: rows of as many cells.
-      footer: rows of totals, set apart from the body.
-      text_columns: so many columns from the left hold text and are set left, the others numbers.
+        header: the column titles.
+        body: rows of as many cells.
+        footer: rows of totals, set apart from the body.
+        text_columns: so many columns from the left hold text and are set left, the others numbers.
     """
 
     header: Sequence[str]
