@@ -19,7 +19,7 @@ def get_config():
     config.model.mean = (0.286,)
     config.model.std = (0.353,)
     config.batch_size = 128
-    config.epochs = 10.0
+    config.epochs = 5.0
     config.optimizer.learning_rate = 0.01
     config.optimizer.weight_decay = 0.005
     config.optimizer.clip_norm = 1.0

@@ -6,6 +6,7 @@ A bank is an initialiser ``bank(key, shape, dtype) -> kernel`` for a depthwise k
 of a trained model.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -42,15 +43,22 @@ def build(name: str, *, index: float = 0.0, keep_norm: bool = True) -> Bank:
     """
     check_choice("filters", name, NAMES)
     _check_index(index)
-    if name != "smoothed":
-        if index:
-            raise UserError(f"filters: got index {index} for {name!r}; an index goes with 'smoothed'")
-        return BANKS[name]
+    if name == "smoothed":
+        return _Smoothed(index, keep_norm)
+    if index:
+        raise UserError(f"filters: got smoothing index {index} for {name!r}; an index goes with 'smoothed'")
+    return BANKS[name]
 
-    def smoothed(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
-        return smooth(random(key, shape, dtype), index, keep_norm=keep_norm)
 
-    return smoothed
+@dataclasses.dataclass(frozen=True)
+class _Smoothed:
+    """A bank that compares equal to another one of the same settings, as a model that holds it must."""
+
+    index: float
+    keep_norm: bool
+
+    def __call__(self, key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+        return smooth(random(key, shape, dtype), self.index, keep_norm=self.keep_norm)
 
 
 def uniform_fan_in(key: Array, shape: tuple[int, ...], fan_in: int, dtype: jnp.dtype = jnp.float32) -> Array:

@@ -137,7 +137,7 @@ def test_biases_and_dense_kernels_share_the_bound_of_their_fan_in():
         ("smoothed", {"index": -1}, "smoothing index: got -1, allowed a number from 0"),
         ("smoothed", {"index": float("nan")}, "smoothing index: got nan, allowed a number from 0"),
         ("smoothed", {"index": "2"}, "smoothing index: got '2', allowed a number from 0"),
-        ("box", {"index": 2}, "filters: got index 2 for 'box'; an index goes with 'smoothed'"),
+        ("box", {"index": 2}, "filters: got smoothing index 2 for 'box'; an index goes with 'smoothed'"),
     ],
 )
 def test_a_mistake_is_answered_in_one_line(name, settings, message):
@@ -150,3 +150,8 @@ def test_a_mistake_is_answered_in_one_line(name, settings, message):
 def test_filters_are_square(name):
     with pytest.raises(ValueError, match=r"filters are \[k, k, C\] or \[k, k, C, m\], got \[3, 4, 2\]"):
         bank(name, (3, 4, 2))
+
+
+def test_two_banks_of_the_same_settings_are_equal():
+    assert filters.build("smoothed", index=2.0) == filters.build("smoothed", index=2.0)
+    assert filters.build("smoothed", index=2.0) != filters.build("smoothed", index=1.0)

@@ -1,11 +1,16 @@
 """Models: roles by subtree, shapes checked, initial values keyed by path, PyTorch's arithmetic."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
-from randmix import masks, models
+from randmix import filters, masks, models
+from randmix.config import default
 from randmix.errors import UserError
 
 ARGUMENTS = {"width": 16, "depth": 2, "kernel_size": 3, "patch_size": 2, "num_classes": 10}
@@ -14,6 +19,11 @@ ARGUMENTS = {"width": 16, "depth": 2, "kernel_size": 3, "patch_size": 2, "num_cl
 def init(images_shape=(1, 8, 8, 3), seed=0, **arguments):
     model = models.build("convmixer", **{**ARGUMENTS, **arguments})
     return model, jax.jit(model.init)(jax.random.key(seed), jnp.zeros(images_shape))
+
+
+def apply(model, variables, images, **options):
+    """``model.apply``, compiled: the operators one by one would take longer."""
+    return jax.jit(functools.partial(model.apply, **options))(variables, images)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +70,7 @@ def test_initial_values_are_pytorchs_uniform_by_fan_in(small):
 
 def test_initial_values_hang_on_the_path_alone(small):
     _, shallow = small
-    deep = init(depth=5)[1]
+    deep = init(depth=3)[1]
     for role in ("spatial", "channel"):
         for block in ("block_00", "block_01"):
             assert not masks.diff(shallow[role][block], deep[role][block]).moved
@@ -92,8 +102,8 @@ def test_normalisation_belongs_to_the_model():
     plain, variables = init()
     normalising = models.build("convmixer", **ARGUMENTS, mean=mean, std=std)
     np.testing.assert_allclose(
-        normalising.apply(variables, images),
-        plain.apply(variables, (images - mean) / std),
+        apply(normalising, variables, images),
+        apply(plain, variables, ((images - mean) / std).astype(np.float32)),
         rtol=2e-5,
         atol=1e-6,
     )
@@ -101,13 +111,13 @@ def test_normalisation_belongs_to_the_model():
 
 def test_bfloat16_computes_in_it_and_keeps_parameters_and_logits_in_float32():
     model, variables = init(dtype="bfloat16")
-    exact, _ = init()
+    exact = models.build("convmixer", **ARGUMENTS)
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(variables))
     images = np.random.default_rng(0).random((4, 8, 8, 3), np.float32)
-    logits, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
+    logits, updates = apply(model, variables, images, train=True, mutable=["batch_stats"])
     assert logits.dtype == jnp.float32
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(updates))
-    expected, _ = exact.apply(variables, images, train=True, mutable=["batch_stats"])
+    expected, _ = apply(exact, variables, images, train=True, mutable=["batch_stats"])
     error = np.linalg.norm(logits - expected) / np.linalg.norm(expected)
     assert 1e-5 < error < 3e-2  # bfloat16 has 8 bits
 
@@ -125,16 +135,55 @@ def test_arithmetic_promotes_no_dtype_silently():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "convmixr"}, "model name: got 'convmixr', allowed convmixer; did you mean 'convmixer'?"),
-        ({"activation": "gelo"}, "model activation: got 'gelo', allowed gelu, relu; did you mean 'gelu'?"),
+        (
+            {"name": "convmixr"},
+            "model name: got 'convmixr', allowed convmixer, resnet, convmixer_1536_20, convmixer_768_32, "
+            "convmixer_1024_20; did you mean 'convmixer'?",
+        ),
+        (
+            {"activation": "gelo"},
+            "model convmixer: activation: got 'gelo', allowed gelu, relu; did you mean 'gelu'?",
+        ),
         (
             {"dtype": "float16"},
-            "model dtype: got 'float16', allowed float32, bfloat16; did you mean 'bfloat16'?",
+            "model convmixer: dtype: got 'float16', allowed float32, bfloat16; did you mean 'bfloat16'?",
         ),
         ({"width": 0}, "model convmixer: width: got 0, allowed a whole number from 1"),
         ({"depth": 0}, "model convmixer: depth: got 0, allowed a whole number from 1"),
         ({"kernel_size": 2.5}, "model convmixer: kernel_size: got 2.5, allowed a whole number from 1"),
+        ({"width": True}, "model convmixer: width: got True, allowed a whole number from 1"),
+        ({"num_classes": None}, "model convmixer: num_classes: got None, allowed a whole number from 1"),
         ({"mean": (0.5,)}, "model convmixer: mean and std: give both, of one length, or neither"),
+        (
+            {"mean": (0.5,), "std": (0.0,)},
+            "model convmixer: std: got (0.0,), allowed numbers more than 0",
+        ),
+        (
+            {"head": "images"},
+            "model convmixer: head: got 'images', allowed classifier, image; did you mean 'image'?",
+        ),
+        (
+            {"head": "image"},
+            "model convmixer: num_classes: got 10, allowed None with head 'image', which has as many channels "
+            "as the images",
+        ),
+        (
+            {"head": "image", "num_classes": None},
+            "model convmixer: patch_size: got 2, allowed 1 with head 'image', which maps pixel to pixel",
+        ),
+        (
+            {"name": "convmixer_768_32"},
+            "model convmixer_768_32: width: got 16, allowed 768 as the name says; build the family by its own "
+            "name to choose",
+        ),
+        (
+            {"filters": "sam"},
+            "filters: got 'sam', allowed random, same, box, identity, smoothed; did you mean 'same'?",
+        ),
+        (
+            {"filters": "smoothed", "smoothing_index": -1.0},
+            "smoothing index: got -1.0, allowed a number from 0",
+        ),
     ],
 )
 def test_arguments_that_no_model_could_have(arguments, message):
@@ -146,6 +195,82 @@ def test_arguments_that_no_model_could_have(arguments, message):
 def test_an_unknown_argument_is_named_with_the_nearest():
     with pytest.raises(UserError, match=r"no argument 'kernelsize'.*; did you mean 'kernel_size'\?$"):
         models.build("convmixer", **ARGUMENTS, kernelsize=3)
+
+
+@pytest.mark.parametrize(("name", "foreign"), [("convmixer", "multiplier"), ("resnet", "patch_size")])
+def test_an_argument_of_the_other_family_is_refused_with_what_is_allowed(name, foreign):
+    with pytest.raises(
+        UserError, match=rf"^model {name}: no argument '{foreign}', allowed .*\bkernel_size\b"
+    ):
+        models.build(name, num_classes=10, width=16, depth=2, **{foreign: 2})
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_every_model_has_its_config_keys(name):
+    """No more, no less than what a user can set, and the values are the ones that `build` takes."""
+    settings = default(name).model.to_dict()
+    head = {"num_classes": 7} if name == "resnet" else {"num_classes": 7, "head": "classifier"}
+    model = models.build(**settings, **head)
+    fields = {field.name for field in dataclasses.fields(model)} - {"name", "parent", "dtype"}
+    fixed = models.MODELS[name][1]
+    keys = fields - fixed.keys() - head.keys()
+    assert settings.keys() == keys | {"name", "smoothing_index", "smoothing_keep_norm"}
+    assert all(getattr(model, key) == settings[key] for key in keys - {"filters"})
+    assert all(getattr(model, key) == value for key, value in fixed.items())
+
+
+def test_a_published_model_takes_what_its_name_leaves_open():
+    model = models.build("convmixer_768_32", num_classes=10, width=768, dtype="bfloat16", filters="same")
+    assert (model.width, model.depth, model.kernel_size, model.patch_size) == (768, 32, 7, 7)
+    assert (model.activation, model.num_classes, model.dtype) == ("relu", 10, jnp.bfloat16)
+
+
+def test_the_image_head_maps_each_pixel_to_the_images_channels():
+    model = models.build("convmixer", width=6, depth=1, kernel_size=3, patch_size=1, head="image")
+    images = jnp.asarray(np.random.default_rng(0).random((2, 5, 7, 3), np.float32))
+    variables = model.init(jax.random.key(0), images)
+    head = variables["head"]["projection"]
+    assert (head["kernel"].shape, head["bias"].shape) == ((6, 3), (3,))
+    _, captured = model.apply(variables, images, capture_intermediates=True, mutable=["intermediates"])
+    (features,) = captured["intermediates"]["block_00"]["__call__"]
+    expected = np.einsum("nhwc,cd->nhwd", features, head["kernel"]) + head["bias"]
+    result = model.apply(variables, images)
+    assert result.dtype == jnp.float32
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
+
+
+def spatial_kernels(model):
+    """{path: initial value} of the depthwise kernels; only they are compiled."""
+    spatial = jax.jit(lambda key: model.init(key, jnp.zeros((1, 8, 8, 3)))["spatial"])(jax.random.key(0))
+    flat = flatten_dict(spatial, sep="/")
+    return {path: np.asarray(kernel) for path, kernel in flat.items() if path.endswith("depthwise/kernel")}
+
+
+@pytest.mark.parametrize(("name", "layers"), [("convmixer", 2), ("resnet", 13)])
+def test_a_filter_bank_fills_every_depthwise_layer(name, layers):
+    sizes = {"patch_size": 1} if name == "convmixer" else {"multiplier": 9}
+    model = models.build(name, width=4, depth=2, kernel_size=3, num_classes=2, filters="box", **sizes)
+    kernels = spatial_kernels(model)
+    assert len(kernels) == layers
+    assert all((kernel == np.float32(1 / 9)).all() for kernel in kernels.values())
+
+
+def test_the_bank_same_draws_one_set_for_each_layer_of_a_resnet():
+    kernels = spatial_kernels(models.build("resnet", width=4, depth=1, num_classes=2, filters="same"))
+    assert all(kernel.shape[3] == 9 and (kernel == kernel[:, :, :1]).all() for kernel in kernels.values())
+    sets = [kernel[:, :, 0].reshape(9, 9) for kernel in kernels.values()]
+    assert len(np.unique(np.concatenate(sets, axis=1), axis=1).T) == 9 * len(kernels)
+
+
+@pytest.mark.parametrize("name", ["convmixer", "resnet"])
+@pytest.mark.parametrize("keep_norm", [True, False])
+def test_smoothing_settings_reach_the_bank(name, keep_norm):
+    sizes = {"kernel_size": 3, "patch_size": 1} if name == "convmixer" else {}
+    smoothing = {"filters": "smoothed", "smoothing_index": 2.0, "smoothing_keep_norm": keep_norm}
+    model = models.build(name, width=4, depth=1, num_classes=2, **sizes, **smoothing)
+    arguments = (jax.random.key(0), (3, 3, 4, 2), jnp.float32)
+    expected = filters.smooth(filters.random(*arguments), 2.0, keep_norm=keep_norm)
+    np.testing.assert_array_equal(model.filters(*arguments), expected)
 
 
 def test_a_patch_that_does_not_divide_the_image():
@@ -161,5 +286,6 @@ def test_a_patch_that_does_not_divide_the_image():
 
 
 def test_a_kernel_larger_than_the_image_is_fine():
-    model, variables = init(kernel_size=9)
-    assert model.apply(variables, jnp.ones((1, 8, 8, 3))).shape == (1, 10)
+    model = models.build("convmixer", **{**ARGUMENTS, "kernel_size": 9})
+    logits, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    assert logits.shape == (1, 10)  # what it computes: see test_parity

@@ -19,21 +19,12 @@ HEADS = ("classifier", "image")
 
 # The published ImageNet models, by width and depth.
 VARIANTS = {
-    "convmixer_1536_20": {
-        "width": 1536,
-        "depth": 20,
-        "kernel_size": 9,
-        "patch_size": 7,
-        "activation": "gelu",
-    },
-    "convmixer_768_32": {"width": 768, "depth": 32, "kernel_size": 7, "patch_size": 7, "activation": "relu"},
-    "convmixer_1024_20": {
-        "width": 1024,
-        "depth": 20,
-        "kernel_size": 9,
-        "patch_size": 14,
-        "activation": "gelu",
-    },
+    name: dict(zip(("width", "depth", "kernel_size", "patch_size", "activation"), values, strict=True))
+    for name, values in {
+        "convmixer_1536_20": (1536, 20, 9, 7, "gelu"),
+        "convmixer_768_32": (768, 32, 7, 7, "relu"),
+        "convmixer_1024_20": (1024, 20, 9, 14, "gelu"),
+    }.items()
 }
 
 
