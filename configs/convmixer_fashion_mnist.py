@@ -10,7 +10,6 @@ from randmix.config import default
 def get_config():
     config = default("convmixer")
     config.data.name = "fashion_mnist"
-    config.data.crop_padding = 2
     config.data.flip = True
     config.model.width = 64
     config.model.depth = 4

@@ -1,0 +1,102 @@
+"""Draws which frequencies filters cover: of a finished run, or of random banks.
+
+    python -m randmix.spectrum --workdir=runs/a
+    python -m randmix.spectrum --random=1,4,16,64,256
+    python -m randmix.spectrum --workdir=runs/a --smoothing=0,2,4
+    python -m randmix.spectrum --random=128 --smoothing=0,2,4
+
+The envelope of a bank is the largest magnitude, over its filters, of the Fourier transform of each filter padded to
+512 x 512. Its coverage is the share of frequencies at which it is over half of its maximum; mean_coverage is the
+mean of that share over all thresholds; mean_frequency is where its energy lies, in cycles a pixel.
+
+With --workdir: the envelope and a sample of the depthwise filters of each layer, and a table
+(envelopes.png, .svg, .csv; filters.png, .svg). With --random: envelopes by the size of the bank, and coverage against
+it over several seeds (random.png, .svg, .csv). With --smoothing: filters and envelopes of one bank at those smoothing
+indices (smoothing.png, .svg, .csv), and the envelopes along the distance from frequency zero
+(smoothing_profile.png, .svg, .csv); all layers of a run are one bank then.
+
+Exit status: 0 done, 2 a mistake in the command.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from absl import flags
+from etils import epath
+
+from randmix import cli, filters, plots, runs
+from randmix.errors import UserError
+from randmix.spectrum import figures
+from randmix.spectrum.envelopes import SIZE
+from randmix.spectrum.variables import layers
+
+_RANDOM_ONLY = ("kernel_size", "seed", "seeds")
+_MOST_FILTERS = 1_000_000
+
+
+def define_flags() -> None:
+    """Defines the command line's flags."""
+    flags.DEFINE_string("workdir", None, "The run whose filters are drawn.")
+    flags.DEFINE_list("random", None, "Sizes of random banks, for example 1,4,16,64,256.")
+    flags.DEFINE_list("smoothing", None, "Smoothing indices from 0, for example 0,2,4.")
+    flags.DEFINE_string("out", None, "The folder to write to. Default: WORKDIR/spectrum, or runs/spectrum.")
+    flags.DEFINE_integer(
+        "kernel_size", 8, "With --random: side of the filters.", lower_bound=1, upper_bound=SIZE
+    )
+    flags.DEFINE_integer("seed", 0, "With --random: the first seed.", lower_bound=0, upper_bound=2**31 - 1)
+    flags.DEFINE_integer("seeds", 5, "With --random: how many seeds.", lower_bound=1, upper_bound=1000)
+
+
+def main(argv: list[str]) -> None:
+    """Draws what the command line asks for, and prints the files."""
+    options = flags.FLAGS
+    if len(argv) > 1:
+        raise UserError(f"got {argv[1]!r}, allowed are flags only; see --help")
+    if (options.workdir is None) == (options.random is None):
+        raise UserError("give either --workdir=RUN or --random=1,4,16,64,256; see --help")
+    out = options.out or (epath.Path(options.workdir) / "spectrum" if options.workdir else "runs/spectrum")
+    for name, picture in _pictures().items():
+        for file in plots.save(picture.figure, epath.Path(out) / name, picture.rows):
+            print(file)
+
+
+def _pictures() -> dict[str, figures.Picture]:
+    options = flags.FLAGS
+    indices = _numbers("smoothing", float, "numbers from 0", lambda index: 0 <= index < math.inf)
+    allowed = f"whole numbers from 1 to {_MOST_FILTERS:,}"
+    counts = _numbers("random", int, allowed, lambda count: 1 <= count <= _MOST_FILTERS)
+    if counts is None:
+        if given := [name for name in _RANDOM_ONLY if flags.FLAGS[name].present]:
+            raise UserError(f"--{given[0]} goes with --random; the filters of --workdir are as they are")
+        kernels = layers(runs.load(options.workdir).variables)
+        return figures.layers(kernels) if indices is None else figures.smoothing([*kernels.values()], indices)
+    k = options.kernel_size
+    if indices is None:
+        seeds = range(options.seed, options.seed + options.seeds)
+        return figures.random_banks(counts, kernel_size=k, seeds=seeds)
+    if len(counts) > 1 or flags.FLAGS["seeds"].present:
+        raise UserError("--smoothing takes one bank of one seed: give --random one size, and no --seeds")
+    bank = filters.random(jax.random.key(options.seed), (k, k, counts[0]))
+    return figures.smoothing([np.asarray(bank)], indices)
+
+
+def _numbers(name: str, number: type, allowed: str, ok: Callable[[float], bool]) -> list | None:
+    """The numbers that a flag gives, or None where it isn't given."""
+    words = flags.FLAGS[name].value
+    if words is None:
+        return None
+    mistake = UserError(f"--{name}={','.join(words)}: allowed are {allowed}, with commas between")
+    try:
+        numbers = [number(word) for word in words]
+    except ValueError as error:
+        raise mistake from error
+    if not numbers or not all(map(ok, numbers)):
+        raise mistake
+    return numbers
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

@@ -1,0 +1,247 @@
+"""Pictures of filters and their envelopes: the paper's figures 1, 7 (right), 8 and 9.
+
+Each function returns pictures by file name, for ``plots.save(picture.figure, folder / name, picture.rows)``. An
+envelope is shown relative to its own maximum, as its coverage is; a filter relative to its own largest weight.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+
+from randmix import filters, plots
+from randmix.spectrum.envelopes import (
+    THRESHOLD,
+    coverage,
+    envelope,
+    mean_coverage,
+    mean_frequency,
+    radial_profile,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_PANEL = 1.35  # inches
+_COLUMNS = 8  # panels side by side
+_SAMPLE = 25  # filters shown of a bank
+_SCALE = "weight / largest of the filter: black -1, light grey 1"
+
+
+class Picture(NamedTuple):
+    """A figure, and the data that it shows as rows of a table."""
+
+    figure: "Figure"
+    rows: Sequence[Mapping[str, Any]] = ()
+
+
+@plots.style()
+def layers(kernels: Mapping[str, np.ndarray]) -> dict[str, Picture]:
+    """The envelope and a sample of the filters of each layer (figure 9).
+
+    Args:
+        kernels: [k, k, C] or [k, k, C, m] by layer, as ``spectrum.layers`` gives them.
+
+    Returns:
+        "envelopes" and "filters".
+    """
+    envelopes = {name: envelope(kernel) for name, kernel in kernels.items()}
+    rows = [
+        {
+            "layer": name,
+            "filters": math.prod(kernel.shape[2:]),
+            "kernel_size": kernel.shape[0],
+            **_measures(envelopes[name]),
+        }
+        for name, kernel in kernels.items()
+    ]
+    figure, panels = _panels(len(kernels))
+    for axes, row in zip(panels, rows, strict=True):
+        _draw_envelope(axes, envelopes[row["layer"]], f"{row['layer']}\ncoverage {row['coverage']:.2f}")
+    _finish_envelopes(panels)
+
+    sheets, panels = _panels(len(kernels))
+    for axes, (name, kernel) in zip(panels, kernels.items(), strict=True):
+        _draw_filters(axes, [kernel], name)
+    sheets.suptitle(_SCALE)
+    return {"envelopes": Picture(figure, rows), "filters": Picture(sheets)}
+
+
+@plots.style()
+def random_banks(counts: Iterable[int], *, kernel_size: int, seeds: Sequence[int]) -> dict[str, Picture]:
+    """Envelopes of random banks by their size, and how much they cover (figure 1).
+
+    A larger bank contains the smaller ones of its seed. Images are of the first seed.
+
+    Args:
+        counts: how many filters, each at least 1.
+        kernel_size: side of the filters.
+        seeds: at least one.
+
+    Returns:
+        "random": a row for each seed and size.
+    """
+    counts = sorted(set(counts))
+    rows, shown = [], []
+    for seed in seeds:
+        bank = filters.random(jax.random.key(seed), (kernel_size, kernel_size, counts[-1]))
+        envelopes = _growing_envelopes(np.asarray(bank), counts)
+        shown = shown or envelopes
+        rows += [
+            {"seed": seed, "filters": count, "kernel_size": kernel_size, **_measures(values)}
+            for count, values in zip(counts, envelopes, strict=True)
+        ]
+    figure = plots.new_figure(max(4.5, 0.9 + _PANEL * len(counts)), _PANEL + 2.7)
+    above, below = figure.subfigures(2, 1, height_ratios=[_PANEL + 0.5, 2.2])
+    panels = list(above.subplots(1, len(counts), squeeze=False)[0])
+    for axes, count, values in zip(panels, counts, shown, strict=True):
+        _draw_envelope(axes, values, f"{count:,} filter{'s' if count > 1 else ''}")
+    _finish_envelopes(panels)
+    _draw_coverage(below.subplots(), rows, counts, seeds=len(seeds))
+    return {"random": Picture(figure, rows)}
+
+
+@plots.style()
+def smoothing(bank: Sequence[np.ndarray], indices: Iterable[float]) -> dict[str, Picture]:
+    """A bank at several smoothing indices: filters, envelopes and their radial profiles (figures 7 and 8).
+
+    Args:
+        bank: kernels [k, k, C] or [k, k, C, m], of several layers perhaps, taken together.
+        indices: each at least 0; see ``filters.smooth``.
+
+    Returns:
+        "smoothing", with a row for each index, and "smoothing_profile", with one for each index and ring.
+    """
+    indices = sorted(set(indices))
+    smoothed = [[np.asarray(filters.smooth(kernel, i)) for kernel in bank] for i in indices]
+    envelopes = [functools.reduce(np.maximum, map(envelope, kernels)) for kernels in smoothed]
+    figure, panels = _panels(2 * len(indices), rows=2)
+    sheets, panels = panels[: len(indices)], panels[len(indices) :]
+    rows = []
+    for i, index in enumerate(indices):
+        sigma = filters.SIGMA_PER_INDEX * index
+        rows.append({"index": index, "sigma_pixels": sigma, **_measures(envelopes[i])})
+        _draw_filters(sheets[i], smoothed[i], f"index {index:g} (sigma {sigma:g} px)")
+        _draw_envelope(panels[i], envelopes[i], f"coverage {rows[-1]['coverage']:.2f}")
+    figure.suptitle(_SCALE)
+    _finish_envelopes(panels)
+    return {"smoothing": Picture(figure, rows), "smoothing_profile": _profiles(indices, envelopes)}
+
+
+def _profiles(indices: Sequence[float], envelopes: Sequence[np.ndarray]) -> Picture:
+    figure = plots.new_figure(4.5, 2.8)
+    axes = figure.subplots()
+    rows = []
+    for i, (index, values) in enumerate(zip(indices, envelopes, strict=True)):
+        frequencies, means = radial_profile(values)
+        axes.plot(
+            frequencies, means, label=f"{index:g}", **plots.series(i), markevery=(2 * i, len(means) // 6)
+        )
+        rows += [
+            {"index": index, "frequency": f, "envelope": mean}
+            for f, mean in zip(frequencies, means, strict=True)
+        ]
+    axes.set(xlabel="distance from frequency zero (cycles/pixel)", ylabel="envelope, mean over a ring")
+    axes.set_xlim(0)
+    axes.set_ylim(0)
+    axes.legend(title="smoothing index")
+    return Picture(figure, rows)
+
+
+def _measures(values: np.ndarray) -> dict[str, float]:
+    return {
+        "coverage": coverage(values),
+        "mean_coverage": mean_coverage(values),
+        "mean_frequency": mean_frequency(values),
+    }
+
+
+def _growing_envelopes(bank: np.ndarray, counts: Sequence[int]) -> list[np.ndarray]:
+    """Envelopes of the first filters of a bank [k, k, C], for rising counts; each filter is transformed once."""
+    found = [envelope(bank[..., : counts[0]])]
+    for start, stop in itertools.pairwise(counts):
+        found.append(np.maximum(found[-1], envelope(bank[..., start:stop])))
+    return found
+
+
+def _panels(count: int, rows: int | None = None) -> tuple["Figure", list["Axes"]]:
+    """A figure of that many square panels, in rows of nearly the same length, up to 8."""
+    rows = rows or -(-count // _COLUMNS)
+    columns = -(-count // rows)
+    # Panels are as large as fit; "compressed" then takes out the empty space between them.
+    figure = plots.new_figure(max(4, 1.2 + _PANEL * columns), 0.8 + (_PANEL + 0.35) * rows, "compressed")
+    figure.get_layout_engine().set(w_pad=0.08)
+    panels = list(figure.subplots(rows, columns, squeeze=False).ravel())
+    for axes in panels[count:]:
+        axes.remove()
+    return figure, panels[:count]
+
+
+def _draw_coverage(
+    axes: "Axes", rows: Sequence[Mapping[str, Any]], counts: Sequence[int], *, seeds: int
+) -> None:
+    """Coverage against the size of the bank."""
+    labels = {"coverage": f"over {THRESHOLD:g} of the maximum", "mean_coverage": "mean over all thresholds"}
+    for i, (name, label) in enumerate(labels.items()):
+        values = np.reshape([row[name] for row in rows], (seeds, len(counts)))
+        plots.mean_and_spread(axes, counts, values, label=label, **plots.series(i))
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(counts, [f"{count:,}" for count in counts])
+    spread = f", mean and standard deviation of {seeds} seeds" if seeds > 1 else ""
+    axes.set_xlabel(f"random {rows[0]['kernel_size']} x {rows[0]['kernel_size']} filters in the bank{spread}")
+    axes.set(ylim=(0, 1.05), ylabel="share of frequencies")
+    axes.legend(loc="lower right")
+
+
+def _draw_envelope(axes: "Axes", values: np.ndarray, title: str) -> None:
+    peak = values.max() or 1
+    # The extent's order: the first row, at the top, is the lowest vertical frequency.
+    axes.imshow(values / peak, cmap=plots.MAGNITUDE_MAP, vmin=0, vmax=1, extent=(-0.5, 0.5, 0.5, -0.5))
+    axes.set_title(title)
+    axes.set(xticks=[-0.5, 0, 0.5], yticks=[-0.5, 0, 0.5])
+    axes.grid(False)
+
+
+def _finish_envelopes(panels: Sequence["Axes"]) -> None:
+    """Names the frequencies' unit on the outer panels, and adds the one scale beside the first row."""
+    columns = panels[0].get_gridspec().ncols
+    for i, axes in enumerate(panels):
+        left, bottom = i % columns == 0, i + columns >= len(panels)
+        axes.set(xlabel="cycles/pixel" if bottom else "", ylabel="cycles/pixel" if left else "")
+        axes.tick_params(labelbottom=bottom, labelleft=left)
+    corner = panels[columns - 1]
+    scale = corner.inset_axes((1.1, 0, 0.07, 1))
+    corner.figure.colorbar(corner.images[0], cax=scale, label="envelope / maximum")
+
+
+def _draw_filters(axes: "Axes", bank: Sequence[np.ndarray], title: str) -> None:
+    """Up to 25 filters, evenly from all of the bank, in a square."""
+    shown = _sample(bank)
+    side = math.isqrt(len(shown) - 1) + 1
+    squares = np.full((side * side, *shown.shape[1:]), np.nan)
+    squares[: len(shown)] = shown
+    sheet = plots.tile(squares.reshape(side, side, *shown.shape[1:]), gap=shown.shape[1] // 6)
+    # The scale goes on beyond 1, so that no weight is as white as the paper between the filters.
+    axes.imshow(sheet, cmap=plots.SIGNED_MAP, vmin=-1, vmax=1.4, interpolation="nearest")
+    axes.set_title(title)
+    axes.set_axis_off()
+
+
+def _sample(bank: Sequence[np.ndarray]) -> np.ndarray:
+    """[count, side, side] in -1 .. 1: each filter over its largest weight, all enlarged to one side."""
+    singles = [kernel.reshape(*kernel.shape[:2], -1) for kernel in bank]
+    places = [(layer, i) for layer, kernel in enumerate(singles) for i in range(kernel.shape[2])]
+    common = math.lcm(*map(len, singles))
+    side = common * -(-12 // common)  # at least 12, for a narrow gap
+    shown = []
+    for place in np.linspace(0, len(places) - 1, min(_SAMPLE, len(places))).round().astype(int):
+        layer, i = places[place]
+        weights = singles[layer][:, :, i].astype(np.float32)
+        weights /= np.abs(weights).max() or 1
+        shown.append(weights.repeat(side // len(weights), axis=0).repeat(side // len(weights), axis=1))
+    return np.stack(shown)

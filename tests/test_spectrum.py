@@ -1,0 +1,354 @@
+"""Envelopes, coverage, the filters of a model, and the pictures from the command line."""
+
+import csv
+import itertools
+import time
+import tracemalloc
+
+import command
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+
+import randmix
+from randmix import convert, filters, masks, models, spectrum
+from randmix.checkpoint import Checkpoints
+from randmix.config import to_json
+from randmix.errors import UserError
+from randmix.spectrum import envelopes
+
+
+def bank(shape, seed=0):
+    return np.asarray(filters.random(jax.random.key(seed), shape))
+
+
+def reference(kernels, size):
+    """The definition in float64: the whole plane of every filter."""
+    singles = np.moveaxis(np.reshape(kernels, (*kernels.shape[:2], -1)), 2, 0).astype(np.float64)
+    return np.fft.fftshift(abs(np.fft.fft2(singles, (size, size))).max(axis=0))
+
+
+def frequencies(size):
+    return np.fft.fftshift(np.fft.fftfreq(size))
+
+
+# ---- envelopes
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [((8, 8, 6), 512), ((3, 3, 2, 9), 512), ((1, 1, 2), 8), ((7, 7), 51), ((4, 4, 3), 4), ((5, 5, 40), 9)],
+)
+def test_an_envelope_is_the_largest_magnitude_of_the_padded_fourier_transforms(shape, size):
+    kernels = bank((*shape[:2], 1))[..., 0] if len(shape) == 2 else bank(shape)
+    found = spectrum.envelope(kernels, size)
+    assert (found.shape, found.dtype) == ((size, size), np.float32)
+    expected = reference(kernels, size)
+    np.testing.assert_allclose(found, expected, atol=1e-6 * expected.max())
+
+
+def test_the_paper_pads_to_512():
+    assert spectrum.envelope(np.ones((1, 1, 1))).shape == (512, 512)
+
+
+@pytest.mark.parametrize("size", [64, 65])
+def test_the_identity_is_flat_and_a_box_is_a_product_of_dirichlet_kernels(size):
+    np.testing.assert_allclose(
+        spectrum.envelope(filters.build("identity")(None, (5, 5, 3)), size), 1, rtol=1e-6
+    )
+    f = frequencies(size)
+    with np.errstate(invalid="ignore"):
+        dirichlet = np.where(f == 0, 1, abs(np.sin(np.pi * 5 * f) / (5 * np.sin(np.pi * f))))
+    found = spectrum.envelope(filters.build("box")(None, (5, 5, 3)), size)
+    np.testing.assert_allclose(found, np.outer(dirichlet, dirichlet), atol=1e-6)
+
+
+def test_a_wave_down_the_rows_stands_in_the_column_of_horizontal_frequency_zero():
+    wave = np.repeat(np.cos(2 * np.pi * np.arange(16) / 4)[:, None], 16, axis=1)
+    found = spectrum.envelope(wave, 16)
+    assert {(frequencies(16)[i], frequencies(16)[j]) for i, j in np.argwhere(found > 1)} == {
+        (-0.25, 0),
+        (0.25, 0),
+    }
+
+
+def test_the_envelope_of_two_banks_is_the_maximum_of_theirs():
+    kernels = bank((4, 4, 30))
+    first, second = (spectrum.envelope(part, 64) for part in (kernels[..., :11], kernels[..., 11:]))
+    both = spectrum.envelope(kernels, 64)
+    np.testing.assert_array_equal(both, np.maximum(first, second))
+    assert (both > first).any()
+
+
+def test_chunks_do_not_show(monkeypatch):
+    kernels = bank((3, 3, 50))
+    found = []
+    for chunk in (1, 7 * 32 * 17, 10**9):
+        monkeypatch.setattr(envelopes, "_CHUNK", chunk)
+        found.append(spectrum.envelope(kernels, 32))
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+
+
+def test_memory_does_not_grow_with_the_bank():
+    def peak(kernels):
+        tracemalloc.start()
+        spectrum.envelope(kernels, 32)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    kernels = np.random.default_rng(0).random((3, 3, 100_000), np.float32)
+    small_bank = np.ascontiguousarray(kernels[..., :1_000])
+    assert peak(kernels) < 1.1 * peak(small_bank) < 8e6
+
+
+def test_1024_filters_of_9_x_9_take_less_than_10_seconds():
+    kernels = bank((9, 9, 1024))
+    start = time.process_time()  # the machine may be shared
+    spectrum.envelope(kernels)
+    assert time.process_time() - start < 10
+
+
+@pytest.mark.parametrize(
+    ("kernels", "message"),
+    [
+        (np.ones((3, 3, 0)), "filter bank: got shape [3, 3, 0], which has no filters; give one or more"),
+        (np.ones((3, 4, 2)), "filter bank: got shape [3, 4, 2], allowed are square filters [k, k, ...]"),
+        (np.ones(3), "filter bank: got shape [3], allowed are square filters [k, k, ...]"),
+        (np.ones((9, 9, 1)), "filter bank: got filters [9, 9], allowed up to size = 8"),
+        (
+            np.full((2, 2, 1), np.nan),
+            "filter bank: got weights that are NaN or infinite; allowed are finite numbers",
+        ),
+    ],
+)
+def test_a_bank_without_an_envelope_is_one_line(kernels, message):
+    with pytest.raises(UserError) as error:
+        spectrum.envelope(kernels, 8)
+    assert str(error.value) == message
+
+
+# ---- measures
+
+
+def test_coverage_is_a_share_of_frequencies():
+    ramp = np.linspace(0, 1, 101)
+    assert [spectrum.coverage(ramp, t) for t in (0, 0.5, 0.755)] == pytest.approx(
+        [100 / 101, 50 / 101, 25 / 101]
+    )
+    assert spectrum.coverage(7 * ramp) == spectrum.coverage(ramp)
+    assert spectrum.coverage(np.ones((4, 4)), 0.999) == 1
+    for zero in (spectrum.coverage, spectrum.mean_coverage, spectrum.mean_frequency):
+        assert zero(np.zeros((4, 4))) == 0
+    for threshold in (-0.1, 1, float("nan")):
+        with pytest.raises(UserError, match=f"threshold: got {threshold}, allowed from 0 up to"):
+            spectrum.coverage(ramp, threshold)
+
+
+def test_mean_coverage_is_the_area_under_coverage_against_threshold():
+    envelope = spectrum.envelope(bank((8, 8, 3)), 64)
+    thresholds = (np.arange(2000) + 0.5) / 2000
+    area = np.mean([spectrum.coverage(envelope, t) for t in thresholds])
+    assert spectrum.mean_coverage(envelope) == pytest.approx(area, abs=1e-3)
+
+
+def test_more_random_filters_cover_more():
+    of_seeds = [
+        [spectrum.coverage(spectrum.envelope(bank((8, 8, 64), seed)[..., :n], 128)) for n in (1, 4, 16, 64)]
+        for seed in range(5)
+    ]
+    means = np.mean(of_seeds, axis=0)
+    assert (np.diff(means) > 0.1).all(), means
+    assert means[0] < 0.35
+    assert means[-1] > 0.85
+
+
+def test_mean_frequency_is_where_the_energy_lies():
+    # The mean distance of a unit square's points from its centre.
+    flat = (np.sqrt(2) + np.arcsinh(1)) / 6
+    assert spectrum.mean_frequency(np.ones((512, 512))) == pytest.approx(flat, rel=1e-4)
+    line = np.zeros((8, 8))
+    line[4, [2, 4, 6]] = 3, 6, 3  # energy 9 at 0.25 on either side of 36 at 0
+    assert spectrum.mean_frequency(line) == pytest.approx(0.25 * 18 / 54)
+
+
+@pytest.mark.parametrize("size", [64, 512])
+def test_a_radial_profile_finds_a_radial_function_again(size):
+    radius = np.hypot(frequencies(size)[:, None], frequencies(size))
+    middles, means = spectrum.radial_profile(np.exp(-3 * radius))
+    assert means.shape == (size // 8,)
+    np.testing.assert_allclose(means, np.exp(-3 * middles), rtol=0.1 if size == 64 else 0.01)
+    np.testing.assert_allclose(spectrum.radial_profile(np.ones((size, size)))[1], 1)
+
+
+@pytest.mark.parametrize("cut", [0.2, 0.3, 0.4])
+def test_smoothing_moves_an_envelope_to_low_frequencies(cut):
+    kernels = bank((8, 8, 16))
+    found = [spectrum.envelope(filters.smooth(kernels, index), 128) for index in (0, 1, 2, 4)]
+    above = np.hypot(frequencies(128)[:, None], frequencies(128)) > cut
+    for measure in (lambda e: np.square(e[above]).sum(), spectrum.mean_frequency):
+        assert all(later < earlier for earlier, later in itertools.pairwise(map(measure, found)))
+
+
+# ---- the filters of a model
+
+
+def variables(name, **arguments):
+    model = models.build(name, num_classes=3, **arguments)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    rng = np.random.default_rng(0)
+    return model, jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32), shapes)
+
+
+def test_layers_are_the_depthwise_kernels_from_the_first_layer_on():
+    _, convmixer = variables("convmixer", width=4, depth=2, kernel_size=3, patch_size=2)
+    kernels = spectrum.layers(convmixer)
+    assert list(kernels) == ["block_00", "block_01"]  # the patch stem is dense
+    np.testing.assert_array_equal(
+        kernels["block_01"], convmixer["spatial"]["block_01"]["depthwise"]["kernel"]
+    )
+
+    _, resnet = variables("resnet", width=2, depth=1, multiplier=2, stem="imagenet")
+    shapes = {name: kernel.shape for name, kernel in spectrum.layers(resnet).items()}
+    assert list(shapes)[:3] == ["stem", "block_00/conv_1", "block_00/conv_2"]
+    assert len(shapes) == 1 + 4 * 2
+    assert (shapes["stem"], shapes["block_03/conv_2"]) == ((7, 7, 3, 2), (3, 3, 16, 2))
+
+    deep = {f"block_{i}": {"depthwise": {"kernel": np.ones((1, 1, 1))}} for i in (100, 20, 3)}
+    assert list(spectrum.layers({"spatial": deep})) == ["block_3", "block_20", "block_100"]
+
+
+def test_layers_without_filters_or_with_broken_ones_are_one_line():
+    with pytest.raises(UserError, match="model: no depthwise filters in it"):
+        spectrum.layers({"spatial": {"stem": {"kernel": np.ones((2, 2, 3, 4))}}})
+    broken = {"spatial": {"block_00": {"depthwise": {"kernel": np.full((2, 2, 1), np.inf)}}}}
+    with pytest.raises(
+        UserError, match=r"^spatial/block_00/depthwise/kernel: got weights that are NaN or inf"
+    ):
+        spectrum.layers(broken)
+
+
+@pytest.mark.parametrize("keep_norm", [True, False])
+def test_smoothing_a_model_smooths_its_depthwise_filters_and_nothing_else(keep_norm):
+    _, before = variables("convmixer", width=4, depth=2, kernel_size=3, patch_size=2)
+    after = spectrum.smooth_filters(before, 2, keep_norm=keep_norm)
+    paths = [f"spatial/block_0{i}/depthwise/kernel" for i in range(2)]
+    assert masks.diff(before, after).moved == paths
+    expected = filters.smooth(before["spatial"]["block_01"]["depthwise"]["kernel"], 2, keep_norm=keep_norm)
+    np.testing.assert_array_equal(after["spatial"]["block_01"]["depthwise"]["kernel"], expected)
+    assert not masks.diff(before, spectrum.smooth_filters(before, 0)).moved
+
+
+# ---- the command line
+
+
+def program(*arguments, **options):
+    return command.run("randmix.spectrum", *arguments, **options)
+
+
+def table(file):
+    with file.open() as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_the_filters_of_a_trained_run(tmp_path):
+    (tmp_path / "config.json").write_text(to_json(small.config()))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(2, small.after(2))
+    done = program(f"--workdir={tmp_path}")
+    assert done.status == 0, done.err
+    names = ["envelopes.png", "envelopes.svg", "envelopes.csv", "filters.png", "filters.svg"]
+    assert done.out.splitlines() == [str(tmp_path / "spectrum" / name) for name in names]
+    rows = table(tmp_path / "spectrum" / "envelopes.csv")
+    kernels = spectrum.layers(randmix.load(tmp_path).variables)
+    assert [row["layer"] for row in rows] == list(kernels) == ["block_00", "block_01"]
+    for row, kernel in zip(rows, kernels.values(), strict=True):
+        assert (row["filters"], row["kernel_size"]) == ("16", "3")
+        envelope = reference(kernel, 512)
+        assert float(row["coverage"]) == pytest.approx(np.mean(envelope > 0.5 * envelope.max()), abs=1e-4)
+        assert float(row["mean_coverage"]) == pytest.approx(envelope.mean() / envelope.max(), rel=1e-4)
+
+
+def test_smoothing_the_filters_of_a_converted_model(tmp_path):
+    model, weights = variables("convmixer", width=4, depth=2, kernel_size=3, patch_size=2)
+    convert.write_run(tmp_path / "run", model, weights)
+    done = program(f"--workdir={tmp_path / 'run'}", "--smoothing=0,2", f"--out={tmp_path / 'out'}")
+    assert done.status == 0, done.err
+    names = [
+        f"{name}.{suffix}" for name in ("smoothing", "smoothing_profile") for suffix in ("png", "svg", "csv")
+    ]
+    assert done.out.splitlines() == [str(tmp_path / "out" / name) for name in names]
+    rough, smooth = table(tmp_path / "out" / "smoothing.csv")
+    assert (rough["index"], smooth["index"], smooth["sigma_pixels"]) == ("0", "2", "1")
+    assert float(smooth["mean_frequency"]) < float(rough["mean_frequency"])
+    kernels = np.concatenate(list(spectrum.layers(weights).values()), axis=2)
+    assert float(rough["mean_coverage"]) == pytest.approx(
+        spectrum.mean_coverage(reference(kernels, 512)), rel=1e-4
+    )
+    profile = table(tmp_path / "out" / "smoothing_profile.csv")
+    assert [row["index"] for row in profile] == ["0"] * 64 + ["2"] * 64
+
+
+def test_random_banks_by_size_and_seed(tmp_path):
+    flags = ("--random=4,1", "--kernel_size=3", "--seed=5", "--seeds=2")
+    done = program(*flags, cwd=tmp_path, env={"PYTHONPATH": str(command.REPOSITORY)})
+    assert done.status == 0, done.err
+    assert done.out.splitlines() == [f"runs/spectrum/random.{suffix}" for suffix in ("png", "svg", "csv")]
+    rows = table(tmp_path / "runs" / "spectrum" / "random.csv")
+    assert [(row["seed"], row["filters"]) for row in rows] == [("5", "1"), ("5", "4"), ("6", "1"), ("6", "4")]
+    expected = spectrum.coverage(reference(bank((3, 3, 4), seed=6), 512))
+    assert float(rows[3]["coverage"]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_help_is_enough():
+    done = program("--help")
+    assert done.status == 0
+    for words in ("--workdir", "--random", "--smoothing", "--out", "coverage", "Exit status"):
+        assert words in done.out
+
+
+RANDOM = "allowed are whole numbers from 1 to 1,000,000, with commas between"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give either --workdir=RUN or --random=1,4,16,64,256; see --help"),
+        (["--workdir=x", "--random=1"], "give either --workdir=RUN or --random=1,4,16,64,256; see --help"),
+        (["--random=0"], f"--random=0: {RANDOM}"),
+        (["--random=4,many"], f"--random=4,many: {RANDOM}"),
+        (["--random="], f"--random=: {RANDOM}"),
+        (["--random=4", "--smoothing=-1"], "--smoothing=-1: allowed are numbers from 0, with commas between"),
+        (
+            ["--random=4,8", "--smoothing=1"],
+            "--smoothing takes one bank of one seed: give --random one size, and no --seeds",
+        ),
+        (
+            ["--workdir=x", "--kernel_size=3"],
+            "--kernel_size goes with --random; the filters of --workdir are as they are",
+        ),
+        (
+            ["--workdir=/nowhere/run"],
+            "/nowhere/run: no run there (config.json is missing); give the --workdir of a run",
+        ),
+        (
+            ["--random=1", "--kernel_size=2", "--seeds=1", "--out=/dev/null/out"],
+            "/dev/null/out: can't be written (Not a directory); give a folder that you may write to",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(arguments, message):
+    done = program(*arguments)
+    assert (done.status, done.out, done.err) == (2, "", f"randmix: {message}\n")
+
+
+def test_a_run_without_a_checkpoint_is_one_line_and_status_2(tmp_path):
+    (tmp_path / "config.json").write_text(to_json(small.config()))
+    done = program(f"--workdir={tmp_path}")
+    assert (done.status, done.out) == (2, "")
+    assert done.err == (
+        f"randmix: {tmp_path / 'checkpoints'}: no checkpoint there; train this workdir first\n"
+    )
