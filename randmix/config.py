@@ -14,7 +14,16 @@ from ml_collections import ConfigDict, config_dict
 from randmix.errors import UserError, check_choice
 
 # Keys that change what is shown or where data lie, never what is learned.
-DISPLAY_KEYS = frozenset({"log_every", "eval_every", "checkpoint_every", "data.data_dir"})
+DISPLAY_KEYS = frozenset(
+    {
+        "log_every",
+        "eval_every",
+        "checkpoint_every",
+        "data.data_dir",
+        "defense.pgd_steps",
+        "defense.pgd_examples",
+    }
+)
 
 
 def default(model: str = "convmixer") -> ConfigDict:
@@ -34,7 +43,9 @@ def default(model: str = "convmixer") -> ConfigDict:
             "groups": config_dict.placeholder(
                 tuple
             ),  # (label, selector, settings), ...; see randmix/groups.py
-            "task": "classification",
+            "task": "classification",  # classification | unshuffling
+            # unshuffling: which pixels change places. Not the seed, so that runs of several seeds have one task.
+            "permutation_seed": 0,
             "model": {"name": model} | MODEL_KEYS[model],
             "data": {
                 "name": "digits",  # None in the workdir of a converted model without a data set
@@ -47,6 +58,13 @@ def default(model: str = "convmixer") -> ConfigDict:
             "epochs": 10.0,
             "steps": config_dict.placeholder(int),  # overrides epochs
             "label_smoothing": 0.0,
+            "defense": {  # training on FGSM samples (section 4.3.1)
+                "epsilon": 0.0,  # how far each pixel moves, in 1/255; 0: no such training
+                "share": 1.0,  # of every batch
+                # Such training may learn to withstand FGSM and nothing else, so that each evaluation has PGD too.
+                "pgd_steps": 10,
+                "pgd_examples": 512,  # the first ones of the test split
+            },
             "optimizer": {
                 "name": "adamw",  # adamw | sgd
                 "learning_rate": 0.01,  # at the schedule's height
@@ -154,7 +172,8 @@ def check(config: ConfigDict) -> None:
         _check_range("config.steps", config.steps, config.steps >= 1, "1 or more")
     elif not config.epochs > 0:
         _check_range("config.epochs", config.epochs, False, "more than 0")
-    _check_range("config.seed", config.seed, 0 <= config.seed < 2**32, "0 to 4294967295")
+    for key in ("seed", "permutation_seed"):
+        _check_range(f"config.{key}", config[key], 0 <= config[key] < 2**32, "0 to 4294967295")
     _check_range(
         "config.data.subset", config.data.subset, 0 < config.data.subset <= 1, "more than 0, up to 1"
     )
@@ -167,7 +186,25 @@ def check(config: ConfigDict) -> None:
         0 <= config.label_smoothing < 1,
         "0 up to, not including, 1",
     )
+    _check_defense(config)
+    if config.task == "unshuffling":
+        _check_range(
+            "config.label_smoothing",
+            config.label_smoothing,
+            config.label_smoothing == 0,
+            "0 with the task unshuffling",
+        )
     check_choice("config.precision", config.precision, ("float32", "bfloat16"))
+
+
+def _check_defense(config: ConfigDict) -> None:
+    epsilon, share = config.defense.epsilon, config.defense.share
+    _check_range("config.defense.epsilon", epsilon, 0 <= epsilon <= 255, "0 to 255 (in 1/255)")
+    _check_range("config.defense.share", share, 0 < share <= 1, "more than 0, up to 1")
+    for key in ("pgd_steps", "pgd_examples"):
+        _check_range(f"config.defense.{key}", config.defense[key], config.defense[key] >= 1, "1 or more")
+    if config.task != "classification":
+        _check_range("config.defense.epsilon", epsilon, epsilon == 0, f"0 with the task {config.task}")
 
 
 def total_steps(config: ConfigDict, train_examples: int) -> int:

@@ -1,36 +1,177 @@
-"""Evaluating a whole split: every example exactly once."""
+"""Evaluates a trained workdir on a whole split: clean, or under attack.
 
-from collections.abc import Callable
-from typing import Any
+    python -m randmix.evaluate --workdir=runs/a
+    python -m randmix.evaluate --workdir=runs/a --attacks=fgsm,pgd2
+    python -m randmix.evaluate --workdir=runs/a --attacks=fgsm,pgd2,strong --epsilons=0,2,8,32,64 --examples=500
+    python -m randmix.evaluate --workdir=runs/converted --data=cifar10
 
-import jax
+Without --attacks it prints the metrics of the latest checkpoint over every example of the split, and writes
+nothing. With --attacks it measures the accuracy at each epsilon (in 1/255, on pixels in [0, 1]) and writes to --out
 
-from randmix import sharding, steps
-from randmix.data import loader
-from randmix.tasks import Task
+    attacks.csv         attack, epsilon, accuracy
+    attacks.png, .svg   the curves
+    attacks.json        how it was measured, and the verdicts of the sanity checks, which are printed too
 
-EvalStep = Callable[[dict[str, Any], loader.Data, int], dict[str, jax.Array]]
+Attacks:
+    noise    each pixel up or down by epsilon, at random: the control, always among them
+    fgsm     one step of size epsilon along the sign of the gradient
+    pgd2     the paper's PGD-2: two such steps from the clean image, projected on the ball
+    pgd      projected gradient descent with the --pgd_* flags
+    strong   many steps and restarts, on two losses; the worst of all, with the other attacks, counts
+
+FGSM and PGD-2 measure sensitivity; robustness is what is left under the strong attack. That takes about
+2 * steps * restarts passes through the model for each example and epsilon: use --examples.
+
+Exit status: 0 done, 2 a mistake in the command.
+"""
+
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from randmix import cli, host
+from randmix.errors import UserError, check_choice
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from randmix.runs import Run
+
+EPSILONS = ("0", "0.5", "1", "2", "4", "8", "16", "32", "64")
 
 
-def jit_eval_step(*, model: Any, task: Task, mesh: jax.sharding.Mesh, batch_size: int) -> EvalStep:
-    """Compiles, on first use, ``(variables, data, index) -> sums`` for a set held on the devices."""
+def define_flags() -> None:
+    """Defines the command line's flags; not at import, which a program with flags of its own may do."""
+    flags.DEFINE_string("workdir", None, "The folder of a run, or of converted weights.")
+    flags.DEFINE_string("split", "test", "test | train.")
+    flags.DEFINE_string("data", None, "Evaluate on this data set. Default: the run's.")
+    flags.DEFINE_string("data_dir", None, "Where TFDS keeps its data sets. Default: as for the run.")
+    flags.DEFINE_integer("examples", None, "Take the first ones of the split only.", lower_bound=1)
+    flags.DEFINE_integer(
+        "batch_size", None, "Images that the devices work on at once. Default: the run's.", lower_bound=1
+    )
+    flags.DEFINE_list("attacks", None, "Of noise, fgsm, pgd2, pgd and strong, one or more. Default: none.")
+    flags.DEFINE_list("epsilons", list(EPSILONS), "Radii of the ball, in 1/255.")
+    flags.DEFINE_string("norm", "linf", "linf | l2: of the ball.")
+    flags.DEFINE_string("out", None, "The folder for what the attacks give. Default: the workdir.")
+    flags.DEFINE_integer(
+        "seed", 0, "Of the noise and of random starts.", lower_bound=0, upper_bound=2**32 - 1
+    )
+    flags.DEFINE_integer("strong_steps", 50, "Steps of each restart of the strong attack.")
+    flags.DEFINE_integer("strong_restarts", 10, "Restarts of the strong attack.")
+    flags.DEFINE_integer("pgd_steps", 10, "Steps of the attack pgd.")
+    flags.DEFINE_float("pgd_step_size", 0.25, "Of each of them, as a multiple of epsilon.")
+    flags.DEFINE_bool("pgd_random_start", True, "Start anywhere in the ball, not at the clean image.")
+    flags.DEFINE_integer("pgd_restarts", 1, "How often; the worst counts.")
+    flags.DEFINE_bool("tune_host", True, "On a CPU: as in randmix.main.")
 
-    def eval_step(variables: dict[str, Any], data: loader.Data, index: jax.Array) -> dict[str, jax.Array]:
-        batch = loader.eval_batch(data, index, batch_size=batch_size)
-        batch = jax.lax.with_sharding_constraint(batch, sharding.split_batch(mesh))
-        return steps.eval_step(variables, batch, model=model, task=task)
 
-    return jax.jit(eval_step, out_shardings=sharding.replicated(mesh))
+def main(argv: list[str]) -> None:
+    """Evaluates the workdir that the command line names."""
+    options = flags.FLAGS
+    if options.tune_host:
+        host.tune()
+    # Only now what imports JAX.
+    from randmix import eval_loop, progress, runs
+
+    if len(argv) > 1:
+        raise UserError(f"got {argv[1]!r}, allowed are flags only; see --help")
+    if not options.workdir:
+        raise UserError("--workdir is missing; give one, for example --workdir=runs/a")
+    arguments = None if options.attacks is None else _attack_flags(options)
+    run = runs.load(options.workdir)
+    dataset, data = eval_loop.load_split(run, options.split, name=options.data, data_dir=options.data_dir)
+    data = {name: array[: options.examples] for name, array in data.items()}
+    got, total = len(data["label"]), dataset.examples(options.split)
+    about = {
+        "workdir": options.workdir,
+        "step": run.step,
+        "data": f"{dataset.name}, {options.split}",
+        "examples": f"all {total:,}" if got == total else f"the first {got:,} of {total:,}",
+    }
+    batch_size = options.batch_size or run.config.batch_size
+    if arguments is None:
+        metrics = eval_loop.evaluate_run(run, dataset, data, batch_size=batch_size)
+        print(progress.table([{**about, **progress.metrics_row(metrics)}]))
+    else:
+        _attack(run, data, about, {**arguments, "batch_size": batch_size}, options.out or options.workdir)
 
 
-def evaluate_split(
-    eval_step: EvalStep, variables: dict[str, Any], data: loader.Data, *, batch_size: int
-) -> dict[str, float]:
-    """Means of the task's metrics over all examples of ``data``."""
-    batches = -(-data["label"].shape[0] // batch_size)
-    sums = eval_step(variables, data, 0)
-    for index in range(1, batches):
-        sums = jax.tree.map(lambda a, b: a + b, sums, eval_step(variables, data, index))
-    sums = {name: float(value) for name, value in sums.items()}
-    examples = sums.pop("examples")
-    return {name: value / examples for name, value in sums.items()}
+def _attack(
+    run: "Run",
+    data: "dict[str, np.ndarray]",
+    about: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    folder: str,
+) -> None:
+    """Measures, writes and prints the accuracy under attack."""
+    from randmix import progress, robustness, robustness_report, tasks
+
+    if run.config.task != tasks.CLASSIFICATION.name:
+        raise UserError(
+            f"{about['workdir']}: a run with the task {run.config.task!r}, allowed under attack are runs with the task "
+            "'classification'; leave --attacks out"
+        )
+    print("  ".join(f"{name}: {value}" for name, value in about.items()), flush=True)
+    robustness_report.require_writable(folder)  # not after hours of work
+    settings = robustness.Settings(**arguments)
+    curves = robustness.measure(run.model, run.variables, data, settings, track=progress.track)
+    files = robustness_report.write(curves, folder, about)
+    print(robustness_report.text(curves))
+    print("wrote", ", ".join(map(str, files)))
+
+
+def _attack_flags(options: flags.FlagValues) -> dict[str, Any]:
+    """What the flags say about attacks, checked, as arguments of ``robustness.Settings``."""
+    from randmix import attacks, balls
+
+    names = [name.strip() for name in options.attacks if name.strip()]
+    if not names:
+        raise UserError(f"--attacks is empty; allowed are {', '.join(attacks.ATTACKS)}")
+    for name in names:
+        check_choice("--attacks", name, attacks.ATTACKS)
+    check_choice("--norm", options.norm, balls.NORMS)
+    for flag in ("strong_steps", "strong_restarts", "pgd_steps", "pgd_restarts"):
+        if options[flag].value < 1:
+            raise UserError(f"--{flag}: got {options[flag].value}, allowed 1 or more")
+    if not options.pgd_step_size > 0:
+        raise UserError(f"--pgd_step_size: got {options.pgd_step_size}, allowed more than 0")
+    if options.pgd_restarts > 1 and not options.pgd_random_start:
+        raise UserError(
+            f"--pgd_restarts: got {options.pgd_restarts} without a random start, which would all end the same; "
+            "allowed 1, or --pgd_random_start"
+        )
+    return {
+        "attacks": tuple(name for name in attacks.ATTACKS if name in (*names, "noise")),
+        "epsilons": _epsilons(options.epsilons, options.norm),
+        "norm": options.norm,
+        "seed": options.seed,
+        "pgd": {
+            name: options[f"pgd_{name}"].value for name in ("steps", "step_size", "random_start", "restarts")
+        },
+        "strong": {name: options[f"strong_{name}"].value for name in ("steps", "restarts")},
+    }
+
+
+def _epsilons(words: list[str], norm: str) -> tuple[float, ...]:
+    """The radii, ascending and each once."""
+    if not any(word.strip() for word in words):
+        raise UserError(f"--epsilons is empty; give some, for example --epsilons={','.join(EPSILONS)}")
+    largest, allowed = (255, "0 to 255") if norm == "linf" else (sys.float_info.max, "0 or more")
+    epsilons = set()
+    for word in words:
+        try:
+            epsilon = float(word)
+        except ValueError:
+            epsilon = -1.0
+        if not 0 <= epsilon <= largest:
+            raise UserError(f"--epsilons: got {word!r}, allowed are numbers, {allowed} (in 1/255)")
+        epsilons.add(epsilon)
+    return tuple(sorted(epsilons))
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

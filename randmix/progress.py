@@ -2,15 +2,25 @@
 
 import sys
 import time
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+
+Item = TypeVar("Item")
 
 
 class Reporter:
-    """Shows steps, loss, accuracy, images/s and time left; a context manager."""
+    """Shows steps, metrics, images/s and time left; a context manager."""
 
     def __init__(self, total_steps: int, start_step: int = 0):
         self.console = Console(soft_wrap=True)
@@ -48,17 +58,17 @@ class Reporter:
         if self._bar:
             self._bar.update(self._task, completed=step)
 
-    def train(self, step: int, *, loss: float, accuracy: float, images_per_second: float, **_: Any) -> None:
+    def train(self, step: int, *, images_per_second: float, **metrics: float) -> None:
         """Shows a training interval's means."""
-        numbers = f"loss {loss:.4f}  accuracy {accuracy:.4f}  {images_per_second:,.0f} images/s"
+        numbers = f"{_in_words(metrics)}  {images_per_second:,.0f} images/s"
         if self._bar:
             self._bar.update(self._task, completed=step, numbers=numbers)
         else:
             self.say(f"step {step}/{self._total}  {numbers}  {self._time_left(step)} left")
 
-    def test(self, step: int, *, loss: float, accuracy: float) -> None:
+    def test(self, step: int, **metrics: float) -> None:
         """Shows an evaluation."""
-        self.say(f"step {step}/{self._total}  test loss {loss:.4f}  test accuracy {accuracy:.4f}")
+        self.say(f"step {step}/{self._total}  {_in_words(metrics, 'test ')}")
 
     def _time_left(self, step: int) -> str:
         seconds = (time.monotonic() - self._began) / (step - self._start) * (self._total - step)
@@ -67,19 +77,65 @@ class Reporter:
         return f"{hours}:{minutes:02d}:{seconds:02d}"
 
 
+def _in_words(metrics: dict[str, float], prefix: str = "") -> str:
+    """Metrics on one line, the loss first; out of a compiled step they come sorted by name."""
+    names = sorted(metrics, key=lambda name: name != "loss")
+    return "  ".join(f"{prefix}{name} {_shown(name, metrics[name])}" for name in names)
+
+
+def _shown(name: str, value: float) -> str:
+    return f"{value:.2f} dB" if name == "psnr" else f"{value:.4f}"
+
+
 def result_table(result: dict[str, Any]) -> str:
-    """The end of a run as a table: mode, test accuracy, parameter counts, seconds."""
-    table = Table()
-    for name in ("mode", "test accuracy", "trainable", "frozen", "seconds"):
-        table.add_column(name, justify="left" if name == "mode" else "right")
-    table.add_row(
-        result["mode"],
-        f"{result['metrics']['test_accuracy']:.4f}",
-        f"{result['parameters']['trainable']:,}",
-        f"{result['parameters']['frozen']:,}",
-        f"{result['wall_seconds']:.1f}",
-    )
+    """The end of a run as a table: mode, the test metrics but the loss, parameter counts, seconds."""
+    metrics = {name.removeprefix("test_"): value for name, value in result["metrics"].items()}
+    del metrics["loss"]
+    row = {
+        "mode": result["mode"],
+        **{f"test {name}": _shown(name, value) for name, value in metrics.items()},
+        "trainable": f"{result['parameters']['trainable']:,}",
+        "frozen": f"{result['parameters']['frozen']:,}",
+        "seconds": f"{result['wall_seconds']:.1f}",
+    }
+    return table([row])
+
+
+def metrics_row(metrics: Mapping[str, float]) -> dict[str, str]:
+    """Metrics as cells of a table."""
+    return {name: _shown(name, value) for name, value in metrics.items()}
+
+
+def table(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows of the same columns as a table, the first column to the left and the others to the right."""
+    grid = Table()
+    for i, name in enumerate(rows[0]):
+        grid.add_column(name, justify="right" if i else "left")
+    for row in rows:
+        grid.add_row(*map(str, row.values()))
     console = Console(file=sys.stdout, soft_wrap=True)
     with console.capture() as capture:
-        console.print(table)
+        console.print(grid)
     return capture.get().rstrip("\n")
+
+
+def track(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
+    """Yields the items, and shows how far it is: a bar on a terminal, elsewhere a line each tenth of the way."""
+    console = Console(soft_wrap=True)
+    if console.is_terminal:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+        )
+        with Progress(*columns, console=console, transient=True) as bar:
+            yield from bar.track(items, total=total, description=what)
+        return
+    began = time.monotonic()
+    for done, item in enumerate(items, start=1):
+        yield item
+        if done * 10 // total > (done - 1) * 10 // total:
+            seconds = time.monotonic() - began
+            console.print(f"{what}: {100 * done // total} %, {seconds:.0f} s", markup=False, highlight=False)

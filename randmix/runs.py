@@ -74,6 +74,7 @@ class Parts:
             jax.random.key(seed),
             self.dataset.image_shape,
             model=self.model,
+            task=self.task,
             optimizer=self.phases[0].optimizer,
             labels=self.labels,
         )
@@ -102,8 +103,8 @@ def assemble(config: ConfigDict) -> Parts:
     """
     configs.check(config)
     dataset = catalog.get(config.data.name)
-    task = tasks.get(config.task)
-    model = models.build(num_classes=dataset.num_classes, dtype=config.precision, **config.model)
+    task = tasks.build(config.task, image_shape=dataset.image_shape, permutation_seed=config.permutation_seed)
+    model = _build_model(config, dataset.num_classes)
     model.check_image_shape(dataset.image_shape)
     variables = jax.eval_shape(
         model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
@@ -138,6 +139,14 @@ def assemble(config: ConfigDict) -> Parts:
     )
 
 
+def _build_model(config: ConfigDict, num_classes: int | None) -> nn.Module:
+    """The config's model with the read-out that its task takes."""
+    if config.task == "unshuffling" and config.model.name == "resnet":
+        raise UserError("config.model.name: got 'resnet', allowed with the task unshuffling is convmixer")
+    readout = tasks.model_arguments(config.task, num_classes)
+    return models.build(dtype=config.precision, **readout, **config.model)
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """A trained workdir, for a notebook: ``run.model.apply(run.variables, images)``.
@@ -167,7 +176,7 @@ def load(workdir: epath.PathLike) -> Run:
     # A converted model may be of no data set in the catalogue; the weights know its classes.
     classifier = variables["head"].get("classifier")
     num_classes = None if classifier is None else classifier["bias"].shape[0]
-    model = models.build(num_classes=num_classes, dtype=config.precision, **config.model)
+    model = _build_model(config, num_classes)
     _check_fits(workdir, config, model, variables)
     return Run(config=config, model=model, variables=variables, step=step)
 

@@ -11,7 +11,7 @@ from flax import struct
 
 from randmix import masks
 from randmix.models import split
-from randmix.tasks import Task
+from randmix.tasks import CLASSIFICATION, Task
 
 
 class TrainState(struct.PyTreeNode):
@@ -32,12 +32,18 @@ class TrainState(struct.PyTreeNode):
     opt_state: Any
     totals: dict[str, jax.Array]
 
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the model is applied to: parameters by role and ``batch_stats``."""
+        return {**self.params, "batch_stats": self.batch_stats}
+
 
 def init_state(
     key: jax.Array,
     image_shape: tuple[int, int, int],
     *,
     model: nn.Module,
+    task: Task,
     optimizer: optax.GradientTransformation,
     labels: Any,
 ) -> TrainState:
@@ -47,6 +53,7 @@ def init_state(
         key: decides the initial parameters.
         image_shape: (height, width, channels).
         model: the model.
+        task: whose metrics are summed.
         optimizer: of the label tree.
         labels: of every parameter; "freeze" is frozen.
     """
@@ -57,13 +64,13 @@ def init_state(
         params=params,
         batch_stats=batch_stats,
         opt_state=optimizer.init(trainable),
-        totals=empty_totals(),
+        totals=empty_totals(task),
     )
 
 
-def empty_totals() -> dict[str, jax.Array]:
+def empty_totals(task: Task = CLASSIFICATION) -> dict[str, jax.Array]:
     """Totals over no step at all."""
-    return {name: jnp.zeros((), jnp.float32) for name in ("loss", "accuracy", "steps")}
+    return {name: jnp.zeros((), jnp.float32) for name in (*task.metric_names, "steps")}
 
 
 def train_step(
@@ -84,7 +91,7 @@ def train_step(
 
     Args:
         state: before the step.
-        batch: ``image`` [N, H, W, C] float32 in [0, 1] and what the task scores against.
+        batch: ``image`` [N, H, W, C] float32 in [0, 1] and ``label``; the task prepares it for the model.
         model, task, optimizer, labels, label_smoothing: static.
         channel_masks: None, or a tree with a bool array for each parameter that is learned in part; what it
             leaves out has no gradient, and neither momentum nor weight decay moves it. Static.
@@ -93,6 +100,7 @@ def train_step(
         The state after the step, and the batch's mean metrics ([] float32 each).
     """
     trainable, frozen = masks.partition(state.params, labels)
+    batch = task.prepare(batch)
 
     def loss_fn(trainable: Any) -> tuple[jax.Array, Any]:
         variables = {**masks.merge(trainable, frozen), "batch_stats": state.batch_stats}
@@ -129,6 +137,7 @@ def eval_step(
     Returns:
         A sum for each metric and ``examples``, how many were counted; [] float32 each.
     """
+    batch = task.prepare(batch)
     outputs = model.apply(variables, batch["image"], train=False)
     metrics = task.metrics(outputs, batch, 0.0)
     sums = {name: jnp.where(batch["mask"], values, 0).sum() for name, values in metrics.items()}

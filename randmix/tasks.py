@@ -1,12 +1,19 @@
-"""What a model is trained for: how its outputs are scored, example by example."""
+"""What a model is trained for: what it is shown, and how its outputs are scored, example by example."""
 
+import zlib
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 from randmix.errors import check_choice
+
+Batch = Mapping[str, jax.Array]
+Images = TypeVar("Images", np.ndarray, jax.Array)
 
 
 class Task(NamedTuple):
@@ -14,16 +21,28 @@ class Task(NamedTuple):
 
     Attributes:
         name: the config's ``task``.
+        metric_names: what ``metrics`` gives, "loss" first.
         metrics: ``(outputs, batch, label_smoothing) -> {"loss": [N], ...}``, float32 numbers an example; "loss"
-            is what training lowers.
+            is what training lowers. ``batch`` is a prepared one.
+        prepare: ``batch -> batch``, from what the loader gives to what the model is shown as ``image`` and
+            scored against; it runs inside the compiled step, after the augmentation.
+        constants: arrays that are one and the same for every example of the run; it saves each as NAME.npy.
     """
 
     name: str
-    metrics: Callable[[jax.Array, Mapping[str, jax.Array], float], dict[str, jax.Array]]
+    metric_names: tuple[str, ...]
+    metrics: Callable[[jax.Array, Batch, float], dict[str, jax.Array]]
+    prepare: Callable[[Batch], Batch] = lambda batch: batch
+    constants: Mapping[str, np.ndarray] = MappingProxyType({})
+
+    @property
+    def has_accuracy(self) -> bool:
+        """Whether examples are right or wrong, as attacks need it."""
+        return "accuracy" in self.metric_names
 
 
 def classification_metrics(
-    logits: jax.Array, batch: Mapping[str, jax.Array], label_smoothing: float = 0.0
+    logits: jax.Array, batch: Batch, label_smoothing: float = 0.0
 ) -> dict[str, jax.Array]:
     """Cross-entropy and correctness of each example.
 
@@ -44,10 +63,96 @@ def classification_metrics(
     }
 
 
-TASKS = {"classification": Task("classification", classification_metrics)}
+CLASSIFICATION = Task("classification", ("loss", "accuracy"), classification_metrics)
 
 
-def get(name: str) -> Task:
-    """Returns the task of that name; a UserError names the nearest where there is none."""
+def unshuffling(permutation: np.ndarray) -> Task:
+    """Pixel un-shuffling, the paper's section 4.4: give an image back whose pixels have changed places.
+
+    Args:
+        permutation: [H W] integers, one for every image of the run; see ``shuffle``.
+    """
+
+    def prepare(batch: Batch) -> Batch:
+        return {**batch, "image": shuffle(batch["image"], permutation), "target": batch["image"]}
+
+    return Task(
+        "unshuffling", ("loss", "psnr"), unshuffling_metrics, prepare, constants={"permutation": permutation}
+    )
+
+
+def unshuffling_metrics(
+    outputs: jax.Array, batch: Batch, label_smoothing: float = 0.0
+) -> dict[str, jax.Array]:
+    """Mean squared error and peak signal-to-noise ratio of each image.
+
+    Args:
+        outputs: [N, H, W, C] float32, not clipped to [0, 1]: the metric is of what the loss sees.
+        batch: ``target``, [N, H, W, C] float32 in [0, 1].
+        label_smoothing: 0; there are no labels.
+
+    Returns:
+        ``loss``, the mean over an image's pixels and channels, and ``psnr``, -10 log10 of it, in decibels for
+        the data range 1. [N] float32 each; an image that is given back exactly has the PSNR infinity, and so
+        has then the mean over images.
+    """
+    loss = jnp.square(outputs - batch["target"]).mean((1, 2, 3))
+    return {"loss": loss, "psnr": -10 * jnp.log10(loss)}
+
+
+def pixel_permutation(seed: int, height: int, width: int) -> np.ndarray:
+    """The permutation of a seed: a bijection of the H W positions, [H W] int32.
+
+    >>> pixel_permutation(0, 2, 3)
+    array([0, 5, 4, 1, 2, 3], dtype=int32)
+    """
+    # Raw bits ranked, and not Generator.permutation: NumPy keeps the bits the same across versions.
+    bits = np.random.Philox(np.random.SeedSequence([seed, zlib.crc32(b"unshuffling")]))
+    return np.argsort(bits.random_raw(height * width), kind="stable").astype(np.int32)
+
+
+def shuffle(images: Images, permutation: np.ndarray) -> Images:
+    """Moves whole pixels: position i, row by row, of the result is position ``permutation[i]`` of the image.
+
+    ``shuffle(shuffled, np.argsort(permutation))`` undoes it.
+
+    Args:
+        images: [N, H, W, C].
+        permutation: [H W] integers.
+
+    Returns:
+        [N, H, W, C] of the images' dtype, an array of NumPy or JAX as ``images`` is one.
+    """
+    n, h, w, c = images.shape
+    return images.reshape(n, h * w, c)[:, permutation].reshape(n, h, w, c)
+
+
+TASKS = ("classification", "unshuffling")
+
+
+def build(name: str, *, image_shape: tuple[int, int, int], permutation_seed: int) -> Task:
+    """Builds a task from plain values, as a config gives them.
+
+    Args:
+        name: one of ``TASKS``.
+        image_shape: (height, width, channels).
+        permutation_seed: un-shuffling's, from 0.
+
+    Raises:
+        UserError: an unknown name; it names the nearest.
+    """
     check_choice("config.task", name, TASKS)
-    return TASKS[name]
+    if name == "classification":
+        return CLASSIFICATION
+    height, width, _ = image_shape
+    return unshuffling(pixel_permutation(permutation_seed, height, width))
+
+
+def model_arguments(name: str, num_classes: int | None) -> dict[str, Any]:
+    """What a task decides of a model: its read-out, as arguments of ``models.build``.
+
+    Raises:
+        UserError: an unknown name; it names the nearest.
+    """
+    check_choice("config.task", name, TASKS)
+    return {"num_classes": num_classes} if name == "classification" else {"head": "image"}

@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from randmix import artifacts, evaluate, runs, sharding, steps
+from randmix import artifacts, attacks, eval_loop, runs, sharding, steps
 from randmix.checkpoint import Checkpoints
 from randmix.data import catalog, loader
 from randmix.errors import UserError
@@ -50,6 +50,9 @@ def train(
     if result := artifacts.read_result(workdir):
         print(f"{workdir}: finished before, at step {result['step']}; nothing to do", flush=True)
         return result
+    for name, array in parts.task.constants.items():
+        with (workdir / f"{name}.npy").open("wb") as file:
+            np.save(file, array)
     with Checkpoints(workdir) as checkpoints, StopSignals() as stop:
         loop = _Loop(config, parts, mesh, checkpoints, stop)
         with (
@@ -70,6 +73,10 @@ def train(
         **artifacts.provenance(list(mesh.devices.flat)),
     }
     artifacts.write_result(workdir, result)
+    if parts.task.name == "unshuffling":
+        from randmix import unshuffle  # no other task draws
+
+        unshuffle.draw([workdir], workdir)
     return result
 
 
@@ -101,9 +108,14 @@ def jit_train_step(
             crop_padding=config.data.crop_padding,
             flip=config.data.flip,
         )
+        batch = jax.lax.with_sharding_constraint(batch, sharding.split_batch(mesh))
+        if config.defense.epsilon:
+            batch = attacks.perturb_batch(
+                state.variables, batch, model=parts.model, perturb=_fgsm_samples(config)
+            )
         return steps.train_step(
             state,
-            jax.lax.with_sharding_constraint(batch, sharding.split_batch(mesh)),
+            batch,
             model=parts.model,
             task=parts.task,
             optimizer=phase.optimizer,
@@ -113,6 +125,17 @@ def jit_train_step(
         )
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=sharding.replicated(mesh))
+
+
+def _fgsm_samples(config: ConfigDict) -> attacks.Perturb:
+    """What training is defended with."""
+    return partial(attacks.fgsm_on_share, epsilon=config.defense.epsilon / 255, share=config.defense.share)
+
+
+def _pgd_samples(config: ConfigDict) -> attacks.Perturb:
+    """What a defended run is also tested with."""
+    count = config.defense.pgd_steps
+    return partial(attacks.pgd, epsilon=config.defense.epsilon / 255, steps=count, step_size=2.5 / count)
 
 
 class _Loop:
@@ -131,9 +154,15 @@ class _Loop:
         self.state = self.first_state()
         self.start = int(self.state.step)
         self.seconds, self.images = 0.0, 0  # of training since the last log line
-        self.eval_step = evaluate.jit_eval_step(
-            model=parts.model, task=parts.task, mesh=mesh, batch_size=config.batch_size
+        jit_eval_step = partial(
+            eval_loop.jit_eval_step,
+            model=parts.model,
+            task=parts.task,
+            mesh=mesh,
+            batch_size=config.batch_size,
         )
+        self.eval_step = jit_eval_step()
+        self.pgd_step = jit_eval_step(perturb=_pgd_samples(config)) if config.defense.epsilon else None
 
     def first_state(self) -> steps.TrainState:
         if self.checkpoints.latest_step() is not None:
@@ -221,7 +250,7 @@ class _Loop:
         )
         report.train(step, **means, images_per_second=images_per_second)
         self.seconds, self.images = 0.0, 0
-        empty = sharding.replicate(steps.empty_totals(), self.mesh)
+        empty = sharding.replicate(steps.empty_totals(self.parts.task), self.mesh)
         self.state = self.state.replace(totals=empty)
 
     def save(self, step: int) -> None:
@@ -231,9 +260,14 @@ class _Loop:
         self.checkpoints.save(step, self.state)
 
     def test(self, test_set: loader.Data) -> dict[str, float]:
-        """Evaluates the whole test split."""
-        variables = {**self.state.params, "batch_stats": self.state.batch_stats}
-        return evaluate.evaluate_split(self.eval_step, variables, test_set, batch_size=self.config.batch_size)
+        """Evaluates the whole test split and, in a defended run, a part of it under PGD."""
+        variables, batch_size = self.state.variables, self.config.batch_size
+        metrics = eval_loop.evaluate_split(self.eval_step, variables, test_set, batch_size=batch_size)
+        if self.pgd_step:
+            part = {name: array[: self.config.defense.pgd_examples] for name, array in test_set.items()}
+            attacked = eval_loop.evaluate_split(self.pgd_step, variables, part, batch_size=batch_size)
+            metrics["pgd_accuracy"] = attacked["accuracy"]
+        return metrics
 
 
 @jax.jit

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import small
 
-from randmix import evaluate, masks, sharding, steps, train
+from randmix import eval_loop, masks, sharding, steps, train
 
 MODES = ("full", "chans", "space")
 FROZEN_ROLE = {"full": None, "chans": "spatial", "space": "channel"}
@@ -149,8 +149,8 @@ def test_evaluation_counts_no_padding():
     variables = {**state.params, "batch_stats": state.batch_stats}
     mesh = sharding.make_mesh(jax.devices()[:1])
     _, test_set = train.load_data(small.config(), parts)
-    eval_step = evaluate.jit_eval_step(model=parts.model, task=parts.task, mesh=mesh, batch_size=112)
-    got = evaluate.evaluate_split(eval_step, variables, test_set, batch_size=112)
+    eval_step = eval_loop.jit_eval_step(model=parts.model, task=parts.task, mesh=mesh, batch_size=112)
+    got = eval_loop.evaluate_split(eval_step, variables, test_set, batch_size=112)
     logits = jax.jit(parts.model.apply)(variables, test_set["image"].astype(np.float32) / 255)
     logits = np.asarray(logits, np.float64)
     loss = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, test_set["label"][:, None], 1)[:, 0]

@@ -1,0 +1,120 @@
+"""Evaluating a whole split: every example exactly once."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from randmix import attacks, runs, sharding, steps, tasks
+from randmix.data import catalog, loader
+from randmix.errors import UserError
+from randmix.tasks import Task
+
+EvalStep = Callable[[dict[str, Any], loader.Data, int], dict[str, jax.Array]]
+
+
+def jit_eval_step(
+    *,
+    model: Any,
+    task: Task,
+    mesh: jax.sharding.Mesh,
+    batch_size: int,
+    perturb: attacks.Perturb | None = None,
+) -> EvalStep:
+    """Compiles, on first use, ``(variables, data, index) -> sums`` for a set held on the devices.
+
+    Args:
+        model, task: static.
+        mesh: the devices that share each batch.
+        batch_size: a multiple of their number.
+        perturb: an attack that the images undergo first; see ``attacks.perturb_batch``.
+    """
+
+    def eval_step(variables: dict[str, Any], data: loader.Data, index: jax.Array) -> dict[str, jax.Array]:
+        batch = loader.eval_batch(data, index, batch_size=batch_size)
+        batch = jax.lax.with_sharding_constraint(batch, sharding.split_batch(mesh))
+        if perturb is not None:
+            batch = attacks.perturb_batch(variables, batch, model=model, perturb=perturb)
+        return steps.eval_step(variables, batch, model=model, task=task)
+
+    return jax.jit(eval_step, out_shardings=sharding.replicated(mesh))
+
+
+def evaluate_split(
+    eval_step: EvalStep, variables: dict[str, Any], data: loader.Data, *, batch_size: int
+) -> dict[str, float]:
+    """Means of the task's metrics over all examples of ``data``."""
+    batches = -(-data["label"].shape[0] // batch_size)
+    sums = eval_step(variables, data, 0)
+    for index in range(1, batches):
+        sums = jax.tree.map(lambda a, b: a + b, sums, eval_step(variables, data, index))
+    sums = {name: float(value) for name, value in sums.items()}
+    examples = sums.pop("examples")
+    return {name: value / examples for name, value in sums.items()}
+
+
+def evaluate_run(
+    run: runs.Run, dataset: catalog.DataSet, data: dict[str, np.ndarray], *, batch_size: int
+) -> dict[str, float]:
+    """Means of the task's metrics of a trained run over all examples, as its training would log them.
+
+    Args:
+        run: from ``runs.load``.
+        dataset: that the examples are of.
+        data: from ``load_split``.
+        batch_size: examples at once, rounded up to a multiple of the number of devices.
+    """
+    mesh = sharding.make_mesh()
+    task = tasks.build(
+        run.config.task, image_shape=dataset.image_shape, permutation_seed=run.config.permutation_seed
+    )
+    batch_size = round_up(min(batch_size, len(data["label"])), mesh)
+    eval_step = jit_eval_step(model=run.model, task=task, mesh=mesh, batch_size=batch_size)
+    variables, data = sharding.replicate(run.variables, mesh), sharding.replicate(data, mesh)
+    return evaluate_split(eval_step, variables, data, batch_size=batch_size)
+
+
+def load_split(
+    run: runs.Run, split: str, *, name: str | None = None, data_dir: str | None = None
+) -> tuple[catalog.DataSet, dict[str, np.ndarray]]:
+    """A split that a run's model can be shown: what ``catalog`` says of the data set, and the arrays.
+
+    Args:
+        run: from ``runs.load``.
+        split: "test" or "train".
+        name: the data set; by default the run's own.
+        data_dir: where TFDS keeps it; by default as for the run.
+
+    Raises:
+        UserError: no such data set or split, it isn't prepared, or the model wasn't made for its images or classes.
+    """
+    own = run.config.data.name
+    if name is None and own is None:
+        raise UserError(
+            "--data is missing: this workdir names no data set; give one, for example --data=cifar10"
+        )
+    dataset = catalog.get(name or own)
+    _check_fits(run, dataset)
+    return dataset, catalog.load(dataset.name, split, data_dir or run.config.data.data_dir)
+
+
+def _check_fits(run: runs.Run, dataset: catalog.DataSet) -> None:
+    run.model.check_image_shape(dataset.image_shape)
+    images = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
+    expected = jax.eval_shape(run.model.init, jax.random.key(0), images)
+    fits = jax.tree.all(jax.tree.map(lambda a, b: a.shape == b.shape, expected, run.variables))
+    classes = run.model.num_classes
+    if not fits or classes not in (None, dataset.num_classes):
+        h, w, c = dataset.image_shape
+        taken = "other images" if not fits else f"{classes} classes"
+        raise UserError(
+            f"data set {dataset.name}: got {h} x {w} x {c} images in {dataset.num_classes} classes, but the model is "
+            f"for {taken}; give --data one that it fits"
+        )
+
+
+def round_up(batch_size: int, mesh: jax.sharding.Mesh) -> int:
+    """The least multiple of the number of devices that is no smaller; evaluation doesn't depend on it."""
+    return -(-batch_size // mesh.size) * mesh.size

@@ -1,0 +1,226 @@
+"""Accuracy under attack: curves over epsilon for a whole split.
+
+Every example is attacked at every epsilon, and whether it is still classified rightly is kept for each. The arithmetic
+is float32 whatever the model was trained in: bfloat16 rounds small perturbations away, and hides gradients.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from randmix import attacks, eval_loop, sharding, tasks
+from randmix.data import loader
+
+Track = Callable[[Iterable[Any], int, str], Iterator[Any]]
+Program = Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is measured.
+
+    Attributes:
+        attacks: keys of ``attacks.ATTACKS``, "noise" among them.
+        epsilons: ascending, in 1/255.
+        norm: "linf" or "l2".
+        seed: of the noise and of random starts; an example's draws depend on it and its position only.
+        batch_size: images that the devices work on at once.
+        pgd: arguments of the attack "pgd".
+        strong: arguments of the attack "strong".
+    """
+
+    attacks: tuple[str, ...]
+    epsilons: tuple[float, ...]
+    norm: str = "linf"
+    seed: int = 0
+    batch_size: int = 128
+    pgd: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"steps": 10, "step_size": 0.25})
+    strong: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Curves:
+    """What was measured.
+
+    Attributes:
+        settings: of the measurement.
+        clean: the accuracy without an attack, from the evaluation that knows of none.
+        correct: for each attack, whether each example is still classified rightly: [epsilons, examples] bool.
+            An example that any other attack fools counts as fooled by the strong one.
+        missed: how often the strong attack by itself left an example right that another one fooled; None
+            where it wasn't asked for.
+    """
+
+    settings: Settings
+    clean: float
+    correct: dict[str, np.ndarray]
+    missed: int | None
+
+    @property
+    def examples(self) -> int:
+        """How many were attacked."""
+        return self.correct["noise"].shape[1]
+
+    def accuracy(self, attack: str) -> np.ndarray:
+        """The accuracy at each epsilon, [epsilons] float64."""
+        return self.correct[attack].mean(axis=1)
+
+
+def measure(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    data: Mapping[str, np.ndarray],
+    settings: Settings,
+    *,
+    devices: list[jax.Device] | None = None,
+    track: Track = lambda items, total, what: iter(items),
+) -> Curves:
+    """Attacks every example of a split at every epsilon.
+
+    Args:
+        model: a classifier of `randmix.models`.
+        variables: its parameters by role and ``batch_stats``.
+        data: ``image`` [examples, H, W, C] uint8 and ``label`` [examples] int32.
+        settings: what is measured.
+        devices: to work on; by default all there are.
+        track: ``(items, how many, what is done) -> items``, to show how far it is.
+    """
+    mesh = sharding.make_mesh(devices)
+    model = model.clone(dtype=jnp.float32)
+    examples = len(data["label"])
+    variables, data = sharding.replicate(dict(variables), mesh), sharding.replicate(dict(data), mesh)
+    whole = eval_loop.round_up(min(settings.batch_size, examples), mesh)
+    step = eval_loop.jit_eval_step(model=model, task=tasks.CLASSIFICATION, mesh=mesh, batch_size=whole)
+    clean = eval_loop.evaluate_split(step, variables, data, batch_size=whole)["accuracy"]
+    correct = _quick_curves(model, variables, data, settings, mesh, track)
+    missed = None
+    if "strong" in settings.attacks:
+        alone = _strong_curve(model, variables, data, settings, mesh, track, batch_size=whole)
+        by_others = np.logical_and.reduce(list(correct.values()))
+        missed = int((alone & ~by_others).sum())
+        correct["strong"] = alone & by_others
+    return Curves(settings, clean, {name: correct[name] for name in settings.attacks}, missed)
+
+
+def jit_quick_curves(
+    *, model: nn.Module, settings: Settings, mesh: jax.sharding.Mesh, batch_size: int
+) -> Program:
+    """One program for all epsilons and all attacks but the strong one, compiled on first use.
+
+    A batch of n images costs a pass forward and back for the clean images, whose gradient serves every epsilon
+    of FGSM and PGD-2; for each epsilon a pass forward and back at the FGSM samples, which scores FGSM and gives
+    PGD-2's second gradient; and for each epsilon a pass forward for PGD-2's samples and one for the noise's.
+
+    Returns:
+        ``(variables, data, index, epsilons, seed) -> {attack: [epsilons, batch_size] bool}``, whether the examples
+        of batch ``index`` are still classified rightly; epsilons on the scale of the pixels.
+    """
+
+    def program(
+        variables: Any, data: loader.Data, index: Any, epsilons: Any, seed: Any
+    ) -> dict[str, jax.Array]:
+        images, labels, keys = _batch(data, index, seed, batch_size, mesh)
+        classifier = partial(model.apply, variables, train=False)
+
+        def correct(epsilon: jax.Array) -> dict[str, jax.Array]:
+            logits = _quick_logits(classifier, images, labels, epsilon, keys, settings)
+            return {name: attacks.is_correct(values, labels) for name, values in logits.items()}
+
+        return jax.vmap(correct)(epsilons)
+
+    return jax.jit(program, out_shardings=sharding.replicated(mesh))
+
+
+def _quick_logits(
+    classifier: attacks.Classifier,
+    images: jax.Array,
+    labels: jax.Array,
+    epsilon: jax.Array,
+    keys: jax.Array,
+    settings: Settings,
+) -> dict[str, jax.Array]:
+    # Where fewer are asked for, the compiler drops what they don't need.
+    _, one, two = attacks.ascent(classifier, images, labels, epsilon, steps=2, norm=settings.norm)
+    logits = {"fgsm": one.logits, "pgd2": two.logits}
+    for name, options in (("noise", {}), ("pgd", settings.pgd)):
+        if name in settings.attacks:
+            attack = attacks.ATTACKS[name]
+            attacked = attack(classifier, images, labels, epsilon, keys, norm=settings.norm, **options)
+            logits[name] = classifier(attacked)
+    return {name: logits[name] for name in settings.attacks if name != "strong"}
+
+
+def jit_strong(*, model: nn.Module, settings: Settings, mesh: jax.sharding.Mesh, batch_size: int) -> Program:
+    """The strong attack at one epsilon: ``(variables, data, index, epsilon, seed) -> [batch_size] bool``."""
+
+    def program(variables: Any, data: loader.Data, index: Any, epsilon: Any, seed: Any) -> jax.Array:
+        images, labels, keys = _batch(data, index, seed, batch_size, mesh)
+        classifier = partial(model.apply, variables, train=False)
+        attacked = attacks.strong(
+            classifier, images, labels, epsilon, keys, norm=settings.norm, **settings.strong
+        )
+        return attacks.is_correct(classifier(attacked), labels)
+
+    return jax.jit(program, out_shardings=sharding.replicated(mesh))
+
+
+def _quick_curves(
+    model: nn.Module,
+    variables: Any,
+    data: loader.Data,
+    settings: Settings,
+    mesh: jax.sharding.Mesh,
+    track: Track,
+) -> dict[str, np.ndarray]:
+    epsilons = np.asarray(settings.epsilons, np.float32) / 255
+    # All epsilons are in the air at once, so the images must be fewer. It's also quicker on a CPU, by a factor of 1.4.
+    batch_size = eval_loop.round_up(max(1, settings.batch_size // len(epsilons)), mesh)
+    program = jit_quick_curves(model=model, settings=settings, mesh=mesh, batch_size=batch_size)
+    examples = data["label"].shape[0]
+    batches = -(-examples // batch_size)
+    what = ", ".join(name for name in settings.attacks if name != "strong")
+    parts = [
+        jax.device_get(program(variables, data, index, epsilons, np.uint32(settings.seed)))
+        for index in track(range(batches), batches, what)
+    ]
+    return {name: np.concatenate([part[name] for part in parts], axis=1)[:, :examples] for name in parts[0]}
+
+
+def _strong_curve(
+    model: nn.Module,
+    variables: Any,
+    data: loader.Data,
+    settings: Settings,
+    mesh: jax.sharding.Mesh,
+    track: Track,
+    *,
+    batch_size: int,
+) -> np.ndarray:
+    program = jit_strong(model=model, settings=settings, mesh=mesh, batch_size=batch_size)
+    examples = data["label"].shape[0]
+    batches = -(-examples // batch_size)
+    # Epsilon by epsilon and not all at once: where it's large, the search soon ends.
+    calls = [(index, epsilon / 255) for epsilon in settings.epsilons for index in range(batches)]
+    parts = [
+        jax.device_get(program(variables, data, index, np.float32(epsilon), np.uint32(settings.seed)))
+        for index, epsilon in track(calls, len(calls), "strong")
+    ]
+    return np.stack(parts).reshape(len(settings.epsilons), batches * batch_size)[:, :examples]
+
+
+def _batch(
+    data: loader.Data, index: jax.Array, seed: jax.Array, batch_size: int, mesh: jax.sharding.Mesh
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Images, labels and a key for each example: of the seed and its position in the split."""
+    batch = loader.eval_batch(data, index, batch_size=batch_size)
+    positions = index * batch_size + jnp.arange(batch_size)
+    keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(positions)
+    return jax.lax.with_sharding_constraint(
+        (batch["image"], batch["label"], keys), sharding.split_batch(mesh)
+    )

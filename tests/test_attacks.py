@@ -1,0 +1,412 @@
+"""Attacks against closed forms, float64 NumPy and PyTorch; what every attack promises of its result."""
+
+import re
+import warnings
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import small
+
+from randmix import attacks, balls, convert, masks, models, robustness, sharding, steps, train
+from randmix.data import loader
+from randmix.errors import UserError
+
+N, SHAPE, CLASSES, HIDDEN = 96, (4, 5, 2), 3, 16
+SIZE = int(np.prod(SHAPE))
+RNG = np.random.default_rng(0)
+FIRST = RNG.normal(size=(SIZE, HIDDEN))
+SECOND = RNG.normal(size=(HIDDEN, CLASSES))
+IMAGES = RNG.random((N, *SHAPE), np.float32)
+IMAGES[0], IMAGES[1] = 0.0, 1.0  # the cube's corners
+INNER = (0.4 + 0.2 * IMAGES).astype(np.float32)  # where no clipping to [0, 1] interferes
+# What the perceptron below says, but for an eighth.
+LABELS = (np.tanh(IMAGES.reshape(N, -1) @ FIRST) @ SECOND).argmax(-1).astype(np.int32)
+LABELS[::8] = (LABELS[::8] + 1) % CLASSES
+KEYS = jax.random.split(jax.random.key(0), N)
+PGD = {"steps": 5, "step_size": 0.4}
+RANDOM_PGD = PGD | {"random_start": True, "restarts": 3}
+ATTACKS = {
+    "noise": attacks.noise,
+    "fgsm": attacks.fgsm,
+    "pgd2": attacks.pgd2,
+    "pgd": partial(attacks.pgd, **PGD),
+    "pgd_restarts": partial(attacks.pgd, **RANDOM_PGD),
+    "strong": partial(attacks.strong, steps=8, restarts=2),
+}
+both_norms = pytest.mark.parametrize("norm", balls.NORMS)
+every_attack = pytest.mark.parametrize("name", ATTACKS)
+
+
+def perceptron(images):
+    """A smooth classifier that is far from linear."""
+    hidden = jnp.tanh(images.reshape(len(images), -1) @ FIRST.astype(np.float32))
+    return hidden @ SECOND.astype(np.float32)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def compiled_attack(name, norm, epsilon, images, labels, keys):
+    return ATTACKS[name](perceptron, images, labels, epsilon, keys, norm=norm)
+
+
+def attack(name, norm, epsilon, images=IMAGES, labels=LABELS, keys=KEYS):
+    return compiled_attack(name, norm, jnp.float32(epsilon), images, labels, keys)
+
+
+@jax.jit
+def right(images, labels=LABELS):
+    return attacks.is_correct(perceptron(images), labels)
+
+
+def survivors(images, labels=LABELS):
+    return np.asarray(right(images, labels))
+
+
+def length(perturbation, norm):
+    flat = np.abs(np.asarray(perturbation, np.float64)).reshape(len(perturbation), -1)
+    return flat.max(1) if norm == "linf" else np.sqrt((flat**2).sum(1))
+
+
+# Written apart from the code under test: float64, by hand, an image at a time.
+
+
+def numpy_gradient(x, label):
+    """Of the cross-entropy of the perceptron, with respect to one flat image."""
+    hidden = np.tanh(x @ FIRST)
+    logits = hidden @ SECOND
+    p = np.exp(logits - logits.max())
+    p /= p.sum()
+    p[label] -= 1
+    return FIRST @ ((SECOND @ p) * (1 - hidden**2))
+
+
+def numpy_pgd(image, label, epsilon, *, steps, step_size, norm):
+    clean = image.astype(np.float64).ravel()
+    x = clean.copy()
+    for _ in range(steps):
+        gradient = numpy_gradient(x, label)
+        direction = np.sign(gradient) if norm == "linf" else gradient / np.linalg.norm(gradient)
+        delta = x + step_size * epsilon * direction - clean
+        if norm == "linf":
+            delta = np.minimum(np.maximum(delta, -epsilon), epsilon)
+        elif np.linalg.norm(delta) > epsilon:
+            delta *= epsilon / np.linalg.norm(delta)
+        x = np.minimum(np.maximum(clean + delta, 0), 1)
+    return x.reshape(image.shape)
+
+
+@both_norms
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("fgsm", {"steps": 1, "step_size": 1.0}),
+        ("pgd2", {"steps": 2, "step_size": 1.0}),
+        ("pgd", PGD),
+    ],
+)
+def test_gradient_attacks_agree_with_numpy_in_float64(name, options, norm):
+    for epsilon in (0.03, 0.3):
+        got = attack(name, norm, epsilon)
+        expected = [
+            numpy_pgd(x, y, epsilon, norm=norm, **options) for x, y in zip(IMAGES, LABELS, strict=True)
+        ]
+        np.testing.assert_allclose(got, expected, atol=2e-6)
+
+
+@both_norms
+def test_two_classes_of_a_linear_classifier_in_closed_form(norm):
+    """There the gradient's direction is that of one fixed vector: every attack ends where FGSM does."""
+    weights = RNG.normal(size=(SIZE, 2)).astype(np.float32)
+    labels = LABELS % 2
+
+    def linear(images):
+        return images.reshape(len(images), -1) @ weights
+
+    away = np.where(labels[:, None] == 0, weights[:, 1] - weights[:, 0], weights[:, 0] - weights[:, 1])
+    direction = np.sign(away) if norm == "linf" else away / np.linalg.norm(away, axis=1, keepdims=True)
+    expected = INNER + 0.05 * direction.reshape(INNER.shape)
+    for name in ("fgsm", "pgd2", "pgd"):
+        got = jax.jit(partial(ATTACKS[name], linear, norm=norm))(INNER, labels, 0.05, KEYS)
+        np.testing.assert_allclose(got, expected, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+def test_a_convmixer_against_pytorch_by_hand(activation):
+    torch = pytest.importorskip("torch", reason="PyTorch isn't installed")
+    images, labels, twin, classifier = torch_pair(torch, activation)
+    x = clean = torch.tensor(images.transpose(0, 3, 1, 2))
+    two = jax.jit(partial(attacks.ascent, classifier, steps=2))(images, labels, 8 / 255)
+    for got in two[1:]:  # PGD-2 goes on where FGSM ended
+        x = x.clone().requires_grad_()
+        loss = torch.nn.functional.cross_entropy(twin(x), torch.tensor(labels).long(), reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, x)
+        delta = (x.detach() + 8 / 255 * gradient.sign() - clean).clamp(-8 / 255, 8 / 255)
+        x = (clean + delta).clamp(0, 1)
+        np.testing.assert_allclose(got.images, x.numpy().transpose(0, 2, 3, 1), atol=1e-6)
+        np.testing.assert_array_equal(got.logits.argmax(1), twin(x).argmax(1).numpy())
+
+
+@both_norms
+def test_a_convmixer_against_foolbox(norm):
+    torch = pytest.importorskip("torch", reason="PyTorch isn't installed")
+    with warnings.catch_warnings():  # foolbox imports a deprecated module of SciPy
+        warnings.simplefilter("ignore")
+        foolbox = pytest.importorskip("foolbox", reason="foolbox isn't installed")
+    images, labels, twin, classifier = torch_pair(torch, "gelu")
+    theirs = foolbox.PyTorchModel(twin, bounds=(0, 1))
+    x, y = torch.tensor(images.transpose(0, 3, 1, 2)), torch.tensor(labels).long()
+    fgsm, pgd = {
+        "linf": (foolbox.attacks.LinfFastGradientAttack, foolbox.attacks.LinfPGD),
+        "l2": (foolbox.attacks.L2FastGradientAttack, foolbox.attacks.L2PGD),
+    }[norm]
+    epsilon = {"linf": 8 / 255, "l2": 0.5}[norm]
+
+    @jax.jit
+    def ours(images):
+        arguments = (classifier, images, labels, epsilon)
+        return (
+            attacks.fgsm(*arguments, norm=norm),
+            attacks.pgd2(*arguments, norm=norm),
+            attacks.pgd(*arguments, norm=norm, **PGD),
+        )
+
+    for got, attack in zip(
+        ours(images),
+        (
+            fgsm(random_start=False),
+            pgd(rel_stepsize=1.0, steps=2, random_start=False),
+            pgd(rel_stepsize=0.4, steps=5, random_start=False),
+        ),
+        strict=True,
+    ):
+        _, expected, fooled = attack(theirs, x, y, epsilons=epsilon)
+        np.testing.assert_allclose(got, expected.numpy().transpose(0, 2, 3, 1), atol=1e-6)
+        np.testing.assert_array_equal(classifier(got).argmax(1) != labels, fooled.numpy())
+        assert 0 < fooled.numpy().mean() < 1
+
+
+def torch_pair(torch, activation):
+    """Images, labels of which the twin has most right, a ConvMixer in PyTorch, and ours with its weights."""
+    import torch_convmixers
+
+    twin = torch_convmixers.module(activation=activation)
+    model, variables = convert.convmixer_from_torch(twin.state_dict(), activation=activation)
+    images = np.random.default_rng(1).random((24, 8, 8, 1), np.float32)
+    with torch.no_grad():
+        labels = twin(torch.tensor(images.transpose(0, 3, 1, 2))).argmax(1).numpy().astype(np.int32)
+    labels[::6] = (labels[::6] + 1) % 10
+    return images, labels, twin, jax.jit(partial(model.apply, variables, train=False))
+
+
+@every_attack
+@both_norms
+def test_epsilon_0_changes_no_bit(name, norm):
+    np.testing.assert_array_equal(attack(name, norm, 0.0), IMAGES)
+
+
+@every_attack
+@both_norms
+def test_nothing_leaves_the_ball_or_the_cube(name, norm):
+    for epsilon in (0.01, 0.4):
+        got = np.asarray(attack(name, norm, epsilon))
+        assert (length(got - IMAGES, norm) <= epsilon + 1e-6).all()
+        assert got.min() >= 0
+        assert got.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [("noise", "linf"), ("fgsm", "linf"), ("pgd2", "l2"), ("pgd_restarts", "l2"), ("strong", "linf")],
+)
+def test_a_curve_is_its_points(name, norm):
+    epsilons = np.array([0.0, 0.02, 0.1, 0.5], np.float32)
+    curve = jax.vmap(partial(attack, name, norm))(epsilons)
+    for epsilon, got in zip(epsilons, curve, strict=True):
+        np.testing.assert_allclose(got, attack(name, norm, epsilon), atol=1e-6)
+
+
+@every_attack
+@both_norms
+def test_an_example_is_attacked_alike_wherever_it_stands_and_whenever(name, norm):
+    once = attack(name, norm, 0.1)
+    np.testing.assert_array_equal(once, attack(name, norm, 0.1))
+    turned = attack(name, norm, 0.1, IMAGES[::-1], LABELS[::-1], KEYS[::-1])[::-1]
+    np.testing.assert_allclose(once, turned, atol=1e-6)
+    assert np.array_equal(once, attack(name, norm, 0.1, keys=KEYS[::-1])) == (name in ("fgsm", "pgd2", "pgd"))
+
+
+@both_norms
+def test_the_strong_attack_fools_whatever_another_one_fools(norm):
+    for epsilon in {"linf": (0.01, 0.03), "l2": (0.05, 0.15)}[norm]:
+        left = {name: survivors(attack(name, norm, epsilon)) for name in ATTACKS}
+        assert 0 < left["strong"].sum() < left["noise"].sum()
+        for name, right in left.items():
+            assert not (left["strong"] & ~right).any(), name
+
+
+@both_norms
+def test_restarts_never_lose_what_fewer_have_found(norm):
+    epsilon = {"linf": 0.02, "l2": 0.15}[norm]
+    single = partial(attacks.pgd, perceptron, norm=norm, **RANDOM_PGD | {"restarts": 1})
+    one = survivors(jax.jit(single)(IMAGES, LABELS, epsilon, KEYS))
+    three = survivors(attack("pgd_restarts", norm, epsilon))
+    assert not (three & ~one).any()
+    assert three.sum() < survivors(IMAGES).sum()
+
+
+def test_a_wrong_answer_counts_over_a_larger_margin_and_ties_are_argmax_s():
+    # In the first row both classes tie and argmax takes class 0, which is wrong; in the other attempt it's right.
+    labels = jnp.array([1, 0])
+    tie = attacks.Attempt(jnp.zeros((2, 1, 1, 1)), jnp.array([[2.0, 2.0], [2.0, 2.0]]))
+    other = attacks.Attempt(jnp.ones((2, 1, 1, 1)), jnp.array([[1.0, 2.0], [1.0, 2.0]]))
+    assert attacks.is_correct(tie.logits, labels).tolist() == [False, True]
+    assert attacks._worse(labels, tie, other).images.ravel().tolist() == [0, 1]
+    assert attacks._worse(labels, other, tie).images.ravel().tolist() == [0, 1]
+
+
+def test_the_gradient_of_a_sure_classifier_keeps_its_direction_in_float32():
+    rng = np.random.default_rng(3)
+    logits = rng.normal(size=(50, 10))
+    labels = rng.integers(0, 10, 50)
+    logits[np.arange(50), labels] += 40
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    others = np.where(np.eye(10)[labels] == 1, 0, p)
+    expected = others - np.eye(10)[labels] * others.sum(1, keepdims=True)  # p - 1 without cancellation
+    got = jax.grad(lambda z: attacks.cross_entropy(z, labels).sum())(logits.astype(np.float32))
+    np.testing.assert_allclose(got, expected, rtol=2e-5, atol=0)
+    value = attacks.cross_entropy(logits.astype(np.float32), labels)
+    np.testing.assert_allclose(value, others.sum(1), rtol=2e-5)
+
+
+def test_a_tiny_gradient_still_gives_a_whole_step_in_l2():
+    @jax.jit
+    def scaled(factor):
+        return attacks.fgsm(lambda x: factor * perceptron(x), INNER, LABELS, 0.1, norm="l2")
+
+    np.testing.assert_allclose(length(scaled(1e-30) - INNER, "l2"), 0.1, rtol=1e-5)
+    still = scaled(0.0)
+    np.testing.assert_array_equal(still, INNER)
+
+
+@both_norms
+def test_noise_is_as_large_as_the_step_of_fgsm(norm):
+    perturbation = np.asarray(attack("noise", norm, 0.1, INNER)) - INNER
+    if norm == "linf":
+        np.testing.assert_allclose(np.abs(perturbation), 0.1, atol=1e-6)
+        assert 0.35 < (perturbation > 0).mean() < 0.65
+    np.testing.assert_allclose(length(perturbation, norm), 0.1, rtol=1e-5)
+
+
+@both_norms
+def test_random_starts_are_uniform_in_the_ball(norm):
+    shape = (2, 2, 1)
+    draw = jax.vmap(lambda key: balls.get(norm).inside(key, shape, jnp.float32))
+    points = np.asarray(draw(jax.random.split(jax.random.key(2), 4000)))
+    # The share of the volume that is nearer to the centre than the point is uniform in [0, 1].
+    shares = np.sort(length(points, norm) ** 4)
+    assert np.abs(shares - np.linspace(0, 1, 4000)).max() < 0.03
+    assert np.abs(points.mean(0)).max() < 0.03
+
+
+def test_arguments_out_of_range():
+    for options, message in (
+        ({"steps": 0}, "steps: got 0, allowed 1 or more"),
+        ({"steps": 1, "restarts": 0}, "restarts: got 0, allowed 1 or more"),
+        ({"steps": 1, "restarts": 2}, "restarts: got 2 without a random start"),
+        ({"steps": 1, "norm": "l1"}, "norm: got 'l1', allowed linf, l2"),
+    ):
+        with pytest.raises(UserError, match=re.escape(message)):
+            attacks.pgd(perceptron, IMAGES, LABELS, 0.1, KEYS, **options)
+    for options in ({"steps": 0}, {"restarts": 0}):
+        with pytest.raises(UserError, match="allowed 1 or more"):
+            attacks.strong(perceptron, IMAGES, LABELS, 0.1, KEYS, **options)
+    with pytest.raises(ValueError, match="keys: got None"):
+        attacks.noise(perceptron, IMAGES, LABELS, 0.1, None)
+
+
+def test_a_curve_of_fgsm_and_pgd2_costs_the_passes_that_it_needs():
+    """The clean gradient once for all epsilons, and FGSM's score together with PGD-2's second gradient."""
+    model = models.build("convmixer", width=8, depth=1, kernel_size=3, patch_size=2, num_classes=10)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    data = {"image": np.zeros((16, 8, 8, 1), np.uint8), "label": np.zeros(16, np.int32)}
+    images, epsilons = np.zeros((16, 8, 8, 1), np.float32), np.arange(9, dtype=np.float32)
+    classifier = partial(model.apply, variables, train=False)
+
+    def flops(function, *arguments):
+        return jax.jit(function).lower(*arguments).compile().cost_analysis()["flops"]
+
+    def loss(images):
+        return attacks.cross_entropy(classifier(images), data["label"]).sum()
+
+    forward, both = flops(classifier, images), flops(jax.value_and_grad(loss), images)
+    curves = robustness.jit_quick_curves(
+        model=model,
+        settings=robustness.Settings(("noise", "fgsm", "pgd2"), tuple(epsilons)),
+        mesh=sharding.make_mesh(jax.devices()[:1]),
+        batch_size=16,
+    )
+    got = flops(curves, variables, data, 0, epsilons, np.uint32(0))
+    # What is not a pass, the noise and the steps, counts too in a model as small as this.
+    assert got <= 1.2 * ((1 + 9) * both + 2 * 9 * forward)
+
+
+# Training on FGSM samples.
+
+DEFENDED = {"defense__epsilon": 16.0, "defense__share": 0.75}
+
+
+def test_without_a_defence_the_step_is_the_program_that_knows_of_none(monkeypatch):
+    def program(**overrides):
+        run = small.parts("full", **overrides)
+        mesh = sharding.make_mesh(jax.devices()[:1])
+        step = train.jit_train_step(small.config(mode="full", **overrides), run, mesh, run.phases[0])
+        return step.lower(run.abstract_state(mesh), small.data(), small.order(mesh), np.uint32(0)).as_text()
+
+    with monkeypatch.context() as context:
+        context.delattr(attacks, "perturb_batch")
+        plain = program()
+        assert program(defense__share=0.75) == plain
+    assert program(**DEFENDED) != plain
+
+
+def test_a_defended_step_is_a_step_on_fgsm_samples_of_the_model_in_eval_mode():
+    run, before = small.parts("chans", **DEFENDED), small.initial_state("chans", **DEFENDED)
+    step, (data, order, seed) = small.compiled_step("chans", **DEFENDED)
+    got, _ = step(small.first("chans", **DEFENDED), data, order, seed)
+
+    batch = loader.train_batch(data, order, jnp.int32(0), 0, batch_size=32, crop_padding=1)
+
+    @jax.jit
+    @jax.grad
+    def gradient(images):
+        logits = run.model.apply(before.variables, images, train=False)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).sum()
+
+    moved = jnp.clip(batch["image"] + 16 / 255 * jnp.sign(gradient(batch["image"])), 0, 1)
+    images = jnp.concatenate([moved[:24], batch["image"][24:]])
+    plain_step = partial(
+        steps.train_step,
+        model=run.model,
+        task=run.task,
+        optimizer=run.phases[0].optimizer,
+        labels=run.labels,
+    )
+    expected, _ = jax.jit(plain_step)(before, {**batch, "image": images})
+    # The statistics have moved once, by the step itself, and not by the pass that made the samples.
+    chex.assert_trees_all_close(got.batch_stats, expected.batch_stats, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(got.totals, expected.totals, rtol=1e-5)
+    for _ in range(2):  # the first step's learning rate is 0
+        got, _ = step(got, data, order, seed)
+    difference = masks.diff(before.params, jax.device_get(got.params))
+    assert {path.split("/")[0] for path in difference.unchanged} == {"spatial"}
+    assert not any(path.startswith("spatial/") for path in difference.moved)
+
+
+def test_a_defended_chans_step_computes_no_depthwise_weight_gradient():
+    text = small.compiled_step("chans", **DEFENDED)[0].as_text()
+    assert not re.search(r'op_name="[^"]*/depthwise_weight_gradient/', text)
