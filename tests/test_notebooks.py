@@ -1,0 +1,63 @@
+"""The notebooks run from top to bottom, say what they claim, and are saved with their outputs."""
+
+import json
+import os
+import re
+
+import command
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+MASKS = command.REPOSITORY / "notebooks" / "masks.ipynb"
+
+# Facts behind the text, asserted in the notebook's own kernel at its end.
+FACTS = """
+assert results["full"]["parameters"]["frozen"] == 0
+assert set(masks.diff(initial, learned["chans"]).unchanged) == set(masks.paths(initial, "role('spatial')"))
+assert set(masks.diff(initial, learned["space"]).unchanged) == set(masks.paths(initial, "role('channel')"))
+assert min(results[mode]["metrics"]["test_accuracy"] for mode in ("full", "chans")) > 0.9
+assert envelopes[64].min() > envelopes[16].min() > envelopes[1].min()
+centre = (slice(192, 320), slice(192, 320))
+low = {name: np.square(envelope(bank)[centre]).mean() / np.square(envelope(bank)).mean()
+       for name, bank in {"frozen": frozen, "full": full}.items()}
+assert low["full"] > low["frozen"]
+print("the facts hold")
+"""
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """The notebook after a run in a kernel of its own, the facts at its end."""
+    notebook = nbformat.read(MASKS, as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell(FACTS))
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(command.REPOSITORY)}
+    client = NotebookClient(
+        notebook, timeout=600, resources={"metadata": {"path": str(tmp_path_factory.mktemp("notebook"))}}
+    )
+    client.execute(env=environment)
+    return notebook
+
+
+@pytest.mark.filterwarnings("ignore")  # Jupyter's own, of its event loop and its temporary files
+def test_the_notebook_runs_and_its_text_is_true(executed):
+    assert executed.cells[-1].outputs[0].text == "the facts hold\n"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_saved_outputs_are_those_of_every_cell(executed):
+    saved = nbformat.read(MASKS, as_version=4)
+    for cell, again in zip(saved.cells, executed.cells, strict=False):
+        assert [output.output_type for output in cell.get("outputs", [])] == [
+            output.output_type for output in again.get("outputs", [])
+        ], cell.source
+
+
+def test_the_file_is_small_shows_pictures_and_tables_and_no_machine():
+    text = MASKS.read_text()
+    assert len(text) < 600_000
+    outputs = [output for cell in json.loads(text)["cells"] for output in cell.get("outputs", [])]
+    kinds = {kind for output in outputs for kind in output.get("data", {})}
+    assert {"image/png", "text/html"} <= kinds
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    assert not re.search(r"/(home|root|tmp|opt|work|Users)/", text)
