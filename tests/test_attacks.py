@@ -258,14 +258,34 @@ def test_restarts_never_lose_what_fewer_have_found(norm):
     assert three.sum() < survivors(IMAGES).sum()
 
 
-def test_a_wrong_answer_counts_over_a_larger_margin_and_ties_are_argmax_s():
-    # In the first row both classes tie and argmax takes class 0, which is wrong; in the other attempt it's right.
-    labels = jnp.array([1, 0])
-    tie = attacks.Attempt(jnp.zeros((2, 1, 1, 1)), jnp.array([[2.0, 2.0], [2.0, 2.0]]))
-    other = attacks.Attempt(jnp.ones((2, 1, 1, 1)), jnp.array([[1.0, 2.0], [1.0, 2.0]]))
-    assert attacks.is_correct(tie.logits, labels).tolist() == [False, True]
-    assert attacks._worse(labels, tie, other).images.ravel().tolist() == [0, 1]
-    assert attacks._worse(labels, other, tie).images.ravel().tolist() == [0, 1]
+def test_the_strong_attack_counts_the_others_in_where_its_own_search_finds_nothing():
+    """A classifier that FGSM fools on the first image and the noise on the second, and that no search does."""
+    images, labels, keys = INNER[:2], np.zeros(2, np.int32), KEYS[:2]
+
+    def classifier(x):
+        moved = jnp.abs(x - images).reshape(2, -1)
+        # The gradient points along the first pixel alone, and FGSM leaves all others where they are.
+        at_fgsm = (moved[:, 0] > 0.099) & (moved[:, 1:].max(-1) == 0)
+        at_noise = moved.min(-1) > 0.099
+        slope = (x - images).reshape(2, -1)[:, 0]
+        wrong = jnp.stack([at_fgsm[0], at_noise[1]])
+        return jnp.stack([jnp.where(wrong, -1.0, 1.0) - 1e-3 * slope, jnp.zeros(2)], -1)
+
+    got = jax.jit(partial(attacks.strong, classifier, steps=1, restarts=1))(images, labels, 0.1, keys)
+    assert not attacks.is_correct(classifier(got), labels).any()
+
+
+def test_a_wrong_answer_counts_over_one_that_is_right_with_the_same_margin():
+    """Two logits tie in both attempts, and argmax takes the first of them: wrong once, right once."""
+    labels = jnp.array([1, 1])
+    wrong, right = jnp.array([2.0, 2.0, 0.0]), jnp.array([0.0, 2.0, 2.0])
+    one = attacks.Attempt(jnp.zeros((2, 1, 1, 1)), jnp.stack([wrong, right]))
+    other = attacks.Attempt(jnp.ones((2, 1, 1, 1)), jnp.stack([right, wrong]))
+    assert (
+        attacks.margin(one.logits, labels).tolist() == attacks.margin(other.logits, labels).tolist() == [0, 0]
+    )
+    assert attacks.is_correct(one.logits, labels).tolist() == [False, True]
+    assert attacks._worse(labels, one, other).images.ravel().tolist() == [0, 1]
 
 
 def test_the_gradient_of_a_sure_classifier_keeps_its_direction_in_float32():

@@ -27,6 +27,8 @@ ALLOWED = {
     "models": {"errors", "filters", "ops"},
     "groups": {"errors", "masks"},
     "optim": {"errors", "groups"},
+    "balls": {"errors"},
+    "attacks": {"balls", "errors"},
     "steps": {"masks", "models", "tasks"},
     "checkpoint": {"errors", "steps"},
     "artifacts": {"errors", "config"},

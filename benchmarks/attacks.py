@@ -1,0 +1,94 @@
+"""What a curve under attack costs, measured in the passes through the model that it needs.
+
+    python benchmarks/attacks.py
+    python benchmarks/attacks.py --examples=2016 --rounds=7
+
+A ConvMixer-64/4 (kernel 5, patch 2) at 28 x 28 with random weights: neither data nor training change the time. For each
+image, nine epsilons of FGSM and PGD-2 with noise as their control need
+
+    1 pass forward and back at the clean image: its gradient serves every epsilon of both attacks,
+    9 forward and back at the FGSM samples: they score FGSM and give PGD-2's second gradient,
+    9 forward at PGD-2's samples, and 9 at the noise's.
+
+Passes are timed in batches of as many images as the curve works on at once, and in turn with the curve, so that other
+work on the machine meets both alike. The ratio is the median over the rounds.
+"""
+
+import time
+from functools import partial
+
+from absl import app, flags
+
+from randmix import host
+
+flags.DEFINE_integer("examples", 1008, "Images a round.", lower_bound=1)
+flags.DEFINE_integer("rounds", 5, "How often each is timed.", lower_bound=1)
+flags.DEFINE_integer("batch_size", 128, "Images that the device works on at once.", lower_bound=9)
+
+EPSILONS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+
+
+def main(argv):
+    print("host settings:", host.tune())
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from randmix import attacks, models, robustness, sharding
+
+    options = flags.FLAGS
+    count = len(EPSILONS)
+    batch_size = options.batch_size // count
+    model = models.build("convmixer", width=64, depth=4, kernel_size=5, patch_size=2, num_classes=10)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+    rng = np.random.default_rng(0)
+    data = {
+        "image": rng.integers(0, 256, (options.examples, 28, 28, 1), np.uint8),
+        "label": rng.integers(0, 10, options.examples, np.int32),
+    }
+    settings = robustness.Settings(("noise", "fgsm", "pgd2"), EPSILONS)
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    curves = robustness.jit_quick_curves(model=model, settings=settings, mesh=mesh, batch_size=batch_size)
+    epsilons = np.asarray(EPSILONS, np.float32) / 255
+    variables, data = sharding.replicate(variables, mesh), sharding.replicate(data, mesh)
+
+    at_once = batch_size * count
+    images = jnp.asarray(rng.random((at_once, 28, 28, 1), np.float32))
+    labels = jnp.asarray(rng.integers(0, 10, at_once, np.int32))
+    classifier = partial(model.apply, variables, train=False)
+    forward = jax.jit(classifier)
+    both = jax.jit(jax.value_and_grad(lambda images: attacks.cross_entropy(classifier(images), labels).sum()))
+
+    def seconds(function):
+        began = time.perf_counter()
+        jax.block_until_ready(function())
+        return time.perf_counter() - began
+
+    def curve():
+        batches = range(-(-options.examples // batch_size))
+        return [curves(variables, data, index, epsilons, np.uint32(0)) for index in batches]
+
+    calls = max(1, options.examples // at_once)
+    timed = {
+        "curve": curve,
+        "forward": lambda: [forward(images) for _ in range(calls)],
+        "forward and back": lambda: [both(images) for _ in range(calls)],
+    }
+    for function in timed.values():
+        seconds(function)  # compiles
+    ratios = []
+    for _ in range(options.rounds):
+        took = {name: seconds(function) for name, function in timed.items()}
+        one, two = (took[name] / (calls * at_once) for name in ("forward", "forward and back"))
+        needed = options.examples * ((1 + count) * two + 2 * count * one)
+        ratios.append(took["curve"] / needed)
+        print(
+            f"curve {took['curve']:.2f} s, passes that it needs {needed:.2f} s, ratio {ratios[-1]:.3f} "
+            f"({1e6 * one:.0f} us an image forward, {1e6 * two:.0f} us forward and back)",
+            flush=True,
+        )
+    print(f"median ratio {np.median(ratios):.3f}, {1e3 * took['curve'] / options.examples:.2f} ms an image")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,339 @@
+"""Evaluation from the command line, curves over a split, and the checks that say whether to believe them."""
+
+import csv
+import dataclasses
+import json
+import shutil
+
+import command
+import jax
+import numpy as np
+import pytest
+import small
+
+from randmix import (
+    attacks,
+    config,
+    eval_loop,
+    plots,
+    robustness,
+    robustness_report,
+    runs,
+    sanity,
+    sharding,
+    train,
+)
+from randmix.errors import UserError
+
+QUICK = ("--attacks=fgsm,pgd2,strong", "--examples=50", "--strong_steps=3", "--strong_restarts=2")
+SETTINGS = robustness.Settings(
+    ("noise", "fgsm", "pgd2", "pgd", "strong"),
+    (0.0, 4.0, 16.0, 64.0),
+    strong={"steps": 4, "restarts": 2},
+)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A defended run that has learned something."""
+    folder = tmp_path_factory.mktemp("run")
+    train.train(
+        small.config(
+            steps=90,
+            eval_every=45,
+            log_every=90,
+            checkpoint_every=90,
+            optimizer__learning_rate=0.02,
+            defense__epsilon=4.0,
+            defense__pgd_examples=70,
+        ),
+        folder,
+        devices=jax.devices()[:1],
+    )
+    return folder
+
+
+def evaluate(*arguments, **options):
+    return command.run("randmix.evaluate", *arguments, **options)
+
+
+def metrics_lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_defended_run_logs_a_multi_step_attack_at_each_evaluation(workdir):
+    logged = [line["test_pgd_accuracy"] for line in metrics_lines(workdir) if "test_loss" in line]
+    result = json.loads((workdir / "result.json").read_text())["metrics"]
+    assert len(logged) == 2
+    assert logged[-1] == result["test_pgd_accuracy"] < result["test_accuracy"]
+    run = runs.load(workdir)
+    _, data = eval_loop.load_split(run, "test")
+    images, labels = data["image"][:70] / np.float32(255), data["label"][:70]
+    classifier = jax.jit(lambda x: run.model.apply(run.variables, x, train=False))
+    attacked = jax.jit(lambda x: attacks.pgd(classifier, x, labels, 4 / 255, steps=10, step_size=0.25))(
+        images
+    )
+    expected = (classifier(attacked).argmax(-1) == labels).mean()
+    assert result["test_pgd_accuracy"] == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_the_clean_evaluation_gives_the_run_s_result_and_writes_nothing(workdir):
+    before = sorted(workdir.rglob("*"))
+    done = evaluate(f"--workdir={workdir}")
+    assert done.status == 0, done.err
+    result = json.loads((workdir / "result.json").read_text())["metrics"]
+    header, row = (
+        [cell.strip() for cell in line.split(bar)[1:-1]]
+        for line, bar in zip(done.out.splitlines()[1::2], "┃│", strict=False)
+    )
+    got = dict(zip(header, row, strict=True))
+    assert (got["step"], got["data"], got["examples"]) == ("90", "digits, test", "all 360")
+    assert got["accuracy"] == f"{result['test_accuracy']:.4f}"
+    assert got["loss"] == f"{result['test_loss']:.4f}"
+    assert sorted(workdir.rglob("*")) == before
+
+
+def test_attacks_from_the_command_line(workdir, tmp_path):
+    done = evaluate(f"--workdir={workdir}", f"--out={tmp_path / 'new'}", "--epsilons=64,0,8", *QUICK)
+    assert done.status == 0, done.err
+    assert "examples: the first 50 of 360" in done.out
+    assert "strong: 100 %, " in done.out
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {
+        f"attacks.{suffix}" for suffix in ("csv", "json", "png", "svg")
+    }
+    with (tmp_path / "new" / "attacks.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["attack"], row["epsilon"]) for row in rows] == [
+        (attack, epsilon) for attack in ("noise", "fgsm", "pgd2", "strong") for epsilon in ("0", "8", "64")
+    ]
+    accuracy = {(row["attack"], row["epsilon"]): float(row["accuracy"]) for row in rows}
+    report = json.loads((tmp_path / "new" / "attacks.json").read_text())
+    for name in ("noise", "fgsm", "pgd2", "strong"):
+        assert accuracy[name, "0"] == pytest.approx(report["clean_accuracy"], abs=1e-7)
+    assert accuracy["strong", "64"] < accuracy["strong", "8"] < accuracy["strong", "0"]
+    assert report["settings"]["strong"] == {"steps": 3, "restarts": 2}
+    verdicts = [line for line in done.out.splitlines() if line[:6] in ("pass  ", "FAIL  ", "open  ")]
+    assert [line.split(":")[0][6:] for line in verdicts] == [check["claim"] for check in report["checks"]]
+    assert verdicts[0].startswith("pass")
+
+
+def test_curves_depend_neither_on_batches_nor_on_devices(workdir):
+    run = runs.load(workdir)
+    _, data = eval_loop.load_split(run, "test")
+    data = {name: array[:45] for name, array in data.items()}
+    one, eight = (
+        robustness.measure(
+            run.model,
+            run.variables,
+            data,
+            dataclasses.replace(SETTINGS, batch_size=batch_size),
+            devices=jax.devices()[:devices],
+        )
+        for devices, batch_size in ((1, 45), (8, 64))
+    )
+    assert one.examples == 45
+    for name in SETTINGS.attacks:
+        # Another order of summation may move an example that lies on the edge.
+        assert (one.correct[name] != eight.correct[name]).sum() <= 1, name
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    expected = eval_loop.evaluate_split(
+        eval_loop.jit_eval_step(
+            model=run.model, task=runs.assemble(run.config).task, mesh=mesh, batch_size=45
+        ),
+        run.variables,
+        data,
+        batch_size=45,
+    )
+    assert one.clean == expected["accuracy"] == one.accuracy("strong")[0]
+    assert [check.passed for check in sanity.checks(one)] == [True, True, True, True, True, True]
+    others = np.logical_and.reduce([one.correct[name] for name in SETTINGS.attacks])
+    np.testing.assert_array_equal(one.correct["strong"], others)
+
+
+# The checks, on made-up measurements of 100 examples.
+
+
+def curves(missed=0, clean=0.9, epsilons=(0.0, 8.0, 64.0), **counts):
+    """Of each attack the first so many examples are still right, at each epsilon."""
+    correct = {name: np.arange(100) < np.asarray(right)[:, None] for name, right in counts.items()}
+    settings = robustness.Settings(tuple(correct), epsilons)
+    return robustness.Curves(settings, clean, correct, missed if "strong" in correct else None)
+
+
+GOOD = {"noise": (90, 88, 70), "fgsm": (90, 30, 5), "pgd2": (90, 25, 2), "strong": (90, 20, 0)}
+
+
+def test_good_curves_pass():
+    assert [check.passed for check in sanity.checks(curves(**GOOD))] == [True] * 6
+
+
+@pytest.mark.parametrize(
+    ("place", "change", "detail"),
+    [
+        (0, {"fgsm": (89, 30, 5)}, "fgsm 0.8900, clean 0.9000"),
+        (1, {"fgsm": (90, 30, 60)}, "fgsm rises from 0.3000 to 0.6000 at 64"),
+        (2, {"strong": (90, 20, 2)}, "0.0200 at 64, strong"),
+        (3, {"pgd2": (90, 60, 2)}, "pgd2 0.6000 over fgsm 0.3000 at 8"),
+        (4, {"noise": (90, 50, 20)}, "noise costs 0.4000, fgsm 0.6000 at 8, the first that costs half"),
+        (5, {"missed": 1}, "1 example was missed over all epsilons, and counted as fooled"),
+    ],
+)
+def test_each_check_can_fail(place, change, detail):
+    verdicts = sanity.checks(curves(**GOOD | change))
+    assert [i for i, check in enumerate(verdicts) if check.passed is False] == [place]
+    assert str(verdicts[place]).startswith("FAIL  ")
+    assert str(verdicts[place]).endswith(detail)
+
+
+def test_what_chance_explains_does_not_fail():
+    verdicts = sanity.checks(curves(**GOOD | {"fgsm": (90, 30, 32), "pgd2": (90, 32, 2)}))
+    assert verdicts[1].passed
+    assert verdicts[3].passed
+
+
+def test_what_the_numbers_cannot_tell_is_open():
+    noise_only = sanity.checks(curves(epsilons=(8.0,), noise=(88,)))
+    assert [check.passed for check in noise_only] == [None] * 6
+    weak = sanity.checks(curves(epsilons=(0.0, 8.0), noise=(90, 90), fgsm=(90, 85), strong=(90, 80)))
+    assert [check.passed for check in weak] == [True, True, None, True, None, True]
+    assert str(weak[2]).startswith("open  ")
+
+
+def test_the_picture_tells_the_lines_apart_and_shows_every_epsilon():
+    settings = curves(**GOOD)
+    (axes,) = robustness_report.figure(settings, "a title").axes
+    assert [line.get_label() for line in axes.lines] == ["strong", "FGSM", "PGD-2", "random noise"]
+    assert [line.get_ydata()[1] for line in axes.lines] == [20, 30, 25, 88]
+    assert len({(line.get_linestyle(), line.get_marker()) for line in axes.lines}) == 4
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "8", "64"]
+    assert (axes.get_xlabel(), axes.get_title()) == ("epsilon (1/255)", "a title")
+    assert axes.lines[0].get_color() == plots.series(0)["color"]
+
+
+# Mistakes.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workdir="], "--workdir is missing; give one, for example --workdir=runs/a"),
+        (
+            ["--workdir=/nowhere"],
+            "/nowhere: no run there (config.json is missing); give the --workdir of a run",
+        ),
+        (["clean"], "got 'clean', allowed are flags only; see --help"),
+        (
+            ["--attacks=fgms"],
+            "--attacks: got 'fgms', allowed noise, fgsm, pgd2, pgd, strong; did you mean 'fgsm'?",
+        ),
+        (["--attacks="], "--attacks is empty; allowed are noise, fgsm, pgd2, pgd, strong"),
+        (
+            ["--attacks=fgsm", "--epsilons="],
+            "--epsilons is empty; give some, for example --epsilons=0,0.5,1,",
+        ),
+        (
+            ["--attacks=fgsm", "--epsilons=8,-1"],
+            "--epsilons: got '-1', allowed are numbers, 0 to 255 (in 1/255)",
+        ),
+        (
+            ["--attacks=fgsm", "--epsilons=256"],
+            "--epsilons: got '256', allowed are numbers, 0 to 255 (in 1/255)",
+        ),
+        (
+            ["--attacks=fgsm", "--epsilons=nan"],
+            "--epsilons: got 'nan', allowed are numbers, 0 to 255 (in 1/255)",
+        ),
+        (["--attacks=fgsm", "--epsilons=a"], "--epsilons: got 'a', allowed are numbers, 0 to 255 (in 1/255)"),
+        (["--attacks=strong", "--strong_steps=0"], "--strong_steps: got 0, allowed 1 or more"),
+        (["--attacks=strong", "--strong_restarts=0"], "--strong_restarts: got 0, allowed 1 or more"),
+        (["--attacks=pgd", "--pgd_step_size=0"], "--pgd_step_size: got 0.0, allowed more than 0"),
+        (
+            ["--attacks=pgd", "--pgd_restarts=2", "--nopgd_random_start"],
+            "--pgd_restarts: got 2 without a random start, which would all end the same",
+        ),
+        (["--attacks=fgsm", "--norm=l1"], "--norm: got 'l1', allowed linf, l2"),
+        (["--examples=0"], "--examples=0: expected a positive integer"),
+        (["--split=dev"], "digits has no split 'dev'; it has: train, test"),
+        (
+            ["--data=cifar10"],
+            "data set cifar10: got 32 x 32 x 3 images in 10 classes, but the model is for other images; give --data "
+            "one that it fits",
+        ),
+        (["--data=digit"], "no data set is named 'digit' (did you mean 'digits'?)"),
+        (["--attacks=fgsm", "--out=/dev/null/x"], "/dev/null/x: can't be written (Not a directory)"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(workdir, arguments, message):
+    given = [] if any("--workdir" in a for a in arguments) else [f"--workdir={workdir}"]
+    done = evaluate(*given, *arguments)
+    assert done.status == 2, done.err
+    assert done.err.startswith("randmix: ")
+    assert done.err.count("\n") == 1
+    assert message in done.err
+
+
+def test_a_workdir_without_a_checkpoint_and_one_without_a_data_set(workdir, tmp_path):
+    shutil.copy(workdir / "config.json", tmp_path)
+    done = evaluate(f"--workdir={tmp_path}")
+    assert (done.status, done.err) == (
+        2,
+        f"randmix: {tmp_path}/checkpoints: no checkpoint there; train this workdir first\n",
+    )
+    run = runs.load(workdir)
+    with run.config.ignore_type():
+        run.config.data.name = None
+    with pytest.raises(UserError, match="--data is missing: this workdir names no data set"):
+        eval_loop.load_split(run, "test")
+    dataset, data = eval_loop.load_split(run, "test", name="digits")
+    assert (dataset.name, data["image"].shape) == ("digits", (360, 8, 8, 1))
+
+
+def test_a_run_without_an_accuracy_is_evaluated_clean_only(tmp_path):
+    train.train(
+        small.config(task="unshuffling", steps=2, model__patch_size=1, data__crop_padding=0, model__depth=1),
+        tmp_path,
+        devices=jax.devices()[:1],
+    )
+    done = evaluate(f"--workdir={tmp_path}")
+    assert done.status == 0, done.err
+    assert f"{json.loads((tmp_path / 'result.json').read_text())['metrics']['test_psnr']:.2f} dB" in done.out
+    done = evaluate(f"--workdir={tmp_path}", "--attacks=fgsm")
+    assert (done.status, done.err) == (
+        2,
+        f"randmix: {tmp_path}: a run with the task 'unshuffling', allowed under attack are runs with the task "
+        "'classification'; leave --attacks out\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"defense__epsilon": -1.0}, "config.defense.epsilon: got -1.0, allowed 0 to 255"),
+        ({"defense__epsilon": 256.0}, "config.defense.epsilon: got 256.0, allowed 0 to 255"),
+        ({"defense__share": 0.0}, "config.defense.share: got 0.0, allowed more than 0, up to 1"),
+        ({"defense__pgd_steps": 0}, "config.defense.pgd_steps: got 0, allowed 1 or more"),
+        (
+            {"defense__epsilon": 8.0, "task": "unshuffling"},
+            "config.defense.epsilon: got 8.0, allowed 0 with the task unshuffling",
+        ),
+    ],
+)
+def test_a_defence_that_no_run_could_have(overrides, message):
+    with pytest.raises(UserError) as raised:
+        config.check(small.config(**overrides))
+    assert str(raised.value).startswith(message)
+
+
+def test_help_is_enough():
+    done = evaluate("--help")
+    assert done.status == 0
+    for words in (
+        "--workdir",
+        "--attacks",
+        "--epsilons",
+        "--examples",
+        "--strong_restarts",
+        "attacks.csv",
+        "PGD-2",
+    ):
+        assert words in done.out
