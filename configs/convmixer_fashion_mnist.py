@@ -2,6 +2,9 @@
 
 python -m randmix.data.prepare fashion_mnist
 python -m randmix.main --config=configs/convmixer_fashion_mnist.py
+
+Expected with seed 0 after 5 epochs: full 0.9125, chans 0.8991, space 0.8821 on the test set, in 3 to 14 minutes on
+two CPU cores, by what else they do.
 """
 
 from randmix.config import default

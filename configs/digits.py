@@ -1,6 +1,9 @@
 """ConvMixer-64/4 on scikit-learn's 1,797 handwritten digits: the embedded default.
 
 python -m randmix.main --config=configs/digits.py
+
+Expected with seed 0: chans 0.9972, full 1.0000, space 0.9944 on the 360 test images, in 15 to 55 seconds on two CPU
+cores, by what else they do.
 """
 
 from randmix.config import default

@@ -249,13 +249,21 @@ def test_the_strong_attack_fools_whatever_another_one_fools(norm):
 
 
 @both_norms
-def test_restarts_never_lose_what_fewer_have_found(norm):
-    epsilon = {"linf": 0.02, "l2": 0.15}[norm]
-    single = partial(attacks.pgd, perceptron, norm=norm, **RANDOM_PGD | {"restarts": 1})
-    one = survivors(jax.jit(single)(IMAGES, LABELS, epsilon, KEYS))
-    three = survivors(attack("pgd_restarts", norm, epsilon))
-    assert not (three & ~one).any()
-    assert three.sum() < survivors(IMAGES).sum()
+def test_restarts_find_more_and_never_lose_what_fewer_have_found(norm):
+    """Steps of size 0: a random search, so that only another start can find another image."""
+    epsilon = {"linf": 0.15, "l2": 0.8}[norm]
+    two, ten = (
+        survivors(
+            jax.jit(
+                partial(
+                    attacks.pgd, perceptron, norm=norm, steps=1, step_size=0.0, random_start=True, restarts=n
+                )
+            )(IMAGES, LABELS, epsilon, KEYS)
+        )
+        for n in (2, 10)
+    )
+    assert not (ten & ~two).any()
+    assert ten.sum() < two.sum() < N
 
 
 def test_the_strong_attack_counts_the_others_in_where_its_own_search_finds_nothing():

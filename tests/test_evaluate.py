@@ -28,8 +28,8 @@ from randmix.errors import UserError
 QUICK = ("--attacks=fgsm,pgd2,strong", "--examples=50", "--strong_steps=3", "--strong_restarts=2")
 SETTINGS = robustness.Settings(
     ("noise", "fgsm", "pgd2", "pgd", "strong"),
-    (0.0, 4.0, 16.0, 64.0),
-    strong={"steps": 4, "restarts": 2},
+    (0.0, 24.0, 64.0),
+    strong={"steps": 8, "restarts": 2},
 )
 
 
@@ -121,7 +121,7 @@ def test_curves_depend_neither_on_batches_nor_on_devices(workdir):
     run = runs.load(workdir)
     _, data = eval_loop.load_split(run, "test")
     data = {name: array[:45] for name, array in data.items()}
-    one, eight = (
+    one, two = (
         robustness.measure(
             run.model,
             run.variables,
@@ -129,12 +129,12 @@ def test_curves_depend_neither_on_batches_nor_on_devices(workdir):
             dataclasses.replace(SETTINGS, batch_size=batch_size),
             devices=jax.devices()[:devices],
         )
-        for devices, batch_size in ((1, 45), (8, 64))
+        for devices, batch_size in ((1, 45), (2, 32))
     )
     assert one.examples == 45
     for name in SETTINGS.attacks:
         # Another order of summation may move an example that lies on the edge.
-        assert (one.correct[name] != eight.correct[name]).sum() <= 1, name
+        assert (one.correct[name] != two.correct[name]).sum() <= 1, name
     mesh = sharding.make_mesh(jax.devices()[:1])
     expected = eval_loop.evaluate_split(
         eval_loop.jit_eval_step(
@@ -146,8 +146,9 @@ def test_curves_depend_neither_on_batches_nor_on_devices(workdir):
     )
     assert one.clean == expected["accuracy"] == one.accuracy("strong")[0]
     assert [check.passed for check in sanity.checks(one)] == [True, True, True, True, True, True]
-    others = np.logical_and.reduce([one.correct[name] for name in SETTINGS.attacks])
-    np.testing.assert_array_equal(one.correct["strong"], others)
+    others = np.logical_and.reduce([one.correct[name] for name in SETTINGS.attacks if name != "strong"])
+    assert not (one.correct["strong"] & ~others).any()
+    assert one.correct["strong"].sum() < others.sum()
 
 
 # The checks, on made-up measurements of 100 examples.
