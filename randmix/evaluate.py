@@ -19,12 +19,17 @@ Attacks:
     pgd      projected gradient descent with the --pgd_* flags
     strong   many steps and restarts, on two losses; the worst of all, with the other attacks, counts
 
+--smoothing=2 smooths the run's spatial filters first, and writes to a folder of its own; randmix.smoothing draws
+what smoothing gains.
+
 FGSM and PGD-2 measure sensitivity; robustness is what is left under the strong attack. That takes about
 2 * steps * restarts passes through the model for each example and epsilon: use --examples.
 
 Exit status: 0 done, 2 a mistake in the command.
 """
 
+import dataclasses
+import math
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -65,6 +70,12 @@ def define_flags() -> None:
     flags.DEFINE_float("pgd_step_size", 0.25, "Of each of them, as a multiple of epsilon.")
     flags.DEFINE_bool("pgd_random_start", True, "Start anywhere in the ball, not at the clean image.")
     flags.DEFINE_integer("pgd_restarts", 1, "How often; the worst counts.")
+    flags.DEFINE_float(
+        "smoothing",
+        0.0,
+        "Smooth the spatial filters by this index first; see randmix.filters.smooth.",
+        lower_bound=0,
+    )
     flags.DEFINE_bool("tune_host", True, "On a CPU: as in randmix.main.")
 
 
@@ -74,7 +85,7 @@ def main(argv: list[str]) -> None:
     if options.tune_host:
         host.tune()
     # Only now what imports JAX.
-    from randmix import eval_loop, progress, runs
+    from randmix import eval_loop, progress, runs, spectrum
 
     if len(argv) > 1:
         raise UserError(f"got {argv[1]!r}, allowed are flags only; see --help")
@@ -85,6 +96,10 @@ def main(argv: list[str]) -> None:
     dataset, data = eval_loop.load_split(run, options.split, name=options.data, data_dir=options.data_dir)
     data = {name: array[: options.examples] for name, array in data.items()}
     got, total = len(data["label"]), dataset.examples(options.split)
+    out = options.out or options.workdir
+    if options.smoothing:
+        run = dataclasses.replace(run, variables=spectrum.smooth_filters(run.variables, options.smoothing))
+        out = options.out or f"{options.workdir}/smoothing_{options.smoothing:g}"
     about = {
         "workdir": options.workdir,
         "step": run.step,
@@ -92,11 +107,14 @@ def main(argv: list[str]) -> None:
         "examples": f"all {total:,}" if got == total else f"the first {got:,} of {total:,}",
     }
     batch_size = options.batch_size or run.config.batch_size
+    if arguments is not None or options.smoothing:
+        # Gaussians one after the other are one whose variance is the sum.
+        about["smoothing_index"] = math.hypot(run.config.model.smoothing_index, options.smoothing)
     if arguments is None:
         metrics = eval_loop.evaluate_run(run, dataset, data, batch_size=batch_size)
         print(progress.table([{**about, **progress.metrics_row(metrics)}]))
     else:
-        _attack(run, data, about, {**arguments, "batch_size": batch_size}, options.out or options.workdir)
+        _attack(run, data, about, {**arguments, "batch_size": batch_size}, out)
 
 
 def _attack(

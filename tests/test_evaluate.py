@@ -21,6 +21,7 @@ from randmix import (
     runs,
     sanity,
     sharding,
+    spectrum,
     train,
 )
 from randmix.errors import UserError
@@ -115,6 +116,22 @@ def test_attacks_from_the_command_line(workdir, tmp_path):
     verdicts = [line for line in done.out.splitlines() if line[:6] in ("pass  ", "FAIL  ", "open  ")]
     assert [line.split(":")[0][6:] for line in verdicts] == [check["claim"] for check in report["checks"]]
     assert verdicts[0].startswith("pass")
+
+
+def test_the_filters_of_a_finished_run_can_be_smoothed_first(workdir):
+    done = evaluate(
+        f"--workdir={workdir}", "--attacks=fgsm", "--epsilons=0", "--examples=48", "--smoothing=2"
+    )
+    assert done.status == 0, done.err
+    about = json.loads((workdir / "smoothing_2" / "attacks.json").read_text())
+    assert about["smoothing_index"] == 2.0
+    run = runs.load(workdir)
+    variables = spectrum.smooth_filters(run.variables, 2.0)
+    _, data = eval_loop.load_split(run, "test", name=None, data_dir=None)
+    images = data["image"][:48].astype(np.float32) / 255
+    logits = np.asarray(jax.jit(run.model.apply)(variables, images))
+    assert about["clean_accuracy"] == pytest.approx((logits.argmax(1) == data["label"][:48]).mean())
+    shutil.rmtree(workdir / "smoothing_2")
 
 
 def test_curves_depend_neither_on_batches_nor_on_devices(workdir):

@@ -1,0 +1,154 @@
+"""What smoothing the frozen filters gains under attack: the paper's section 4.3.3 and Figure 7.
+
+    python -m randmix.evaluate --workdir=runs/s0 --attacks=fgsm,pgd2        # model.filters=random
+    python -m randmix.evaluate --workdir=runs/s2 --attacks=fgsm,pgd2        # model.filters=smoothed, index 2
+    python -m randmix.smoothing --folders=runs/s0,runs/s2 --attack=fgsm
+
+A folder holds what randmix.evaluate wrote under attack: of runs that were trained from smoothed filters, or of one
+run whose filters were smoothed afterwards (randmix.evaluate --smoothing=2). One of them must be of index 0. It draws
+the relative gain in accuracy over that one against the smoothing index, a line an epsilon, and the clean accuracy,
+and writes smoothing.png, .svg and .csv into --out. Exit status: 0 done, 2 a mistake in the command.
+"""
+
+import csv
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from absl import flags
+from etils import epath
+
+from randmix import cli, plots
+from randmix.errors import UserError, check_choice
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Curve(NamedTuple):
+    """Accuracy under one attack.
+
+    Attributes:
+        index: the smoothing index of the filters.
+        data: which data set and split.
+        epsilons: [points], in 1/255, ascending.
+        accuracies: [points], in [0, 1].
+    """
+
+    index: float
+    data: str
+    epsilons: tuple[float, ...]
+    accuracies: tuple[float, ...]
+
+
+def read(folder: epath.PathLike, attack: str) -> Curve:
+    """Reads what ``randmix.evaluate`` wrote into a folder.
+
+    Raises:
+        UserError: nothing is there, or not of this attack.
+    """
+    folder = epath.Path(folder)
+    files = [folder / name for name in ("attacks.csv", "attacks.json")]
+    if not all(file.exists() for file in files):
+        raise UserError(
+            f"{folder}: no accuracy under attack there; run python -m randmix.evaluate --workdir=... "
+            f"--attacks={attack} first"
+        )
+    rows = list(csv.DictReader(files[0].read_text().splitlines()))
+    about = json.loads(files[1].read_text())
+    check_choice(f"{folder}: --attack", attack, sorted({row["attack"] for row in rows}))
+    points = sorted(
+        (float(row["epsilon"]), float(row["accuracy"])) for row in rows if row["attack"] == attack
+    )
+    epsilons, accuracies = zip(*points, strict=True)
+    return Curve(about["smoothing_index"], f"{about['data']}: {about['examples']}", epsilons, accuracies)
+
+
+def relative_gains(curves: Sequence[Curve]) -> np.ndarray:
+    """(accuracy - baseline) / baseline of each curve at each epsilon; the baseline is the curve of index 0.
+
+    Args:
+        curves: of one attack, one of them of index 0.
+
+    Returns:
+        [curves, points], NaN where the baseline is 0.
+
+    Raises:
+        UserError: no baseline or two, or curves of different epsilons or data.
+    """
+    baselines = [curve for curve in curves if curve.index == 0]
+    if len(baselines) != 1:
+        raise UserError(f"--folders: got {len(baselines)} of smoothing index 0, allowed one, the baseline")
+    (baseline,) = baselines
+    for curve in curves:
+        for name in ("data", "epsilons"):
+            got, allowed = getattr(curve, name), getattr(baseline, name)
+            if got != allowed:
+                raise UserError(
+                    f"--folders: got {name} {got!r} at index {curve.index:g}, allowed {allowed!r} as at index 0"
+                )
+    base = np.asarray(baseline.accuracies)
+    gains = np.asarray([curve.accuracies for curve in curves]) - base
+    return np.divide(gains, base, out=np.full_like(gains, np.nan), where=base > 0)
+
+
+@plots.style()
+def figure(curves: Sequence[Curve], gains: np.ndarray, attack: str) -> "Figure":
+    """Relative gain against the index, a line an epsilon, and below it the clean accuracy."""
+    drawing = plots.new_figure(4.6, 4.6)
+    above, below = drawing.subplots(2, 1, sharex=True, height_ratios=(2.5, 1))
+    indices = [curve.index for curve in curves]
+    attacked = [i for i, epsilon in enumerate(curves[0].epsilons) if epsilon > 0]
+    for place, i in enumerate(attacked):
+        label = f"epsilon {curves[0].epsilons[i]:g}/255"
+        above.plot(indices, 100 * gains[:, i], label=label, **plots.series(place))
+    above.axhline(0, color="0.6", linewidth=0.8, zorder=0)
+    above.set(ylabel="relative gain (%)", title=f"{attack}, {curves[0].data} examples")
+    above.legend()
+    if 0.0 in curves[0].epsilons:
+        clean = [100 * curve.accuracies[curve.epsilons.index(0.0)] for curve in curves]
+        below.plot(indices, clean, **plots.series(0))
+    below.set(ylabel="clean accuracy (%)", xlabel="smoothing index", xticks=indices)
+    return drawing
+
+
+def draw(folders: Sequence[epath.PathLike], attack: str, out: epath.PathLike) -> list[epath.Path]:
+    """Draws folders of ``randmix.evaluate`` into ``out`` and returns the files; errors as of `relative_gains`."""
+    curves = sorted(read(folder, attack) for folder in folders)
+    gains = relative_gains(curves)
+    rows = [
+        {
+            "attack": attack,
+            "smoothing_index": curve.index,
+            "epsilon": epsilon,
+            "accuracy": accuracy,
+            "relative_gain": "" if np.isnan(gain) else float(gain),
+        }
+        for curve, line in zip(curves, gains, strict=True)
+        for epsilon, accuracy, gain in zip(curve.epsilons, curve.accuracies, line, strict=True)
+    ]
+    return plots.save(figure(curves, gains, attack), epath.Path(out) / "smoothing", rows)
+
+
+def define_flags() -> None:
+    """Defines the command line's flags; not at import, which a program with flags of its own may do."""
+    flags.DEFINE_list("folders", [], "What randmix.evaluate wrote, one for each smoothing index.")
+    flags.DEFINE_string("attack", "fgsm", "One of the attacks that were measured.")
+    flags.DEFINE_string("out", "runs/smoothing", "The folder to write to.")
+
+
+def main(argv: list[str]) -> None:
+    """Draws the folders that the command line names, and prints the files."""
+    options = flags.FLAGS
+    if len(argv) > 1:
+        raise UserError(f"got {argv[1]!r}, allowed are flags only; see --help")
+    if len(options.folders) < 2:
+        raise UserError("--folders: give two or more, for example --folders=runs/s0,runs/s2; see --help")
+    for file in draw(options.folders, options.attack, options.out):
+        print(file)
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)
