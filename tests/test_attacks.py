@@ -1,4 +1,7 @@
-"""Attacks against closed forms, float64 NumPy and PyTorch; what every attack promises of its result."""
+"""Attacks against closed forms, float64 NumPy and PyTorch; what every attack promises of its result.
+
+Over 400 lines: every attack is held against closed forms, PyTorch and foolbox on the same few fixtures.
+"""
 
 import re
 import warnings
