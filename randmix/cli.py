@@ -5,8 +5,8 @@
     if __name__ == "__main__":
         cli.run(main)
 
-The exit status is what `main` returns (None is 0), 2 for the user's mistake, 130 for Ctrl-C and 1 for a
-bug. A mistake is one line on stderr, a bug keeps its traceback. Mistakes are `UserError`, what absl and
+The exit status is what `main` returns (None is 0), 2 for the user's mistake, 130 for Ctrl-C, 141 where nobody
+reads the output any more (`... | head`) and 1 for a bug. A mistake is one line on stderr, a bug keeps its traceback. Mistakes are `UserError`, what absl and
 ml_collections say of flags, and whatever goes wrong inside a config file.
 """
 
@@ -37,13 +37,20 @@ def run(main: Callable[[list[str]], int | None]) -> None:
           docstring of its module and the flags defined there.
     """
     try:
-        app.run(main, flags_parser=lambda argv: parse(argv, inspect.getmodule(main)))
+        try:
+            app.run(main, flags_parser=lambda argv: parse(argv, inspect.getmodule(main)))
+        finally:
+            sys.stdout.flush()  # here, where a closed pipe can still be answered
     except UserError as error:
         print("randmix:", " ".join(str(error).split("\n")), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("randmix: interrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:
+        # What is left in the buffer would raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except Exception:
         traceback.print_exc()
         sys.stdout.flush()

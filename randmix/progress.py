@@ -23,7 +23,7 @@ class Reporter:
     """Shows steps, metrics, images/s and time left; a context manager."""
 
     def __init__(self, total_steps: int, start_step: int = 0):
-        self.console = Console(soft_wrap=True)
+        self.console = _console()
         self._total = total_steps
         self._start = start_step
         self._began = time.monotonic()
@@ -77,6 +77,11 @@ class Reporter:
         return f"{hours}:{minutes:02d}:{seconds:02d}"
 
 
+def _console() -> Console:
+    """Lines as they are; in a notebook too, where rich would make an HTML element of each."""
+    return Console(file=sys.stdout, soft_wrap=True, force_jupyter=False)
+
+
 def _in_words(metrics: dict[str, float], prefix: str = "") -> str:
     """Metrics on one line, the loss first; out of a compiled step they come sorted by name."""
     names = sorted(metrics, key=lambda name: name != "loss")
@@ -113,7 +118,7 @@ def table(rows: Sequence[Mapping[str, object]]) -> str:
         grid.add_column(name, justify="right" if i else "left")
     for row in rows:
         grid.add_row(*map(str, row.values()))
-    console = Console(file=sys.stdout, soft_wrap=True)
+    console = _console()
     with console.capture() as capture:
         console.print(grid)
     return capture.get().rstrip("\n")
@@ -121,7 +126,7 @@ def table(rows: Sequence[Mapping[str, object]]) -> str:
 
 def track(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
     """Yields the items, and shows how far it is: a bar on a terminal, elsewhere a line each tenth of the way."""
-    console = Console(soft_wrap=True)
+    console = _console()
     if console.is_terminal:
         columns = (
             TextColumn("{task.description}"),

@@ -1,5 +1,6 @@
 """The manner of all command lines: help, mistakes in one line, exit statuses."""
 
+import os
 import subprocess
 import sys
 
@@ -144,8 +145,11 @@ def test_a_bug_of_ours_under_a_config_file_keeps_its_traceback(parse, tmp_path):
 def program(tmp_path_factory):
     path = tmp_path_factory.mktemp("cli") / "program.py"
     path.write_text(PROGRAM)
-    return lambda *arguments: subprocess.run(
-        [sys.executable, path, *arguments], capture_output=True, text=True, check=False
+    return lambda *arguments, **streams: subprocess.run(
+        [sys.executable, path, *arguments],
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams,
+        text=True,
+        check=False,
     )
 
 
@@ -169,6 +173,14 @@ def test_a_bug_keeps_its_traceback(program):
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert done.stderr.endswith("ValueError: a bug\n")
+
+
+def test_output_that_nobody_reads_is_no_bug(program):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = program("--help", stdout=writer)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 @pytest.mark.parametrize("option", ["--help", "--helpfull"])

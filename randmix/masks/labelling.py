@@ -57,6 +57,9 @@ def labels(params: PyTree, rules: Rules, *, strict: bool = False) -> PyTree:
         strict: also refuse a `role`, `leaf` or `path` anywhere in a rule that no leaf answers to:
           `~role('spacial')` selects every leaf, and nothing else would tell.
 
+    An `nnx.Optimizer` shows its transform boxed variables first and bare arrays later, which no one tree fits:
+    give `optax.multi_transform` the function `lambda params: labels(params, rules)` there.
+
     Raises:
         MaskError: a leaf that no rule covers, or a rule that selects no leaf at all (one whose leaves
           were all taken by earlier rules is fine); it names the leaf or the rule.
