@@ -1,6 +1,8 @@
 """From a config to the parts of a run; and a run's workdir back to a model and its variables."""
 
 import dataclasses
+import hashlib
+import json
 from typing import Any
 
 import jax
@@ -48,6 +50,7 @@ class Parts:
         channel_masks: inside partly learned parameters, which filters are; None for the others.
         phases: from the first step on; a further one for each later start of a group.
         summary: the table of parameters with their labels.
+        identity: what a checkpoint belongs to: hashes of the config and of the label tree.
         train_examples: how many there are, after ``data.subset``.
         steps_per_epoch: whole batches in an epoch; what is left over is dropped.
         total_steps: how many the run takes.
@@ -63,6 +66,7 @@ class Parts:
     channel_masks: Any
     phases: tuple[Phase, ...]
     summary: masks.Summary
+    identity: dict[str, str]
     train_examples: int
     steps_per_epoch: int
     total_steps: int
@@ -132,11 +136,17 @@ def assemble(config: ConfigDict) -> Parts:
             for start in groups.phase_starts(trained)
         ),
         summary=masks.summary(params, labels, channel_masks),
+        identity={"config": configs.fingerprint(config), "labels": _hash(labels)},
         train_examples=train_examples,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
         schedule=optim.build_schedule(config.schedule, config.optimizer.learning_rate, total_steps),
     )
+
+
+def _hash(labels: Any) -> str:
+    text = json.dumps(flatten_dict(labels, sep="/"), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _build_model(config: ConfigDict, num_classes: int | None) -> nn.Module:

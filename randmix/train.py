@@ -53,7 +53,7 @@ def train(
     for name, array in parts.task.constants.items():
         with (workdir / f"{name}.npy").open("wb") as file:
             np.save(file, array)
-    with Checkpoints(workdir) as checkpoints, StopSignals() as stop:
+    with Checkpoints(workdir, about=parts.identity) as checkpoints, StopSignals() as stop:
         loop = _Loop(config, parts, mesh, checkpoints, stop)
         with (
             MetricsLog(workdir / artifacts.METRICS, loop.start) as log,
@@ -165,8 +165,9 @@ class _Loop:
         self.pgd_step = jit_eval_step(perturb=_pgd_samples(config)) if config.defense.epsilon else None
 
     def first_state(self) -> steps.TrainState:
-        if self.checkpoints.latest_step() is not None:
-            return self.checkpoints.restore(self.parts.abstract_state(self.mesh))
+        saved = self.checkpoints.restore_latest(self.parts.abstract_state(self.mesh))
+        if saved is not None:
+            return saved
         init = jax.jit(self.parts.init_state, out_shardings=sharding.replicated(self.mesh))
         return init(np.uint32(self.config.seed))
 

@@ -30,7 +30,7 @@ ALLOWED = {
     "balls": {"errors"},
     "attacks": {"balls", "errors"},
     "steps": {"masks", "models", "tasks"},
-    "checkpoint": {"errors", "steps"},
+    "checkpoint": {"cli", "errors", "steps"},
     "artifacts": {"errors", "config"},
     "metrics_log": {"artifacts"},
     "plots": {"errors"},

@@ -1,0 +1,236 @@
+"""Checkpoints: damage is found in every file, nothing good is deleted for something bad."""
+
+import json
+import logging
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import small
+from command import run as command
+
+from randmix import runs, train
+from randmix.checkpoint import Checkpoints, manifest
+from randmix.errors import UserError
+
+ABOUT = {"config": "0123abcd"}
+
+
+def states():
+    """Two states that differ in every number; no model is compiled."""
+    zero = {
+        "params": {"spatial": {"kernel": np.zeros((3, 3, 4), np.float32)}},
+        "step": np.zeros((), np.int32),
+    }
+    return zero, jax.tree.map(lambda x: x + 1, zero)
+
+
+def abstract():
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), states()[0])
+
+
+def equal(a, b):
+    return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x == y).all()), a, b)))
+
+
+def restore(workdir, about=ABOUT):
+    with Checkpoints(workdir, about=about) as checkpoints:
+        return checkpoints.restore_latest(abstract())
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("saved")
+    (workdir / "checkpoints").mkdir()
+    with Checkpoints(workdir, about=ABOUT) as checkpoints:
+        for step, state in zip((10, 20), states(), strict=True):
+            checkpoints.save(step, state)
+    return workdir
+
+
+@pytest.fixture
+def workdir(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "run")
+
+
+def files(workdir):
+    """Every file of the newest checkpoint but the two that Orbax writes after the manifest."""
+    folder = workdir / "checkpoints" / "20"
+    found = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [path for path in found if path.name not in {"_CHECKPOINT_METADATA", "commit_success.txt"}]
+
+
+def flip_a_bit(path, rng):
+    content = bytearray(path.read_bytes())
+    content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+    path.write_bytes(content)
+
+
+def test_the_manifest_holds_the_sums_that_sha256sum_gives(saved):
+    import hashlib
+
+    content = json.loads((saved / "checkpoints" / "20" / manifest.FILE).read_text())
+    assert content["about"] == {"step": 20, **ABOUT}
+    assert {f"{saved}/checkpoints/20/{name}" for name in content["files"]} == {
+        str(path) for path in files(saved) if path.name != manifest.FILE
+    }
+    for name, measured in content["files"].items():
+        data = (saved / "checkpoints" / "20" / name).read_bytes()
+        assert measured == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def test_the_newest_is_restored(saved):
+    assert equal(restore(saved), states()[1])
+    assert not (saved / "set_aside").exists()
+
+
+def test_a_flipped_bit_in_any_file_is_found(workdir):
+    rng = np.random.default_rng(0)
+    assert len(files(workdir)) > 5
+    with Checkpoints(workdir) as checkpoints:
+        for path in files(workdir):
+            whole = path.read_bytes()
+            flip_a_bit(path, rng)
+            assert path.name in checkpoints.damage(20), path
+            path.write_bytes(whole)
+        assert checkpoints.damage(20) is None
+
+
+def test_a_flipped_bit_where_orbax_keeps_times_does_no_harm(workdir):
+    rng = np.random.default_rng(1)
+    for path in (workdir / "checkpoints").glob("*/_CHECKPOINT_METADATA"):
+        flip_a_bit(path, rng)
+    assert equal(restore(workdir), states()[1])
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "add", "manifest"])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(workdir, damage, caplog):
+    path = workdir / "checkpoints" / "20" / "default" / "_METADATA"
+    name = path.relative_to(workdir / "checkpoints" / "20")
+    reason = {
+        "flip": f"the SHA-256 of {name} isn't that of manifest.json",
+        "truncate": f"{name} has 5 bytes, manifest.json says {path.stat().st_size}",
+        "remove": f"{name} is missing",
+        "add": "added isn't in manifest.json",
+        "manifest": "manifest.json is missing",
+    }[damage]
+    if damage == "flip":
+        flip_a_bit(path, np.random.default_rng(2))
+    elif damage == "truncate":
+        path.write_bytes(path.read_bytes()[:5])
+    elif damage == "remove":
+        path.unlink()
+    elif damage == "add":
+        (workdir / "checkpoints" / "20" / "added").write_text("")
+    else:
+        (workdir / "checkpoints" / "20" / manifest.FILE).unlink()
+    left = {p.name: p.read_bytes() for p in files(workdir)}
+    with caplog.at_level(logging.WARNING):
+        assert equal(restore(workdir), states()[0])
+    assert caplog.messages == [
+        f"{workdir}/checkpoints/20: damaged ({reason}); moved to {workdir}/set_aside/20, going on from the "
+        "checkpoint before it"
+    ]
+    moved = [p for p in (workdir / "set_aside" / "20").rglob("*") if p.is_file()]
+    assert left.items() <= {p.name: p.read_bytes() for p in moved}.items()
+    assert [p.name for p in (workdir / "checkpoints").iterdir()] == ["10"]
+
+
+def test_with_no_intact_one_left_it_says_so_again_and_again(workdir):
+    rng = np.random.default_rng(3)
+    for path in (workdir / "checkpoints").glob("*/default/_METADATA"):
+        flip_a_bit(path, rng)
+    for _ in range(2):
+        with pytest.raises(UserError) as error:
+            restore(workdir)
+        assert str(error.value) == (
+            f"{workdir}/checkpoints: no intact checkpoint is left, the damaged ones are in {workdir}/set_aside; "
+            "start again in another workdir, or remove that folder to start again here"
+        )
+    assert sorted(p.name for p in (workdir / "set_aside").iterdir()) == ["10", "20"]
+
+
+def test_a_step_set_aside_twice_keeps_both(workdir):
+    for state in states():
+        flip_a_bit(files(workdir)[0], np.random.default_rng(4))
+        restore(workdir)
+        with Checkpoints(workdir, about=ABOUT) as checkpoints:
+            checkpoints.save(20, state)
+    assert sorted(p.name for p in (workdir / "set_aside").iterdir()) == ["20", "20-1"]
+    assert equal(restore(workdir), states()[1])
+
+
+def test_nothing_saved_is_no_error(tmp_path):
+    assert restore(tmp_path) is None
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="no checkpoint there; train"):
+        checkpoints.restore_variables()
+
+
+def test_a_state_of_another_config_is_refused(workdir):
+    with pytest.raises(UserError) as error:
+        restore(workdir, {"config": "ffffffff"})
+    assert str(error.value) == (
+        f"{workdir}/checkpoints/20: was saved with another config (0123abcd, this run's is ffffffff); "
+        "use the config and the version that it was trained with, or another workdir"
+    )
+
+
+def test_the_older_ones_go_only_when_the_newest_is_intact(workdir):
+    with Checkpoints(workdir, about=ABOUT) as checkpoints:
+        checkpoints.save(30, states()[0])
+        checkpoints._manager.wait_until_finished()
+        flip_a_bit(workdir / "checkpoints" / "30" / "default" / "_METADATA", np.random.default_rng(5))
+        checkpoints.save(40, states()[1])
+        checkpoints._manager.wait_until_finished()
+        assert checkpoints.all_steps() == [40, 30, 20, 10]
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["30", "40"]
+    assert equal(restore(workdir), states()[1])
+
+
+def test_a_reader_takes_the_intact_one_and_moves_nothing(tmp_path, caplog):
+    run = tmp_path / "run"
+    train.train(small.config(steps=2, checkpoint_every=1), run)
+    (run / "checkpoints" / "2" / "default" / "_METADATA").write_text("x")
+    with caplog.at_level(logging.WARNING):
+        assert runs.load(run).step == 1
+    assert caplog.messages == [
+        f"{run}/checkpoints/2: default/_METADATA has 1 bytes, manifest.json says "
+        + caplog.messages[0].split()[-4].rstrip(";")
+        + "; using step 1"
+    ]
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["1", "2"]
+
+
+def test_a_full_disk_while_saving_keeps_what_was_there(workdir, monkeypatch):
+    def full(folder, about):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(manifest, "write", full)
+    with pytest.raises(OSError, match="No space left"), Checkpoints(workdir, about=ABOUT) as checkpoints:
+        checkpoints.save(30, states()[0])
+    monkeypatch.undo()
+    assert equal(restore(workdir), states()[1])
+    with Checkpoints(workdir, about=ABOUT) as checkpoints:
+        checkpoints.save(30, states()[0])
+    assert equal(restore(workdir), states()[0])
+
+
+def test_verify_from_the_command_line(workdir):
+    done = command("randmix.checkpoint", "verify", workdir)
+    lines = [f"{workdir}/checkpoints/{step}: intact\n" for step in (10, 20)]
+    assert (done.status, done.out, done.err) == (0, "".join(lines), "")
+    flip_a_bit(workdir / "checkpoints" / "20" / "default" / "_METADATA", np.random.default_rng(6))
+    done = command("randmix.checkpoint", "verify", workdir)
+    damaged = "the SHA-256 of default/_METADATA isn't that of manifest.json"
+    assert done.status == 2
+    assert done.out == lines[0] + f"{workdir}/checkpoints/20: {damaged}\n"
+    assert done.err == (
+        f"randmix: {workdir}: 1 of 2 checkpoints damaged; training it again sets them aside and goes on from the "
+        "newest intact one\n"
+    )
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["10", "20"]
+    assert command("randmix.checkpoint", "check", workdir).err == (
+        f"randmix: expected `verify WORKDIR`, got ['check', '{workdir}']; see --help\n"
+    )
