@@ -44,4 +44,9 @@ def _will_use_cpu() -> bool:
     platforms = os.environ.get("JAX_PLATFORMS") or os.environ.get("JAX_PLATFORM_NAME")
     if platforms:
         return platforms.split(",")[0] == "cpu"
-    return not any(glob.glob(pattern) for pattern in _ACCELERATORS)
+    return not accelerators()
+
+
+def accelerators() -> list[str]:
+    """The device files of GPUs and TPUs on this machine."""
+    return [path for pattern in _ACCELERATORS for path in glob.glob(pattern)]

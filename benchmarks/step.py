@@ -1,0 +1,218 @@
+"""Whole training steps against PyTorch, and against this project's own plain operators.
+
+    python benchmarks/step.py
+    python benchmarks/step.py --cases=convmixer_128_4,resnet_2 --rounds=9 --out=results/benchmarks/step_cpu.json
+    python benchmarks/step.py --plain --rounds=2
+
+A step is forward, cross-entropy, backward and AdamW on one fixed batch. Ours is `randmix.steps.train_step`, jitted as in
+training; PyTorch's is the ConvMixer as its authors publish it, and the usual pre-activation ResNet with convolutions
+grouped by channel, in channels_last, eager and, with --compile, under torch.compile. In Chans the spatial weights of
+either are frozen (PyTorch: requires_grad False). On a GPU both compute in bfloat16. `vs torch` is our time divided by the
+quicker of PyTorch's, `chans vs full` our own two steps. --plain adds the same model from XLA's grouped convolutions and
+JAX's own differentiation.
+"""
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest import mock
+
+import timing
+from absl import app, flags
+
+from randmix import host
+
+sys.path.insert(
+    0, str(Path(__file__).parents[1] / "tests")
+)  # the twins that the parity tests hold us against
+
+CONVMIXER = {"name": "convmixer", "activation": "gelu"}
+# name: (data set, whose image size counts; the model; batch size on a CPU, on a GPU)
+CASES = {
+    "convmixer_128_4": (
+        "cifar10",
+        {**CONVMIXER, "width": 128, "depth": 4, "kernel_size": 8, "patch_size": 1},
+        (32, 512),
+    ),
+    "convmixer_256_8": (
+        "cifar10",
+        {**CONVMIXER, "width": 256, "depth": 8, "kernel_size": 5, "patch_size": 2},
+        (32, 512),
+    ),
+    "convmixer_512_8": (
+        "imagenet2012",
+        {**CONVMIXER, "width": 512, "depth": 8, "kernel_size": 8, "patch_size": 7},
+        (4, 128),
+    ),
+    "resnet_2": ("cifar10", {"name": "resnet", "width": 16, "depth": 2, "multiplier": 9}, (128, 512)),
+}
+
+flags.DEFINE_list("cases", list(CASES), f"Of {', '.join(CASES)}.")
+flags.DEFINE_integer("rounds", 7, "How often each step is timed.", lower_bound=1)
+flags.DEFINE_integer("calls", 2, "Steps a round.", lower_bound=1)
+flags.DEFINE_integer("batch_size", None, "Examples a step; by default each case's own.", lower_bound=1)
+flags.DEFINE_bool("compile", False, "Also time torch.compile, which takes minutes to compile.")
+flags.DEFINE_bool("plain", False, "Also time our model from plain operators: on a CPU 5 to 20 times slower.")
+flags.DEFINE_string("out", None, "Where to write the table as JSON.")
+
+
+def main(argv):
+    print("host settings:", host.tune())
+    import jax
+
+    options = flags.FLAGS
+    gpu = jax.default_backend() == "gpu"
+    rows = []
+    for name in options.cases:
+        dataset, model, batch_sizes = CASES[name]
+        batch_size = options.batch_size or batch_sizes[gpu]
+        steps = {}
+        for mode in ("full", "chans"):
+            config = make_config(dataset, model, mode, batch_size, gpu)
+            steps[f"ours {mode}"] = our_step(config)
+            if options.plain:
+                with plain_operators():
+                    steps[f"plain {mode}"] = our_step(config)
+            steps[f"torch {mode}"] = torch_step(config, compiled=False)
+            if options.compile:
+                steps[f"torch.compile {mode}"] = torch_step(config, compiled=True)
+        seconds = timing.in_turn(steps, rounds=options.rounds, calls=options.calls)
+        rows += [row(name, mode, batch_size, seconds) for mode in ("full", "chans")]
+        print(rows[-2], rows[-1], sep="\n", flush=True)
+    timing.report(rows, options.out)
+
+
+def row(name: str, mode: str, batch_size: int, seconds: timing.Seconds) -> dict[str, object]:
+    """A line of the table."""
+    peers = [f"torch {mode}", f"torch.compile {mode}"]
+    found = {"case": name, "mode": mode, "batch": batch_size}
+    found |= {
+        f"{peer} ms": timing.milliseconds(seconds[f"{peer} {mode}"])
+        for peer in ("ours", "plain", "torch", "torch.compile")
+        if f"{peer} {mode}" in seconds
+    }
+    ratios = [timing.ratio(seconds, f"ours {mode}", peer) for peer in peers if peer in seconds]
+    found["vs torch"] = round(max(ratios), 3)
+    if f"plain {mode}" in seconds:
+        found["plain vs ours"] = round(timing.ratio(seconds, f"plain {mode}", f"ours {mode}"), 1)
+    found["vs our full"] = round(timing.ratio(seconds, f"ours {mode}", "ours full"), 3)
+    return found
+
+
+def make_config(dataset, model, mode, batch_size, gpu):
+    """A run's config."""
+    from randmix.config import default
+
+    config = default(model["name"])
+    config.model.update(model)
+    config.data.name, config.mode, config.batch_size, config.steps = dataset, mode, batch_size, 1000
+    config.optimizer.weight_decay = 0.005
+    config.precision = "bfloat16" if gpu else "float32"
+    return config
+
+
+def random_batch(config):
+    """Images and labels as numpy arrays."""
+    import numpy as np
+
+    from randmix.data import catalog
+
+    data_set, rng = catalog.get(config.data.name), np.random.default_rng(0)
+    images = rng.random((config.batch_size, *data_set.image_shape), np.float32)
+    return images, rng.integers(0, data_set.num_classes, config.batch_size, np.int32)
+
+
+def our_step(config) -> Callable[[], object]:
+    """Takes a step of the project's own train step, and waits for it."""
+    import jax
+
+    from randmix import runs, steps
+
+    parts = runs.assemble(config)
+    images, labels = random_batch(config)
+    batch = jax.device_put({"image": images, "label": labels})
+    step = functools.partial(
+        steps.train_step,
+        model=parts.model,
+        task=parts.task,
+        optimizer=parts.phases[0].optimizer,
+        labels=parts.labels,
+    )
+    state = jax.jit(parts.init_state)(0)
+    compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+
+    def take():
+        nonlocal state
+        state, metrics = compiled(state, batch)
+        jax.block_until_ready(metrics)
+
+    return take
+
+
+@contextlib.contextmanager
+def plain_operators() -> Iterator[None]:
+    """While entered, models are built from XLA's grouped convolution and JAX's own differentiation."""
+    from randmix.models import layers, norms
+    from randmix.ops import act_norm, separable
+    from randmix.ops.depthwise import _grouped
+
+    def depthwise(x, kernel, *, stride=1):
+        return _grouped(x, kernel.reshape(*kernel.shape[:3], -1), stride)
+
+    with (
+        mock.patch.object(layers, "depthwise", depthwise),
+        mock.patch.object(separable, "depthwise", depthwise),
+        mock.patch.object(layers, "separable", separable.separable_reference),
+        mock.patch.object(norms.ActNorm, "by_batch", staticmethod(act_norm.act_norm_reference)),
+        mock.patch.object(norms.NormAct, "by_batch", staticmethod(act_norm.norm_act_reference)),
+    ):
+        yield
+
+
+def torch_step(config, *, compiled: bool) -> Callable[[], object]:
+    """Takes the same step in PyTorch."""
+    import torch
+    import torch_twins
+    from torch.nn import functional
+
+    from randmix.data import catalog
+
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() and config.precision == "bfloat16" else "cpu"
+    sizes = {"channels": 3, "num_classes": catalog.get(config.data.name).num_classes}
+    if config.model.name == "convmixer":
+        keys = ("width", "depth", "kernel_size", "patch_size", "activation")
+        module = torch_twins.conv_mixer(**sizes, **{key: config.model[key] for key in keys})
+        places = torch_twins.conv_mixer_places(module, config.model.depth)
+    else:
+        keys = ("width", "depth", "kernel_size", "multiplier", "between", "stem")
+        module = torch_twins.PreActResNet(**sizes, **{key: config.model[key] for key in keys})
+        places = torch_twins.resnet_places(module)
+    module = module.to(device, memory_format=torch.channels_last).train()
+    if config.mode == "chans":
+        for place, part in places.items():
+            if place.startswith("spatial/"):
+                part.requires_grad_(False)
+    trained = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.005, fused=device == "cuda")
+    images, labels = (torch.from_numpy(array).to(device) for array in random_batch(config))
+    images = images.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+    labels = labels.long()
+    model = torch.compile(module) if compiled else module
+
+    def take():
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+            loss = functional.cross_entropy(model(images).float(), labels)
+        loss.backward()
+        optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return take
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,82 @@
+"""What the benchmarks share: timing in turn, and the machine's name.
+
+All that is compared runs in one process, a round of each after a round of the other, so that whatever else the
+machine does meets all alike. The figure to trust is the median of the ratios within a round, not of the times.
+"""
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+Seconds = dict[str, list[float]]
+
+
+def in_turn(functions: Mapping[str, Callable[[], object]], *, rounds: int, calls: int = 1) -> Seconds:
+    """Seconds a call of each function, one figure a round; each is called once before, to compile.
+
+    Args:
+        functions: by name; each waits until its work is done.
+        rounds: how often all are timed.
+        calls: calls of a function in a row.
+    """
+    for function in functions.values():
+        function()
+    seconds: Seconds = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            began = time.perf_counter()
+            for _ in range(calls):
+                function()
+            seconds[name].append((time.perf_counter() - began) / calls)
+    return seconds
+
+
+def ratio(seconds: Seconds, name: str, to: str) -> float:
+    """The median over the rounds of one function's time divided by another's."""
+    return statistics.median(a / b for a, b in zip(seconds[name], seconds[to], strict=True))
+
+
+def milliseconds(seconds: Sequence[float]) -> float:
+    """The median, in ms."""
+    return round(1e3 * statistics.median(seconds), 3)
+
+
+def machine() -> dict[str, object]:
+    """What the figures were measured on; the load says how much else it did."""
+    import jax
+
+    from randmix import __version__
+
+    device = jax.devices()[0]
+    return {
+        "device": device.device_kind,
+        "platform": device.platform,
+        "devices": jax.device_count(),
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)),
+        "load": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "randmix": __version__,
+    }
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def report(rows: Sequence[Mapping[str, object]], out: str | None) -> None:
+    """Prints the rows as a table and, where ``out`` is given, writes them with the machine as JSON."""
+    from randmix.progress import table
+
+    print(table(rows))
+    print("measured on:", json.dumps(machine()))
+    if out:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        Path(out).write_text(json.dumps({"machine": machine(), "rows": list(rows)}, indent=1) + "\n")
+        print(f"written: {out}")
