@@ -19,6 +19,7 @@ from randmix.artifacts import read_config
 from randmix.checkpoint import Checkpoints
 from randmix.data import catalog
 from randmix.errors import UserError
+from randmix.models import stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +29,13 @@ class Phase:
     Attributes:
         start_step: steps taken when it begins.
         labels: the label tree, groups yet to start frozen.
+        model: the run's; with ``config.model.scan``, scanned over blocks whose labels are equal.
         optimizer: of all groups; the state has the same structure in every phase.
     """
 
     start_step: int
     labels: Any
+    model: nn.Module
     optimizer: optax.GradientTransformation
 
 
@@ -122,17 +125,13 @@ def assemble(config: ConfigDict) -> Parts:
     return Parts(
         mode=config.train or config.mode if config.groups is None else "groups",
         dataset=dataset,
-        model=model,
+        model=model.clone(scan=stack.equal_runs(params)) if config.model.scan else model,
         task=task,
         groups=trained,
         labels=labels,
         channel_masks=channel_masks,
         phases=tuple(
-            Phase(
-                start_step=start,
-                labels=groups.labels_at(labels, trained, start),
-                optimizer=optim.build_optimizer(config, total_steps, labels, trained, start),
-            )
+            _phase(config, start, params, labels, model, trained, total_steps)
             for start in groups.phase_starts(trained)
         ),
         summary=masks.summary(params, labels, channel_masks),
@@ -142,6 +141,22 @@ def assemble(config: ConfigDict) -> Parts:
         total_steps=total_steps,
         schedule=optim.build_schedule(config.schedule, config.optimizer.learning_rate, total_steps),
     )
+
+
+def _phase(
+    config: ConfigDict,
+    start: int,
+    params: Any,
+    labels: Any,
+    model: nn.Module,
+    trained: tuple[groups.Group, ...],
+    total_steps: int,
+) -> Phase:
+    at_start = groups.labels_at(labels, trained, start)
+    if config.model.scan:
+        model = model.clone(scan=stack.equal_runs(params, at_start))
+    optimizer = optim.build_optimizer(config, total_steps, labels, trained, start)
+    return Phase(start_step=start, labels=at_start, model=model, optimizer=optimizer)
 
 
 def _hash(labels: Any) -> str:
@@ -154,7 +169,9 @@ def _build_model(config: ConfigDict, num_classes: int | None) -> nn.Module:
     if config.task == "unshuffling" and config.model.name == "resnet":
         raise UserError("config.model.name: got 'resnet', allowed with the task unshuffling is convmixer")
     readout = tasks.model_arguments(config.task, num_classes)
-    return models.build(dtype=config.precision, **readout, **config.model)
+    # Which blocks a scan may take is known once there are parameters.
+    arguments = {key: value for key, value in config.model.items() if key != "scan"}
+    return models.build(dtype=config.precision, **readout, **arguments)
 
 
 @dataclasses.dataclass(frozen=True)

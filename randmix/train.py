@@ -116,7 +116,7 @@ def jit_train_step(
         return steps.train_step(
             state,
             batch,
-            model=parts.model,
+            model=phase.model,
             task=parts.task,
             optimizer=phase.optimizer,
             labels=phase.labels,

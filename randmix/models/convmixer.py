@@ -5,6 +5,8 @@ global average pool, linear head. For pixel un-shuffling (section 4.4) a linear 
 image's own channels stands in the place of pool and classifier.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -14,6 +16,7 @@ from randmix.models import inputs
 from randmix.models.layers import Depthwise, Head, PatchStem, Pointwise
 from randmix.models.norms import ActNorm
 from randmix.models.parameters import Initializer
+from randmix.models.stack import Runs, apply_blocks
 
 HEADS = ("classifier", "image")
 
@@ -59,6 +62,8 @@ class ConvMixer(nn.Module):
             has channels.
         mean, std: a number a channel; images in [0, 1] enter as (image - mean) / std. Empty: as they are.
         dtype: of the arithmetic; parameters, statistics and outputs are float32.
+        remat: compute each block again on the way back instead of keeping what its gradient needs.
+        scan: runs of equal blocks to apply by a scan; see ``randmix.models.stack``.
     """
 
     width: int
@@ -72,6 +77,8 @@ class ConvMixer(nn.Module):
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+    scan: Runs = ()
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
@@ -89,8 +96,8 @@ class ConvMixer(nn.Module):
         x = inputs.normalize(images, self.mean, self.std).astype(self.dtype)
         x = PatchStem(self.width, self.patch_size, name="stem")(x)
         x = ActNorm(self.activation, name="stem_norm")(x, train=train)
-        for i in range(self.depth):
-            x = Block(self.kernel_size, self.activation, self.filters, name=f"block_{i:02d}")(x, train=train)
+        block = functools.partial(Block, self.kernel_size, self.activation, self.filters)
+        x = apply_blocks(self, [block] * self.depth, x, train=train, remat=self.remat, scan=self.scan)
         if self.head == "image":
             return Head(images.shape[-1], name="projection")(x)
         x = x.astype(jnp.float32).mean(axis=(1, 2))

@@ -99,6 +99,8 @@ def multiply_adds(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[s
     Returns:
         Path of the kernel -> multiply-adds; their sum is the model's.
     """
+    if getattr(model, "scan", ()):
+        model = model.clone(scan=())  # inside a scan nothing can be captured
     variables = _abstract_variables(model, image_shape)
     _, captured = jax.eval_shape(
         lambda variables, images: model.apply(

@@ -19,6 +19,7 @@ from randmix.models import inputs
 from randmix.models.layers import Head, Pointwise, Separable
 from randmix.models.norms import NormAct
 from randmix.models.parameters import Initializer
+from randmix.models.stack import Runs, apply_blocks
 
 # The number of stages that goes with each stem.
 STAGES = {"cifar": 3, "imagenet": 4}
@@ -62,6 +63,8 @@ class ResNet(nn.Module):
         stem: "cifar", a convolution; "imagenet", one of stride 2 and then a 3 x 3 max pool of stride 2.
         mean, std: a number a channel; images in [0, 1] enter as (image - mean) / std. Empty: as they are.
         dtype: of the arithmetic; parameters, statistics and logits are float32.
+        remat: compute each block again on the way back instead of keeping what its gradient needs.
+        scan: runs of equal blocks to apply by a scan; see ``randmix.models.stack``.
     """
 
     num_classes: int
@@ -75,6 +78,8 @@ class ResNet(nn.Module):
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+    scan: Runs = ()
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
@@ -99,10 +104,12 @@ class ResNet(nn.Module):
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         else:
             x = convolution(self.width, name="stem")(x, train=train)
+        blocks = []
         for i in range(STAGES[self.stem] * self.depth):
             stage, place = divmod(i, self.depth)
             stride = 2 if stage > 0 and place == 0 else 1
-            x = Block(self.width * 2**stage, stride, convolution, name=f"block_{i:02d}")(x, train=train)
+            blocks.append(functools.partial(Block, self.width * 2**stage, stride, convolution))
+        x = apply_blocks(self, blocks, x, train=train, remat=self.remat, scan=self.scan)
         x = NormAct("relu", name="final_norm")(x, train=train)
         x = x.astype(jnp.float32).mean(axis=(1, 2))
         return Head(self.num_classes, name="classifier")(x)
