@@ -78,6 +78,7 @@ def write_run(
         batch_stats=batch_stats,
         opt_state=(),  # nothing was trained here
         totals=steps.empty_totals(),
+        failed_step=steps.never_failed(),
     )
     with checkpoint.Checkpoints(workdir) as checkpoints:
         checkpoints.save(0, state)

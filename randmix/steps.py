@@ -24,6 +24,8 @@ class TrainState(struct.PyTreeNode):
         opt_state: optax's, with arrays for trainable leaves only.
         totals: each metric summed over the steps since it was last logged. It is here, and not beside the
             loop, so that a resumed run logs the same numbers.
+        failed_step: [] int32, the ``step`` from which the first loss or gradient came that wasn't finite; -1 while
+            all were.
     """
 
     step: jax.Array
@@ -31,6 +33,7 @@ class TrainState(struct.PyTreeNode):
     batch_stats: dict[str, Any]
     opt_state: Any
     totals: dict[str, jax.Array]
+    failed_step: jax.Array
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -65,12 +68,18 @@ def init_state(
         batch_stats=batch_stats,
         opt_state=optimizer.init(trainable),
         totals=empty_totals(task),
+        failed_step=never_failed(),
     )
 
 
 def empty_totals(task: Task = CLASSIFICATION) -> dict[str, jax.Array]:
     """Totals over no step at all."""
     return {name: jnp.zeros((), jnp.float32) for name in (*task.metric_names, "steps")}
+
+
+def never_failed() -> jax.Array:
+    """``TrainState.failed_step`` of a state whose steps were all finite."""
+    return jnp.full((), -1, jnp.int32)
 
 
 def train_step(
@@ -113,6 +122,7 @@ def train_step(
     gradients = masks.blend(channel_masks, gradients, optax.tree.zeros_like(gradients))
     updates, opt_state = optimizer.update(gradients, state.opt_state, trainable)
     trainable = masks.blend(channel_masks, optax.apply_updates(trainable, updates), trainable)
+    failed = (state.failed_step < 0) & ~_all_finite((metrics["loss"], gradients))
     increments = {**metrics, "steps": jnp.ones((), jnp.float32)}
     state = TrainState(
         step=state.step + 1,
@@ -120,8 +130,14 @@ def train_step(
         batch_stats=batch_stats,
         opt_state=opt_state,
         totals={name: total + increments[name] for name, total in state.totals.items()},
+        failed_step=jnp.where(failed, state.step, state.failed_step),
     )
     return state, metrics
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    # Leaf by leaf: a norm overflows where every number is finite.
+    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
 
 
 def eval_step(

@@ -191,6 +191,7 @@ def test_three_training_steps_end_where_pytorchs_end(case, mode):
         batch_stats=pair.batch_stats,
         opt_state=optimizer.init(masks.partition(pair.params, parts.labels)[0]),
         totals=steps.empty_totals(),
+        failed_step=steps.never_failed(),
     )
     step = jax.jit(
         functools.partial(

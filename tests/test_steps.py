@@ -156,3 +156,15 @@ def test_evaluation_counts_no_padding():
     loss = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, test_set["label"][:, None], 1)[:, 0]
     assert got["accuracy"] == pytest.approx((logits.argmax(-1) == test_set["label"]).mean(), abs=1e-7)
     assert got["loss"] == pytest.approx(loss.mean(), rel=1e-5)
+
+
+def test_the_first_step_that_was_not_finite_is_kept():
+    step, arguments = small.compiled_step("full")
+    assert small.after(3).failed_step == -1
+    state = small.first("full").replace(step=jnp.asarray(5, jnp.int32))
+    kernel = state.params["head"]["classifier"]["kernel"]
+    state.params["head"]["classifier"]["kernel"] = kernel.at[0, 0].set(jnp.inf)
+    for _ in range(2):
+        state, metrics = step(state, *arguments)
+        assert not np.isfinite(metrics["loss"])
+        assert state.failed_step == 5
