@@ -51,8 +51,20 @@ def default(model: str = "convmixer") -> ConfigDict:
                 "name": "digits",  # None in the workdir of a converted model without a data set
                 "data_dir": config_dict.placeholder(str),  # TFDS's own default: ~/tensorflow_datasets
                 "subset": 1.0,  # the share of the training set that is used, from its beginning
+                # Augmentation of training images, in this order; see randmix/data/augment.
                 "crop_padding": 0,  # pixels of zero padding for a random crop; 0: no crop
+                "crop_scale": 1.0,  # random resized crop: the least share of the area; 1: no such crop
+                "crop_aspect": 4 / 3,  # random resized crop: the largest aspect ratio; 1: square
                 "flip": False,  # random horizontal flip
+                # "": none | timm's "rand-m9-mstd0.5-inc1", two operations or n3 | "torchvision-n2-m12"
+                "randaugment": "",
+                "color_jitter": 0.0,  # brightness, contrast, saturation by 1 - this to 1 + this; 0: none
+                # Mixing changes labels too; training accuracy then counts the label that has more of the image.
+                "mixup": 0.0,  # alpha; 0: none
+                "cutmix": 0.0,  # alpha; 0: none
+                "mix_probability": 1.0,  # that a batch is mixed
+                "mix_switch_probability": 0.5,  # that it is by cutmix, where both alphas are set
+                "random_erasing": 0.0,  # probability that a rectangle of the image becomes noise
             },
             "batch_size": 128,  # global: over all devices of all hosts
             "epochs": 10.0,
@@ -180,9 +192,6 @@ def check(config: ConfigDict) -> None:
         "config.data.subset", config.data.subset, 0 < config.data.subset <= 1, "more than 0, up to 1"
     )
     _check_range(
-        "config.data.crop_padding", config.data.crop_padding, config.data.crop_padding >= 0, "0 or more"
-    )
-    _check_range(
         "config.label_smoothing",
         config.label_smoothing,
         0 <= config.label_smoothing < 1,
@@ -196,6 +205,9 @@ def check(config: ConfigDict) -> None:
             config.label_smoothing == 0,
             "0 with the task unshuffling",
         )
+        _check_no_mixing(config, "the task unshuffling")
+    if config.defense.epsilon:
+        _check_no_mixing(config, "config.defense.epsilon")
     check_choice("config.precision", config.precision, ("float32", "bfloat16"))
 
 
@@ -207,6 +219,12 @@ def _check_defense(config: ConfigDict) -> None:
         _check_range(f"config.defense.{key}", config.defense[key], config.defense[key] >= 1, "1 or more")
     if config.task != "classification":
         _check_range("config.defense.epsilon", epsilon, epsilon == 0, f"0 with the task {config.task}")
+
+
+def _check_no_mixing(config: ConfigDict, other: str) -> None:
+    """Refuses what gives an image two labels or values outside of [0, 1]."""
+    for key in ("mixup", "cutmix", "random_erasing"):
+        _check_range(f"config.data.{key}", config.data[key], config.data[key] == 0, f"0 with {other}")
 
 
 def total_steps(config: ConfigDict, train_examples: int) -> int:

@@ -18,6 +18,7 @@ from randmix import groups, masks, models, optim, sharding, steps, tasks
 from randmix.artifacts import read_config
 from randmix.checkpoint import Checkpoints
 from randmix.data import catalog
+from randmix.data.augment import Augmentation
 from randmix.errors import UserError
 from randmix.models import stack
 
@@ -48,6 +49,7 @@ class Parts:
         dataset: the catalogue's entry.
         model: the Linen module.
         task: how its outputs are scored.
+        augmentation: what is done to training batches.
         groups: what is trained.
         labels: the label of every parameter, that of its group or "freeze".
         channel_masks: inside partly learned parameters, which filters are; None for the others.
@@ -64,6 +66,7 @@ class Parts:
     dataset: catalog.DataSet
     model: nn.Module
     task: tasks.Task
+    augmentation: Augmentation
     groups: tuple[groups.Group, ...]
     labels: Any
     channel_masks: Any
@@ -109,6 +112,7 @@ def assemble(config: ConfigDict) -> Parts:
         UserError: a value that isn't allowed, named by its key.
     """
     configs.check(config)
+    augmentation = Augmentation.from_config(config.data, mean=config.model.mean, std=config.model.std)
     dataset = catalog.get(config.data.name)
     task = tasks.build(config.task, image_shape=dataset.image_shape, permutation_seed=config.permutation_seed)
     model = _build_model(config, dataset.num_classes)
@@ -127,6 +131,7 @@ def assemble(config: ConfigDict) -> Parts:
         dataset=dataset,
         model=model.clone(scan=stack.equal_runs(params)) if config.model.scan else model,
         task=task,
+        augmentation=augmentation,
         groups=trained,
         labels=labels,
         channel_masks=channel_masks,

@@ -48,15 +48,24 @@ def classification_metrics(
 
     Args:
         logits: [N, classes] float32.
-        batch: ``label``, [N] int32 in [0, classes).
+        batch: ``label``, [N] int32 in [0, classes); of mixed images also ``mixed_label`` [N], that of the other
+            image, and ``label_weight`` [N] in [0, 1], that of ``label``.
         label_smoothing: the share of the target spread evenly over all classes, in [0, 1).
 
     Returns:
-        ``loss`` and ``accuracy`` (0 or 1), [N] float32 each.
+        ``loss`` and ``accuracy`` (0 or 1), [N] float32 each. Of mixed images the accuracy counts the label that
+        weighs more.
     """
     targets = jax.nn.one_hot(batch["label"], logits.shape[-1], dtype=logits.dtype)
+    dominant = batch["label"]
+    if "mixed_label" in batch:
+        weight = batch["label_weight"]
+        others = jax.nn.one_hot(batch["mixed_label"], logits.shape[-1], dtype=logits.dtype)
+        targets = weight[:, None] * targets + (1 - weight)[:, None] * others
+        dominant = jnp.where(weight >= 0.5, dominant, batch["mixed_label"])
+    # Smoothing is linear: of the mixture it is the mixture of both labels smoothed.
     targets = optax.smooth_labels(targets, label_smoothing)
-    correct = logits.argmax(-1) == batch["label"]
+    correct = logits.argmax(-1) == dominant
     return {
         "loss": optax.softmax_cross_entropy(logits, targets),
         "accuracy": correct.astype(logits.dtype),

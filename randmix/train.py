@@ -105,8 +105,7 @@ def jit_train_step(
             state.step,
             seed,
             batch_size=config.batch_size,
-            crop_padding=config.data.crop_padding,
-            flip=config.data.flip,
+            augmentation=parts.augmentation,
         )
         batch = jax.lax.with_sharding_constraint(batch, sharding.split_batch(mesh))
         if config.defense.epsilon:

@@ -17,6 +17,7 @@ import small
 
 from randmix import attacks, balls, convert, masks, models, robustness, sharding, steps, train
 from randmix.data import loader
+from randmix.data.augment import Augmentation
 from randmix.errors import UserError
 
 N, SHAPE, CLASSES, HIDDEN = 96, (4, 5, 2), 3, 16
@@ -410,7 +411,9 @@ def test_a_defended_step_is_a_step_on_fgsm_samples_of_the_model_in_eval_mode():
     step, (data, order, seed) = small.compiled_step("chans", **DEFENDED)
     got, _ = step(small.first("chans", **DEFENDED), data, order, seed)
 
-    batch = loader.train_batch(data, order, jnp.int32(0), 0, batch_size=32, crop_padding=1)
+    batch = loader.train_batch(
+        data, order, jnp.int32(0), 0, batch_size=32, augmentation=Augmentation(crop_padding=1)
+    )
 
     @jax.jit
     @jax.grad

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from randmix.data import augment, loader
+from randmix.data import loader
+from randmix.data.augment import Augmentation, crops
 
 N, BATCH = 23, 5
 ROWS = np.arange(N)
@@ -17,11 +18,11 @@ DATA = {
 }
 
 
-@partial(jax.jit, static_argnames=("crop_padding", "flip"))
-def batch_at(step, seed, data, crop_padding=0, flip=False):
+@partial(jax.jit, static_argnames="augmentation")
+def batch_at(step, seed, data, augmentation=Augmentation()):  # noqa: B008
     epoch = step // (N // BATCH)
     order = loader.epoch_order(seed, epoch, examples=N)
-    return loader.train_batch(data, order, step, seed, batch_size=BATCH, crop_padding=crop_padding, flip=flip)
+    return loader.train_batch(data, order, step, seed, batch_size=BATCH, augmentation=augmentation)
 
 
 def labels_of_epoch(epoch, seed=0):
@@ -63,15 +64,15 @@ def test_an_augmentation_is_one_of_the_crops_that_numpy_makes():
     rng = np.random.default_rng(0)
     images = rng.random((64, 5, 4, 3), np.float32)
     keys = jax.random.split(jax.random.key(0), 64)
-    out = np.asarray(augment.crop_and_flip(keys, images, padding=2, flip=True))
+    out = np.asarray(crops.crop_and_flip(keys, images, padding=2, flip=True))
     padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
     seen = set()
     for image, result in zip(padded, out, strict=True):
-        crops = {
+        candidates = {
             (y, x, flip): image[y : y + 5, x : x + 4][:, :: -1 if flip else 1]
             for y in range(5) for x in range(5) for flip in (False, True)
         }  # fmt: skip
-        matches = [key for key, crop in crops.items() if np.array_equal(crop, result)]
+        matches = [key for key, crop in candidates.items() if np.array_equal(crop, result)]
         assert len(matches) == 1
         seen.add(matches[0])
     assert {flip for _, _, flip in seen} == {False, True}
@@ -80,12 +81,13 @@ def test_an_augmentation_is_one_of_the_crops_that_numpy_makes():
 
 def test_augmentation_follows_the_position_in_the_stream():
     plain = batch_at(jnp.int32(1), 0, TEXTURED)
-    once = batch_at(jnp.int32(1), 0, TEXTURED, crop_padding=2, flip=True)
-    again = batch_at(jnp.int32(1), 0, TEXTURED, crop_padding=2, flip=True)
-    other_seed = batch_at(jnp.int32(1), 1, TEXTURED, crop_padding=2, flip=True)
+    once = batch_at(jnp.int32(1), 0, TEXTURED, CROP_AND_FLIP)
+    again = batch_at(jnp.int32(1), 0, TEXTURED, CROP_AND_FLIP)
+    other_seed = batch_at(jnp.int32(1), 1, TEXTURED, CROP_AND_FLIP)
     np.testing.assert_array_equal(once["image"], again["image"])
     assert not np.array_equal(once["image"], plain["image"])
     assert not np.array_equal(once["image"], other_seed["image"])
 
 
+CROP_AND_FLIP = Augmentation(crop_padding=2, flip=True)
 TEXTURED = DATA | {"image": np.random.default_rng(1).integers(0, 256, (N, 6, 7, 2), np.uint8)}

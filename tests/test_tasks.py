@@ -12,6 +12,7 @@ import small
 
 from randmix import masks, models, steps, tasks
 from randmix.data import loader
+from randmix.data.augment import Augmentation
 from randmix.errors import UserError
 
 SHAPES = [(1, 1, 1), (8, 8, 1), (5, 7, 3)]
@@ -166,7 +167,9 @@ def test_pixels_change_places_after_the_augmentation_and_in_every_epoch_alike(st
     start = jax.device_put(jnp.int32(step), state.step.sharding)
     _, metrics = compiled(state.replace(step=start), data, order, seed)
     parts, initial = small.parts("full", **RUN), small.initial_state("full", **RUN)
-    images = loader.train_batch(data, order, jnp.int32(step), seed, batch_size=32, crop_padding=1)["image"]
+    images = loader.train_batch(
+        data, order, jnp.int32(step), seed, batch_size=32, augmentation=Augmentation(crop_padding=1)
+    )["image"]
     images = np.asarray(images)
     positions = tasks.pixel_permutation(0, 8, 8)
     shuffled = np.stack([image.ravel()[positions].reshape(8, 8, 1) for image in images])

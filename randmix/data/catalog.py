@@ -137,6 +137,20 @@ def load(name: str, split: str, data_dir: str | os.PathLike | None = None) -> di
     return _read(data_set, split, data_set.directory(data_dir))
 
 
+def class_names(name: str, data_dir: str | os.PathLike | None = None) -> list[str]:
+    """What TFDS calls the classes of a prepared data set, by label; their numbers where it has no names.
+
+    Raises:
+        UserError: as `load`.
+    """
+    import tensorflow_datasets as tfds
+
+    require_prepared(name, data_dir)
+    with quiet_tfds():
+        builder = tfds.builder_from_directory(get(name).directory(data_dir))
+    return list(builder.info.features["label"].names)
+
+
 def require_prepared(name: str, data_dir: str | os.PathLike | None = None) -> None:
     """Raises a UserError with the command that helps, unless `is_prepared`."""
     if not is_prepared(name, data_dir):

@@ -6,15 +6,14 @@ augmentation from the seed and its position in the whole stream.
 """
 
 from collections.abc import Mapping
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from randmix.data import augment
+from randmix.data.augment import Augmentation
+from randmix.data.keys import Seed, stream_key
 
 Data = Mapping[str, jax.Array]
-Seed = int | jax.Array  # 0 .. 2**32 - 1
 
 
 def epoch_order(seed: Seed, epoch: int, *, examples: int) -> jax.Array:
@@ -22,7 +21,7 @@ def epoch_order(seed: Seed, epoch: int, *, examples: int) -> jax.Array:
 
     It is made once an epoch and passed to the step: a permutation of 60,000 in each step costs 36 ms on a CPU.
     """
-    return jax.random.permutation(jax.random.fold_in(_stream_key(seed, "order"), epoch), examples)
+    return jax.random.permutation(jax.random.fold_in(stream_key(seed, "order"), epoch), examples)
 
 
 def train_batch(
@@ -32,8 +31,7 @@ def train_batch(
     seed: Seed,
     *,
     batch_size: int,
-    crop_padding: int = 0,
-    flip: bool = False,
+    augmentation: Augmentation,
 ) -> dict[str, jax.Array]:
     """The global batch of a step. An epoch's remainder, less than a batch, is dropped.
 
@@ -43,20 +41,15 @@ def train_batch(
         step: [] int32, steps taken before this one.
         seed: the run's.
         batch_size: examples a batch, over all devices.
-        crop_padding: pixels of zero padding for a random crop; 0 for none.
-        flip: flip left to right with probability 1/2.
+        augmentation: what is done to it; static.
 
     Returns:
-        ``image`` [batch_size, H, W, C] float32 in [0, 1] and ``label`` [batch_size] int32.
+        ``image`` [batch_size, H, W, C] float32 in [0, 1] and ``label`` [batch_size] int32; see ``Augmentation`` for
+        what else there may be.
     """
     start = step % (order.shape[0] // batch_size) * batch_size
     batch = _gather(data, jax.lax.dynamic_slice_in_dim(order, start, batch_size))
-    if crop_padding or flip:
-        # The position in the stream, not the row in the set: the next epoch draws anew.
-        positions = step.astype(jnp.uint32) * batch_size + jnp.arange(batch_size, dtype=jnp.uint32)
-        keys = jax.vmap(partial(jax.random.fold_in, _stream_key(seed, "augment")))(positions)
-        batch["image"] = augment.crop_and_flip(keys, batch["image"], padding=crop_padding, flip=flip)
-    return batch
+    return augmentation(batch, seed=seed, step=step)
 
 
 def eval_batch(data: Data, index: jax.Array, *, batch_size: int) -> dict[str, jax.Array]:
@@ -69,16 +62,9 @@ def eval_batch(data: Data, index: jax.Array, *, batch_size: int) -> dict[str, ja
     """
     examples = data["label"].shape[0]
     indices = index * batch_size + jnp.arange(batch_size)
-    return {**_gather(data, jnp.minimum(indices, examples - 1)), "mask": indices < examples}
+    batch = _gather(data, jnp.minimum(indices, examples - 1))
+    return {**batch, "image": batch["image"].astype(jnp.float32) / 255, "mask": indices < examples}
 
 
 def _gather(data: Data, indices: jax.Array) -> dict[str, jax.Array]:
-    return {
-        "image": data["image"][indices].astype(jnp.float32) / 255,
-        "label": data["label"][indices],
-    }
-
-
-def _stream_key(seed: Seed, purpose: str) -> jax.Array:
-    # A key for each purpose, so that initial weights, order and augmentation are independent draws.
-    return jax.random.fold_in(jax.random.key(seed), {"order": 1, "augment": 2}[purpose])
+    return {name: data[name][indices] for name in ("image", "label")}

@@ -1,0 +1,145 @@
+"""What happens to a training batch between the data set and the model."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from randmix.data import keys as streams
+from randmix.data.augment import crops, enhance, erasing, mixing, policies, randaugment
+from randmix.errors import UserError
+
+# Each example's own draws. Cropping and flipping take its key itself, whose first two children they split off:
+# `fold_in` of 0 and 1 would be the same two.
+_DRAWS = {"resized_crop": 2, "randaugment": 3, "color_jitter": 4, "random_erasing": 5}
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """Augments batches of uint8 images in the order of the attributes: a pure function of (seed, step, batch).
+
+    An example's draws follow from the seed and its position in the stream, a batch's from the seed and the step, so that
+    they are the same for any number of devices and processes. Everything but mixing is each example's own affair:
+    where a batch is split over devices, only mixing moves images.
+
+    Attributes:
+        crop_padding: pixels of zero padding for a random crop; 0: none.
+        crop_scale: the least share of the area of a random resized crop; 1: none.
+        crop_aspect: its largest aspect ratio, 1 or more.
+        flip: left to right with probability 1/2.
+        randaugment: a policy's text, see ``policies``; "": none.
+        color_jitter: brightness, contrast and saturation change by up to this factor; 0: none.
+        mixup: alpha; 0: none.
+        cutmix: alpha; 0: none.
+        mix_probability: that a batch is mixed.
+        mix_switch_probability: that it is by CutMix where both are used.
+        random_erasing: the probability that an image is erased in part. After mixing, as in timm's own training,
+            where the loader mixes.
+        mean, std: the model's normalisation, a number a channel in [0, 1], or (): what RandAugment of timm's fills
+            with, and the distribution of erasing's noise.
+    """
+
+    crop_padding: int = 0
+    crop_scale: float = 1.0
+    crop_aspect: float = 4 / 3
+    flip: bool = False
+    randaugment: str = ""
+    color_jitter: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_probability: float = 1.0
+    mix_switch_probability: float = 0.5
+    random_erasing: float = 0.0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        _check(self, "crop_padding", self.crop_padding >= 0, "0 or more")
+        _check(self, "crop_scale", 0 < self.crop_scale <= 1, "more than 0, up to 1")
+        _check(self, "crop_aspect", self.crop_aspect >= 1, "1 or more")
+        _check(self, "color_jitter", self.color_jitter >= 0, "0 or more")
+        for name in ("mixup", "cutmix"):
+            _check(self, name, getattr(self, name) >= 0, "0 or more")
+        for name in ("mix_probability", "mix_switch_probability", "random_erasing"):
+            _check(self, name, 0 <= getattr(self, name) <= 1, "0 to 1")
+        if self.crop_padding and self.crop_scale < 1:
+            allowed = "1 where config.data.crop_padding isn't 0; choose one of the two crops"
+            _check(self, "crop_scale", False, allowed)
+        policies.parse(self.randaugment)
+
+    @classmethod
+    def from_config(cls, data: Mapping[str, Any], **normalization: tuple[float, ...]) -> "Augmentation":
+        """From a mapping with a key for each attribute, as ``config.data``, and ``mean`` and ``std``.
+
+        Raises:
+            UserError: a value that isn't allowed.
+        """
+        names = [field.name for field in dataclasses.fields(cls) if field.name not in ("mean", "std")]
+        return cls(**{name: data[name] for name in names}, **normalization)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether batches get second labels."""
+        return bool(self.mixup or self.cutmix)
+
+    def __call__(
+        self, batch: Mapping[str, jax.Array], *, seed: streams.Seed, step: jax.Array
+    ) -> dict[str, jax.Array]:
+        """Augments the whole batch of a step, over all devices.
+
+        Args:
+            batch: ``image`` [N, H, W, C] uint8, C 1 or 3, and ``label`` [N] int32.
+            seed: the run's.
+            step: [] int32, steps taken before this one; example i has the position step * N + i.
+
+        Returns:
+            ``image`` float32, in [0, 1] but for erasing's noise, and ``label``; where batches are mixed, also
+            ``mixed_label`` and ``label_weight``, see ``mixing.mix``.
+        """
+        keys = streams.example_keys(seed, step, len(batch["image"]))
+        images = self._augment_values(keys, batch["image"]).astype(jnp.float32) / 255
+        batch = {**batch, "image": images}
+        if self.mixes:
+            batch = mixing.mix(
+                jax.random.fold_in(streams.stream_key(seed, "mix"), step),
+                batch,
+                mixup=self.mixup,
+                cutmix=self.cutmix,
+                probability=self.mix_probability,
+                switch_probability=self.mix_switch_probability,
+            )
+        if self.random_erasing:
+            batch["image"] = erasing.random_erasing(
+                _draw_keys(keys, "random_erasing"),
+                batch["image"],
+                probability=self.random_erasing,
+                mean=self.mean,
+                std=self.std,
+            )
+        return batch
+
+    def _augment_values(self, keys: jax.Array, images: jax.Array) -> jax.Array:
+        """All that is done to uint8 images."""
+        *_, channels = images.shape
+        if self.crop_scale < 1:
+            crop_keys = _draw_keys(keys, "resized_crop")
+            images = crops.resized_crop(crop_keys, images, scale=self.crop_scale, aspect=self.crop_aspect)
+        if self.crop_padding or self.flip:
+            images = crops.crop_and_flip(keys, images, padding=self.crop_padding, flip=self.flip)
+        if policy := policies.parse(self.randaugment):
+            fill = policy.fill(self.mean, channels)
+            images = randaugment.randaugment(_draw_keys(keys, "randaugment"), images, policy, fill=fill)
+        if self.color_jitter:
+            images = enhance.color_jitter(_draw_keys(keys, "color_jitter"), images, self.color_jitter)
+        return images
+
+
+def _draw_keys(keys: jax.Array, purpose: str) -> jax.Array:
+    return jax.vmap(lambda key: jax.random.fold_in(key, _DRAWS[purpose]))(keys)
+
+
+def _check(augmentation: Augmentation, name: str, ok: bool, allowed: str) -> None:
+    if not ok:
+        raise UserError(f"config.data.{name}: got {getattr(augmentation, name)!r}, allowed {allowed}")

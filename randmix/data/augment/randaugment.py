@@ -1,0 +1,136 @@
+"""RandAugment (Cubuk et al., arXiv 1909.13719) on a whole batch, by the operations of Pillow.
+
+Under ``vmap`` a switch over fifteen operations becomes all fifteen on every image. Here an operation is a point in the
+parameters of three passes, each of them one computation for the whole batch: a table for what maps values, a blend for
+what weakens or enhances, a gather for what moves pixels. All three are given the same images, and each image takes one
+result: a chain of them would come to the same, but XLA fuses a chain into one loop that computes the first passes anew
+for each neighbour that a later one reads. `benchmarks/augment.py` says what this costs.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from randmix.data.augment import enhance, lookup, policies, warp
+
+Number = float | jax.Array
+
+
+LOOKUP, ENHANCE, WARP = range(3)
+
+
+class Parameters(NamedTuple):
+    """Which pass an image takes, and what each is given; the defaults change nothing.
+
+    See ``lookup.apply``, ``enhance.apply`` and ``warp.apply`` for the rest.
+    """
+
+    taken: Number = LOOKUP
+    stretch: Number = lookup.NONE
+    add: Number = 0
+    threshold: Number = 256
+    bits: Number = 8
+    degenerate: Number = enhance.BLACK
+    factor: Number = 1.0
+    matrix: warp.Matrix = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+
+
+# (argument, height, width) -> parameters. Arguments: degrees, bits, values, factors, pixels a pixel, pixels.
+OPERATIONS: dict[str, Callable[[Number, int, int], Parameters]] = {
+    "identity": lambda _, h, w: Parameters(),
+    "autocontrast": lambda _, h, w: Parameters(stretch=lookup.AUTOCONTRAST),
+    "equalize": lambda _, h, w: Parameters(stretch=lookup.EQUALIZE),
+    "invert": lambda _, h, w: Parameters(threshold=0),
+    "posterize": lambda bits, h, w: Parameters(bits=bits),
+    "solarize": lambda threshold, h, w: Parameters(threshold=threshold),
+    "solarize_add": lambda add, h, w: Parameters(add=add),
+    "brightness": lambda factor, h, w: Parameters(ENHANCE, degenerate=enhance.BLACK, factor=factor),
+    "contrast": lambda factor, h, w: Parameters(ENHANCE, degenerate=enhance.MEAN, factor=factor),
+    "color": lambda factor, h, w: Parameters(ENHANCE, degenerate=enhance.GRAY, factor=factor),
+    "sharpness": lambda factor, h, w: Parameters(ENHANCE, degenerate=enhance.SMOOTH, factor=factor),
+    "rotate": lambda degrees, h, w: Parameters(WARP, matrix=warp.rotation(degrees, h, w)),
+    "shear_x": lambda amount, h, w: Parameters(WARP, matrix=warp.shear_x(amount)),
+    "shear_y": lambda amount, h, w: Parameters(WARP, matrix=warp.shear_y(amount)),
+    "translate_x": lambda pixels, h, w: Parameters(WARP, matrix=warp.translation(pixels, 0.0)),
+    "translate_y": lambda pixels, h, w: Parameters(WARP, matrix=warp.translation(0.0, pixels)),
+}
+
+_WHOLE = ("taken", "stretch", "add", "threshold", "bits", "degenerate")
+
+
+def randaugment(
+    keys: jax.Array, images: jax.Array, policy: policies.Timm | policies.Torchvision, *, fill: tuple[int, ...]
+) -> jax.Array:
+    """Applies ``policy.count`` random operations to each image, one after the other.
+
+    Args:
+        keys: [N] typed keys.
+        images: [N, H, W, C] uint8, C 1 or 3.
+        policy: static.
+        fill: C numbers in 0..255, what moved images leave empty; see ``policy.fill``.
+
+    Returns:
+        [N, H, W, C] uint8.
+    """
+    _, h, w, _ = images.shape
+
+    def operation(images: jax.Array, keys: jax.Array) -> tuple[jax.Array, None]:
+        drawn = jax.vmap(partial(draw, policy=policy, height=h, width=w))(keys)
+        return apply(images, drawn, fill=fill, interpolation=policy.interpolation), None
+
+    # A scan, so that the passes are compiled once and not for each operation.
+    keys = jax.vmap(partial(jax.random.split, num=policy.count), out_axes=1)(keys)
+    return jax.lax.scan(operation, images, keys)[0]
+
+
+def draw(
+    key: jax.Array, *, policy: policies.Timm | policies.Torchvision, height: int, width: int
+) -> Parameters:
+    """Draws one operation with its magnitude and sign, and whether it is applied at all."""
+    uniform_key, level_key = jax.random.split(key)
+    which, used, signed = jax.random.uniform(uniform_key, (3,))
+    sign = jnp.where(signed < 0.5, -1.0, 1.0)
+    arguments = policy.arguments(policy.draw_level(level_key), sign, height, width)
+    choices = [
+        pack(OPERATIONS[name](arguments.get(name, 0.0), height, width))
+        for name in ("identity", *policy.operations)
+    ]
+    index = 1 + jnp.floor(which * (len(choices) - 1)).astype(jnp.int32)
+    index = jnp.where(used < policy.probability, index, 0)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves)[index], *choices)
+
+
+def pack(parameters: Parameters) -> Parameters:
+    """The same as arrays: int32, float32, and a matrix [6]."""
+    kinds = {name: jnp.int32 if name in _WHOLE else jnp.float32 for name in Parameters._fields}
+    packed = {
+        name: jnp.asarray(value, kinds[name])
+        for name, value in parameters._asdict().items()
+        if name != "matrix"
+    }
+    return Parameters(**packed, matrix=jnp.stack([jnp.asarray(m, jnp.float32) for m in parameters.matrix]))
+
+
+def apply(images: jax.Array, drawn: Parameters, *, fill: tuple[int, ...], interpolation: str) -> jax.Array:
+    """The three passes, of which each image takes one.
+
+    Args:
+        images: [N, H, W, C] uint8.
+        drawn: of each image, [N] and [N, 6].
+        fill, interpolation: of ``warp.apply``.
+
+    Returns:
+        [N, H, W, C] uint8.
+    """
+    taken = drawn.taken[:, None, None, None]
+    return jnp.select(
+        [taken == LOOKUP, taken == ENHANCE],
+        [
+            lookup.apply(images, drawn.stretch, drawn.add, drawn.threshold, drawn.bits),
+            enhance.apply(images, drawn.degenerate, drawn.factor),
+        ],
+        warp.apply(images, drawn.matrix, fill, interpolation=interpolation),
+    )
