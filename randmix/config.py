@@ -141,6 +141,22 @@ MODEL_KEYS = {
 }
 
 
+def vary(config: ConfigDict, variant: str, variants: Mapping[str, Mapping[str, Any]]) -> ConfigDict:
+    """Makes a config one of its variants, which ``--config=configs/NAME.py:VARIANT`` asks for.
+
+    Args:
+        config: as it is without a variant; changed and returned.
+        variant: a key of ``variants``.
+        variants: name -> what differs, with dotted keys.
+
+    Raises:
+        UserError: there is no such variant; it names the nearest.
+    """
+    check_choice("variant", variant, variants)
+    config.update_from_flattened_dict(variants[variant])
+    return config
+
+
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Returns ``{"model.width": 64, ...}``, tuples as lists, as JSON would give them back."""
     flat = {}

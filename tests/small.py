@@ -11,6 +11,9 @@ from randmix import runs, sharding, train
 from randmix.config import default
 from randmix.data import loader
 
+# Compiler options for what is compiled to be run a few times: most of the time is that of LLVM's optimisations.
+QUICK_COMPILATION = {"xla_backend_optimization_level": 0}
+
 
 def config(**overrides):
     """ConvMixer-16/2 on the digits, 6 steps; keys as on the command line, dots as double underscores."""

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small
 
-from randmix import sharding, tasks
+from randmix import sharding, tasks, train
 from randmix.data import keys as streams
 from randmix.data.augment import Augmentation, crops, enhance, erasing, mixing, policies, randaugment
 from randmix.errors import UserError
@@ -40,7 +41,7 @@ def compiled(augmentation, devices):
     split = sharding.split_batch(mesh)
     example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), batch())
     run = jax.jit(lambda batch, seed, step: augmentation(batch, seed=seed, step=step), out_shardings=split)
-    step = run.lower(example, jnp.uint32(0), jnp.int32(0)).compile()
+    step = run.lower(example, jnp.uint32(0), jnp.int32(0)).compile(small.QUICK_COMPILATION)
     return lambda seed, step_: jax.device_get(
         step(jax.device_put(batch(), split), jnp.uint32(seed), jnp.int32(step_))
     ), step.as_text()
@@ -274,12 +275,26 @@ def test_mixing_draws_by_timms_definition():
 
 
 @pytest.mark.parametrize("name", ["mixup", "cutmix"])
-def test_one_of_the_two_is_used_alone(name):
-    settings = {"mixup": 0.0, "cutmix": 0.0, "probability": 1.0, "switch_probability": 0.5, name: 1.0}
-    draw = jax.jit(partial(mixing.draw, height=H, width=W, **settings))
+def test_one_of_the_two_is_used_alone(name, monkeypatch):
+    drawn_with = []
+
+    def beta(key, a, b):
+        drawn_with.extend([float(a), float(b)])
+        return jnp.float32(0.36)
+
+    monkeypatch.setattr(jax.random, "beta", beta)
+    settings = {"mixup": 0.0, "cutmix": 0.0, "probability": 1.0, "switch_probability": 0.5, name: 0.7}
     for i in range(4):
-        share, _ = draw(jax.random.key(i))
-        assert len(np.unique(share)) == 1 if name == "mixup" else np.isin(share, (0, 1)).all()
+        share, weight = mixing.draw(jax.random.key(i), 10, 20, **settings)
+        if name == "mixup":
+            np.testing.assert_allclose(share, 1 - 0.36, rtol=1e-6)
+            assert float(weight) == pytest.approx(0.36)
+        else:  # the box has 0.8 of either side, where the edges leave it whole
+            assert np.isin(share, (0, 1)).all()
+            assert np.asarray(share).any(1).sum() <= 8
+            assert np.asarray(share).any(0).sum() <= 16
+            assert float(weight) == pytest.approx(1 - np.asarray(share).mean())
+    assert set(np.round(drawn_with, 6)) == {0.7}
 
 
 def test_a_mixed_batch_is_timms_of_the_flipped_one_images_and_targets():
@@ -355,3 +370,25 @@ def test_a_value_that_no_augmentation_could_have(settings, message):
     with pytest.raises(UserError) as error:
         Augmentation(**settings)
     assert message in str(error.value)
+
+
+def test_the_train_step_takes_mixed_labels_on_eight_devices():
+    parts, mesh = small.parts(data__mixup=0.5), sharding.make_mesh(jax.devices())
+    step = train.jit_train_step(small.config(mode="full", data__mixup=0.5), parts, mesh, parts.phases[0])
+    data, seed = (sharding.replicate(x, mesh) for x in (small.data(), np.uint32(0)))
+    arguments = (small.first("full", 8), data, small.order(mesh), seed)
+    step = step.lower(*arguments).compile(small.QUICK_COMPILATION)
+    assert "all-gather" not in step.as_text()
+    _, metrics = step(*arguments)
+
+    rows = np.asarray(arguments[2])[:32]
+    shown = jax.jit(partial(parts.augmentation, seed=0))(
+        {name: array[rows] for name, array in small.data().items()}, step=jnp.int32(0)
+    )
+    apply = jax.jit(partial(parts.model.apply, train=True, mutable=["batch_stats"]))
+    logits, _ = apply(small.initial_state().variables, shown["image"])
+    own, partner = (np.eye(10)[np.asarray(shown[name])] for name in ("label", "mixed_label"))
+    weight = np.asarray(shown["label_weight"])[:, None]
+    targets = weight * own + (1 - weight) * partner
+    losses = -(targets * np.asarray(jax.nn.log_softmax(logits))).sum(-1)
+    assert float(metrics["loss"]) == pytest.approx(losses.mean(), rel=1e-4)

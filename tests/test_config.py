@@ -57,6 +57,15 @@ def test_a_key_that_is_not_there_cannot_be_set():
         ({"seed": -1}, "config.seed: got -1, allowed 0 to 4294967295"),
         ({"data__subset": 0.0}, "config.data.subset: got 0.0, allowed more than 0, up to 1"),
         ({"data__crop_padding": -1}, "config.data.crop_padding: got -1, allowed 0 or more"),
+        ({"data__randaugment": "rand-m9-w0"}, "config.data.randaugment: got 'w0' in 'rand-m9-w0'"),
+        (
+            {"data__mixup": 0.5, "task": "unshuffling"},
+            "config.data.mixup: got 0.5, allowed 0 with the task unshuffling",
+        ),
+        (
+            {"data__random_erasing": 0.25, "defense__epsilon": 8.0},
+            "config.data.random_erasing: got 0.25, allowed 0 with config.defense.epsilon",
+        ),
         ({"label_smoothing": 1.0}, "config.label_smoothing: got 1.0"),
         ({"data__name": "digit"}, "did you mean 'digits'?"),
         ({"model__patch_size": 3}, "patch_size: got 3, which doesn't divide the image's 8 x 8 pixels"),

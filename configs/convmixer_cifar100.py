@@ -1,0 +1,55 @@
+"""ConvMixer-256/8, k 5, patch 2, on CIFAR-100, by the recipe that its authors' repository has for CIFAR-10.
+
+    python -m randmix.data.prepare cifar100
+    python -m randmix.main --config=configs/convmixer_cifar100.py --config.mode=full
+    python -m randmix.main --config=configs/convmixer_cifar100.py --config.mode=chans
+
+No figure is known for it: neither that repository nor the paper prints one, and it isn't measured here yet. The time is
+that of configs/convmixer_cifar10.py. Its variants are that file's too:
+
+    --config=configs/convmixer_cifar100.py:long     100 epochs, colour jitter 0.2, erasing 0.2
+    --config=configs/convmixer_cifar100.py:paper    128 channels, k 8, patch 1, as in section 3.3
+    --config=configs/convmixer_cifar100.py:laptop   ConvMixer-64/4 on a fifth of the images, for a few minutes
+    --config=configs/convmixer_cifar100.py:tiny     the same code at the smallest size, for tests
+"""
+
+from randmix.config import default, vary
+
+VARIANTS = {
+    "default": {},
+    "long": {"epochs": 100.0, "data.color_jitter": 0.2, "data.random_erasing": 0.2},
+    "paper": {"model.width": 128, "model.kernel_size": 8, "model.patch_size": 1},
+    "laptop": {
+        "model.width": 64,
+        "model.depth": 4,
+        "batch_size": 128,
+        "data.subset": 0.2,
+        "epochs": 10.0,
+        "log_every": 39,
+        "eval_every": 156,
+        "checkpoint_every": 156,
+    },
+    "tiny": {"model.width": 8, "model.depth": 1, "batch_size": 8, "steps": 2},
+}
+
+
+def get_config(variant="default"):
+    config = default("convmixer")
+    config.data.name = "cifar100"
+    config.data.flip = True
+    config.data.randaugment = "torchvision-n2-m12"
+    config.model.width = 256
+    config.model.depth = 8
+    config.model.kernel_size = 5
+    config.model.patch_size = 2
+    # Of the training pixels, as they are commonly given.
+    config.model.mean = (0.5071, 0.4867, 0.4408)
+    config.model.std = (0.2675, 0.2565, 0.2761)
+    config.batch_size = 512
+    config.epochs = 25.0
+    config.optimizer.learning_rate = 0.05
+    config.optimizer.weight_decay = 0.005
+    config.log_every = 97
+    config.eval_every = 485
+    config.checkpoint_every = 485
+    return vary(config, variant, VARIANTS)

@@ -1,0 +1,52 @@
+"""The separable pre-activation ResNet, 20 layers of width 16 and multiplier 9, on CIFAR-10 (section 4.1).
+
+    python -m randmix.data.prepare cifar10
+    python -m randmix.main --config=configs/resnet_cifar10.py --config.mode=full
+    python -m randmix.main --config=configs/resnet_cifar10.py --config.mode=chans
+
+model.depth is the paper's n, blocks a stage: 6 n + 2 layers. The recipe is the usual one of pre-activation ResNets: SGD
+with Nesterov momentum, 200 epochs, the learning rate divided by 10 at 1/2 and 3/4 of them, crops of the image padded by
+4 pixels, flips. The paper prints no accuracy and no learning rate. Neither accuracy nor time are measured here yet.
+
+Variants:
+
+    --config=configs/resnet_cifar10.py:laptop   8 layers on a fifth of the images, 10 epochs, for some minutes
+    --config=configs/resnet_cifar10.py:tiny     the same code at the smallest size, for tests
+"""
+
+from randmix.config import default, vary
+
+VARIANTS = {
+    "default": {},
+    "laptop": {
+        "model.depth": 1,
+        "data.subset": 0.2,
+        "epochs": 10.0,
+        "log_every": 39,
+        "eval_every": 156,
+        "checkpoint_every": 156,
+    },
+    "tiny": {"model.width": 2, "model.depth": 1, "model.multiplier": 2, "batch_size": 8, "steps": 2},
+}
+
+
+def get_config(variant="default"):
+    config = default("resnet")
+    config.data.name = "cifar10"
+    config.data.crop_padding = 4
+    config.data.flip = True
+    config.model.width = 16
+    config.model.depth = 3
+    # Of the training pixels, as they are commonly given.
+    config.model.mean = (0.4914, 0.4822, 0.4465)
+    config.model.std = (0.2471, 0.2435, 0.2616)
+    config.batch_size = 128
+    config.epochs = 200.0
+    config.optimizer.name = "sgd"
+    config.optimizer.learning_rate = 0.1
+    config.optimizer.weight_decay = 1e-4
+    config.schedule.name = "step"
+    config.log_every = 100
+    config.eval_every = 3900
+    config.checkpoint_every = 3900
+    return vary(config, variant, VARIANTS)
