@@ -10,6 +10,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from randmix import config as configs
+from randmix import distributed
 from randmix.errors import UserError
 
 CONFIG = "config.json"
@@ -22,9 +23,20 @@ _PACKAGES = ("randmix", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "t
 def open_workdir(workdir: epath.Path, config: ConfigDict, summary: object) -> None:
     """Makes the folder and writes config and table into it, or checks that it holds this very run.
 
+    Process 0 does; every process checks that it has the same config and sees the same folder.
+
     Raises:
-        UserError: it can't be written, or its run has another config (the differing keys are named).
+        UserError: it can't be written, its run has another config (the differing keys are named), or the processes
+            don't agree.
     """
+    distributed.require_same("config", configs.to_json(config))
+    with distributed.shared_errors():
+        if distributed.is_primary():
+            _make_workdir(workdir, config, summary)
+    distributed.require_shared(workdir)
+
+
+def _make_workdir(workdir: epath.Path, config: ConfigDict, summary: object) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         config_file = workdir / CONFIG
@@ -75,9 +87,17 @@ def provenance(devices: list[jax.Device]) -> dict[str, Any]:
     }
 
 
+def is_local(path: epath.PathLike) -> bool:
+    """Whether a path is of a file system, not of an object store like gs://."""
+    return "://" not in str(path)
+
+
 def write_atomically(path: epath.PathLike, text: str) -> None:
     """Writes a file so that a reader finds the old text or the new, never half of it."""
     path = epath.Path(path)
+    if not is_local(path):
+        path.write_text(text)  # an object appears whole, and renaming would copy it
+        return
     temporary = path.parent / f"{path.name}.tmp"
     temporary.write_text(text)
     temporary.replace(path)

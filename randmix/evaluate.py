@@ -25,6 +25,9 @@ what smoothing gains.
 FGSM and PGD-2 measure sensitivity; robustness is what is left under the strong attack. That takes about
 2 * steps * restarts passes through the model for each example and epsilon: use --examples.
 
+On several hosts start the same command on each, as with randmix.main. They share the work of a clean evaluation; attacks
+run on one device of each, all doing the same, because a pod can't run a program on one of its hosts alone.
+
 Exit status: 0 done, 2 a mistake in the command.
 """
 
@@ -36,7 +39,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from randmix import cli, host
+from randmix import cli, distributed, host
 from randmix.errors import UserError, check_choice
 
 if TYPE_CHECKING:
@@ -77,6 +80,7 @@ def define_flags() -> None:
         lower_bound=0,
     )
     flags.DEFINE_bool("tune_host", True, "On a CPU: as in randmix.main.")
+    distributed.define_flags()
 
 
 def main(argv: list[str]) -> None:
@@ -92,6 +96,7 @@ def main(argv: list[str]) -> None:
     if not options.workdir:
         raise UserError("--workdir is missing; give one, for example --workdir=runs/a")
     arguments = None if options.attacks is None else _attack_flags(options)
+    distributed.start(saves_when_stopped=False)
     run = runs.load(options.workdir)
     dataset, data = eval_loop.load_split(run, options.split, name=options.data, data_dir=options.data_dir)
     data = {name: array[: options.examples] for name, array in data.items()}
@@ -133,9 +138,13 @@ def _attack(
             "'classification'; leave --attacks out"
         )
     print("  ".join(f"{name}: {value}" for name, value in about.items()), flush=True)
-    robustness_report.require_writable(folder)  # not after hours of work
+    with distributed.shared_errors():
+        if distributed.is_primary():
+            robustness_report.require_writable(folder)  # not after hours of work
     settings = robustness.Settings(**arguments)
     curves = robustness.measure(run.model, run.variables, data, settings, track=progress.track)
+    if not distributed.is_primary():
+        return
     files = robustness_report.write(curves, folder, about)
     print(robustness_report.text(curves))
     print("wrote", ", ".join(map(str, files)))

@@ -8,6 +8,9 @@ The config's keys, with their meaning and defaults, are in randmix/config.py; an
 --config.KEY=VALUE. Without --workdir a run goes to runs/NAME-DIGITS, a folder of its own for each config; it
 is printed first. The same command goes on with a run that was stopped, and says so of a finished one.
 
+On several hosts start the same command on each: it finds the others on Cloud TPU, SLURM and GKE, and elsewhere by
+--coordinator, --num_processes and --process_id. launch/ has scripts that do so and start again what was stopped.
+
 Exit status: 0 done, 2 a mistake in the command, 75 stopped by a signal and saved (the same command goes on).
 """
 
@@ -18,7 +21,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from randmix import cli, host
+from randmix import cli, distributed, host
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="The config file, for example configs/digits.py, or configs/NAME.py:VARIANT."
@@ -32,11 +35,13 @@ _TUNE_HOST = flags.DEFINE_bool(
 _SUMMARY = flags.DEFINE_bool(
     "summary", False, "Print every parameter with its role, label, count and multiply-adds, and end."
 )
+distributed.define_flags()
 
 
 def main(argv: list[str]) -> int:
     """Runs ``train`` with the parsed flags."""
     host_settings = host.tune() if _TUNE_HOST.value else "left as they are: --notune_host"
+    # Only now what imports JAX.
     from randmix import config as configs
     from randmix import progress
     from randmix.errors import UserError
@@ -50,6 +55,7 @@ def main(argv: list[str]) -> int:
     if _SUMMARY.value:
         print(summary(_CONFIG.value))
         return 0
+    distributed.start(saves_when_stopped=True)
     workdir = _WORKDIR.value or f"runs/{_config_name()}-{configs.fingerprint(_CONFIG.value)}"
     print(f"workdir: {workdir}\nhost settings: {host_settings}", flush=True)
     try:

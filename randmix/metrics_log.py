@@ -5,29 +5,47 @@ from typing import Any
 
 from etils import epath
 
-from randmix.artifacts import write_atomically
+from randmix.artifacts import is_local, write_atomically
 
 
 class MetricsLog:
-    """The log of a workdir, cut back to the step that the run starts from."""
+    """The log of a workdir, cut back to the step that the run starts from.
 
-    def __init__(self, path: epath.PathLike, start_step: int):
-        """Opens the log and drops what was logged after ``start_step``: those steps will run again."""
-        self._path = epath.Path(path)
-        kept = [line for line in _whole_lines(self._path) if json.loads(line)["step"] <= start_step]
-        write_atomically(self._path, "".join(f"{line}\n" for line in kept))
-        self._file = self._path.open("a")
+    A line is there as soon as it is written, so that a checkpoint is never ahead of the log. An object store can't
+    append to a file: there the whole log, some hundred kilobytes at most, is written again.
+    """
+
+    def __init__(self, path: epath.PathLike, start_step: int, *, writes: bool = True):
+        """Opens the log and drops what was logged after ``start_step``: those steps will run again.
+
+        Args:
+            path: of the file.
+            start_step: that the run starts from.
+            writes: False on all processes but one: they leave the file alone.
+        """
+        self._path, self._writes, self._file = epath.Path(path), writes, None
+        if writes:
+            kept = [line for line in _whole_lines(self._path) if json.loads(line)["step"] <= start_step]
+            self._text = "".join(f"{line}\n" for line in kept)
+            write_atomically(self._path, self._text)
+            self._file = self._path.open("a") if is_local(self._path) else None
 
     def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._file.close()
+        if self._file:
+            self._file.close()
 
     def write(self, **values: Any) -> None:
-        """Appends a line, flushed at once so that a checkpoint is never ahead of the log."""
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
+        """Appends a line."""
+        line = json.dumps(values) + "\n"
+        if self._file:
+            self._file.write(line)
+            self._file.flush()
+        elif self._writes:
+            self._text += line
+            write_atomically(self._path, self._text)
 
 
 def _whole_lines(path: epath.Path) -> list[str]:

@@ -1,8 +1,11 @@
-"""Stopping on SIGTERM and SIGINT between two steps, with everything saved."""
+"""Stopping on SIGTERM and SIGINT between two steps, with everything saved; on several hosts all at the same step."""
 
 import signal
 import threading
 from types import FrameType
+
+import jax
+from jax.experimental import multihost_utils
 
 EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: "start me again"
 
@@ -12,24 +15,36 @@ class Preempted(Exception):
 
 
 class StopSignals:
-    """While entered, the first SIGTERM or SIGINT sets ``requested``; a second one ends the process at once."""
+    """While entered, the first SIGTERM or SIGINT stops the run; a second one ends the process at once.
+
+    One process stops after the step in which the signal came. Several stop together: JAX's preemption service, which
+    has SIGTERM since jax.distributed started, lets all know and settles the step; Ctrl-C is handed on to it.
+    """
 
     def __init__(self) -> None:
-        self.requested = False
+        self._several = jax.process_count() > 1
+        self._requested = False
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignals":
         # Python delivers signals to the main thread only; in another one there is nothing to listen to.
         if threading.current_thread() is threading.main_thread():
-            self._previous = {s: signal.signal(s, self._request) for s in (signal.SIGTERM, signal.SIGINT)}
+            listened = (signal.SIGINT,) if self._several else (signal.SIGTERM, signal.SIGINT)
+            self._previous = {s: signal.signal(s, self._request) for s in listened}
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._restore()
 
+    def requested(self, step: int) -> bool:
+        """Whether to stop after this step. On several processes all must ask, after every step."""
+        return multihost_utils.reached_preemption_sync_point(step) if self._several else self._requested
+
     def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
+        self._requested = True
         self._restore()
+        if self._several:
+            signal.raise_signal(signal.SIGTERM)
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

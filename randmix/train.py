@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from randmix import artifacts, attacks, eval_loop, runs, sharding, steps
+from randmix import artifacts, attacks, distributed, eval_loop, runs, sharding, steps
 from randmix.checkpoint import Checkpoints
 from randmix.data import catalog, loader
 from randmix.errors import UserError
@@ -30,10 +30,12 @@ def train(
     Args:
         config: see ``randmix.config``.
         workdir: the run's folder; it is made where it doesn't exist.
-        devices: to train on; by default all there are.
+        devices: to train on; by default all there are, on all hosts.
 
     Returns:
         What ``result.json`` holds. A finished workdir gives its result again without training.
+
+    On several processes (``distributed.start``) each calls this with the same arguments; process 0 writes.
 
     Raises:
         UserError: a mistake in the config or the workdir, before anything is compiled; or a loss that
@@ -42,21 +44,23 @@ def train(
     """
     began = time.monotonic()
     workdir = epath.Path(workdir)
-    parts = runs.assemble(config)
-    mesh = sharding.make_mesh(devices)
-    sharding.check_batch_size(config.batch_size, mesh)
-    train_set, test_set = load_data(config, parts)
+    with distributed.shared_errors():
+        parts = runs.assemble(config)
+        mesh = sharding.make_mesh(devices)
+        sharding.check_batch_size(config.batch_size, mesh)
+        train_set, test_set = load_data(config, parts)
     artifacts.open_workdir(workdir, config, parts.description)
     if result := artifacts.read_result(workdir):
         print(f"{workdir}: finished before, at step {result['step']}; nothing to do", flush=True)
         return result
-    for name, array in parts.task.constants.items():
+    primary = distributed.is_primary()
+    for name, array in parts.task.constants.items() if primary else ():
         with (workdir / f"{name}.npy").open("wb") as file:
             np.save(file, array)
     with Checkpoints(workdir, about=parts.identity) as checkpoints, StopSignals() as stop:
         loop = _Loop(config, parts, mesh, checkpoints, stop)
         with (
-            MetricsLog(workdir / artifacts.METRICS, loop.start) as log,
+            MetricsLog(workdir / artifacts.METRICS, loop.start, writes=primary) as log,
             Reporter(parts.total_steps, loop.start) as report,
         ):
             if loop.start:
@@ -72,7 +76,8 @@ def train(
         "wall_seconds": round(time.monotonic() - began, 2),
         **artifacts.provenance(list(mesh.devices.flat)),
     }
-    artifacts.write_result(workdir, result)
+    if primary:
+        artifacts.write_result(workdir, result)
     if parts.task.name == "unshuffling":
         from randmix import unshuffle  # no other task draws
 
@@ -187,9 +192,10 @@ class _Loop:
                 test = self.test(test_set)
                 log.write(step=step, **{f"test_{name}": value for name, value in test.items()})
                 report.test(step, **test)
-            if last or self.stop.requested or step % config.checkpoint_every == 0:
+            stopping = self.stop.requested(step)
+            if last or stopping or step % config.checkpoint_every == 0:
                 self.save(step)
-            if self.stop.requested and not last:
+            if stopping and not last:
                 raise Preempted(f"stopped and saved at step {step} of {total}")
         # A run that was killed between its last checkpoint and its result has only this left to do.
         return test or self.test(test_set)

@@ -23,7 +23,7 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from randmix import artifacts, cli, groups, plots, runs, tasks
+from randmix import artifacts, cli, distributed, groups, plots, runs, tasks
 from randmix import config as configs
 from randmix.data import catalog
 from randmix.errors import UserError
@@ -54,7 +54,7 @@ class Row:
 def draw(
     workdirs: Sequence[epath.PathLike], folder: epath.PathLike, *, examples: int = 8
 ) -> list[epath.Path]:
-    """Draws runs into a folder and returns the files.
+    """Draws runs into a folder and returns the files; on several processes all must call it, and process 0 draws.
 
     Args:
         workdirs: of un-shuffling runs, one at least, in the order of their rows.
@@ -71,6 +71,8 @@ def draw(
         for workdir, row in zip(workdirs, reconstructed, strict=True)
         for i, psnr in enumerate(row.psnr)
     ]
+    if not distributed.is_primary():
+        return []
     return plots.save(figure([original, shuffled, *reconstructed]), epath.Path(folder) / _NAME, table)
 
 

@@ -13,6 +13,7 @@ PACKAGE = Path(randmix.__file__).parent
 # Each room and what it may import of randmix; a room may always import itself.
 ALLOWED = {
     "errors": set(),
+    "distributed": {"errors"},
     "masks": set(),
     "ops": {"errors"},
     "filters": {"errors"},
@@ -31,7 +32,7 @@ ALLOWED = {
     "attacks": {"balls", "errors"},
     "steps": {"masks", "models", "tasks"},
     "checkpoint": {"cli", "errors", "steps"},
-    "artifacts": {"errors", "config"},
+    "artifacts": {"config", "distributed", "errors"},
     "metrics_log": {"artifacts"},
     "plots": {"errors"},
     "spectrum": {"cli", "errors", "filters", "masks", "plots", "runs"},
