@@ -47,7 +47,7 @@ finish() { # waits for all processes; sets statuses. Once one has failed, the ot
   while ((left)); do
     for ((process = 0; process < count; process++)); do
       if [[ -z ${statuses[process]:-} ]] && ! kill -0 "${pids[process]}" 2>/dev/null; then
-        wait "${pids[process]}"
+        wait "${pids[process]}" 2>/dev/null # bash itself would print the command of one that a signal ended
         statuses[process]=$?
         left=$((left - 1))
         if ((statuses[process])); then
@@ -63,13 +63,13 @@ finish() { # waits for all processes; sets statuses. Once one has failed, the ot
   done
 }
 
-verdict() { # done, mistake, restart or bug
-  local status verdict=done
+verdict() { # finished, mistake, restart or bug
+  local status verdict=finished
   for status in "${statuses[@]}"; do
     case $status in
       0) ;;
       2) echo mistake; return ;;
-      1) [[ $verdict == done ]] && verdict=bug ;;
+      1) [[ $verdict == finished ]] && verdict=bug ;;
       *) verdict=restart ;; # 75, or 128 and the signal; then another's 1 is only an echo of that
     esac
   done
@@ -80,7 +80,7 @@ for ((attempt = 0; ; attempt++)); do
   start "$@"
   finish
   case $(verdict) in
-    done) exit 0 ;;
+    finished) exit 0 ;;
     mistake) exit 2 ;;
     bug) exit 1 ;;
   esac

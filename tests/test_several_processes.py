@@ -1,0 +1,182 @@
+"""Real runs on 2 and 4 processes of this machine, against one process: undisturbed, stopped, killed, mistaken.
+
+They are started by launch/local_processes.sh, and talk over gloo.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+
+import command
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+import randmix
+
+CONFIG = """
+from randmix.config import default
+
+def get_config():
+    config = default("convmixer")
+    config.model.width = 8
+    config.model.depth = 1
+    config.model.kernel_size = 3
+    config.model.patch_size = 1
+    config.batch_size = 32
+    config.steps = 12
+    config.log_every = 2
+    config.eval_every = 6
+    config.checkpoint_every = 4
+    config.optimizer.name = "sgd"
+    config.data.crop_padding = 1
+    return config
+"""
+HEARTBEAT = 8  # seconds; less would be missed on a busy machine
+
+
+class Runs:
+    """Starts that config on any number of processes; what one start has compiled the next one needn't."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        (folder / "config.py").write_text(CONFIG)
+        self.environment = {
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+        }
+
+    def flags(self, workdir, *flags):
+        return f"--config={self.folder / 'config.py'}", f"--workdir={workdir}", *flags
+
+    def disturbance(self, disturb):
+        marks = self.folder / disturb
+        marks.mkdir()
+        return {**self.environment, "DISTURB": disturb, "DISTURB_MARKS": str(marks)}
+
+    def one(self, workdir, *flags):
+        """To its end on one process."""
+        done = command.run("randmix.main", *self.flags(workdir, *flags), env=self.environment)
+        assert done.status == 0, done.err
+        return done
+
+    def one_disturbed(self, workdir, disturb):
+        return command.run("disturbed", *self.flags(workdir), env=self.disturbance(disturb))
+
+    def several(self, count, workdir, *flags, disturb="", restarts=0, cwd=command.REPOSITORY):
+        """On several, by the launcher; how it ended, with the seconds it took."""
+        environment = {
+            **os.environ,
+            **(self.disturbance(disturb) if disturb else self.environment),
+            "JAX_PLATFORMS": "cpu",
+            "PYTHON": sys.executable,
+            "PYTHONPATH": f"{command.REPOSITORY}:{command.REPOSITORY / 'tests'}",
+            "RESTARTS": str(restarts),
+            "GRACE": str(3 * HEARTBEAT),
+        }
+        launcher = command.REPOSITORY / "launch" / "local_processes.sh"
+        module = ("disturbed",) if disturb else ()
+        flags = self.flags(workdir, f"--heartbeat_timeout={HEARTBEAT}", *flags)
+        began = time.monotonic()
+        done = subprocess.run(
+            [launcher, str(count), *module, *flags],
+            capture_output=True,
+            text=True,
+            env=environment,
+            cwd=cwd,
+            timeout=400,
+        )
+        return done, time.monotonic() - began
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, data_dir):
+    return Runs(tmp_path_factory.mktemp("several"))
+
+
+@pytest.fixture(scope="module")
+def reference(runs, tmp_path_factory):
+    """The run on one process that the others must agree with."""
+    workdir = tmp_path_factory.mktemp("one")
+    runs.one(workdir)
+    return workdir
+
+
+def log(workdir):
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
+
+
+def assert_agree(workdir, reference):
+    """Same lines with the same numbers, same examples counted, same variables, to float tolerance."""
+    got, expected = log(workdir), log(reference)
+    assert [list(row) for row in got] == [list(row) for row in expected]
+    for row, other in zip(got, expected, strict=True):
+        for name, value in row.items():
+            exact = name in ("step", "epoch") or name.endswith("accuracy")
+            assert value == other[name] if exact else value == pytest.approx(other[name], rel=1e-5), name
+    ours, theirs = (flatten_dict(randmix.load(folder).variables, sep="/") for folder in (workdir, reference))
+    assert ours.keys() == theirs.keys()
+    for path in ours:
+        np.testing.assert_allclose(ours[path], theirs[path], rtol=1e-5, atol=1e-6, err_msg=path)
+
+
+def test_four_processes_agree_with_one_and_only_the_first_speaks(runs, tmp_path):
+    four, one = tmp_path / "four", tmp_path / "one"
+    done, _ = runs.several(4, four, "--config.task=unshuffling")
+    assert done.returncode == 0, done.stderr
+    runs.one(one, "--config.task=unshuffling")
+    assert_agree(four, one)
+    assert json.loads((four / "result.json").read_text())["device"]["count"] == 4
+    assert sorted(p.name for p in four.iterdir()) == sorted(p.name for p in one.iterdir())
+    speaking = [line[:3] for line in done.stdout.splitlines() if "Gloo" not in line]
+    assert set(speaking) == {"[0]"}
+
+
+def test_a_signal_to_one_of_two_stops_both_at_one_step_and_one_process_goes_on(runs, reference, tmp_path):
+    done, _ = runs.several(2, tmp_path, disturb="SIGTERM:2")
+    assert "process 0 ended with status 75" in done.stderr
+    assert "process 1 ended with status 75" in done.stderr
+    steps = re.findall(r"stopped and saved at step (\d+) of 12", done.stderr)
+    assert len(steps) == 2
+    assert len(set(steps)) == 1
+    assert randmix.load(tmp_path).step == int(steps[0]) < 12
+    assert f"going on from step {steps[0]}" in runs.one(tmp_path).out
+    assert_agree(tmp_path, reference)
+
+
+def test_two_go_on_from_one_and_outlive_a_death_and_a_standstill(runs, reference, tmp_path):
+    assert runs.one_disturbed(tmp_path, "SIGTERM:3").status == 75
+    done, _ = runs.several(2, tmp_path, disturb="SIGKILL:6,SIGSTOP:10", restarts=2)
+    assert done.returncode == 0, done.stderr
+    ends = re.findall(r"process (\d) ended with status (\d+)", done.stderr)
+    # The launcher kills the one that stands still, after the grace period.
+    assert [status for process, status in ends if process == "1"] == ["137", "137"]
+    # gloo sees that a connection is closed, an exception; the heartbeat is what sees a standstill, and aborts.
+    closed, standstill = (status for process, status in ends if process == "0")
+    assert closed != "0"
+    assert standstill == "134"
+    assert "stopped sending heartbeats" in done.stderr
+    assert "starting all 2 processes again (restart 2 of 2)" in done.stderr
+    first, second, third = (int(step) for step in re.findall(r"going on from step (\d+)", done.stdout))
+    assert first == 3 <= second <= 6  # that is where it was killed: how far a save had come, chance decides
+    assert second <= third <= 10
+    assert_agree(tmp_path, reference)
+
+
+def test_a_mistake_that_one_process_sees_ends_all(runs, tmp_path):
+    done, seconds = runs.several(2, "relative", disturb="ELSEWHERE", restarts=3, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    message = (
+        "relative: isn't the folder that process 0 sees under this name; give a --workdir that all hosts share, "
+        "on a network file system or gs://"
+    )
+    lines = done.stderr.splitlines()
+    assert f"[1] randmix: {message}" in lines
+    assert f"[0] randmix: process 1: {message}" in lines
+    assert "again" not in done.stderr
+    assert seconds < 60
