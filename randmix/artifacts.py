@@ -47,8 +47,10 @@ def _make_workdir(workdir: epath.Path, config: ConfigDict, summary: object) -> N
             write_atomically(config_file, configs.to_json(config) + "\n")
     except OSError as error:
         raise UserError(
-            f"{workdir}: can't be written ({error.strerror}); give a --workdir that you may write to"
+            f"{workdir}: can't be written ({error.strerror or error}); give a --workdir that you may write to"
         ) from error
+    except ImportError as error:
+        raise UserError(f"{workdir}: {error}; pip install 'randmix[gcs]' for gs://") from error
 
 
 def _check_same_run(workdir: epath.Path, old: dict[str, Any], config: ConfigDict) -> None:
