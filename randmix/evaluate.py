@@ -25,8 +25,7 @@ what smoothing gains.
 FGSM and PGD-2 measure sensitivity; robustness is what is left under the strong attack. That takes about
 2 * steps * restarts passes through the model for each example and epsilon: use --examples.
 
-On several hosts start the same command on each, as with randmix.main. They share the work of a clean evaluation; attacks
-run on one device of each, all doing the same, because a pod can't run a program on one of its hosts alone.
+On several hosts start the same command on each, as with randmix.main: they share the work.
 
 Exit status: 0 done, 2 a mistake in the command.
 """
@@ -89,7 +88,7 @@ def main(argv: list[str]) -> None:
     if options.tune_host:
         host.tune()
     # Only now what imports JAX.
-    from randmix import eval_loop, progress, runs, spectrum
+    from randmix import artifacts, eval_loop, progress, runs, spectrum
 
     if len(argv) > 1:
         raise UserError(f"got {argv[1]!r}, allowed are flags only; see --help")
@@ -97,8 +96,11 @@ def main(argv: list[str]) -> None:
         raise UserError("--workdir is missing; give one, for example --workdir=runs/a")
     arguments = None if options.attacks is None else _attack_flags(options)
     distributed.start(saves_when_stopped=False)
-    run = runs.load(options.workdir)
-    dataset, data = eval_loop.load_split(run, options.split, name=options.data, data_dir=options.data_dir)
+    with distributed.shared_errors():
+        artifacts.read_config(options.workdir)
+    run = runs.load(options.workdir)  # for which the processes wait for each other
+    with distributed.shared_errors():
+        dataset, data = eval_loop.load_split(run, options.split, name=options.data, data_dir=options.data_dir)
     data = {name: array[: options.examples] for name, array in data.items()}
     got, total = len(data["label"]), dataset.examples(options.split)
     out = options.out or options.workdir

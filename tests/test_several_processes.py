@@ -69,6 +69,11 @@ class Runs:
 
     def several(self, count, workdir, *flags, disturb="", restarts=0, cwd=command.REPOSITORY):
         """On several, by the launcher; how it ended, with the seconds it took."""
+        module = "disturbed" if disturb else "randmix.main"
+        flags = self.flags(workdir, f"--heartbeat_timeout={HEARTBEAT}", *flags)
+        return self.launch(count, module, flags, disturb=disturb, restarts=restarts, cwd=cwd)
+
+    def launch(self, count, module, flags, disturb="", restarts=0, cwd=command.REPOSITORY):
         environment = {
             **os.environ,
             **(self.disturbance(disturb) if disturb else self.environment),
@@ -79,11 +84,9 @@ class Runs:
             "GRACE": str(3 * HEARTBEAT),
         }
         launcher = command.REPOSITORY / "launch" / "local_processes.sh"
-        module = ("disturbed",) if disturb else ()
-        flags = self.flags(workdir, f"--heartbeat_timeout={HEARTBEAT}", *flags)
         began = time.monotonic()
         done = subprocess.run(
-            [launcher, str(count), *module, *flags],
+            [launcher, str(count), module, *flags],
             capture_output=True,
             text=True,
             env=environment,
@@ -127,9 +130,10 @@ def assert_agree(workdir, reference):
 
 def test_four_processes_agree_with_one_and_only_the_first_speaks(runs, tmp_path):
     four, one = tmp_path / "four", tmp_path / "one"
-    done, _ = runs.several(4, four, "--config.task=unshuffling")
+    task = ("--config.task=unshuffling", "--config.steps=4", "--config.eval_every=2")
+    done, _ = runs.several(4, four, *task)
     assert done.returncode == 0, done.stderr
-    runs.one(one, "--config.task=unshuffling")
+    runs.one(one, *task)
     assert_agree(four, one)
     assert json.loads((four / "result.json").read_text())["device"]["count"] == 4
     assert sorted(p.name for p in four.iterdir()) == sorted(p.name for p in one.iterdir())
@@ -180,3 +184,11 @@ def test_a_mistake_that_one_process_sees_ends_all(runs, tmp_path):
     assert f"[0] randmix: process 1: {message}" in lines
     assert "again" not in done.stderr
     assert seconds < 60
+
+
+def test_two_evaluate_every_example_once(runs, reference):
+    flags = (f"--workdir={reference}", "--batch_size=100")  # 360 examples: the last batch is padded
+    done, _ = runs.launch(2, "randmix.evaluate", flags)
+    assert done.returncode == 0, done.stderr
+    spoken = [line.removeprefix("[0] ") for line in done.stdout.splitlines() if "Gloo" not in line]
+    assert spoken == command.run("randmix.evaluate", *flags, env=runs.environment).out.splitlines()
