@@ -81,7 +81,7 @@ class Runs:
             "PYTHON": sys.executable,
             "PYTHONPATH": f"{command.REPOSITORY}:{command.REPOSITORY / 'tests'}",
             "RESTARTS": str(restarts),
-            "GRACE": str(3 * HEARTBEAT),
+            "GRACE": "10",
         }
         launcher = command.REPOSITORY / "launch" / "local_processes.sh"
         began = time.monotonic()
