@@ -172,7 +172,8 @@ def test_the_pod_is_started_again_after_preemption_and_never_after_a_mistake(out
 
 
 SRUN = """#!/usr/bin/env bash
-# Tasks one after the other, each in a process group that gets what srun gets; what they end with is in $TASKS.
+# Tasks one after the other, each in a process group that gets what srun gets, and that ends with its first process,
+# as SLURM's do; what they end with is in $TASKS.
 while [[ $1 == --* ]]; do shift; done
 trap 'kill -TERM -- "-$task"' TERM
 largest=0
@@ -180,12 +181,13 @@ for status in $TASKS; do
   STATUS=$status setsid "$@" &
   task=$!
   while wait "$task"; got=$?; kill -0 "$task" 2>/dev/null; do :; done
+  kill -KILL -- "-$task" 2>/dev/null
   ((got > largest)) && largest=$got
 done
 exit $largest
 """
 PYTHON = """#!/usr/bin/env bash
-if [[ $STATUS == wait ]]; then trap 'sleep 0.5; exit 75' TERM; fi
+if [[ $STATUS == wait ]]; then trap 'sleep 0.5; echo saved >> "$LOG"; exit 75' TERM; fi
 echo "$*" >> "$LOG"
 while [[ $STATUS == wait ]]; do sleep 0.1; done
 exit "$STATUS"
@@ -243,7 +245,7 @@ def test_slurms_warning_reaches_the_run_which_may_save_before_it_is_queued_again
         assert process.poll() is None
     process.terminate()
     assert process.wait(60) == 0
-    assert (tmp_path / "log").read_text().splitlines() == [RAN, "requeue 7"]
+    assert (tmp_path / "log").read_text().splitlines() == [RAN, "saved", "requeue 7"]
 
 
 LOCAL = """#!/usr/bin/env bash
