@@ -6,7 +6,10 @@ local_processes.sh at work on real runs is in test_several_processes.
 import os
 import re
 import shlex
+import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import command
 import pytest
@@ -50,7 +53,8 @@ def headers():
 
 def test_shellcheck_has_nothing_to_say():
     assert len(SCRIPTS) == 3
-    done = subprocess.run(["shellcheck", *SCRIPTS], capture_output=True, text=True)
+    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    done = subprocess.run([shellcheck, *SCRIPTS], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
