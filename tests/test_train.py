@@ -12,7 +12,7 @@ import pytest
 import small
 
 import randmix
-from randmix import artifacts, masks, train
+from randmix import artifacts, distributed, masks, train
 from randmix.errors import UserError
 from randmix.metrics_log import MetricsLog
 from randmix.preemption import Preempted, StopSignals
@@ -58,6 +58,16 @@ def test_a_run_killed_before_its_result_only_evaluates_again(whole, tmp_path):
     (tmp_path / "result.json").unlink()
     assert run(tmp_path)["metrics"] == result["metrics"]
     assert lines(tmp_path) == lines(reference)
+
+
+def test_any_process_but_the_first_writes_nothing_itself(whole, tmp_path, monkeypatch):
+    reference, result = whole
+    shutil.copytree(reference, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "result.json").unlink()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    monkeypatch.setattr(distributed, "is_primary", lambda: False)
+    assert run(tmp_path)["metrics"] == result["metrics"]
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 def test_a_finished_run_says_so_and_does_nothing(whole, capsys):
