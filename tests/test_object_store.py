@@ -42,7 +42,9 @@ def bucket(monkeypatch):
 
 def test_a_run_whose_workdir_is_there(bucket, tmp_path, monkeypatch, capsys):
     # Orbax writes to gs:// by TensorStore, which has no stand-in.
-    monkeypatch.setattr(train, "Checkpoints", lambda workdir: Checkpoints(tmp_path / "there"))
+    monkeypatch.setattr(
+        train, "Checkpoints", lambda workdir, **about: Checkpoints(tmp_path / "there", **about)
+    )
     config, workdir = small.config(steps=3), bucket / "runs" / "a"
     result = train.train(config, workdir, devices=jax.devices()[:1])
     assert sorted(path.name for path in workdir.iterdir()) == [
