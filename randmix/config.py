@@ -19,6 +19,8 @@ DISPLAY_KEYS = frozenset(
         "log_every",
         "eval_every",
         "checkpoint_every",
+        "tensorboard",
+        "wandb_project",
         "data.data_dir",
         "defense.pgd_steps",
         "defense.pgd_examples",
@@ -100,6 +102,8 @@ def default(model: str = "convmixer") -> ConfigDict:
             "log_every": 50,  # steps
             "eval_every": 500,  # steps; the end is always evaluated
             "checkpoint_every": 500,  # steps; the end is always saved
+            "tensorboard": True,  # events in the workdir, for `tensorboard --logdir=runs`
+            "wandb_project": config_dict.placeholder(str),  # also log to Weights & Biases, under this project
             "precision": "float32",  # float32 | bfloat16: the arithmetic; parameters stay float32
         }
     ).lock()

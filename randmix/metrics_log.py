@@ -1,11 +1,13 @@
 """metrics.jsonl: one JSON object a line, appended as the run goes."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
 
 from randmix.artifacts import is_local, write_atomically
+from randmix.trackers import Tracker
 
 
 class MetricsLog:
@@ -15,15 +17,24 @@ class MetricsLog:
     append to a file: there the whole log, some hundred kilobytes at most, is written again.
     """
 
-    def __init__(self, path: epath.PathLike, start_step: int, *, writes: bool = True):
+    def __init__(
+        self,
+        path: epath.PathLike,
+        start_step: int,
+        *,
+        writes: bool = True,
+        trackers: Sequence[Tracker] = (),
+    ):
         """Opens the log and drops what was logged after ``start_step``: those steps will run again.
 
         Args:
             path: of the file.
             start_step: that the run starts from.
             writes: False on all processes but one: they leave the file alone.
+            trackers: that get the same metrics.
         """
         self._path, self._writes, self._file = epath.Path(path), writes, None
+        self._trackers = trackers
         if writes:
             kept = [line for line in _whole_lines(self._path) if json.loads(line)["step"] <= start_step]
             self._text = "".join(f"{line}\n" for line in kept)
@@ -37,15 +48,17 @@ class MetricsLog:
         if self._file:
             self._file.close()
 
-    def write(self, **values: Any) -> None:
+    def write(self, *, step: int, **metrics: Any) -> None:
         """Appends a line."""
-        line = json.dumps(values) + "\n"
+        line = json.dumps({"step": step, **metrics}) + "\n"
         if self._file:
             self._file.write(line)
             self._file.flush()
         elif self._writes:
             self._text += line
             write_atomically(self._path, self._text)
+        for tracker in self._trackers:
+            tracker.write(step, metrics)
 
 
 def _whole_lines(path: epath.Path) -> list[str]:

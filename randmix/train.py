@@ -18,6 +18,7 @@ from randmix.errors import UserError
 from randmix.metrics_log import MetricsLog
 from randmix.preemption import Preempted, StopSignals
 from randmix.progress import Reporter
+from randmix.trackers import open_trackers
 
 TrainStep = Callable[..., tuple[steps.TrainState, dict[str, jax.Array]]]
 
@@ -60,7 +61,8 @@ def train(
     with Checkpoints(workdir, about=parts.identity) as checkpoints, StopSignals() as stop:
         loop = _Loop(config, parts, mesh, checkpoints, stop)
         with (
-            MetricsLog(workdir / artifacts.METRICS, loop.start, writes=primary) as log,
+            open_trackers(config, workdir, loop.start, active=primary) as trackers,
+            MetricsLog(workdir / artifacts.METRICS, loop.start, writes=primary, trackers=trackers) as log,
             Reporter(parts.total_steps, loop.start) as report,
         ):
             if loop.start:

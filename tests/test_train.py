@@ -81,7 +81,7 @@ def test_a_finished_run_says_so_and_does_nothing(whole, capsys):
 def test_what_a_run_leaves_behind(whole):
     workdir, result = whole
     assert sorted(p.name for p in workdir.iterdir()) == [
-        "checkpoints", "config.json", "masks.txt", "metrics.jsonl", "result.json",
+        "checkpoints", "config.json", "masks.txt", "metrics.jsonl", "result.json", "tensorboard",
     ]  # fmt: skip
     assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["4", "6"]
     assert result["parameters"] == {"trainable": 874, "frozen": 400}

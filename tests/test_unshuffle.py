@@ -51,7 +51,7 @@ def whole(tmp_path_factory):
 def test_a_run_leaves_its_psnr_permutation_and_picture(whole):
     workdir, result = whole
     assert {path.name for path in workdir.iterdir()} == {
-        "checkpoints", "config.json", "masks.txt", "metrics.jsonl", "permutation.npy", "result.json", *FILES,
+        "checkpoints", "config.json", "masks.txt", "metrics.jsonl", "permutation.npy", "result.json", "tensorboard", *FILES,
     }  # fmt: skip
     np.testing.assert_array_equal(np.load(workdir / "permutation.npy"), tasks.pixel_permutation(0, 8, 8))
     train_line, test_line = lines(workdir)[0], lines(workdir)[-1]
