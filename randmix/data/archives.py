@@ -77,6 +77,40 @@ def stage(
         staged.symlink_to(archive.resolve())
 
 
+def stage_manual(
+    name: str, url_infos: Mapping, directory: Path, *, manual_dir: str | os.PathLike | None
+) -> None:
+    """Links archives that nobody may download for the user, and that are too large to be read twice.
+
+    TFDS lists checksums of ImageNet's archives and doesn't check them; here their sizes are, at once.
+
+    Args:
+        name: the data set, for messages.
+        url_infos: as for `stage`.
+        directory: an existing directory, to be TFDS's manual_dir.
+        manual_dir: the user's directory that holds all the archives; only read.
+
+    Raises:
+        UserError: no such directory, or an archive is missing or has another size.
+    """
+    names = [info.filename for info in url_infos.values()]
+    if manual_dir is None:
+        raise UserError(
+            f"{name} needs {' and '.join(names)}, which its makers give to registered users (https://image-net.org/"
+            "download-images); give their directory with --manual_dir=DIR"
+        )
+    manual_dir = Path(manual_dir).expanduser()
+    if missing := [file for file in names if not (manual_dir / file).is_file()]:
+        raise UserError(f"{name}: {manual_dir} lacks {', '.join(missing)}")
+    for info in url_infos.values():
+        archive = manual_dir / info.filename
+        if (size := archive.stat().st_size) != info.size:
+            raise UserError(
+                f"{archive} is truncated or another file: expected {int(info.size):,} bytes, found {size:,}"
+            )
+        (directory / info.filename).symlink_to(archive.resolve())
+
+
 def restore_gzip_header(archive: Path) -> bytes | None:
     """An archive of Fashion-MNIST with upstream's gzip header in the place of a normalised one.
 

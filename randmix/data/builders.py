@@ -19,6 +19,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.image_classification import cifar, mnist
 
+from randmix.data.imagenet import Imagenet2012
+
 # Of each class, so many rows of scikit-learn's digits are test examples: 10 x 36 = 360 of 1,797.
 DIGITS_TEST_EXAMPLES_PER_CLASS = 36
 
@@ -184,7 +186,7 @@ class Cifar100(_FromTar, cifar.Cifar100, skip_registration=True):
     url_infos = cifar.Cifar100.url_infos
 
 
-BUILDERS = {cls.name: cls for cls in (Digits, MNIST, FashionMNIST, Cifar10, Cifar100)}
+BUILDERS = {cls.name: cls for cls in (Digits, MNIST, FashionMNIST, Cifar10, Cifar100, Imagenet2012)}
 
 
 def read_idx(path) -> np.ndarray:

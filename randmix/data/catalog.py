@@ -1,6 +1,7 @@
 """The data sets: what they are, whether they are on disk, and the small ones as arrays.
 
-Importing this module is cheap; TFDS comes with the first `load`.
+Importing this module is cheap; TFDS comes with the first `load`. A data directory may be any path that etils'
+epath knows, gs://bucket/folder too; only `randmix.data.prepare` needs a local one.
 """
 
 import contextlib
@@ -12,13 +13,17 @@ import logging
 import os
 import shlex
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import numpy as np
+from etils import epath
 
 from randmix.errors import UserError
 
 SPLITS = ("train", "test")
+FOLDER = "imagefolder"  # data sets of one's own are named imagefolder/NAME
+FOLDER_VERSION = "1.0.0"
+IMAGE_SIZE = 224  # what photographs are brought to unless a config says otherwise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +32,15 @@ class DataSet:
 
     Attributes:
         name: TFDS's name of it, also the name in a config.
-        image_shape: (height, width, channels).
+        image_shape: (height, width, channels), as a model is shown them.
         num_classes: labels are 0 .. num_classes - 1.
         train_examples: size of the train split.
         test_examples: size of the test split.
         version: the version that TFDS prepares and `load` reads.
         embedded: comes with an installed package, so `load` prepares it when it's first asked for.
+        streamed: photographs of any size, too many for memory: `randmix.data.stream` decodes and crops them
+            while training goes on.
+        evaluation_split: TFDS's name of the split that is called "test" here.
     """
 
     name: str
@@ -42,12 +50,18 @@ class DataSet:
     test_examples: int
     version: str
     embedded: bool = False
+    streamed: bool = False
+    evaluation_split: str = "test"
 
     def examples(self, split: str) -> int:
         """The number of examples in a split, 'train' or 'test'."""
         return {"train": self.train_examples, "test": self.test_examples}[split]
 
-    def directory(self, data_dir: str | os.PathLike | None = None) -> Path:
+    def tfds_split(self, split: str) -> str:
+        """TFDS's name of a split, 'train' or 'test'."""
+        return self.evaluation_split if split == "test" else split
+
+    def directory(self, data_dir: epath.PathLike | None = None) -> epath.Path:
         """Where TFDS keeps it: <data_dir>/<name>/<version>."""
         return resolve_data_dir(data_dir) / self.name / self.version
 
@@ -60,61 +74,109 @@ DATA_SETS = {
         DataSet("fashion_mnist", (28, 28, 1), 10, 60_000, 10_000, "3.0.1"),
         DataSet("cifar10", (32, 32, 3), 10, 50_000, 10_000, "3.0.2"),
         DataSet("cifar100", (32, 32, 3), 100, 50_000, 10_000, "3.0.2"),
+        DataSet(
+            "imagenet2012",
+            (IMAGE_SIZE, IMAGE_SIZE, 3),
+            1000,
+            1_281_167,
+            50_000,
+            "5.1.0",
+            streamed=True,
+            evaluation_split="validation",
+        ),
     )
 }
 
 
-def get(name: str) -> DataSet:
-    """The data set of this name; a UserError that lists them if there is none.
+def get(name: str, data_dir: epath.PathLike | None = None, *, image_size: int | None = None) -> DataSet:
+    """What there is to know of a data set.
+
+    Args:
+        name: one of `DATA_SETS`, or imagefolder/NAME.
+        data_dir: where TFDS keeps its data sets; None for its default. An imagefolder must be there, for its
+          files alone know its size and classes.
+        image_size: the side that photographs are cropped to, for streamed sets; None for 224.
+
+    Raises:
+        UserError: there is no such data set (it lists them), or no such imagefolder.
 
     >>> get("digits").image_shape
     (8, 8, 1)
+    >>> get("imagenet2012", image_size=64).image_shape
+    (64, 64, 3)
     """
-    if name in DATA_SETS:
-        return DATA_SETS[name]
-    nearest = difflib.get_close_matches(str(name), DATA_SETS, n=1)
-    hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
-    raise UserError(f"no data set is named {name!r}{hint}; there are: {', '.join(DATA_SETS)}")
+    if isinstance(name, str) and name.startswith(f"{FOLDER}/"):
+        data_set = _image_folder(name, data_dir)
+    elif name in DATA_SETS:
+        data_set = DATA_SETS[name]
+    else:
+        nearest = difflib.get_close_matches(str(name), DATA_SETS, n=1)
+        hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+        raise UserError(
+            f"no data set is named {name!r}{hint}; there are: {', '.join(DATA_SETS)}, {FOLDER}/NAME"
+        )
+    if data_set.streamed and image_size is not None:
+        return dataclasses.replace(data_set, image_shape=(image_size, image_size, 3))
+    return data_set
 
 
-def default_data_dir() -> Path:
+def image_shape(name: str, image_size: int | None = None) -> tuple[int, int, int]:
+    """(height, width, channels) of `get(name, image_size=image_size)`, without looking for an imagefolder's files."""
+    if name.startswith(f"{FOLDER}/"):
+        return (image_size or IMAGE_SIZE, image_size or IMAGE_SIZE, 3)
+    return get(name, image_size=image_size).image_shape
+
+
+def default_data_dir() -> epath.Path:
     """TFDS's own default: $TFDS_DATA_DIR, or ~/tensorflow_datasets."""
-    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    return epath.Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
-def resolve_data_dir(data_dir: str | os.PathLike | None) -> Path:
+def resolve_data_dir(data_dir: epath.PathLike | None) -> epath.Path:
     """`data_dir` with ~ expanded, or the default if it is None or empty."""
-    return Path(data_dir).expanduser() if data_dir else default_data_dir()
+    return epath.Path(data_dir).expanduser() if data_dir else default_data_dir()
 
 
-def is_prepared(name: str, data_dir: str | os.PathLike | None = None) -> bool:
-    """Whether `load` can read this data set: complete, and in the ArrayRecord format.
+def is_prepared(name: str, data_dir: epath.PathLike | None = None) -> bool:
+    """Whether this data set can be read: complete, and in the ArrayRecord format.
 
     TFDS writes into a directory of another name and renames it at the end, with dataset_info.json
     the last file: what is interrupted is never taken for whole.
     """
-    return "array_record" in _file_formats(get(name).directory(data_dir))
+    if name.startswith(f"{FOLDER}/"):
+        directory = resolve_data_dir(data_dir) / name / FOLDER_VERSION
+    else:
+        directory = get(name).directory(data_dir)
+    return "array_record" in _file_formats(directory)
 
 
-def prepare_command(name: str, data_dir: str | os.PathLike | None = None) -> str:
+def prepare_command(name: str, data_dir: epath.PathLike | None = None) -> str:
     """The command line that prepares a data set.
 
     >>> prepare_command("fashion_mnist")
     'python -m randmix.data.prepare fashion_mnist'
+    >>> prepare_command("imagefolder/pets")
+    'python -m randmix.data.prepare imagefolder --source=DIR --name=pets'
+    >>> prepare_command("imagenet2012")
+    'python -m randmix.data.prepare imagenet2012 --manual_dir=DIR'
     """
     where = resolve_data_dir(data_dir)
     option = "" if where == default_data_dir() else f" --data_dir={shlex.quote(os.fspath(where))}"
+    if name.startswith(f"{FOLDER}/"):
+        name = f"{FOLDER} --source=DIR --name={name.removeprefix(f'{FOLDER}/')}"
+    elif name == "imagenet2012":
+        name += " --manual_dir=DIR"
     return f"python -m randmix.data.prepare {name}{option}"
 
 
-def load(name: str, split: str, data_dir: str | os.PathLike | None = None) -> dict[str, np.ndarray]:
+def load(name: str, split: str, data_dir: epath.PathLike | None = None) -> dict[str, np.ndarray]:
     """Reads a whole split into memory.
 
     The order is that of the records, which TFDS fixes by a hash of each example's key: the same on
     every machine and for every number of shards, and well mixed.
 
     Args:
-        name: a data set of this catalog.
+        name: a data set of this catalog that isn't streamed.
         split: 'train' or 'test'.
         data_dir: where TFDS keeps its data sets; None for its default.
 
@@ -126,6 +188,7 @@ def load(name: str, split: str, data_dir: str | os.PathLike | None = None) -> di
           or its files are damaged. The embedded data sets are prepared here.
     """
     data_set = get(name)
+    assert not data_set.streamed, f"{name} may not fit in memory; see randmix.data.stream"
     if split not in SPLITS:
         raise UserError(f"{name} has no split {split!r}; it has: {', '.join(SPLITS)}")
     if data_set.embedded and not is_prepared(name, data_dir):
@@ -134,10 +197,10 @@ def load(name: str, split: str, data_dir: str | os.PathLike | None = None) -> di
         logging.getLogger(__name__).info("preparing %s in %s", name, resolve_data_dir(data_dir))
         prepare.prepare(name, data_dir, progress=False)
     require_prepared(name, data_dir)
-    return _read(data_set, split, data_set.directory(data_dir))
+    return _read(data_set, split, data_dir)
 
 
-def class_names(name: str, data_dir: str | os.PathLike | None = None) -> list[str]:
+def class_names(name: str, data_dir: epath.PathLike | None = None) -> list[str]:
     """What TFDS calls the classes of a prepared data set, by label; their numbers where it has no names.
 
     Raises:
@@ -147,20 +210,21 @@ def class_names(name: str, data_dir: str | os.PathLike | None = None) -> list[st
 
     require_prepared(name, data_dir)
     with quiet_tfds():
-        builder = tfds.builder_from_directory(get(name).directory(data_dir))
+        builder = tfds.builder_from_directory(get(name, data_dir).directory(data_dir))
     return list(builder.info.features["label"].names)
 
 
-def require_prepared(name: str, data_dir: str | os.PathLike | None = None) -> None:
+def require_prepared(name: str, data_dir: epath.PathLike | None = None) -> None:
     """Raises a UserError with the command that helps, unless `is_prepared`."""
     if not is_prepared(name, data_dir):
-        require_array_record(get(name).directory(data_dir))
+        if not name.startswith(f"{FOLDER}/"):
+            require_array_record(get(name).directory(data_dir))
         raise UserError(
             f"{name} is not prepared in {resolve_data_dir(data_dir)}; run `{prepare_command(name, data_dir)}`"
         )
 
 
-def require_array_record(directory: Path) -> None:
+def require_array_record(directory: epath.Path) -> None:
     """Raises a UserError with TFDS's conversion command if a data set is in other formats only."""
     formats = _file_formats(directory)
     if formats and "array_record" not in formats:
@@ -188,32 +252,93 @@ def quiet_tfds() -> Iterator[None]:
         absl_logging.set_verbosity(verbosity)
 
 
-def _file_formats(directory: Path) -> list[str]:
-    """The record formats of a prepared data set, or [] if it isn't one."""
+def _image_folder(name: str, data_dir: epath.PathLike | None) -> DataSet:
+    """An imagefolder as its own files describe it."""
+    directory = resolve_data_dir(data_dir) / name / FOLDER_VERSION
+    info = _read_json(directory / "dataset_info.json")
+    features = _read_json(directory / "features.json")
+    if not info or not features:
+        raise UserError(
+            f"{name} is not prepared in {resolve_data_dir(data_dir)}; run `{prepare_command(name, data_dir)}`"
+        )
+    require_array_record(directory)
+    examples = {split["name"]: sum(map(int, split["shardLengths"])) for split in info["splits"]}
+    evaluation_split = "test" if "test" in examples else "validation"
+    label = features["featuresDict"]["features"]["label"]
+    return DataSet(
+        name,
+        (IMAGE_SIZE, IMAGE_SIZE, 3),
+        int(label["classLabel"]["numClasses"]),
+        examples["train"],
+        examples[evaluation_split],
+        FOLDER_VERSION,
+        streamed=True,
+        evaluation_split=evaluation_split,
+    )
+
+
+def _read_json(file: epath.Path) -> dict[str, Any]:
+    """A file of TFDS's as JSON; {} where there is none, or half of one."""
     try:
-        info = json.loads((directory / "dataset_info.json").read_text())
+        return json.loads(file.read_text())
     except (OSError, ValueError):
+        return {}
+    except ImportError as error:  # epath's, for a bucket whose library isn't installed
+        raise UserError(f"{file} is out of reach: {error}") from error
+
+
+def _file_formats(directory: epath.Path) -> list[str]:
+    """The record formats of a prepared data set, or [] if it isn't one."""
+    info = _read_json(directory / "dataset_info.json")
+    if not info:
         return []
     return [info.get("fileFormat", "tfrecord"), *info.get("alternativeFileFormats", [])]
 
 
-def _read(data_set: DataSet, split: str, directory: Path) -> dict[str, np.ndarray]:
-    """Reads and decodes a split. 128 records a call: one by one takes four times as long."""
+def open_source(data_set: DataSet, split: str, data_dir: epath.PathLike | None = None) -> Any:
+    """A prepared split as TFDS gives it: random access by row, images as the bytes of their files.
+
+    Args:
+        data_set: from `get`; one that is prepared.
+        split: 'train' or 'test'.
+        data_dir: where TFDS keeps its data sets; None for its default.
+
+    Returns:
+        A sequence of {"image": bytes, "label": int, ...}; `__getitems__` reads several rows in one call.
+
+    Raises:
+        RuntimeError: of ArrayRecord's, where files are missing or damaged.
+    """
     import tensorflow_datasets as tfds
+
+    with quiet_tfds():
+        builder = tfds.builder_from_directory(data_set.directory(data_dir))
+        # TFDS's own decoding takes longer, and warns that OpenCV is missing.
+        source = builder.as_data_source(
+            data_set.tfds_split(split),
+            file_format="array_record",
+            decoders={"image": tfds.decode.SkipDecoding()},
+        )
+    n = data_set.examples(split)
+    if len(source) != n:
+        raise RuntimeError(f"{len(source)} {split} examples where {n} are expected")
+    return source
+
+
+def damaged(directory: epath.Path, error: Exception) -> UserError:
+    """What to tell a user whose records can't be read."""
+    return UserError(f"{directory} is damaged ({error}); remove it and prepare it again")
+
+
+def _read(data_set: DataSet, split: str, data_dir: epath.PathLike | None) -> dict[str, np.ndarray]:
+    """Reads and decodes a split. 128 records a call: one by one takes four times as long."""
     from PIL import Image
 
     n = data_set.examples(split)
     images = np.empty((n, *data_set.image_shape), np.uint8)
     labels = np.empty(n, np.int32)
     try:
-        with quiet_tfds():
-            builder = tfds.builder_from_directory(directory)
-            # TFDS's own decoding takes longer, and warns that OpenCV is missing.
-            source = builder.as_data_source(
-                split, file_format="array_record", decoders={"image": tfds.decode.SkipDecoding()}
-            )
-        if len(source) != n:
-            raise RuntimeError(f"{len(source)} {split} examples where {n} are expected")
+        source = open_source(data_set, split, data_dir)
         for start in range(0, n, 128):
             rows = range(start, min(start + 128, n))
             for row, example in zip(rows, source.__getitems__(rows), strict=True):
@@ -221,5 +346,5 @@ def _read(data_set: DataSet, split: str, directory: Path) -> dict[str, np.ndarra
                 images[row] = pixels.reshape(data_set.image_shape)
                 labels[row] = example["label"]
     except RuntimeError as error:  # ArrayRecord's, which has a checksum over each chunk
-        raise UserError(f"{directory} is damaged ({error}); remove it and prepare it again") from error
+        raise damaged(data_set.directory(data_dir), error) from error
     return {"image": images, "label": labels}

@@ -4,6 +4,8 @@
     python -m randmix.data.prepare fashion_mnist
     python -m randmix.data.prepare fashion_mnist --manual_dir=/usr/share/datasets/fashion-mnist
     python -m randmix.data.prepare cifar10 --data_dir=/data/tfds --num_shards=4
+    python -m randmix.data.prepare imagenet2012 --manual_dir=/data/imagenet
+    python -m randmix.data.prepare imagefolder --source=/data/pets --name=pets
 
 NAME is one of
     digits          1,437 + 360 handwritten digits of 8x8 pixels, from scikit-learn
@@ -11,23 +13,33 @@ NAME is one of
     fashion_mnist   60,000 + 10,000 articles of clothing of 28x28 pixels
     cifar10         50,000 + 10,000 colour photographs of 32x32 pixels, 10 classes
     cifar100        50,000 + 10,000 colour photographs of 32x32 pixels, 100 classes
+    imagenet2012    1,281,167 + 50,000 photographs of all sizes, 1,000 classes; needs --manual_dir with
+                    ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, and 320 GB to write to
+    imagefolder     a data set of your own from --source=DIR, which holds DIR/train/CLASS/*.jpg and DIR/test/CLASS/*.jpg
+                    (or val), or DIR/CLASS/*.jpg, of which a tenth becomes the test split; JPEG and PNG. It is
+                    called imagefolder/NAME, where NAME is --name or else the folder's
 
 The archives are downloaded to <data_dir>/downloads/<NAME> and kept, or taken from --manual_dir, where they
-have their original names and are only read. TFDS's checksums decide whether they are the right ones.
+have their original names and are only read. TFDS's checksums decide whether they are the right ones (their sizes and
+the number of images, for ImageNet's). What is done to images of an imagefolder that aren't RGB, and which are
+refused, says `randmix/data/imagefolder.py`.
 The result is what TFDS itself would prepare: `tfds.data_source(NAME, split="train")` reads it. A
 preparation that was interrupted leaves nothing that is taken for a data set: start it again.
 """
 
 import contextlib
 import errno
+import json
 import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from absl import flags
+from etils import epath
 from tqdm import tqdm
 
 from randmix import cli
@@ -43,6 +55,8 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "manual_dir", None, "a directory with the data set's original archives, instead of downloading them"
     )
+    flags.DEFINE_string("source", None, "imagefolder: the folder with the images")
+    flags.DEFINE_string("name", None, "imagefolder: what to call the data set (default: the folder's name)")
     flags.DEFINE_integer(
         "num_shards", None, "files a split is written to (default: TFDS chooses by size)", lower_bound=1
     )
@@ -52,32 +66,47 @@ def main(argv: list[str]) -> None:
     """Prepares the data set that the command line names."""
     if len(argv) != 2:
         raise UserError(f"expected one data set, got {argv[1:]}; there are: {', '.join(catalog.DATA_SETS)}")
-    data_set, options = catalog.get(argv[1]), flags.FLAGS
-    start = time.monotonic()
-    already = catalog.is_prepared(data_set.name, options.data_dir)
-    directory = prepare(
-        data_set.name, options.data_dir, manual_dir=options.manual_dir, num_shards=options.num_shards
-    )
+    options, start = flags.FLAGS, time.monotonic()
+    _local(catalog.resolve_data_dir(options.data_dir), argv[1])
+    if argv[1] == catalog.FOLDER:
+        if options.manual_dir:
+            raise UserError(
+                "--manual_dir is for archives; give the folder of an imagefolder with --source=DIR"
+            )
+        if not options.source:
+            raise UserError(
+                "--source is missing; give the folder with the images, for example --source=photos"
+            )
+        name = f"{catalog.FOLDER}/{options.name or Path(options.source).expanduser().resolve().name}"
+        already = catalog.is_prepared(name, options.data_dir)
+        prepare_folder(options.source, name, options.data_dir, num_shards=options.num_shards)
+    else:
+        if options.source or options.name:
+            raise UserError(f"--source and --name are for imagefolder, got the data set {argv[1]}")
+        name = catalog.get(argv[1]).name
+        already = catalog.is_prepared(name, options.data_dir)
+        prepare(name, options.data_dir, manual_dir=options.manual_dir, num_shards=options.num_shards)
+    data_set = catalog.get(name, options.data_dir)
     took = "was prepared before" if already else f"{time.monotonic() - start:.1f} s"
     print(
-        f"{data_set.name}: {data_set.train_examples:,} train and {data_set.test_examples:,} test examples "
-        f"in {directory} ({took})"
+        f"{name}: {data_set.train_examples:,} train and {data_set.test_examples:,} test examples "
+        f"in {data_set.directory(options.data_dir)} ({took})"
     )
 
 
 def prepare(
     name: str,
-    data_dir: str | os.PathLike | None = None,
+    data_dir: epath.PathLike | None = None,
     *,
     manual_dir: str | os.PathLike | None = None,
     num_shards: int | None = None,
     progress: bool = True,
 ) -> Path:
-    """Prepares a data set, unless it is; one process at a time, the others wait for it.
+    """Prepares a data set of the catalog, unless it is; one process at a time, the others wait for it.
 
     Args:
         name: a data set of the catalog.
-        data_dir: where TFDS keeps its data sets; None for its default.
+        data_dir: where TFDS keeps its data sets, a local path; None for its default.
         manual_dir: a directory with all the original archives; None to download them.
         num_shards: files a split is written to, of which the order of the examples doesn't depend;
           None lets TFDS choose.
@@ -91,28 +120,127 @@ def prepare(
           directory can't be written, or holds the data set in another format.
     """
     data_set = catalog.get(name)
-    if num_shards is not None and not 1 <= num_shards <= data_set.test_examples:
-        raise UserError(f"num_shards of {name} is 1..{data_set.test_examples}, got {num_shards}")
-    target = data_set.directory(data_dir)
+    _check_num_shards(name, num_shards, data_set.test_examples)
+    target = _local(data_set.directory(data_dir), name)
+
+    def make_builder(scratch: Path, staged: Path) -> Any:
+        from randmix.data import builders
+
+        builder = builders.BUILDERS[name](data_dir=scratch, file_format="array_record")
+        if data_set.streamed:
+            archives.stage_manual(name, builder.url_infos, staged, manual_dir=manual_dir)
+        elif not data_set.embedded:
+            archives.stage(
+                name,
+                builder.url_infos,
+                staged,
+                downloads=target.parent.parent / "downloads" / name,
+                manual_dir=manual_dir,
+                progress=progress,
+            )
+        return builder
+
+    examples = {data_set.tfds_split(split): data_set.examples(split) for split in catalog.SPLITS}
+    _prepare_once(name, target, make_builder, examples, num_shards, progress)
+    return target
+
+
+def prepare_folder(
+    source: str | os.PathLike,
+    name: str,
+    data_dir: epath.PathLike | None = None,
+    *,
+    num_shards: int | None = None,
+    progress: bool = True,
+) -> Path:
+    """Prepares a data set of one's own, unless it is; one process at a time, the others wait for it.
+
+    Args:
+        source: the folder with the images; see `randmix.data.imagefolder`.
+        name: imagefolder/NAME.
+        data_dir, num_shards, progress: as for `prepare`.
+
+    Returns:
+        The directory of the prepared data set, <data_dir>/imagefolder/NAME/1.0.0.
+
+    Raises:
+        UserError: the folder isn't laid out as it should be, or an image can't be taken; the name is taken by
+          other images; the directory can't be written.
+    """
+    from randmix.data import imagefolder
+
+    folder_name = imagefolder.check_name(name.removeprefix(f"{catalog.FOLDER}/"))
+    files = imagefolder.find(Path(source).expanduser())
+    examples = imagefolder.count(files)
+    _check_num_shards(name, num_shards, min(examples.values()))
+    target = _local(catalog.resolve_data_dir(data_dir) / name / catalog.FOLDER_VERSION, name)
+
+    def make_builder(scratch: Path, staged: Path) -> Any:
+        return imagefolder.ImageFolder(
+            files=files, folder_name=folder_name, data_dir=scratch, file_format="array_record"
+        )
+
+    _prepare_once(name, target, make_builder, examples, num_shards, progress)
+    prepared_from = json.loads((target / "metadata.json").read_text())["files"]
+    if prepared_from != imagefolder.fingerprint(files):
+        raise UserError(
+            f"{target} was prepared from other files than {source}; choose another --name, or remove it"
+        )
+    return target
+
+
+def _local(target: epath.Path, name: str) -> Path:
+    """A directory as a path of this machine's; a UserError where it is elsewhere."""
+    if "://" in os.fspath(target):
+        raise UserError(
+            f"{target} is no local folder, which preparing takes; prepare with a local --data_dir and copy the folder "
+            f"{name} from there"
+        )
+    return Path(target)
+
+
+def _check_num_shards(name: str, num_shards: int | None, most: int) -> None:
+    if num_shards is not None and not 1 <= num_shards <= most:
+        raise UserError(f"num_shards of {name} is 1..{most}, got {num_shards}")
+
+
+def _prepare_once(
+    name: str,
+    target: Path,
+    make_builder: Callable[[Path, Path], Any],
+    examples: dict[str, int],
+    num_shards: int | None,
+    progress: bool,
+) -> None:
+    """Prepares `target` unless it is, under a lock; trouble with the disk becomes a UserError.
+
+    Args:
+        name: of the data set.
+        target: its directory.
+        make_builder: makes the TFDS builder, given its data directory and one for archives.
+        examples: how many each split has.
+        num_shards, progress: as for `prepare`.
+    """
+    data_dir = os.fspath(target).removesuffix(f"/{name}/{target.name}")
     try:
         if not catalog.is_prepared(name, data_dir):
             target.parent.mkdir(parents=True, exist_ok=True)
             with _lock(target.with_name(".lock"), name):
                 if not catalog.is_prepared(name, data_dir):
-                    _prepare(data_set, target, manual_dir, num_shards, progress)
+                    _build(name, target, make_builder, examples, num_shards, progress)
     except (OSError, RuntimeError) as error:
         full = os.strerror(errno.ENOSPC)  # a RuntimeError of ArrayRecord's; any other one is a bug
         if isinstance(error, RuntimeError) and full not in str(error):
             raise
         reason = full if isinstance(error, RuntimeError) else error
         raise UserError(f"cannot prepare {name} in {target}: {reason}; choose another data_dir") from error
-    return target
 
 
-def _prepare(
-    data_set: catalog.DataSet,
+def _build(
+    name: str,
     target: Path,
-    manual_dir: str | os.PathLike | None,
+    make_builder: Callable[[Path, Path], Any],
+    examples: dict[str, int],
     num_shards: int | None,
     progress: bool,
 ) -> None:
@@ -122,32 +250,29 @@ def _prepare(
         raise UserError(f"{target} is not a complete data set; remove it and try again")
     import tensorflow_datasets as tfds
 
-    from randmix.data import builders
-
     with _scratch(target.with_name("incomplete.randmix")) as scratch, catalog.quiet_tfds():
-        builder = builders.BUILDERS[data_set.name](data_dir=scratch, file_format="array_record")
         staged = scratch / "archives"
         staged.mkdir()
-        if not data_set.embedded:
-            downloads = target.parent.parent / "downloads" / data_set.name
-            archives.stage(
-                data_set.name,
-                builder.url_infos,
-                staged,
-                downloads=downloads,
-                manual_dir=manual_dir,
-                progress=progress,
-            )
+        builder = make_builder(scratch, staged)
         config = tfds.download.DownloadConfig(
             manual_dir=staged, force_checksums_validation=True, try_download_gcs=False, num_shards=num_shards
         )
-        total = data_set.train_examples + data_set.test_examples
         # disable=None: shown on a terminal only.
         with tqdm(
-            desc=data_set.name, unit=" images", total=total, leave=False, disable=None if progress else True
+            desc=name,
+            unit=" images",
+            total=sum(examples.values()),
+            leave=False,
+            disable=None if progress else True,
         ) as bar:
             _count_examples(builder, bar)
             builder.download_and_prepare(download_config=config)
+        for split, expected in examples.items():
+            if (found := builder.info.splits[split].num_examples) != expected:
+                raise UserError(
+                    f"{name}: its archives hold {found:,} {split} images where {expected:,} are expected; "
+                    "get them again"
+                )
         os.rename(builder.data_dir, target)
 
 

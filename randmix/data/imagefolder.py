@@ -1,0 +1,221 @@
+"""A data set of one's own: folders of JPEGs and PNGs, a folder a class, as a TFDS data set.
+
+Either the folders are split already, or each class is split here:
+
+    DIR/train/CLASS/*.jpg and DIR/test/CLASS/*.jpg (or val, or validation)
+    DIR/CLASS/*.jpg
+
+In the second case the test split is, in each class, a tenth of the images, at least one: those whose path
+CLASS/FILE has the smallest SHA-256. The same files are split alike on every machine.
+
+Every record is an RGB image of 8 bits. Files that are so already are stored byte for byte, others are converted where
+only one way is right, and refused where the user must choose:
+
+    grey, CMYK, palette, alpha that is opaque everywhere    converted to RGB and stored as PNG, without loss
+    alpha that isn't, 16 bits a channel                     refused
+    what isn't a whole JPEG or PNG, or isn't one by name    refused
+
+Nothing is left out but hidden files and those that file managers leave. EXIF orientation isn't applied, by TFDS neither.
+"""
+
+import hashlib
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+from PIL import Image
+
+from randmix.data import catalog
+from randmix.errors import UserError
+
+_EXTENSIONS = (".jpg", ".jpeg", ".png")
+_LEFT_BY_FILE_MANAGERS = {"thumbs.db", "desktop.ini"}
+_SPLIT_FOLDERS = {"train": "train", "test": "test", "val": "validation", "validation": "validation"}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_OPENED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # of Pillow's, for a bad file
+
+Splits = Mapping[str, Mapping[str, Sequence[Path]]]  # split -> class -> files
+
+
+class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """The builder of one such data set; its TFDS config is the set's name."""
+
+    name = catalog.FOLDER
+    VERSION = tfds.core.Version(catalog.FOLDER_VERSION)
+
+    def __init__(self, *, files: Splits, folder_name: str, **kwargs):
+        self._files = files
+        config = tfds.core.BuilderConfig(name=folder_name, version=self.VERSION)
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity(logging.ERROR)  # TFDS warns of a config that no class lists
+        try:
+            super().__init__(config=config, **kwargs)
+        finally:
+            logging.set_verbosity(verbosity)
+
+    def _info(self):
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Images from folders, a folder a class.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(None, None, 3)),
+                    "label": tfds.features.ClassLabel(names=sorted(self._files["train"])),
+                    "file_name": tfds.features.Text(),
+                }
+            ),
+            supervised_keys=("image", "label"),
+            metadata=tfds.core.MetadataDict(files=fingerprint(self._files)),
+        )
+
+    def _split_generators(self, dl_manager):
+        return {split: self._generate_examples(classes) for split, classes in self._files.items()}
+
+    def _generate_examples(self, classes):
+        for label, files in classes.items():
+            for file in files:
+                key = f"{label}/{file.name}"
+                yield key, {"image": rgb_bytes(file), "label": label, "file_name": key}
+
+
+def check_name(name: str) -> str:
+    """A name for the data set as it was given, or a UserError where TFDS or a shell would stumble over it."""
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            f"--name: got {name!r}, allowed are letters, digits, _ and -, a letter or digit first; give --name=NAME"
+        )
+    return name
+
+
+def find(source: Path) -> Splits:
+    """The image files of a folder by split and class, sorted.
+
+    Raises:
+        UserError: the folder isn't as this module's docstring says: the file or folder in the way is named.
+    """
+    if not source.is_dir():
+        raise UserError(
+            f"--source: {source} is no folder; give the one that holds train/CLASS or CLASS folders"
+        )
+    folders = _folders(source)
+    if "train" not in {folder.name for folder in folders}:
+        return _split_by_hash(_require_two(source, _classes(source)))
+    splits = {}
+    for folder in folders:
+        split = _SPLIT_FOLDERS.get(folder.name)
+        if split is None or split in splits:
+            raise UserError(
+                f"--source: {folder} stands beside {source / 'train'}; allowed there are train, test, and val or validation"
+            )
+        splits[split] = _classes(folder)
+    _require_two(source / "train", splits["train"])
+    if len(splits) == 1:
+        raise UserError(f"--source: {source} has a folder train, but neither test nor val; add one")
+    for split, classes in splits.items():
+        if unknown := sorted(classes.keys() - splits["train"].keys()):
+            raise UserError(f"--source: {split} has the class {unknown[0]!r}, which train lacks")
+    return splits
+
+
+def count(files: Splits) -> dict[str, int]:
+    """The number of images in each split."""
+    return {split: sum(map(len, classes.values())) for split, classes in files.items()}
+
+
+def fingerprint(files: Splits) -> str:
+    """A SHA-256 of which files there are, by split, class, name and size."""
+    lines = [
+        f"{split}/{label}/{file.name} {file.stat().st_size}"
+        for split, classes in sorted(files.items())
+        for label, of_class in classes.items()
+        for file in of_class
+    ]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def rgb_bytes(file: Path) -> bytes:
+    """A file's image as the bytes of an RGB JPEG or PNG of 8 bits; see this module's docstring.
+
+    Raises:
+        UserError: the file isn't a whole JPEG or PNG, or has alpha or 16 bits; it is named.
+    """
+    data = file.read_bytes()
+    try:
+        image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
+        image.load()
+    except _OPENED as error:
+        reason = "no JPEG or PNG" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise UserError(f"{file} is no whole image ({reason}); remove or replace it") from error
+    # A PNG says its bits a channel in byte 24; Pillow reads 16-bit colour as 8 without a word.
+    if image.format == "PNG" and data[24] == 16:
+        raise UserError(f"{file} has 16 bits a channel, allowed are 8; convert it as its values are meant")
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return data
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        if np.asarray(image)[..., 3].min() < 255:
+            raise UserError(f"{file} is transparent in places; put it on a background of your choice")
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _split_by_hash(classes: Mapping[str, Sequence[Path]]) -> Splits:
+    splits = {"train": {}, "test": {}}
+    for label, files in classes.items():
+        if len(files) < 2:
+            raise UserError(
+                f"--source: class {label!r} has one image, and splitting takes two; add some, or split into train and "
+                "test yourself"
+            )
+        ranked = sorted(files, key=lambda file: hashlib.sha256(f"{label}/{file.name}".encode()).hexdigest())
+        tenth = max(1, round(len(files) / 10))
+        splits["test"][label] = sorted(ranked[:tenth])
+        splits["train"][label] = sorted(ranked[tenth:])
+    return splits
+
+
+def _classes(folder: Path) -> dict[str, list[Path]]:
+    """The files of each class folder."""
+    return {child.name: _images(child) for child in _folders(folder)}
+
+
+def _require_two(folder: Path, classes: dict[str, list[Path]]) -> dict[str, list[Path]]:
+    """The classes, of which there are two or more."""
+    if len(classes) < 2:
+        raise UserError(f"--source: {folder} holds {len(classes)} class folders, allowed 2 or more")
+    return classes
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The folders in a folder, which holds nothing else."""
+    children = _visible(folder)
+    for child in children:
+        if not child.is_dir():
+            raise UserError(f"--source: {child} stands beside folders; allowed there are folders only")
+    return children
+
+
+def _images(folder: Path) -> list[Path]:
+    """The images in a class folder, which holds nothing else."""
+    children = _visible(folder)
+    for child in children:
+        if child.is_dir() or child.suffix.lower() not in _EXTENSIONS:
+            raise UserError(
+                f"--source: {child} is no image by its name; allowed in a class folder are {', '.join(_EXTENSIONS)}"
+            )
+    if not children:
+        raise UserError(f"--source: class folder {folder} is empty; fill or remove it")
+    return children
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(
+        child
+        for child in folder.iterdir()
+        if not child.name.startswith(".") and child.name.lower() not in _LEFT_BY_FILE_MANAGERS
+    )

@@ -1,0 +1,54 @@
+"""Pictures to prepare and to read: photographs that come with scikit-learn, and noise."""
+
+import functools
+import io
+import tarfile
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+
+@functools.cache
+def photograph(number=0, width=500, height=400):
+    """One of scikit-learn's two photographs, [height, width, 3] uint8."""
+    whole = Image.fromarray(load_sample_images().images[number])
+    return np.asarray(whole.resize((width, height), Image.Resampling.LANCZOS))
+
+
+def encode(pixels, file_format="JPEG", mode=None, **options):
+    """An image file's bytes."""
+    image = Image.fromarray(pixels)
+    buffer = io.BytesIO()
+    image.convert(mode or image.mode).save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def noise(seed, width=40, height=30, channels=3):
+    """[height, width, channels] uint8."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, channels), np.uint8)
+    return pixels if channels > 1 else pixels[..., 0]
+
+
+def folder(path, classes=("cat", "dog"), each=10, **sizes):
+    """A folder CLASS of pictures for each class; every third is a PNG, the others are JPEGs."""
+    for label, name in enumerate(classes):
+        (path / name).mkdir(parents=True)
+        for k in range(each):
+            # A class has a hue of its own, so that a model can learn it.
+            pixels = noise(1000 * label + k, **sizes) // 2
+            pixels[..., label % 3] += 120
+            file_format, suffix = ("PNG", "png") if k % 3 == 0 else ("JPEG", "jpg")
+            (path / name / f"{k:02d}.{suffix}").write_bytes(encode(pixels, file_format))
+    return path
+
+
+def tar(files):
+    """A tar archive of {name: bytes}."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, data in files.items():
+            header = tarfile.TarInfo(name)
+            header.size = len(data)
+            archive.addfile(header, io.BytesIO(data))
+    return buffer.getvalue()

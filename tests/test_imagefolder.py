@@ -1,0 +1,297 @@
+"""Data sets of one's own: what is stored, what is refused, and that nothing is left out."""
+
+import errno
+import io
+import json
+import multiprocessing
+import os
+import stat
+
+import command
+import numpy as np
+import pictures
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from randmix.data import catalog, imagefolder, prepare
+from randmix.errors import UserError
+
+NAME = "imagefolder/pets"
+
+
+def prepared(source, data_dir, **options):
+    return prepare.prepare_folder(source, NAME, data_dir, progress=False, **options)
+
+
+def stored(data_dir, split):
+    """{file name: (bytes, label)}, by TFDS alone."""
+    builder = tfds.builder_from_directory(data_dir / NAME / "1.0.0")
+    source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    names = builder.info.features["label"].names
+    examples = (source[k] for k in range(len(source)))
+    return {x["file_name"].decode(): (x["image"], names[x["label"]]) for x in examples}
+
+
+def refused(source, tmp_path):
+    """The one line with which a folder is refused; nothing is left behind."""
+    with pytest.raises(UserError) as error:
+        prepared(source, tmp_path / "data")
+    assert "\n" not in str(error.value)
+    left = [path.name for path in (tmp_path / "data").rglob("*") if path.is_file()]
+    assert set(left) <= {".lock"}
+    return str(error.value)
+
+
+@pytest.mark.parametrize("test_folder", ["test", "val", "validation"])
+def test_folders_that_are_split_become_splits_byte_for_byte(tmp_path, test_folder):
+    source = tmp_path / "source"
+    pictures.folder(source / "train")
+    pictures.folder(source / test_folder, classes=("dog",), each=3)
+    (source / "train" / "cat" / ".DS_Store").write_bytes(b"left by a file manager")
+    prepared(source, tmp_path)
+    split = "test" if test_folder == "test" else "validation"
+    for name, folder in (("train", "train"), (split, test_folder)):
+        files = {f"{p.parent.name}/{p.name}": p for p in (source / folder).glob("*/[0-9]*")}
+        expected = {key: (file.read_bytes(), file.parent.name) for key, file in files.items()}
+        assert stored(tmp_path, name) == expected
+    data_set = catalog.get(NAME, tmp_path)
+    assert (data_set.train_examples, data_set.test_examples, data_set.num_classes) == (20, 3, 2)
+    assert len(catalog.open_source(data_set, "test", tmp_path)) == 3
+    source = tfds.data_source(NAME, data_dir=tmp_path, split="train", download=False)  # decoded by TFDS
+    assert source[0]["image"].shape == (30, 40, 3)
+
+
+def test_folders_that_are_not_split_are_split_by_hash(tmp_path):
+    source = pictures.folder(tmp_path / "source", each=26)
+    files = imagefolder.find(source)
+    assert imagefolder.count(files) == {"train": 46, "test": 6}
+    # By `printf cat/00.png | sha256sum` and so on; it must never move.
+    assert [file.name for file in files["test"]["cat"]] == SMALLEST
+    for label in ("cat", "dog"):
+        both = files["train"][label] + files["test"][label]
+        assert sorted(both) == sorted((source / label).iterdir())
+    pictures.folder(tmp_path / "elsewhere", each=26)
+    again = imagefolder.find(tmp_path / "elsewhere")
+    assert [f.name for f in again["test"]["dog"]] == [f.name for f in files["test"]["dog"]]
+
+
+SMALLEST = ["09.png", "13.jpg", "21.png"]
+
+
+@pytest.mark.parametrize(
+    ("file_name", "content"),
+    [
+        ("grey.png", lambda: pictures.encode(pictures.noise(0, channels=1), "PNG")),
+        ("grey.jpg", lambda: pictures.encode(pictures.noise(0, channels=1))),
+        ("cmyk.jpg", lambda: pictures.encode(pictures.noise(0), mode="CMYK")),
+        ("palette.png", lambda: pictures.encode(pictures.noise(0), "PNG", mode="P")),
+        ("bits.png", lambda: pictures.encode(pictures.noise(0, channels=1), "PNG", mode="1")),
+        ("opaque.png", lambda: pictures.encode(pictures.noise(0), "PNG", mode="RGBA")),
+        ("opaque_grey.png", lambda: pictures.encode(pictures.noise(0, channels=1), "PNG", mode="LA")),
+    ],
+)
+def test_what_has_one_meaning_in_rgb_is_converted_without_loss(tmp_path, file_name, content):
+    file = tmp_path / file_name
+    file.write_bytes(content())
+    image = Image.open(io.BytesIO(imagefolder.rgb_bytes(file)))
+    assert (image.format, image.mode) == ("PNG", "RGB")
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(Image.open(file).convert("RGB")))
+
+
+def colour_png_of_16_bits():
+    """Written by hand: Pillow can't."""
+    import struct
+    import zlib
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" + bytes(range(12))))
+        + chunk(b"IEND", b"")
+    )
+
+
+def transparent(mode):
+    image = Image.fromarray(pictures.noise(0)).convert(mode)
+    buffer = io.BytesIO()
+    if mode == "RGBA":
+        image.putalpha(Image.fromarray(pictures.noise(1, channels=1)))
+        image.save(buffer, "PNG")
+    else:
+        image.save(buffer, "PNG", transparency=image.getpixel((0, 0)))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("file_name", "content", "message"),
+    [
+        (
+            "a.png",
+            lambda: pictures.encode(np.arange(600, dtype=np.uint16).reshape(20, 30) * 99, "PNG"),
+            "16 bits",
+        ),
+        ("a.png", colour_png_of_16_bits, "16 bits"),
+        ("a.png", lambda: transparent("RGBA"), "transparent in places"),
+        ("a.png", lambda: transparent("P"), "transparent in places"),
+        ("a.png", lambda: transparent("RGB"), "transparent in places"),
+        ("a.jpg", lambda: b"<html>not found</html>", "no whole image (no JPEG or PNG)"),
+        ("a.jpg", lambda: b"", "no whole image (no JPEG or PNG)"),
+        ("a.jpg", lambda: pictures.encode(pictures.noise(0), "GIF"), "no whole image (no JPEG or PNG)"),
+        (
+            "a.jpg",
+            lambda: pictures.encode(pictures.noise(0))[:-700],
+            "no whole image (image file is truncated",
+        ),
+        ("a.png", lambda: pictures.encode(pictures.noise(0), "PNG")[:-700], "no whole image ("),
+        (
+            "a.webp",
+            lambda: b"whatever",
+            "no image by its name; allowed in a class folder are .jpg, .jpeg, .png",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_taken_is_named(tmp_path, file_name, content, message):
+    source = pictures.folder(tmp_path / "source")
+    file = source / "cat" / file_name
+    file.write_bytes(content())
+    line = refused(source, tmp_path)
+    assert message in line
+    assert str(file) in line
+
+
+def test_folders_that_are_not_laid_out_so(tmp_path):
+    source = pictures.folder(tmp_path / "source")
+    (source / "empty").mkdir()
+    assert (
+        refused(source, tmp_path) == f"--source: class folder {source / 'empty'} is empty; fill or remove it"
+    )
+    (source / "empty" / "one.jpg").write_bytes(pictures.encode(pictures.noise(0)))
+    assert "class 'empty' has one image, and splitting takes two" in refused(source, tmp_path)
+    (source / "empty" / "deeper").mkdir()
+    assert f"{source / 'empty' / 'deeper'} is no image by its name" in refused(source, tmp_path)
+    (source / "train").mkdir()
+    assert f"{source / 'cat'} stands beside {source / 'train'}" in refused(source, tmp_path)
+    only = tmp_path / "only"
+    pictures.folder(only / "train")
+    assert f"{only} has a folder train, but neither test nor val" in refused(only, tmp_path)
+    pictures.folder(only / "val", classes=("cat", "owl"))
+    assert "validation has the class 'owl', which train lacks" in refused(only, tmp_path)
+    (only / "list.csv").write_text("a,b")
+    assert f"{only / 'list.csv'} stands beside folders" in refused(only, tmp_path)
+    assert f"{only / 'list.csv'} is no folder" in refused(only / "list.csv", tmp_path)
+    pictures.folder(tmp_path / "one", classes=("cat",))
+    assert "holds 1 class folders, allowed 2 or more" in refused(tmp_path / "one", tmp_path)
+
+
+def test_a_name_that_is_taken_by_other_files(tmp_path):
+    source = pictures.folder(tmp_path / "source")
+    directory = prepared(source, tmp_path / "data")
+    before = directory.stat().st_mtime_ns
+    assert prepared(source, tmp_path / "data") == directory
+    assert directory.stat().st_mtime_ns == before
+    (source / "cat" / "new.jpg").write_bytes(pictures.encode(pictures.noise(5)))
+    with pytest.raises(UserError, match=r"was prepared from other files than .*; choose another --name"):
+        prepared(source, tmp_path / "data")
+
+
+def test_tfrecords_get_the_conversion_command(tmp_path):
+    directory = prepared(pictures.folder(tmp_path / "source"), tmp_path)
+    info = json.loads((directory / "dataset_info.json").read_text())
+    (directory / "dataset_info.json").write_text(json.dumps(info | {"fileFormat": "tfrecord"}))
+    with pytest.raises(UserError, match=r"holds tfrecord files, not array_record; .*`tfds convert_format"):
+        catalog.get(NAME, tmp_path)
+
+
+def test_an_unprepared_folder_names_the_command(tmp_path):
+    command_line = (
+        f"`python -m randmix.data.prepare imagefolder --source=DIR --name=pets --data_dir={tmp_path}`"
+    )
+    with pytest.raises(UserError) as error:
+        catalog.get(NAME, tmp_path)
+    assert str(error.value) == f"{NAME} is not prepared in {tmp_path}; run {command_line}"
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    source = pictures.folder(tmp_path / "source")
+
+    def fail(self, classes):
+        yield (
+            "cat/00.png",
+            {
+                "image": (source / "cat/00.png").read_bytes(),
+                "label": "cat",
+                "file_name": "cat/00.png",
+            },
+        )
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(imagefolder.ImageFolder, "_generate_examples", fail)
+    assert refused(source, tmp_path).endswith("No space left on device; choose another data_dir")
+
+
+def test_a_data_dir_that_may_not_be_written(tmp_path, monkeypatch):
+    source = pictures.folder(tmp_path / "source")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data").chmod(stat.S_IRUSR | stat.S_IXUSR)
+    if os.access(tmp_path / "data", os.W_OK):  # root may write anywhere
+        monkeypatch.setattr(prepare.Path, "mkdir", _denied)
+    line = refused(source, tmp_path)
+    assert line.startswith(f"cannot prepare {NAME} in {tmp_path / 'data' / NAME / '1.0.0'}: ")
+    assert "Permission denied" in line
+
+
+def _denied(path, *args, **kwargs):
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
+def test_two_processes_prepare_it_once(tmp_path):
+    source = pictures.folder(tmp_path / "source", each=40)
+    context = multiprocessing.get_context("fork" if os.name == "nt" else "spawn")
+    processes = [context.Process(target=prepared, args=(source, tmp_path / "data")) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert len(stored(tmp_path / "data", "train")) == 72
+    left = sorted(path.name for path in (tmp_path / "data" / NAME).iterdir())
+    assert left == [".lock", "1.0.0"]
+
+
+def test_the_command_line(tmp_path):
+    source = pictures.folder(tmp_path / "source")
+    arguments = ("imagefolder", f"--source={source}", f"--data_dir={tmp_path}", "--num_shards=2")
+    done = command.run("randmix.data.prepare", *arguments)
+    assert (done.status, done.err) == (0, "")
+    where = f"imagefolder/source: 18 train and 2 test examples in {tmp_path}/imagefolder/source/1.0.0 ("
+    assert done.out.startswith(where)
+    assert len(list((tmp_path / "imagefolder/source/1.0.0").glob("*train*-of-00002"))) == 2
+    mistakes = {
+        ("imagefolder",): "--source is missing; give the folder with the images",
+        (
+            "imagefolder",
+            f"--source={source}",
+            "--name=a b",
+        ): "--name: got 'a b', allowed are letters, digits, _ and -",
+        ("imagefolder", f"--source={source}", "--manual_dir=x"): "--manual_dir is for archives",
+        (
+            "imagefolder",
+            f"--source={source}",
+            "--num_shards=9",
+        ): "num_shards of imagefolder/source is 1..2, got 9",
+        ("digits", f"--source={source}"): "--source and --name are for imagefolder, got the data set digits",
+        (
+            *arguments[:2],
+            "--data_dir=gs://bucket/data",
+        ): "gs://bucket/data is no local folder",
+    }
+    for wrong, line in mistakes.items():
+        done = command.run("randmix.data.prepare", *wrong)
+        assert (done.status, done.out) == (2, ""), wrong
+        assert done.err.startswith(f"randmix: {line}"), done.err
+        assert done.err.count("\n") == 1

@@ -1,0 +1,171 @@
+"""Preparing ImageNet from small archives of the true format."""
+
+import dataclasses
+import io
+
+import numpy as np
+import pictures
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+from tensorflow_datasets.datasets.imagenet2012 import imagenet2012_dataset_builder as stock
+
+from randmix.data import catalog, imagenet, prepare
+from randmix.errors import UserError
+
+CMYK, PNG = "n01739381_1309.JPEG", "n02105855_2933.JPEG"
+VALIDATION = [f"ILSVRC2012_val_{k:08d}.JPEG" for k in range(1, 6)]
+
+
+def training_images():
+    """{class: {file name: bytes}}, with a CMYK JPEG and a PNG among them, by their true names."""
+    images = {"n01440764": {f"n01440764_{k}.JPEG": pictures.encode(pictures.noise(k)) for k in range(3)}}
+    images["n01739381"] = {CMYK: pictures.encode(pictures.photograph(0, 60, 50), mode="CMYK", quality=95)}
+    images["n02105855"] = {PNG: pictures.encode(pictures.photograph(1, 60, 50), "PNG")}
+    return images
+
+
+def validation_images():
+    return {name: pictures.encode(pictures.noise(100 + k)) for k, name in enumerate(VALIDATION)}
+
+
+def archives():
+    train = {f"{name}.tar": pictures.tar(files) for name, files in training_images().items()}
+    shuffled = {name: validation_images()[name] for name in VALIDATION[::-1]}  # the labels go by name
+    return {imagenet.TRAIN: pictures.tar(train), imagenet.VALIDATION: pictures.tar(shuffled)}
+
+
+@pytest.fixture
+def manual(tmp_path, monkeypatch):
+    """A directory with small archives, which builder and catalog take for the true ones."""
+    directory = tmp_path / "manual"
+    directory.mkdir()
+    write(directory, archives(), monkeypatch)
+    small = dataclasses.replace(catalog.get("imagenet2012"), train_examples=5, test_examples=5)
+    monkeypatch.setitem(catalog.DATA_SETS, "imagenet2012", small)
+    return directory
+
+
+def write(directory, files, monkeypatch):
+    infos = {}
+    for name, data in files.items():
+        (directory / name).write_bytes(data)
+        infos[name] = tfds.download.checksums.UrlInfo(size=len(data), checksum="", filename=name)
+    monkeypatch.setattr(imagenet.Imagenet2012, "url_infos", infos)
+
+
+def prepared(manual, tmp_path):
+    return prepare.prepare("imagenet2012", tmp_path / "data", manual_dir=manual, progress=False)
+
+
+def pixels(data):
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+
+
+def test_the_builder_is_the_stock_one_to_tfds(tmp_path):
+    ours, theirs = imagenet.Imagenet2012, tfds.builder_cls("imagenet2012")
+    assert theirs is stock.Builder  # the registry still has the stock class
+    assert (ours.name, ours.VERSION) == (theirs.name, theirs.VERSION)
+    sizes = {info.filename: info.size for info in ours.url_infos.values()}
+    assert sizes == {imagenet.TRAIN: 147_897_477_120, imagenet.VALIDATION: 6_744_924_160}
+    one, other = ours(data_dir=tmp_path).info, theirs(data_dir=tmp_path).info
+    assert repr(one.features) == repr(other.features)
+    assert one.features["label"].names == other.features["label"].names
+    assert (one.citation, one.homepage, one.supervised_keys) == (
+        other.citation,
+        other.homepage,
+        other.supervised_keys,
+    )
+
+
+def test_archives_become_what_they_hold(manual, tmp_path):
+    directory = prepared(manual, tmp_path)
+    assert directory == tmp_path / "data" / "imagenet2012" / "5.1.0"
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    source = tfds.data_source(  # by the stock class
+        "imagenet2012", data_dir=tmp_path / "data", download=False, decoders=decoders
+    )
+    assert set(source) == {"train", "validation"}
+    names = source["train"].dataset_info.features["label"].names
+    got = {
+        (names[x["label"]], x["file_name"].decode()): x["image"]
+        for x in map(source["train"].__getitem__, range(5))
+    }
+    truth = {
+        (label, name): data for label, files in training_images().items() for name, data in files.items()
+    }
+    assert got.keys() == truth.keys()
+    for (label, name), data in got.items():
+        image = Image.open(io.BytesIO(data))
+        assert (image.format, image.mode) == ("JPEG", "RGB")
+        if name in (CMYK, PNG):
+            # Quality 100 with colour at half the resolution, as the stock builder encodes.
+            assert np.abs(pixels(data) - pixels(truth[label, name])).mean() < 4
+        else:
+            assert data == truth[label, name]
+
+
+def test_validation_labels_go_by_the_names_of_the_files(manual, tmp_path):
+    prepared(manual, tmp_path)
+    source = catalog.open_source(catalog.get("imagenet2012"), "test", tmp_path / "data")
+    labels_file = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt")
+    names = tfds.core.tfds_path("datasets/imagenet2012/labels.txt").read_text().split()
+    truth = dict(zip(VALIDATION, labels_file.read_text().split(), strict=False))
+    for example in map(source.__getitem__, range(5)):
+        name = example["file_name"].decode()
+        assert names[example["label"]] == truth[name]
+        assert example["image"] == validation_images()[name]
+
+
+def test_the_order_is_by_the_stock_builders_keys(manual, tmp_path):
+    """TFDS sorts by a hash of the key, salted by the split; the key is the file's name."""
+    prepared(manual, tmp_path)
+    source = catalog.open_source(catalog.get("imagenet2012"), "train", tmp_path / "data")
+    order = b" ".join(source[k]["file_name"] for k in range(5))
+    hasher = tfds.core.hashing.Hasher("train")
+    keys = sorted((name for files in training_images().values() for name in files), key=hasher.hash_key)
+    assert order == " ".join(keys).encode()
+
+
+@pytest.mark.parametrize("missing", [[imagenet.TRAIN], [imagenet.TRAIN, imagenet.VALIDATION]])
+def test_missing_archives_are_named(manual, tmp_path, missing):
+    for name in missing:
+        (manual / name).unlink()
+    with pytest.raises(UserError) as error:
+        prepared(manual, tmp_path)
+    assert str(error.value) == f"imagenet2012: {manual} lacks {', '.join(missing)}"
+
+
+def test_without_a_directory_it_says_where_to_get_the_archives(tmp_path):
+    with pytest.raises(UserError, match=r"ILSVRC2012_img_val\.tar.*registered users.*--manual_dir=DIR$"):
+        prepare.prepare("imagenet2012", tmp_path)
+
+
+def test_a_truncated_archive_is_seen_by_its_size(manual, tmp_path):
+    archive = manual / imagenet.VALIDATION
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[:-1000])
+    with pytest.raises(UserError) as error:
+        prepared(manual, tmp_path)
+    assert str(error.value) == (
+        f"{archive} is truncated or another file: expected {len(whole):,} bytes, found {len(whole) - 1000:,}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        (imagenet.TRAIN, lambda data: data[: len(data) // 2], "is truncated or no tar archive"),
+        (imagenet.VALIDATION, lambda data: data[: len(data) // 4], "is truncated or no tar archive"),
+        (imagenet.VALIDATION, lambda data: b"<html>not found</html>" * 100, "is truncated or no tar archive"),
+        (imagenet.TRAIN, lambda data: pictures.tar({"n01440764.tar": b"x" * 600}), "no tar archive"),
+        (imagenet.TRAIN, lambda data: data[: data.index(b"n01739381.tar")], "4 train|3 train"),
+    ],
+)
+def test_an_archive_of_the_right_size_but_damaged(manual, tmp_path, monkeypatch, name, change, message):
+    files = archives()
+    write(manual, files | {name: change(files[name])}, monkeypatch)
+    with pytest.raises(UserError, match=message) as error:
+        prepared(manual, tmp_path)
+    assert "\n" not in str(error.value)
+    assert [path.name for path in (tmp_path / "data" / "imagenet2012").iterdir()] == [".lock"]
