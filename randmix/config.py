@@ -22,6 +22,7 @@ DISPLAY_KEYS = frozenset(
         "tensorboard",
         "wandb_project",
         "data.data_dir",
+        "data.workers",
         "defense.pgd_steps",
         "defense.pgd_examples",
     }
@@ -67,6 +68,12 @@ def default(model: str = "convmixer") -> ConfigDict:
                 "mix_probability": 1.0,  # that a batch is mixed
                 "mix_switch_probability": 0.5,  # that it is by cutmix, where both alphas are set
                 "random_erasing": 0.0,  # probability that a rectangle of the image becomes noise
+                # Photographs that are read while training goes on: imagenet2012, imagefolder/NAME.
+                "image_size": 224,  # pixels a side that the model is shown
+                "eval_crop": 0.96,  # the share of the shorter side that evaluation sees
+                "decoder": "auto",  # auto | simplejpeg | pillow; auto: simplejpeg where it is installed
+                "workers": 0,  # threads that decode, on each host; 0: one a core
+                "corrupt": "fatal",  # fatal | skip: what a damaged image is; each is named
             },
             "batch_size": 128,  # global: over all devices of all hosts
             "epochs": 10.0,
@@ -211,6 +218,7 @@ def check(config: ConfigDict) -> None:
     _check_range(
         "config.data.subset", config.data.subset, 0 < config.data.subset <= 1, "more than 0, up to 1"
     )
+    _check_reading(config.data)
     _check_range(
         "config.label_smoothing",
         config.label_smoothing,
@@ -229,6 +237,14 @@ def check(config: ConfigDict) -> None:
     if config.defense.epsilon:
         _check_no_mixing(config, "config.defense.epsilon")
     check_choice("config.precision", config.precision, ("float32", "bfloat16"))
+
+
+def _check_reading(data: ConfigDict) -> None:
+    _check_range("config.data.image_size", data.image_size, data.image_size >= 1, "1 or more")
+    _check_range("config.data.eval_crop", data.eval_crop, 0 < data.eval_crop <= 1, "more than 0, up to 1")
+    _check_range("config.data.workers", data.workers, data.workers >= 0, "0 or more")
+    check_choice("config.data.decoder", data.decoder, ("auto", "simplejpeg", "pillow"))
+    check_choice("config.data.corrupt", data.corrupt, ("fatal", "skip"))
 
 
 def _check_defense(config: ConfigDict) -> None:

@@ -1,14 +1,13 @@
 """Evaluating a whole split: every example exactly once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from randmix import attacks, runs, sharding, steps, tasks
-from randmix.data import catalog, loader
+from randmix.data import catalog, feeds, loader
 from randmix.errors import UserError
 from randmix.tasks import Task
 
@@ -23,7 +22,7 @@ def jit_eval_step(
     batch_size: int,
     perturb: attacks.Perturb | None = None,
 ) -> EvalStep:
-    """Compiles, on first use, ``(variables, data, index) -> sums`` for a set held on the devices.
+    """Compiles, on first use, ``(variables, data, index) -> sums``, with ``data`` as in ``loader.eval_batch``.
 
     Args:
         model, task: static.
@@ -43,43 +42,49 @@ def jit_eval_step(
 
 
 def evaluate_split(
-    eval_step: EvalStep, variables: dict[str, Any], data: loader.Data, *, batch_size: int
+    eval_step: EvalStep, variables: dict[str, Any], data: Iterable[loader.Data]
 ) -> dict[str, float]:
-    """Means of the task's metrics over all examples of ``data``."""
-    batches = -(-data["label"].shape[0] // batch_size)
-    sums = eval_step(variables, data, 0)
-    for index in range(1, batches):
-        sums = jax.tree.map(lambda a, b: a + b, sums, eval_step(variables, data, index))
+    """Means of the task's metrics over all examples.
+
+    Args:
+        eval_step: from ``jit_eval_step``.
+        variables: parameters by role and ``batch_stats``.
+        data: what the step takes, batch by batch: ``arrays.EvalArrays`` or ``stream.EvalStream``.
+    """
+    sums = None
+    for index, arguments in enumerate(data):
+        one = eval_step(variables, arguments, index)
+        sums = one if sums is None else jax.tree.map(lambda a, b: a + b, sums, one)
     sums = {name: float(value) for name, value in sums.items()}
     examples = sums.pop("examples")
     return {name: value / examples for name, value in sums.items()}
 
 
 def evaluate_run(
-    run: runs.Run, dataset: catalog.DataSet, data: dict[str, np.ndarray], *, batch_size: int
+    run: runs.Run, split: feeds.Split, *, batch_size: int, examples: int | None = None
 ) -> dict[str, float]:
     """Means of the task's metrics of a trained run over all examples, as its training would log them.
 
     Args:
         run: from ``runs.load``.
-        dataset: that the examples are of.
-        data: from ``load_split``.
+        split: from ``open_split``.
         batch_size: examples at once, rounded up to a multiple of the number of devices.
+        examples: take the first ones only; None for all.
     """
     mesh = sharding.make_mesh()
     task = tasks.build(
-        run.config.task, image_shape=dataset.image_shape, permutation_seed=run.config.permutation_seed
+        run.config.task, image_shape=split.data_set.image_shape, permutation_seed=run.config.permutation_seed
     )
-    batch_size = round_up(min(batch_size, len(data["label"])), mesh)
+    batch_size = round_up(min(batch_size, split.examples(examples)), mesh)
     eval_step = jit_eval_step(model=run.model, task=task, mesh=mesh, batch_size=batch_size)
-    variables, data = sharding.replicate(run.variables, mesh), sharding.replicate(data, mesh)
-    return evaluate_split(eval_step, variables, data, batch_size=batch_size)
+    data = split.for_evaluation(batch_size=batch_size, mesh=mesh, examples=examples)
+    return evaluate_split(eval_step, sharding.replicate(run.variables, mesh), data)
 
 
-def load_split(
+def open_split(
     run: runs.Run, split: str, *, name: str | None = None, data_dir: str | None = None
-) -> tuple[catalog.DataSet, dict[str, np.ndarray]]:
-    """A split that a run's model can be shown: what ``catalog`` says of the data set, and the arrays.
+) -> feeds.Split:
+    """A split that a run's model can be shown.
 
     Args:
         run: from ``runs.load``.
@@ -90,14 +95,15 @@ def load_split(
     Raises:
         UserError: no such data set or split, it isn't prepared, or the model wasn't made for its images or classes.
     """
-    own = run.config.data.name
-    if name is None and own is None:
+    config = run.config.data
+    if name is None and config.name is None:
         raise UserError(
             "--data is missing: this workdir names no data set; give one, for example --data=cifar10"
         )
-    dataset = catalog.get(name or own)
+    data_dir = data_dir or config.data_dir
+    dataset = catalog.get(name or config.name, data_dir, image_size=config.image_size)
     _check_fits(run, dataset)
-    return dataset, catalog.load(dataset.name, split, data_dir or run.config.data.data_dir)
+    return feeds.Split(dataset, split, data_dir, feeds.reading(config))
 
 
 def _check_fits(run: runs.Run, dataset: catalog.DataSet) -> None:

@@ -100,9 +100,8 @@ def main(argv: list[str]) -> None:
         artifacts.read_config(options.workdir)
     run = runs.load(options.workdir)  # for which the processes wait for each other
     with distributed.shared_errors():
-        dataset, data = eval_loop.load_split(run, options.split, name=options.data, data_dir=options.data_dir)
-    data = {name: array[: options.examples] for name, array in data.items()}
-    got, total = len(data["label"]), dataset.examples(options.split)
+        split = eval_loop.open_split(run, options.split, name=options.data, data_dir=options.data_dir)
+    got, total = split.examples(options.examples), split.examples()
     out = options.out or options.workdir
     if options.smoothing:
         run = dataclasses.replace(run, variables=spectrum.smooth_filters(run.variables, options.smoothing))
@@ -110,7 +109,7 @@ def main(argv: list[str]) -> None:
     about = {
         "workdir": options.workdir,
         "step": run.step,
-        "data": f"{dataset.name}, {options.split}",
+        "data": f"{split.data_set.name}, {options.split}",
         "examples": f"all {total:,}" if got == total else f"the first {got:,} of {total:,}",
     }
     batch_size = options.batch_size or run.config.batch_size
@@ -118,10 +117,10 @@ def main(argv: list[str]) -> None:
         # Gaussians one after the other are one whose variance is the sum.
         about["smoothing_index"] = math.hypot(run.config.model.smoothing_index, options.smoothing)
     if arguments is None:
-        metrics = eval_loop.evaluate_run(run, dataset, data, batch_size=batch_size)
+        metrics = eval_loop.evaluate_run(run, split, batch_size=batch_size, examples=options.examples)
         print(progress.table([{**about, **progress.metrics_row(metrics)}]))
     else:
-        _attack(run, data, about, {**arguments, "batch_size": batch_size}, out)
+        _attack(run, split.arrays(options.examples), about, {**arguments, "batch_size": batch_size}, out)
 
 
 def _attack(

@@ -15,7 +15,7 @@ import numpy as np
 from flax import linen as nn
 
 from randmix import attacks, eval_loop, sharding, tasks
-from randmix.data import loader
+from randmix.data import arrays, loader
 
 Track = Callable[[Iterable[Any], int, str], Iterator[Any]]
 Program = Callable[..., Any]
@@ -97,7 +97,9 @@ def measure(
     variables, data = sharding.replicate(dict(variables), mesh), sharding.replicate(dict(data), mesh)
     whole = eval_loop.round_up(min(settings.batch_size, examples), mesh)
     step = eval_loop.jit_eval_step(model=model, task=tasks.CLASSIFICATION, mesh=mesh, batch_size=whole)
-    clean = eval_loop.evaluate_split(step, variables, data, batch_size=whole)["accuracy"]
+    clean = eval_loop.evaluate_split(step, variables, arrays.EvalArrays(data, batch_size=whole, mesh=mesh))[
+        "accuracy"
+    ]
     correct = _quick_curves(model, variables, data, settings, mesh, track)
     missed = None
     if "strong" in settings.attacks:

@@ -17,7 +17,7 @@ from randmix import config as configs
 from randmix import groups, masks, models, optim, sharding, steps, tasks
 from randmix.artifacts import read_config
 from randmix.checkpoint import Checkpoints
-from randmix.data import catalog
+from randmix.data import catalog, feeds
 from randmix.data.augment import Augmentation
 from randmix.errors import UserError
 from randmix.models import stack
@@ -112,8 +112,7 @@ def assemble(config: ConfigDict) -> Parts:
         UserError: a value that isn't allowed, named by its key.
     """
     configs.check(config)
-    augmentation = Augmentation.from_config(config.data, mean=config.model.mean, std=config.model.std)
-    dataset = catalog.get(config.data.name)
+    dataset = catalog.get(config.data.name, config.data.data_dir, image_size=config.data.image_size)
     task = tasks.build(config.task, image_shape=dataset.image_shape, permutation_seed=config.permutation_seed)
     model = _build_model(config, dataset.num_classes)
     model.check_image_shape(dataset.image_shape)
@@ -131,7 +130,7 @@ def assemble(config: ConfigDict) -> Parts:
         dataset=dataset,
         model=model.clone(scan=stack.equal_runs(params)) if config.model.scan else model,
         task=task,
-        augmentation=augmentation,
+        augmentation=feeds.augmentation(config, dataset),
         groups=trained,
         labels=labels,
         channel_masks=channel_masks,
@@ -218,7 +217,7 @@ def _check_fits(workdir: epath.PathLike, config: ConfigDict, model: nn.Module, s
     if config.data.name is None:  # one patch [p, p, C] of a converted ConvMixer's stem
         image_shape = saved["spatial"]["stem"]["kernel"].shape[:3]
     else:
-        image_shape = catalog.get(config.data.name).image_shape
+        image_shape = catalog.image_shape(config.data.name, config.data.image_size)
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     expected = jax.eval_shape(model.init, jax.random.key(0), images)
     got, allowed = (

@@ -1,5 +1,6 @@
 """The training loop: ``train(config, workdir)``, the same from the command line, a notebook and a test."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 
 from randmix import artifacts, attacks, distributed, eval_loop, runs, sharding, steps
 from randmix.checkpoint import Checkpoints
-from randmix.data import catalog, loader
+from randmix.data import feeds, loader
 from randmix.errors import UserError
 from randmix.metrics_log import MetricsLog
 from randmix.preemption import Preempted, StopSignals
@@ -49,7 +50,7 @@ def train(
         parts = runs.assemble(config)
         mesh = sharding.make_mesh(devices)
         sharding.check_batch_size(config.batch_size, mesh)
-        train_set, test_set = load_data(config, parts)
+        train_split, test_split = open_splits(config, parts)
     artifacts.open_workdir(workdir, config, parts.description)
     if result := artifacts.read_result(workdir):
         print(f"{workdir}: finished before, at step {result['step']}; nothing to do", flush=True)
@@ -67,8 +68,15 @@ def train(
         ):
             if loop.start:
                 report.say(f"{workdir}: going on from step {loop.start}")
-            data = (sharding.replicate(part, mesh) for part in (train_set, test_set))
-            test = loop.run(*data, log, report)
+            train_feed = train_split.for_training(
+                seed=config.seed,
+                batch_size=config.batch_size,
+                total_steps=parts.total_steps,
+                examples=parts.train_examples,
+                mesh=mesh,
+            )
+            with contextlib.closing(train_feed):
+                test = loop.run(train_feed, test_split, log, report)
     result = {
         "mode": parts.mode,
         "metrics": {f"test_{name}": value for name, value in test.items()},
@@ -87,12 +95,13 @@ def train(
     return result
 
 
-def load_data(config: ConfigDict, parts: runs.Parts) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The training set, cut to ``data.subset``, and the test set, as ``catalog.load`` gives them."""
-    train_set, test_set = (
-        catalog.load(config.data.name, split, config.data.data_dir) for split in ("train", "test")
+def open_splits(config: ConfigDict, parts: runs.Parts) -> tuple[feeds.Split, feeds.Split]:
+    """The training and the test split; in memory, if they are of a kind that fits there."""
+    reading = feeds.reading(config.data)
+    train_split, test_split = (
+        feeds.Split(parts.dataset, split, config.data.data_dir, reading) for split in ("train", "test")
     )
-    return {name: array[: parts.train_examples] for name, array in train_set.items()}, test_set
+    return train_split, test_split
 
 
 def jit_train_step(
@@ -104,7 +113,7 @@ def jit_train_step(
     """
 
     def train_step(
-        state: steps.TrainState, data: loader.Data, order: jax.Array, seed: jax.Array
+        state: steps.TrainState, data: loader.Data, order: jax.Array | None, seed: jax.Array
     ) -> tuple[steps.TrainState, dict[str, jax.Array]]:
         batch = loader.train_batch(
             data,
@@ -178,12 +187,13 @@ class _Loop:
         return init(np.uint32(self.config.seed))
 
     def run(
-        self, train_set: loader.Data, test_set: loader.Data, log: MetricsLog, report: Reporter
+        self, train_feed: feeds.TrainFeed, test_split: feeds.Split, log: MetricsLog, report: Reporter
     ) -> dict[str, float]:
         """Trains to the last step and returns the test metrics there."""
         config, total = self.config, self.parts.total_steps
         test = None
-        take_step = self.stepper(train_set, report)
+        take_step = self.stepper(train_feed, report)
+        test_feeds = self.test_feeds(test_split)
         for step in range(self.start + 1, total + 1):
             take_step(step)
             report.step(step)
@@ -191,7 +201,7 @@ class _Loop:
             if last or step % config.log_every == 0:
                 self.log_interval(step, log, report)
             if last or step % config.eval_every == 0:
-                test = self.test(test_set)
+                test = self.test(*test_feeds)
                 log.write(step=step, **{f"test_{name}": value for name, value in test.items()})
                 report.test(step, **test)
             stopping = self.stop.requested(step)
@@ -200,31 +210,26 @@ class _Loop:
             if stopping and not last:
                 raise Preempted(f"stopped and saved at step {step} of {total}")
         # A run that was killed between its last checkpoint and its result has only this left to do.
-        return test or self.test(test_set)
+        return test or self.test(*test_feeds)
 
-    def stepper(self, train_set: loader.Data, report: Reporter) -> Callable[[int], None]:
+    def stepper(self, feed: feeds.TrainFeed, report: Reporter) -> Callable[[int], None]:
         """Returns what takes the step of a given number, counted from 1; it compiles a step for each phase."""
         parts, mesh = self.parts, self.mesh
         seed = sharding.replicate(np.uint32(self.config.seed), mesh)
-        epoch_order = jax.jit(
-            partial(loader.epoch_order, examples=parts.train_examples),
-            out_shardings=sharding.replicated(mesh),
-        )
-        order = phase = train_step = None
+        phase = train_step = None
         previous = ()
 
         def take(step: int) -> None:
-            nonlocal order, phase, train_step, previous
+            nonlocal phase, train_step, previous
             began = time.monotonic()
-            if order is None or (step - 1) % parts.steps_per_epoch == 0:
-                order = epoch_order(self.config.seed, (step - 1) // parts.steps_per_epoch)
+            data, order = feed.arguments(step - 1)
             if phase is not parts.phase_at(step - 1):
                 phase = parts.phase_at(step - 1)
                 train_step = jit_train_step(self.config, parts, mesh, phase)
-                train_step = train_step.lower(self.state, train_set, order, seed).compile()
+                train_step = train_step.lower(self.state, data, order, seed).compile()
                 self.announce(phase, time.monotonic() - began, report)
                 began = time.monotonic()
-            self.state, metrics = train_step(self.state, train_set, order, seed)
+            self.state, metrics = train_step(self.state, data, order, seed)
             # The host stays one step ahead: the device never waits, and a signal is answered at once.
             jax.block_until_ready(previous)
             previous = metrics
@@ -267,14 +272,20 @@ class _Loop:
         _require_finite(step, "the parameters", (self.state.params, self.state.batch_stats))
         self.checkpoints.save(step, self.state)
 
-    def test(self, test_set: loader.Data) -> dict[str, float]:
+    def test_feeds(self, split: feeds.Split) -> tuple[feeds.EvalFeed, ...]:
+        """The whole test split and, for a defended run, the part of it that is attacked with PGD."""
+        counts = [None] + [self.config.defense.pgd_examples] * (self.pgd_step is not None)
+        return tuple(
+            split.for_evaluation(batch_size=self.config.batch_size, mesh=self.mesh, examples=count)
+            for count in counts
+        )
+
+    def test(self, whole: feeds.EvalFeed, attacked: feeds.EvalFeed | None = None) -> dict[str, float]:
         """Evaluates the whole test split and, in a defended run, a part of it under PGD."""
-        variables, batch_size = self.state.variables, self.config.batch_size
-        metrics = eval_loop.evaluate_split(self.eval_step, variables, test_set, batch_size=batch_size)
-        if self.pgd_step:
-            part = {name: array[: self.config.defense.pgd_examples] for name, array in test_set.items()}
-            attacked = eval_loop.evaluate_split(self.pgd_step, variables, part, batch_size=batch_size)
-            metrics["pgd_accuracy"] = attacked["accuracy"]
+        metrics = eval_loop.evaluate_split(self.eval_step, self.state.variables, whole)
+        if attacked is not None:
+            under_pgd = eval_loop.evaluate_split(self.pgd_step, self.state.variables, attacked)
+            metrics["pgd_accuracy"] = under_pgd["accuracy"]
         return metrics
 
 

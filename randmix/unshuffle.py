@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from randmix import artifacts, cli, distributed, groups, plots, runs, tasks
 from randmix import config as configs
-from randmix.data import catalog
+from randmix.data import catalog, feeds
 from randmix.errors import UserError
 
 if TYPE_CHECKING:
@@ -84,7 +84,9 @@ def reconstructions(workdirs: Sequence[epath.PathLike], *, examples: int) -> lis
     run_configs = [_read_config(workdir) for workdir in workdirs]
     _check_comparable(workdirs, run_configs)
     config = run_configs[0]
-    images = catalog.load(config.data.name, "test", config.data.data_dir)["image"][:examples]
+    data_set = catalog.get(config.data.name, config.data.data_dir, image_size=config.data.image_size)
+    split = feeds.Split(data_set, "test", config.data.data_dir, feeds.reading(config.data))
+    images = split.arrays(examples)["image"]
     images = images.astype(np.float32) / 255
     _, height, width, _ = images.shape
     shuffled = tasks.shuffle(images, tasks.pixel_permutation(config.permutation_seed, height, width))

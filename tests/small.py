@@ -47,7 +47,7 @@ def parts(mode="full", **overrides):
 @functools.cache
 def data():
     """The digits' training set."""
-    return train.load_data(config(), parts())[0]
+    return train.open_splits(config(), parts())[0].arrays()
 
 
 @functools.cache

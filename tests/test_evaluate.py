@@ -24,6 +24,7 @@ from randmix import (
     spectrum,
     train,
 )
+from randmix.data import arrays
 from randmix.errors import UserError
 
 QUICK = ("--attacks=fgsm,pgd2,strong", "--examples=50", "--strong_steps=3", "--strong_restarts=2")
@@ -68,7 +69,7 @@ def test_a_defended_run_logs_a_multi_step_attack_at_each_evaluation(workdir):
     assert len(logged) == 2
     assert logged[-1] == result["test_pgd_accuracy"] < result["test_accuracy"]
     run = runs.load(workdir)
-    _, data = eval_loop.load_split(run, "test")
+    data = eval_loop.open_split(run, "test").arrays()
     images, labels = data["image"][:70] / np.float32(255), data["label"][:70]
     classifier = jax.jit(lambda x: run.model.apply(run.variables, x, train=False))
     attacked = jax.jit(lambda x: attacks.pgd(classifier, x, labels, 4 / 255, steps=10, step_size=0.25))(
@@ -127,7 +128,7 @@ def test_the_filters_of_a_finished_run_can_be_smoothed_first(workdir):
     assert about["smoothing_index"] == 2.0
     run = runs.load(workdir)
     variables = spectrum.smooth_filters(run.variables, 2.0)
-    _, data = eval_loop.load_split(run, "test", name=None, data_dir=None)
+    data = eval_loop.open_split(run, "test", name=None, data_dir=None).arrays()
     images = data["image"][:48].astype(np.float32) / 255
     logits = np.asarray(jax.jit(run.model.apply)(variables, images))
     assert about["clean_accuracy"] == pytest.approx((logits.argmax(1) == data["label"][:48]).mean())
@@ -136,7 +137,7 @@ def test_the_filters_of_a_finished_run_can_be_smoothed_first(workdir):
 
 def test_curves_depend_neither_on_batches_nor_on_devices(workdir):
     run = runs.load(workdir)
-    _, data = eval_loop.load_split(run, "test")
+    data = eval_loop.open_split(run, "test").arrays()
     data = {name: array[:45] for name, array in data.items()}
     one, two = (
         robustness.measure(
@@ -158,8 +159,7 @@ def test_curves_depend_neither_on_batches_nor_on_devices(workdir):
             model=run.model, task=runs.assemble(run.config).task, mesh=mesh, batch_size=45
         ),
         run.variables,
-        data,
-        batch_size=45,
+        arrays.EvalArrays(data, batch_size=45, mesh=mesh),
     )
     assert one.clean == expected["accuracy"] == one.accuracy("strong")[0]
     assert [check.passed for check in sanity.checks(one)] == [True, True, True, True, True, True]
@@ -301,9 +301,9 @@ def test_a_workdir_without_a_checkpoint_and_one_without_a_data_set(workdir, tmp_
     with run.config.ignore_type():
         run.config.data.name = None
     with pytest.raises(UserError, match="--data is missing: this workdir names no data set"):
-        eval_loop.load_split(run, "test")
-    dataset, data = eval_loop.load_split(run, "test", name="digits")
-    assert (dataset.name, data["image"].shape) == ("digits", (360, 8, 8, 1))
+        eval_loop.open_split(run, "test")
+    split = eval_loop.open_split(run, "test", name="digits")
+    assert (split.data_set.name, split.arrays()["image"].shape) == ("digits", (360, 8, 8, 1))
 
 
 def test_a_run_without_an_accuracy_is_evaluated_clean_only(tmp_path):

@@ -24,7 +24,7 @@ ALLOWED = {
     "progress": set(),
     "cli": {"errors"},
     "config": {"errors"},
-    "data": {"errors", "cli", "config", "plots"},  # what prepare and show are beside the data
+    "data": {"errors", "cli", "config", "plots", "sharding"},  # what prepare and show are beside the data
     "models": {"errors", "filters", "ops"},
     "groups": {"errors", "masks"},
     "optim": {"errors", "groups"},

@@ -11,6 +11,7 @@ import pytest
 import small
 
 from randmix import eval_loop, masks, sharding, steps, train
+from randmix.data import arrays
 
 MODES = ("full", "chans", "space")
 FROZEN_ROLE = {"full": None, "chans": "spatial", "space": "channel"}
@@ -148,9 +149,11 @@ def test_evaluation_counts_no_padding():
     parts, state = small.parts("full"), small.initial_state("full")
     variables = {**state.params, "batch_stats": state.batch_stats}
     mesh = sharding.make_mesh(jax.devices()[:1])
-    _, test_set = train.load_data(small.config(), parts)
+    test_set = train.open_splits(small.config(), parts)[1].arrays()
     eval_step = eval_loop.jit_eval_step(model=parts.model, task=parts.task, mesh=mesh, batch_size=112)
-    got = eval_loop.evaluate_split(eval_step, variables, test_set, batch_size=112)
+    got = eval_loop.evaluate_split(
+        eval_step, variables, arrays.EvalArrays(test_set, batch_size=112, mesh=mesh)
+    )
     logits = jax.jit(parts.model.apply)(variables, test_set["image"].astype(np.float32) / 255)
     logits = np.asarray(logits, np.float64)
     loss = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, test_set["label"][:, None], 1)[:, 0]

@@ -107,7 +107,7 @@ def test_load_gives_a_model_that_reproduces_the_result(whole):
     loaded = randmix.load(workdir)
     assert loaded.config.to_dict() == small.config().to_dict()
     assert loaded.step == 6
-    _, test_set = train.load_data(loaded.config, small.parts("chans"))
+    test_set = train.open_splits(loaded.config, small.parts("chans"))[1].arrays()
     logits = jax.jit(loaded.model.apply)(loaded.variables, test_set["image"].astype(np.float32) / 255)
     accuracy = (np.asarray(logits).argmax(-1) == test_set["label"]).mean()
     assert accuracy == pytest.approx(result["metrics"]["test_accuracy"], abs=1e-7)

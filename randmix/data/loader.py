@@ -1,8 +1,9 @@
-"""Batches of a set that is held in memory, as pure functions of (seed, step).
+"""Batches as pure functions of (seed, step), and the sets that are held in memory.
 
 The images stay on the device as uint8 and every batch is gathered inside the compiled step. Nothing about
 an iterator needs saving: the order of an epoch follows from the seed and the epoch's number, an example's
-augmentation from the seed and its position in the whole stream.
+augmentation from the seed and its position in the whole stream. Of a set that doesn't fit in memory
+``randmix.data.stream`` brings batches, which take the same way from there on.
 """
 
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ def epoch_order(seed: Seed, epoch: int, *, examples: int) -> jax.Array:
 
 def train_batch(
     data: Data,
-    order: jax.Array,
+    order: jax.Array | None,
     step: jax.Array,
     seed: Seed,
     *,
@@ -37,7 +38,7 @@ def train_batch(
 
     Args:
         data: ``image`` [examples, H, W, C] uint8 and ``label`` [examples] int32.
-        order: the permutation of the step's epoch.
+        order: the permutation of the step's epoch; None where ``data`` is the batch already.
         step: [] int32, steps taken before this one.
         seed: the run's.
         batch_size: examples a batch, over all devices.
@@ -47,8 +48,11 @@ def train_batch(
         ``image`` [batch_size, H, W, C] float32 in [0, 1] and ``label`` [batch_size] int32; see ``Augmentation`` for
         what else there may be.
     """
-    start = step % (order.shape[0] // batch_size) * batch_size
-    batch = _gather(data, jax.lax.dynamic_slice_in_dim(order, start, batch_size))
+    if order is None:
+        batch = _gather(data, slice(None))
+    else:
+        start = step % (order.shape[0] // batch_size) * batch_size
+        batch = _gather(data, jax.lax.dynamic_slice_in_dim(order, start, batch_size))
     return augmentation(batch, seed=seed, step=step)
 
 
@@ -57,14 +61,22 @@ def eval_batch(data: Data, index: jax.Array, *, batch_size: int) -> dict[str, ja
 
     ``ceil(examples / batch_size)`` of them cover every example exactly once; the last is padded.
 
+    Args:
+        data: the whole set, or this very batch: then it has a ``mask``.
+        index: [] integer.
+        batch_size: examples a batch, over all devices.
+
     Returns:
         As ``train_batch``, and ``mask`` [batch_size] bool, False for padding.
     """
+    if "mask" in data:
+        batch, mask = _gather(data, slice(None)), data["mask"]
+        return {**batch, "image": batch["image"].astype(jnp.float32) / 255, "mask": mask}
     examples = data["label"].shape[0]
     indices = index * batch_size + jnp.arange(batch_size)
     batch = _gather(data, jnp.minimum(indices, examples - 1))
     return {**batch, "image": batch["image"].astype(jnp.float32) / 255, "mask": indices < examples}
 
 
-def _gather(data: Data, indices: jax.Array) -> dict[str, jax.Array]:
+def _gather(data: Data, indices: jax.Array | slice) -> dict[str, jax.Array]:
     return {name: data[name][indices] for name in ("image", "label")}

@@ -3,11 +3,12 @@
     python -m randmix.data.show --config=configs/convmixer_cifar10.py
     python -m randmix.data.show --config=configs/convmixer_cifar10.py --examples=8 --step=100 --out=figures
 
-It draws the first examples of the batch of a step, above as they are in the data set and below as the model sees them
+It draws the first examples of the batch of a step, above as they are in the data set (photographs as they were cropped) and below as the model sees them
 in that very step, each with its class. A mixed image has both classes, with the share of each. It writes
 augmented.png, .svg and, with each label, .csv to --out. Exit status: 0 done, 2 a mistake in the command.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
@@ -19,9 +20,9 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from randmix import cli, plots
+from randmix import cli, plots, sharding
 from randmix import config as configs
-from randmix.data import catalog, loader
+from randmix.data import catalog, feeds, loader
 from randmix.data.augment import Augmentation
 from randmix.errors import UserError
 
@@ -86,16 +87,23 @@ def draw(
 
 def at_step(config: ConfigDict, step: int, examples: int) -> Shown:
     """The first examples of the global batch of a step, by the functions that training uses."""
-    augmentation = Augmentation.from_config(config.data, mean=config.model.mean, std=config.model.std)
-    data = catalog.load(config.data.name, "train", config.data.data_dir)
-    count = max(1, round(config.data.subset * len(data["label"])))
+    data_set = catalog.get(config.data.name, config.data.data_dir, image_size=config.data.image_size)
+    augmentation = feeds.augmentation(config, data_set)
+    split = feeds.Split(data_set, "train", config.data.data_dir, feeds.reading(config.data))
+    count = max(1, round(config.data.subset * split.examples()))
     configs.total_steps(config, count)  # says so where an epoch has no whole batch
-    data = {name: array[:count] for name, array in data.items()}
-    epoch = step // (count // config.batch_size)
-    order = jax.jit(partial(loader.epoch_order, examples=count))(config.seed, epoch)
+    feed = split.for_training(
+        seed=config.seed,
+        batch_size=config.batch_size,
+        total_steps=step + 1,
+        examples=count,
+        mesh=sharding.make_mesh(jax.devices()[:1]),
+    )
+    with contextlib.closing(feed):
+        data, order = feed.arguments(step)
 
     @partial(jax.jit, static_argnames="augmentation")
-    def batch(data: loader.Data, order: jax.Array, augmentation: Augmentation) -> dict[str, jax.Array]:
+    def batch(data: loader.Data, order: jax.Array | None, augmentation: Augmentation) -> dict[str, jax.Array]:
         batch = loader.train_batch(
             data,
             order,

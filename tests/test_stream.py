@@ -1,0 +1,310 @@
+"""Streams: pure in (seed, step), the same batches for any number of processes, each test example exactly once."""
+
+import logging
+import os
+import resource
+import shutil
+import threading
+import time
+
+import bucket
+import jax
+import numpy as np
+import pictures
+import pytest
+from etils.epath import testing
+
+from randmix import sharding
+from randmix.data import catalog, prepare, stream
+from randmix.errors import UserError
+
+NAME, N, BATCH = "imagefolder/pets", 45, 8
+READING = stream.Reading(image_size=16)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """45 training and 5 test pictures."""
+    folder = tmp_path_factory.mktemp("pets")
+    pictures.folder(folder / "source", each=25)
+    source = folder / "source"
+    (source / "cat" / "tall.jpg").write_bytes(pictures.encode(pictures.photograph(0, 60, 300)))
+    (source / "dog" / "24.png").unlink()
+    prepare.prepare_folder(source, NAME, folder / "data", progress=False)
+    return folder / "data"
+
+
+def photographs(data_dir, split="train", reading=READING, **options):
+    data_set = catalog.get(NAME, data_dir, image_size=reading.image_size)
+    return stream.Photographs(data_set, split, data_dir, reading, **options)
+
+
+def take(dataset, size):
+    """The batches of a dataset of examples, as arrays."""
+    examples = [dataset[k] for k in range(len(dataset))]
+    parts = [examples[k : k + size] for k in range(0, len(examples), size)]
+    return [{name: np.stack([x[name] for x in part]) for name in part[0]} for part in parts]
+
+
+def train(data_dir, *, seed=0, rows=range(BATCH), start=0, stop=12):
+    positions = stream.train_positions(
+        photographs(data_dir), seed=seed, batch_size=BATCH, rows=rows, start=start, stop=stop
+    )
+    return take(positions, len(rows))
+
+
+def equal(one, other):
+    return all(np.array_equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_any_number_of_processes_sees_the_same_global_batches(data_dir, processes):
+    whole, size = train(data_dir), BATCH // processes
+    parts = [train(data_dir, rows=range(p * size, (p + 1) * size)) for p in range(processes)]
+    for step, batch in enumerate(whole):
+        joined = {name: np.concatenate([part[step][name] for part in parts]) for name in batch}
+        assert equal(joined, batch), step
+    scattered = train(data_dir, rows=[1, 6])  # devices that don't lie side by side
+    assert all(equal(s, {k: v[[1, 6]] for k, v in w.items()}) for s, w in zip(scattered, whole, strict=True))
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("batch_size", [4, 8])
+def test_evaluation_sees_each_example_exactly_once(data_dir, processes, batch_size):
+    truth = photographs(data_dir)
+    truth = [truth.for_evaluation(k) for k in range(N)]
+    size = batch_size // processes
+    seen = []
+    for p in range(processes):
+        rows = range(p * size, (p + 1) * size)
+        batches = take(stream.eval_positions(photographs(data_dir), batch_size=batch_size, rows=rows), size)
+        assert len(batches) == -(
+            -N // batch_size
+        )  # as many on each process, or the others would wait forever
+        for b, batch in enumerate(batches):
+            for i, row in enumerate(rows):
+                if batch["mask"][i]:
+                    seen.append(b * batch_size + row)
+                    assert equal({k: v[i] for k, v in batch.items()}, truth[seen[-1]])
+    assert sorted(seen) == list(range(N))
+
+
+def test_a_step_is_had_at_once_and_is_the_same(data_dir):
+    whole = train(data_dir)
+    for start in (1, 5, 7, 11):
+        assert all(equal(a, b) for a, b in zip(train(data_dir, start=start), whole[start:], strict=True))
+
+
+def test_epochs_visit_each_example_once_in_orders_of_their_own(data_dir):
+    positions = {}
+    source = photographs(data_dir)
+    for seed in (0, 1, 2**32 - 1):
+        for epoch in range(3):
+            rows = [stream._shuffled(k, N, seed, epoch) for k in range(N)]
+            assert sorted(rows) == list(range(N))
+            positions[seed, epoch] = tuple(rows)
+    assert len(set(positions.values())) == len(positions)
+    # 45 // 8 batches an epoch: batch 5 is the first of the second epoch.
+    labels = [int(source.for_evaluation(row)["label"]) for row in positions[0, 1][:BATCH]]
+    assert train(data_dir, start=5, stop=6)[0]["label"].tolist() == labels
+    # Of the seed and the epoch, by whatever version of Grain: old runs must resume.
+    assert positions[0, 0][:6] == FIRST
+
+
+FIRST = (15, 31, 2, 33, 35, 6)
+
+
+def test_crops_are_drawn_anew_in_each_epoch_and_for_each_seed(data_dir):
+    source = photographs(data_dir)
+    crops = {
+        source.for_training(3, stream._uniform(seed, position))["image"].tobytes()
+        for seed in (0, 1)
+        for position in (0, 1, N, 2 * N)
+    }
+    assert len(crops) == 8
+    numbers = stream._uniform(0, 0)
+    assert (numbers >= 0).all()
+    assert (numbers < 1).all()
+
+
+def test_the_feed_gives_what_lies_at_each_step_on_all_devices(data_dir):
+    mesh = sharding.make_mesh(jax.devices()[:4])
+    split_batch = sharding.split_batch(mesh)
+    assert stream.rows_of_this_process(BATCH, split_batch) == list(range(BATCH))
+    feed = stream.TrainStream(
+        photographs(data_dir), seed=0, batch_size=BATCH, total_steps=12, workers=2, split_batch=split_batch
+    )
+    whole = train(data_dir)
+    for step in (4, 5, 6, 11, 2):  # from a checkpoint on, and back
+        batch, order = feed.arguments(step)
+        assert order is None
+        assert batch["image"].sharding == split_batch
+        assert equal(jax.device_get(batch), whole[step])
+    feed.close()
+    passes = stream.EvalStream(
+        photographs(data_dir, "test"), batch_size=4, workers=2, split_batch=split_batch
+    )
+    first, second = ([jax.device_get(batch) for batch in passes] for _ in range(2))
+    assert [batch["mask"].tolist() for batch in first] == [[True] * 4, [True] + [False] * 3]
+    assert all(equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_closing_ends_the_threads(data_dir):
+    before = threading.active_count()
+    feed = stream.TrainStream(
+        photographs(data_dir),
+        seed=0,
+        batch_size=BATCH,
+        total_steps=10**6,
+        workers=2,
+        split_batch=sharding.split_batch(sharding.make_mesh(jax.devices()[:1])),
+    )
+    feed.arguments(0)
+    assert threading.active_count() > before
+    feed.close()
+    feed.close()
+    until = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < until:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+
+
+def test_the_first_batch_comes_within_a_second(data_dir):
+    """By the process's clock, which other work on the machine doesn't stop."""
+    began = time.process_time()
+    feed = stream.TrainStream(
+        photographs(data_dir),
+        seed=0,
+        batch_size=BATCH,
+        total_steps=10**6,
+        workers=2,
+        split_batch=sharding.split_batch(sharding.make_mesh(jax.devices()[:1])),
+    )
+    feed.arguments(500_000)
+    assert time.process_time() - began < 1
+    feed.close()
+
+
+def test_memory_stays_flat_over_epochs(data_dir):
+    feed = stream.TrainStream(
+        photographs(data_dir),
+        seed=0,
+        batch_size=BATCH,
+        total_steps=10**6,
+        workers=2,
+        split_batch=sharding.split_batch(sharding.make_mesh(jax.devices()[:1])),
+    )
+
+    def peak_after(steps):
+        for step in steps:
+            feed.arguments(step)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    warm = peak_after(range(50))
+    assert peak_after(range(50, 300)) - warm < 20  # MB over 50 epochs
+    feed.close()
+
+
+def damage(monkeypatch, *rows):
+    """Has the records of some rows hold half of their image."""
+    open_source = catalog.open_source
+
+    class Damaged:
+        def __init__(self, source):
+            self.source = source
+
+        def __len__(self):
+            return len(self.source)
+
+        def __getitem__(self, row):
+            record = self.source[row]
+            return record | {"image": record["image"][:200]} if row in rows else record
+
+    monkeypatch.setattr(catalog, "open_source", lambda *a: Damaged(open_source(*a)))
+
+
+def test_a_damaged_image_is_fatal_and_named(data_dir, monkeypatch):
+    name = catalog.open_source(catalog.get(NAME, data_dir), "train", data_dir)[7]["file_name"].decode()
+    damage(monkeypatch, 7)
+    message = (
+        rf"^{NAME}, train: {name} \(record 7\) is no whole image \(.*\); set config.data.corrupt to skip"
+    )
+    with pytest.raises(UserError, match=message):
+        stream.load(photographs(data_dir), workers=2)  # through the threads
+    feed = stream.TrainStream(
+        photographs(data_dir),
+        seed=0,
+        batch_size=BATCH,
+        total_steps=6,
+        workers=2,
+        split_batch=sharding.split_batch(sharding.make_mesh(jax.devices()[:1])),
+    )
+    with pytest.raises(UserError, match=message):
+        jax.block_until_ready([feed.arguments(step) for step in range(6)])
+    feed.close()
+
+
+def test_a_skipped_image_is_named_once_counted_and_replaced(data_dir, monkeypatch, caplog):
+    whole = photographs(data_dir)
+    damage(monkeypatch, 7, 8, 44)
+    skipping = stream.Reading(image_size=16, corrupt="skip")
+    source = photographs(data_dir, reading=skipping)
+    draws = stream._uniform(0, 0)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert equal(source.for_training(7, draws), whole.for_training(9, draws))
+            assert equal(source.for_training(44, draws), whole.for_training(0, draws))
+            assert not source.for_evaluation(8)["mask"]
+    assert [message.split("(record ")[1][:2].strip(")") for message in caplog.messages] == ["7", "8", "44"]
+    assert caplog.messages[2].endswith("skipped, 3 so far")
+    assert sorted(source.corrupt) == [7, 8, 44]
+    arrays = stream.load(source)
+    assert arrays["image"].shape == (N - 3, 16, 16, 3)
+    damage(monkeypatch, *range(N))
+    with pytest.raises(UserError, match="damaged images in a row from record 5 on"):
+        photographs(data_dir, reading=skipping).for_training(5, draws)
+
+
+def test_damaged_records_are_noticed(data_dir, tmp_path):
+    shutil.copytree(data_dir, tmp_path, dirs_exist_ok=True)
+    (records,) = (tmp_path / NAME / "1.0.0").glob("*train.array_record*")
+    data = bytearray(records.read_bytes())
+    data[len(data) // 8] ^= 4  # the second half is padding
+    records.write_bytes(data)
+    with pytest.raises(UserError, match=r"1\.0\.0 is damaged .*; remove it and prepare it again"):
+        stream.load(photographs(tmp_path))
+    records.unlink()
+    with pytest.raises(UserError, match=r"1\.0\.0 is damaged"):
+        stream.load(photographs(tmp_path))
+
+
+def test_one_thread_for_each_core(data_dir, monkeypatch):
+    seen = []
+    options = stream.grain.ReadOptions
+    monkeypatch.setattr(stream.grain, "ReadOptions", lambda **kw: seen.append(kw) or options(**kw))
+    stream.load(photographs(data_dir, examples=3))
+    assert seen[0]["num_threads"] == len(os.sched_getaffinity(0))
+
+
+def test_a_bucket_is_read_as_a_folder_is(data_dir):
+    here = photographs(data_dir)
+    with bucket.stand_in(data_dir) as asked:
+        there = photographs("gs://bucket")
+        assert there.examples == N
+        for row in (0, N - 1):
+            assert equal(there.for_evaluation(row), here.for_evaluation(row))
+        assert catalog.is_prepared(NAME, "gs://bucket")
+        with pytest.raises(UserError, match="imagefolder/owls is not prepared in gs://bucket; run"):
+            catalog.get("imagefolder/owls", "gs://bucket")
+    assert any(name.endswith(".array_record-00000-of-00001") for name in asked)
+
+
+def test_a_bucket_without_its_library_is_one_line():
+    def fail(*_):
+        raise ImportError("Please install gcsfs to access Google Storage")
+
+    with (
+        testing.mock_epath(open=fail),
+        pytest.raises(UserError, match=r"gs://bucket/.* is out of reach: Please install gcsfs"),
+    ):
+        catalog.is_prepared("imagenet2012", "gs://bucket")

@@ -1,0 +1,138 @@
+"""Whole runs on a data set of one's own: the command lines, stopping and resuming, evaluation, attacks."""
+
+import json
+
+import command
+import jax
+import numpy as np
+import pictures
+import pytest
+import small
+
+import randmix
+from randmix import eval_loop, masks, runs, train
+from randmix.data import catalog, photographs, prepare
+from randmix.errors import UserError
+from randmix.preemption import Preempted
+
+NAME = "imagefolder/flowers"
+OVERRIDES = {
+    "data__name": NAME,
+    "data__image_size": 16,
+    "data__crop_scale": 0.25,
+    "data__flip": True,
+    "data__crop_padding": 0,
+    "data__workers": 2,
+    "model__width": 8,
+    "model__depth": 1,
+    "model__patch_size": 4,
+    "batch_size": 8,
+    "steps": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """Noise of two hues, and two real photographs in pieces; a third of them PNGs, one grey, one CMYK."""
+    folder = tmp_path_factory.mktemp("flowers")
+    source = pictures.folder(folder / "source")
+    for number, label in enumerate(("china", "flower")):
+        (source / label).mkdir()
+        whole = pictures.photograph(number, 640, 427)
+        for k in range(10):
+            part = whole[40 * k : 40 * k + 60, 60 * k : 60 * k + 80]
+            mode = {0: "L", 1: "CMYK"}.get(k, "RGB")
+            (source / label / f"{k}.jpg").write_bytes(pictures.encode(part, mode=mode, quality=95))
+    prepare.prepare_folder(source, NAME, folder / "data", progress=False)
+    return folder / "data"
+
+
+def run(workdir, data_dir, **overrides):
+    return train.train(config(data_dir, **overrides), workdir, devices=jax.devices()[:1])
+
+
+def config(data_dir, **overrides):
+    return small.config(data__data_dir=str(data_dir), **(OVERRIDES | overrides))
+
+
+def lines(workdir):
+    """The log without what a clock decides."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def whole(data_dir, tmp_path_factory):
+    """A run that was never disturbed."""
+    workdir = tmp_path_factory.mktemp("whole")
+    return workdir, run(workdir, data_dir)
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(whole, data_dir, tmp_path, monkeypatch, capsys):
+    reference, result = whole
+    with monkeypatch.context() as patch:
+        small.stop_after(patch, 3)
+        with pytest.raises(Preempted, match="stopped and saved at step 3 of 4"):
+            run(tmp_path, data_dir)
+    resumed = run(tmp_path, data_dir, data__workers=1)  # which may change
+    assert "going on from step 3" in capsys.readouterr().out
+    assert not masks.diff(randmix.load(reference).variables, randmix.load(tmp_path).variables).moved
+    assert lines(tmp_path) == lines(reference)
+    assert resumed["metrics"] == result["metrics"]
+
+
+def test_the_result_is_of_every_test_example(whole, data_dir):
+    """Decoded, cropped and classified anew, without the stream."""
+    workdir, result = whole
+    loaded = randmix.load(workdir)
+    data_set = catalog.get(NAME, data_dir, image_size=16)
+    source = catalog.open_source(data_set, "test", data_dir)
+    assert len(source) == data_set.test_examples == 4
+    records = [source[k] for k in range(4)]
+    images = np.stack(
+        [photographs.centre_crop(x["image"], image_size=16, crop=0.96, decoder="pillow") for x in records]
+    )
+    logits = jax.jit(loaded.model.apply)(loaded.variables, images.astype(np.float32) / 255)
+    labels = np.array([x["label"] for x in records])
+    assert (np.asarray(logits).argmax(-1) == labels).mean() == result["metrics"]["test_accuracy"]
+    again = eval_loop.evaluate_run(loaded, eval_loop.open_split(loaded, "test"), batch_size=2)
+    assert again["loss"] == pytest.approx(result["metrics"]["test_loss"], rel=1e-5)
+
+
+def test_the_run_is_loaded_without_its_data(whole, tmp_path, monkeypatch):
+    workdir, _ = whole
+    monkeypatch.setattr(catalog, "resolve_data_dir", lambda data_dir: tmp_path)
+    assert randmix.load(workdir).step == 4
+
+
+def test_evaluation_by_the_command_line_clean_and_under_attack(whole, tmp_path):
+    workdir, result = whole
+    flags = (f"--workdir={workdir}", f"--out={tmp_path}")
+    done = command.run("randmix.evaluate", *flags)
+    assert (done.status, done.err) == (0, "")
+    assert f"{result['metrics']['test_accuracy']:.4f}" in done.out
+    done = command.run("randmix.evaluate", *flags, "--attacks=fgsm", "--epsilons=0,8")
+    assert done.status == 2
+    assert f"{NAME} may not fit in memory; take the first ones only, for example --examples=1000" in done.err
+    done = command.run("randmix.evaluate", *flags, "--attacks=fgsm", "--epsilons=0,8", "--examples=3")
+    assert (done.status, done.err) == (0, "")
+    assert "the first 3 of 4" in done.out
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ({"data__name": "imagefolder/pets"}, "imagefolder/pets is not prepared in "),
+        ({"data__image_size": 18}, "patch_size: got 4, which doesn't divide the image's 18 x 18 pixels"),
+        ({"data__image_size": 0}, "config.data.image_size: got 0, allowed 1 or more"),
+        ({"data__eval_crop": 0.0}, "config.data.eval_crop: got 0.0, allowed more than 0, up to 1"),
+        ({"data__workers": -1}, "config.data.workers: got -1, allowed 0 or more"),
+        ({"data__decoder": "simplejpg"}, "did you mean 'simplejpeg'?"),
+        ({"data__corrupt": "ignore"}, "config.data.corrupt: got 'ignore', allowed fatal, skip"),
+    ],
+)
+def test_a_value_that_no_run_could_have(data_dir, override, message):
+    with pytest.raises(UserError) as error:
+        runs.assemble(config(data_dir, **override))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
