@@ -1,0 +1,62 @@
+"""The separable pre-activation ResNet on ImageNet at 224 x 224 pixels: 8 n + 2 layers (the paper's section 4.1).
+
+    pip install -e ".[images]"
+    python -m randmix.data.prepare imagenet2012 --manual_dir=DIR
+    python -m randmix.main --config=configs/resnet_imagenet.py --config.mode=chans --workdir=runs/imagenet-resnet
+
+n is --config.model.depth, here 2: 18 layers of widths 64 to 512, multiplier 9. The paper names no recipe for it on ImageNet;
+this is the one usual for ResNets: SGD with momentum, batch 256, learning rate 0.1 divided by 10 at 30, 60 and 80 of 90
+epochs, random crops and flips, and evaluation on the centre of 224 of 256 pixels.
+
+The paper draws accuracy against n and prints no figure, and no run was measured here, on any hardware, so there is no
+time to tell. Beside it stands ResNet-18d with frozen or learned spatial filters and learned 1 x 1 combinations: 71.30
+and 71.88 % with 8 filters, 72.46 and 71.94 with 64 (Gavrikov & Keuper, arXiv 2301.11360).
+
+Variants, for other machines and other data; neither was measured:
+
+    --config=configs/resnet_imagenet.py:laptop   n 1, width 16, at 64 x 64, batch 64, 20 epochs
+    --config=configs/resnet_imagenet.py:tiny     n 1, width 4, at 32 x 32, 4 steps: does it run?
+
+A folder of images of your own needs no ImageNet:
+
+    python -m randmix.data.prepare imagefolder --source=DIR --name=pets
+    python -m randmix.main --config=configs/resnet_imagenet.py:laptop --config.data.name=imagefolder/pets
+"""
+
+from randmix.config import default, vary
+
+VARIANTS = {
+    "default": {},
+    "laptop": {
+        "data.image_size": 64,
+        "model.width": 16,
+        "model.depth": 1,
+        "batch_size": 64,
+        "epochs": 20.0,
+    },
+    "tiny": {"data.image_size": 32, "model.width": 4, "model.depth": 1, "batch_size": 8, "steps": 4},
+}
+
+
+def get_config(variant="default"):
+    config = default("resnet")
+    config.data.name = "imagenet2012"
+    config.data.crop_scale = 0.08
+    config.data.eval_crop = 0.875
+    config.data.flip = True
+    config.model.stem = "imagenet"
+    config.model.width = 64
+    config.model.depth = 2
+    config.model.mean = (0.485, 0.456, 0.406)
+    config.model.std = (0.229, 0.224, 0.225)
+    config.batch_size = 256
+    config.epochs = 90.0
+    config.optimizer.name = "sgd"
+    config.optimizer.learning_rate = 0.1
+    config.optimizer.weight_decay = 1e-4
+    config.schedule.name = "step"
+    config.schedule.boundaries = (30 / 90, 60 / 90, 80 / 90)
+    config.log_every = 100
+    config.eval_every = 10_000
+    config.checkpoint_every = 2_000
+    return vary(config, variant, VARIANTS)

@@ -1,0 +1,30 @@
+"""The ImageNet configs are the recipes that their docstrings tell; test_configs.py has what all configs share."""
+
+import pytest
+from test_configs import FILES, load
+
+from randmix import runs
+
+
+def parts(name):
+    (file,) = (file for file in FILES if file.stem == name)
+    return runs.assemble(load(file).get_config())
+
+
+def test_the_convmixer():
+    convmixer = parts("convmixer_imagenet")
+    # By the closed form: stem, 16 blocks of a depthwise and a pointwise convolution, norms, classifier; with biases.
+    stem, norm, head = 7 * 7 * 3 * 512 + 512, 2 * 512, 512 * 1000 + 1000
+    block = 8 * 8 * 512 + 512 + 512 * 512 + 512 + 2 * norm
+    assert convmixer.summary.trainable + convmixer.summary.frozen == stem + norm + 16 * block + head
+    assert (convmixer.steps_per_epoch, convmixer.total_steps) == (2001, 300_150)
+    assert convmixer.dataset.image_shape == (224, 224, 3)
+    assert convmixer.augmentation.crop_scale == 1.0  # it is cropped where it is decoded
+    assert convmixer.augmentation.mixup == 0.5
+
+
+def test_the_resnet():
+    resnet = parts("resnet_imagenet")
+    assert resnet.steps_per_epoch == 5004
+    rates = [float(resnet.schedule(epoch * 5004)) for epoch in (0, 29, 31, 59, 61, 79, 81)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001, 0.0001])
