@@ -17,6 +17,7 @@ CONFIG = "config.json"
 MASKS = "masks.txt"
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
+NOT_FINITE = "not_finite.json"  # of a run that stopped so: the step, and the examples that it was given
 _PACKAGES = ("randmix", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 
 

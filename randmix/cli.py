@@ -5,7 +5,7 @@
     if __name__ == "__main__":
         cli.run(main)
 
-The exit status is what `main` returns (None is 0), 2 for the user's mistake, 130 for Ctrl-C, 141 where nobody
+The exit status is what `main` returns (None is 0; 75 is "stopped by a signal, start me again"), 2 for the user's mistake, 130 for Ctrl-C, 141 where nobody
 reads the output any more (`... | head`) and 1 for a bug. A mistake is one line on stderr, a bug keeps its traceback. Mistakes are `UserError`, what absl and
 ml_collections say of flags, and whatever goes wrong inside a config file.
 """
@@ -26,6 +26,7 @@ from ml_collections.config_flags import config_flags
 from randmix.errors import UserError
 
 _HELP = re.compile(r"--?(help|helpfull|helpshort|h|\?)")
+_STOPPED = 75  # see randmix.preemption, which imports JAX
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
@@ -41,6 +42,12 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             app.run(main, flags_parser=lambda argv: parse(argv, inspect.getmodule(main)))
         finally:
             sys.stdout.flush()  # here, where a closed pipe can still be answered
+    except SystemExit as end:
+        if end.code == _STOPPED:
+            # All is saved and closed, and a compilation may be under way in a thread, which ends badly with Python.
+            sys.stderr.flush()
+            os._exit(_STOPPED)
+        raise
     except UserError as error:
         print("randmix:", " ".join(str(error).split("\n")), file=sys.stderr)
         sys.exit(2)

@@ -41,8 +41,16 @@ def jit_eval_step(
     return jax.jit(eval_step, out_shardings=sharding.replicated(mesh))
 
 
+class Stopped(Exception):
+    """An evaluation was given up because the process is to end."""
+
+
 def evaluate_split(
-    eval_step: EvalStep, variables: dict[str, Any], data: Iterable[loader.Data]
+    eval_step: EvalStep,
+    variables: dict[str, Any],
+    data: Iterable[loader.Data],
+    *,
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """Means of the task's metrics over all examples.
 
@@ -50,9 +58,15 @@ def evaluate_split(
         eval_step: from ``jit_eval_step``.
         variables: parameters by role and ``batch_stats``.
         data: what the step takes, batch by batch: ``arrays.EvalArrays`` or ``stream.EvalStream``.
+        stop: asked before each batch whether to give up.
+
+    Raises:
+        Stopped: ``stop`` said so.
     """
     sums = None
     for index, arguments in enumerate(data):
+        if stop():
+            raise Stopped
         one = eval_step(variables, arguments, index)
         sums = one if sums is None else jax.tree.map(lambda a, b: a + b, sums, one)
     sums = {name: float(value) for name, value in sums.items()}

@@ -15,6 +15,9 @@ class MetricsLog:
 
     A line is there as soon as it is written, so that a checkpoint is never ahead of the log. An object store can't
     append to a file: there the whole log, some hundred kilobytes at most, is written again.
+
+    Attributes:
+        names_at_start: of the metrics that are in the log for the step that the run starts from.
     """
 
     def __init__(
@@ -35,9 +38,10 @@ class MetricsLog:
         """
         self._path, self._writes, self._file = epath.Path(path), writes, None
         self._trackers = trackers
+        rows = [row for row in map(json.loads, _whole_lines(self._path)) if row["step"] <= start_step]
+        self.names_at_start = {name for row in rows if row["step"] == start_step for name in row}
         if writes:
-            kept = [line for line in _whole_lines(self._path) if json.loads(line)["step"] <= start_step]
-            self._text = "".join(f"{line}\n" for line in kept)
+            self._text = "".join(json.dumps(row) + "\n" for row in rows)
             write_atomically(self._path, self._text)
             self._file = self._path.open("a") if is_local(self._path) else None
 

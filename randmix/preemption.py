@@ -1,12 +1,18 @@
 """Stopping on SIGTERM and SIGINT between two steps, with everything saved; on several hosts all at the same step."""
 
+import queue
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
+from typing import TypeVar
 
 import jax
 from jax.experimental import multihost_utils
 
+Result = TypeVar("Result")
+
+_POLL_SECONDS = 0.1
 EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: "start me again"
 
 
@@ -36,9 +42,42 @@ class StopSignals:
     def __exit__(self, *exception: object) -> None:
         self._restore()
 
+    @property
+    def signalled(self) -> bool:
+        """Whether this process has got a signal; of several none may act on that alone."""
+        return self._requested and not self._several
+
     def requested(self, step: int) -> bool:
         """Whether to stop after this step. On several processes all must ask, after every step."""
         return multihost_utils.reached_preemption_sync_point(step) if self._several else self._requested
+
+    def interruptible(self, function: Callable[[], Result]) -> Result:
+        """The function's result; on one process a signal raises `Preempted` before it is there.
+
+        A compilation may take minutes, in which Python answers no signal. It goes on in its thread until the
+        process ends.
+        """
+        if self._several:
+            return function()
+        results: queue.SimpleQueue = queue.SimpleQueue()
+
+        def run() -> None:
+            try:
+                results.put((function(), None))
+            except BaseException as error:
+                results.put((None, error))
+
+        threading.Thread(target=run, daemon=True).start()
+        while True:
+            try:
+                result, error = results.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                if self._requested:
+                    raise Preempted("stopped while compiling, with nothing new to save") from None
+                continue
+            if error is not None:
+                raise error
+            return result
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self._requested = True

@@ -1,8 +1,9 @@
 """The training loop: ``train(config, workdir)``, the same from the command line, a notebook and a test."""
 
 import contextlib
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,8 @@ from randmix.metrics_log import MetricsLog
 from randmix.preemption import Preempted, StopSignals
 from randmix.progress import Reporter
 from randmix.trackers import open_trackers
+
+_NOT_FINITE = "the last checkpoint before it is kept; lower config.optimizer.learning_rate, or set config.optimizer.clip_norm"
 
 TrainStep = Callable[..., tuple[steps.TrainState, dict[str, jax.Array]]]
 
@@ -44,8 +47,14 @@ def train(
             isn't finite.
         Preempted: SIGTERM or SIGINT came; the state is saved.
     """
+    with StopSignals() as stop:
+        return _train(config, epath.Path(workdir), devices, stop)
+
+
+def _train(
+    config: ConfigDict, workdir: epath.Path, devices: list[jax.Device] | None, stop: StopSignals
+) -> dict[str, Any]:
     began = time.monotonic()
-    workdir = epath.Path(workdir)
     with distributed.shared_errors():
         parts = runs.assemble(config)
         mesh = sharding.make_mesh(devices)
@@ -59,7 +68,9 @@ def train(
     for name, array in parts.task.constants.items() if primary else ():
         with (workdir / f"{name}.npy").open("wb") as file:
             np.save(file, array)
-    with Checkpoints(workdir, about=parts.identity) as checkpoints, StopSignals() as stop:
+    if stop.signalled:
+        raise Preempted("stopped before the first step, with nothing new to save")
+    with Checkpoints(workdir, about=parts.identity) as checkpoints:
         loop = _Loop(config, parts, mesh, checkpoints, stop)
         with (
             open_trackers(config, workdir, loop.start, active=primary) as trackers,
@@ -76,7 +87,7 @@ def train(
                 mesh=mesh,
             )
             with contextlib.closing(train_feed):
-                test = loop.run(train_feed, test_split, log, report)
+                test = loop.run(workdir, train_feed, test_split, log, report)
     result = {
         "mode": parts.mode,
         "metrics": {f"test_{name}": value for name, value in test.items()},
@@ -187,30 +198,46 @@ class _Loop:
         return init(np.uint32(self.config.seed))
 
     def run(
-        self, train_feed: feeds.TrainFeed, test_split: feeds.Split, log: MetricsLog, report: Reporter
+        self,
+        workdir: epath.Path,
+        train_feed: feeds.TrainFeed,
+        test_split: feeds.Split,
+        log: MetricsLog,
+        report: Reporter,
     ) -> dict[str, float]:
         """Trains to the last step and returns the test metrics there."""
         config, total = self.config, self.parts.total_steps
         test = None
         take_step = self.stepper(train_feed, report)
         test_feeds = self.test_feeds(test_split)
+        if self.tests_after(self.start) and "test_loss" not in log.names_at_start:
+            test = self.test(self.start, test_feeds, log, report)  # the run was stopped in the middle of this
+            if test is None:
+                raise Preempted(f"stopped in the evaluation after step {self.start} of {total}")
         for step in range(self.start + 1, total + 1):
             take_step(step)
             report.step(step)
             last = step == total
             if last or step % config.log_every == 0:
+                self.require_finite(workdir, train_feed)
                 self.log_interval(step, log, report)
-            if last or step % config.eval_every == 0:
-                test = self.test(*test_feeds)
-                log.write(step=step, **{f"test_{name}": value for name, value in test.items()})
-                report.test(step, **test)
+            if self.tests_after(step):
+                test = self.test(step, test_feeds, log, report)
             stopping = self.stop.requested(step)
             if last or stopping or step % config.checkpoint_every == 0:
+                self.require_finite(workdir, train_feed)
                 self.save(step)
-            if stopping and not last:
+            if stopping and not (last and test):
                 raise Preempted(f"stopped and saved at step {step} of {total}")
         # A run that was killed between its last checkpoint and its result has only this left to do.
-        return test or self.test(*test_feeds)
+        test = test or self.evaluate(test_feeds)
+        if test is None:
+            raise Preempted(f"stopped in the last evaluation, after step {total}")
+        return test
+
+    def tests_after(self, step: int) -> bool:
+        """Whether the test split is evaluated after a step."""
+        return step > 0 and (step == self.parts.total_steps or step % self.config.eval_every == 0)
 
     def stepper(self, feed: feeds.TrainFeed, report: Reporter) -> Callable[[int], None]:
         """Returns what takes the step of a given number, counted from 1; it compiles a step for each phase."""
@@ -226,7 +253,8 @@ class _Loop:
             if phase is not parts.phase_at(step - 1):
                 phase = parts.phase_at(step - 1)
                 train_step = jit_train_step(self.config, parts, mesh, phase)
-                train_step = train_step.lower(self.state, data, order, seed).compile()
+                lower = partial(train_step.lower, self.state, data, order, seed)
+                train_step = self.stop.interruptible(lambda: lower().compile())
                 self.announce(phase, time.monotonic() - began, report)
                 began = time.monotonic()
             self.state, metrics = train_step(self.state, data, order, seed)
@@ -252,7 +280,6 @@ class _Loop:
         self.seconds += time.monotonic() - began  # the step that was still running
         count = totals.pop("steps")
         means = {name: total / count for name, total in totals.items()}
-        _require_finite(step, "the training loss", means["loss"])
         images_per_second = self.images / self.seconds
         log.write(
             step=step,
@@ -268,9 +295,21 @@ class _Loop:
 
     def save(self, step: int) -> None:
         """Starts a checkpoint; one that isn't finite would be of no use and push a good one out."""
-        _require_finite(step, "the training loss", self.state.totals["loss"])
-        _require_finite(step, "the parameters", (self.state.params, self.state.batch_stats))
+        if not _all_finite((self.state.params, self.state.batch_stats)):
+            raise UserError(f"step {step}: the parameters aren't finite; {_NOT_FINITE}")
         self.checkpoints.save(step, self.state)
+
+    def require_finite(self, workdir: epath.Path, feed: feeds.TrainFeed) -> None:
+        """Raises a UserError if a step wasn't finite, and writes down which examples it was given."""
+        before = int(self.state.failed_step)
+        if before >= 0:
+            failed = {"step": before + 1, "examples": feed.rows(before).tolist()}
+            if distributed.is_primary():
+                artifacts.write_atomically(workdir / artifacts.NOT_FINITE, json.dumps(failed) + "\n")
+            raise UserError(
+                f"step {before + 1}: the loss or a gradient isn't finite; {artifacts.NOT_FINITE} lists its examples; "
+                f"{_NOT_FINITE}"
+            )
 
     def test_feeds(self, split: feeds.Split) -> tuple[feeds.EvalFeed, ...]:
         """The whole test split and, for a defended run, the part of it that is attacked with PGD."""
@@ -280,24 +319,30 @@ class _Loop:
             for count in counts
         )
 
-    def test(self, whole: feeds.EvalFeed, attacked: feeds.EvalFeed | None = None) -> dict[str, float]:
-        """Evaluates the whole test split and, in a defended run, a part of it under PGD."""
-        metrics = eval_loop.evaluate_split(self.eval_step, self.state.variables, whole)
-        if attacked is not None:
-            under_pgd = eval_loop.evaluate_split(self.pgd_step, self.state.variables, attacked)
-            metrics["pgd_accuracy"] = under_pgd["accuracy"]
+    def test(
+        self, step: int, test_feeds: Sequence[feeds.EvalFeed], log: MetricsLog, report: Reporter
+    ) -> dict[str, float] | None:
+        """Evaluates and logs; None, and nothing logged, if a signal came in the middle."""
+        metrics = self.evaluate(test_feeds)
+        if metrics is not None:
+            log.write(step=step, **{f"test_{name}": value for name, value in metrics.items()})
+            report.test(step, **metrics)
+        return metrics
+
+    def evaluate(self, test_feeds: Sequence[feeds.EvalFeed]) -> dict[str, float] | None:
+        """Metrics of the whole test split and, in a defended run, of a part of it under PGD."""
+        evaluate = partial(
+            eval_loop.evaluate_split, variables=self.state.variables, stop=lambda: self.stop.signalled
+        )
+        try:
+            metrics = evaluate(self.eval_step, data=test_feeds[0])
+            if self.pgd_step is not None:
+                metrics["pgd_accuracy"] = evaluate(self.pgd_step, data=test_feeds[1])["accuracy"]
+        except eval_loop.Stopped:
+            return None
         return metrics
 
 
 @jax.jit
 def _all_finite(tree: Any) -> jax.Array:
     return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
-
-
-def _require_finite(step: int, name: str, tree: Any) -> None:
-    if not _all_finite(tree):
-        verb = "isn't" if name.endswith("loss") else "aren't"
-        raise UserError(
-            f"step {step}: {name} {verb} finite; the last checkpoint before it is kept; "
-            "lower config.optimizer.learning_rate, or set config.optimizer.clip_norm"
-        )

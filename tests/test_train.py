@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ import small
 
 import randmix
 from randmix import artifacts, distributed, masks, train
+from randmix.data import loader
 from randmix.errors import UserError
 from randmix.metrics_log import MetricsLog
 from randmix.preemption import Preempted, StopSignals
@@ -50,6 +52,61 @@ def test_a_stopped_run_goes_on_bit_for_bit(stop, whole, tmp_path, monkeypatch, c
     assert not masks.diff(one, other).moved
     assert lines(tmp_path) == lines(reference)
     assert resumed["metrics"] == result["metrics"]
+
+
+def signal_before(function):
+    """The function, after a real SIGTERM to this process."""
+
+    def signalled(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return function(*arguments, **options)
+
+    return signalled
+
+
+def test_a_run_stopped_in_an_evaluation_repeats_it(whole, tmp_path, monkeypatch):
+    reference, result = whole
+    for message in ("stopped and saved at step 3 of 6", "stopped in the evaluation after step 3 of 6"):
+        with monkeypatch.context() as patch:
+            patch.setattr(train.eval_loop, "evaluate_split", signal_before(train.eval_loop.evaluate_split))
+            with pytest.raises(Preempted, match=message):
+                run(tmp_path)
+        assert "test_loss" not in lines(tmp_path)[-1]
+        assert randmix.load(tmp_path).step == 3
+    assert run(tmp_path)["metrics"] == result["metrics"]
+    assert lines(tmp_path) == lines(reference)
+
+
+def test_a_signal_does_not_wait_for_a_compilation(whole, tmp_path, monkeypatch):
+    started = threading.Event()
+
+    class Endless:
+        def lower(self, *arguments):
+            return self
+
+        def compile(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            started.set()
+            threading.Event().wait(600)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "jit_train_step", lambda *arguments: Endless())
+        with pytest.raises(Preempted, match="stopped while compiling, with nothing new to save"):
+            run(tmp_path)
+    assert started.is_set()
+    reference, _ = whole
+    run(tmp_path)
+    assert lines(tmp_path) == lines(reference)
+
+
+def test_a_signal_while_the_data_is_read(whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "open_splits", signal_before(train.open_splits))
+        with pytest.raises(Preempted, match="stopped before the first step, with nothing new to save"):
+            run(tmp_path)
+    reference, _ = whole
+    run(tmp_path)
+    assert lines(tmp_path) == lines(reference)
 
 
 def test_a_run_killed_before_its_result_only_evaluates_again(whole, tmp_path):
@@ -146,7 +203,7 @@ def test_load_of_a_folder_without_a_run(tmp_path):
     ("optimizer", "learning_rate", "message", "kept"),
     [
         ("adamw", 3e38, "step 4: the parameters aren't finite", 2),
-        ("sgd", 1e30, "step 6: the training loss isn't finite", 4),
+        ("sgd", 1e30, "step 5: the loss or a gradient isn't finite; not_finite.json lists its examples", 4),
     ],
 )
 def test_what_is_not_finite_stops_the_run_and_a_finite_checkpoint_stays(
@@ -161,6 +218,10 @@ def test_what_is_not_finite_stops_the_run_and_a_finite_checkpoint_stays(
     }
     with pytest.raises(UserError, match=f"^{message}; the last checkpoint before it is kept; lower"):
         run(tmp_path, **bad)
+    if "examples" in message:
+        order = np.asarray(loader.epoch_order(0, 0, examples=1437))
+        failed = {"step": 5, "examples": order[4 * 32 : 5 * 32].tolist()}
+        assert json.loads((tmp_path / "not_finite.json").read_text()) == failed
     loaded = randmix.load(tmp_path)
     assert loaded.step == kept
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(loaded.variables))

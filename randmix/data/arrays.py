@@ -26,6 +26,7 @@ class TrainArrays:
         """
         self._data = sharding.replicate(data, mesh)
         self._seed = seed
+        self._batch_size = batch_size
         self._batches_per_epoch = len(data["label"]) // batch_size
         self._epoch_order = jax.jit(
             partial(loader.epoch_order, examples=len(data["label"])), out_shardings=sharding.replicated(mesh)
@@ -38,6 +39,12 @@ class TrainArrays:
         if self._order is None or self._order[0] != epoch:
             self._order = epoch, self._epoch_order(self._seed, epoch)
         return self._data, self._order[1]
+
+    def rows(self, step: int) -> np.ndarray:
+        """See ``feeds.TrainFeed``."""
+        _, order = self.arguments(step)
+        start = step % self._batches_per_epoch * self._batch_size
+        return np.asarray(order)[start : start + self._batch_size]
 
     def close(self) -> None:
         """There is nothing to end."""

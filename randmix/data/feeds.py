@@ -26,6 +26,9 @@ class TrainFeed(Protocol):
     def arguments(self, step: int) -> tuple[loader.Data, jax.Array | None]:
         """The first two arguments of ``loader.train_batch`` for the step that follows ``step`` others."""
 
+    def rows(self, step: int) -> np.ndarray:
+        """Which examples of the training split that step's batch holds: [batch_size] int, in its order."""
+
     def close(self) -> None:
         """Ends what reads ahead."""
 

@@ -174,12 +174,10 @@ def train_positions(
         epoch's remainder, less than a batch, is dropped.
     """
     n, rows = photographs.examples, tuple(rows)
-    batches_per_epoch = n // batch_size
 
     def example(index: int) -> Batch:
         step, i = divmod(index, len(rows))
-        epoch, batch = divmod(step, batches_per_epoch)
-        row = _shuffled(batch * batch_size + rows[i], n, seed, epoch)
+        row = _train_row(step, rows[i], n=n, seed=seed, batch_size=batch_size)
         return photographs.for_training(row, _uniform(seed, step * batch_size + rows[i]))
 
     return grain.MapDataset.range(start * len(rows), stop * len(rows)).map(example)
@@ -265,6 +263,8 @@ class TrainStream:
         examples = functools.partial(
             train_positions, photographs, seed=seed, batch_size=batch_size, rows=rows, stop=total_steps
         )
+        self._row = functools.partial(_train_row, n=photographs.examples, seed=seed, batch_size=batch_size)
+        self._batch_size = batch_size
         put = to_devices(split_batch)
         self._from = lambda step: batches(examples(start=step), len(rows), put, workers=workers)
         self._iterator: grain.DatasetIterator | None = None
@@ -277,6 +277,10 @@ class TrainStream:
             self._iterator = self._from(step)
         self._next = step + 1
         return next(self._iterator), None
+
+    def rows(self, step: int) -> np.ndarray:
+        """See ``feeds.TrainFeed``."""
+        return np.asarray([self._row(step, i) for i in range(self._batch_size)])
 
     def close(self) -> None:
         """Ends the threads that read ahead."""
@@ -325,6 +329,12 @@ def load(photographs: Photographs, *, workers: int = 0) -> Batch:
     finally:
         iterator.close()
     return {name: batch[name][batch["mask"]] for name in ("image", "label")}
+
+
+def _train_row(step: int, i: int, *, n: int, seed: int, batch_size: int) -> int:
+    """Which of n examples is the i-th of the global batch that follows ``step`` others."""
+    epoch, batch = divmod(step, n // batch_size)
+    return _shuffled(batch * batch_size + i, n, seed, epoch)
 
 
 def _shuffled(index: int, n: int, seed: int, epoch: int) -> int:
