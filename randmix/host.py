@@ -15,6 +15,15 @@ import sys
 # From glibc's malloc.h: one arena for all threads, no block of its own mapping, no trimming of the heap.
 _MALLOPT = {-8: 1, -4: 0, -1: 2**31 - 1}
 _VECTOR_WIDTH = "--xla_cpu_prefer_vector_width"
+# libtpu asks the machine what it is, and takes a lock file. These answer in the machine's place and let several
+# processes compile at once. Which type is named doesn't matter: the topology that is asked for decides.
+_COMPILE_ONLY = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*", "/dev/kfd")
 
 
@@ -37,6 +46,16 @@ def tune() -> str:
     if _VECTOR_WIDTH not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {_VECTOR_WIDTH}=512".strip()
     return "malloc keeps its memory, 512-bit vectors preferred"
+
+
+def only_compile_for_tpu() -> str:
+    """Lets libtpu compile on a machine without a TPU; on one that has some, leaves them to other processes.
+
+    Returns:
+        What was done, as a phrase for the log.
+    """
+    os.environ.update(_COMPILE_ONLY)
+    return "libtpu compiles, and looks for no TPU"
 
 
 def _will_use_cpu() -> bool:

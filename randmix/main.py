@@ -3,6 +3,7 @@
     python -m randmix.main --config=configs/digits.py
     python -m randmix.main --config=configs/digits.py --config.mode=full --config.model.depth=8
     python -m randmix.main --config=configs/digits.py --summary
+    python -m randmix.main --config=configs/digits.py --compile_for=v5e:4x4
 
 The config's keys, with their meaning and defaults, are in randmix/config.py; any of them can be set as
 --config.KEY=VALUE. Without --workdir a run goes to runs/NAME-DIGITS, a folder of its own for each config; it
@@ -11,7 +12,11 @@ is printed first. The same command goes on with a run that was stopped, and says
 On several hosts start the same command on each: it finds the others on Cloud TPU, SLURM and GKE, and elsewhere by
 --coordinator, --num_processes and --process_id. launch/ has scripts that do so and start again what was stopped.
 
-Exit status: 0 done, 2 a mistake in the command, 75 stopped by a signal and saved (the same command goes on).
+--compile_for trains nothing: it compiles the run's steps for a Cloud TPU slice, on any machine with libtpu, tells
+what they need of each chip and writes it to WORKDIR/compile.json.
+
+Exit status: 0 done, 2 a mistake in the command or a step that doesn't fit the slice, 75 stopped by a signal and saved
+(the same command goes on).
 """
 
 import dataclasses
@@ -35,11 +40,18 @@ _TUNE_HOST = flags.DEFINE_bool(
 _SUMMARY = flags.DEFINE_bool(
     "summary", False, "Print every parameter with its role, label, count and multiply-adds, and end."
 )
+_COMPILE_FOR = flags.DEFINE_string(
+    "compile_for",
+    None,
+    "Compile the steps for this Cloud TPU slice, for example v5e:4x4, tell what they need, and end.",
+)
 distributed.define_flags()
 
 
 def main(argv: list[str]) -> int:
     """Runs ``train`` with the parsed flags."""
+    if _COMPILE_FOR.value is not None:
+        host.only_compile_for_tpu()
     host_settings = host.tune() if _TUNE_HOST.value else "left as they are: --notune_host"
     # Only now what imports JAX.
     from randmix import config as configs
@@ -55,8 +67,14 @@ def main(argv: list[str]) -> int:
     if _SUMMARY.value:
         print(summary(_CONFIG.value))
         return 0
-    distributed.start(saves_when_stopped=True)
     workdir = _WORKDIR.value or f"runs/{_config_name()}-{configs.fingerprint(_CONFIG.value)}"
+    if _COMPILE_FOR.value is not None:
+        from randmix import aot, tpu
+
+        print(f"workdir: {workdir}", flush=True)
+        print(aot.report(_CONFIG.value, tpu.parse(_COMPILE_FOR.value), workdir))
+        return 0
+    distributed.start(saves_when_stopped=True)
     print(f"workdir: {workdir}\nhost settings: {host_settings}", flush=True)
     try:
         result = train(_CONFIG.value, workdir)

@@ -153,6 +153,55 @@ def jit_train_step(
     return jax.jit(train_step, donate_argnums=0, out_shardings=sharding.replicated(mesh))
 
 
+def jit_eval_steps(
+    config: ConfigDict, parts: runs.Parts, mesh: jax.sharding.Mesh
+) -> dict[str, eval_loop.EvalStep]:
+    """What an evaluation during the run takes: "eval" and, in a defended run, "eval_pgd"."""
+    jit_eval_step = partial(
+        eval_loop.jit_eval_step, model=parts.model, task=parts.task, mesh=mesh, batch_size=config.batch_size
+    )
+    eval_steps = {"eval": jit_eval_step()}
+    if config.defense.epsilon:
+        eval_steps["eval_pgd"] = jit_eval_step(perturb=_pgd_samples(config))
+    return eval_steps
+
+
+def lower_steps(
+    config: ConfigDict, parts: runs.Parts, mesh: jax.sharding.Mesh
+) -> dict[str, jax.stages.Lowered]:
+    """Every step that a run compiles, lowered from shapes alone: no data are read, nothing is computed.
+
+    Args:
+        config: of the run.
+        parts: from ``runs.assemble(config)``.
+        mesh: of devices that needn't be there; see ``aot``.
+
+    Returns:
+        "train" ("train_from_5" for a phase that begins after 5 steps), "eval" and, in a defended run, "eval_pgd".
+    """
+
+    def whole(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.replicated(mesh))
+
+    def data(examples: int) -> dict[str, jax.ShapeDtypeStruct]:
+        image = whole(jnp.uint8, examples, *parts.dataset.image_shape)
+        return {"image": image, "label": whole(jnp.int32, examples)}
+
+    state = parts.abstract_state(mesh)
+    examples, test_examples = parts.train_examples, parts.dataset.test_examples
+    arguments = data(examples), whole(jnp.int32, examples), whole(jnp.uint32)
+    lowered = {
+        f"train_from_{phase.start_step}" if phase.start_step else "train": jit_train_step(
+            config, parts, mesh, phase
+        ).lower(state, *arguments)
+        for phase in parts.phases
+    }
+    tested = {"eval": test_examples, "eval_pgd": min(config.defense.pgd_examples, test_examples)}
+    for name, eval_step in jit_eval_steps(config, parts, mesh).items():
+        lowered[name] = eval_step.lower(state.variables, data(tested[name]), whole(jnp.int32))
+    return lowered
+
+
 def _fgsm_samples(config: ConfigDict) -> attacks.Perturb:
     """What training is defended with."""
     return partial(attacks.fgsm_on_share, epsilon=config.defense.epsilon / 255, share=config.defense.share)
@@ -180,15 +229,7 @@ class _Loop:
         self.state = self.first_state()
         self.start = int(self.state.step)
         self.seconds, self.images = 0.0, 0  # of training since the last log line
-        jit_eval_step = partial(
-            eval_loop.jit_eval_step,
-            model=parts.model,
-            task=parts.task,
-            mesh=mesh,
-            batch_size=config.batch_size,
-        )
-        self.eval_step = jit_eval_step()
-        self.pgd_step = jit_eval_step(perturb=_pgd_samples(config)) if config.defense.epsilon else None
+        self.eval_steps = jit_eval_steps(config, parts, mesh)
 
     def first_state(self) -> steps.TrainState:
         saved = self.checkpoints.restore_latest(self.parts.abstract_state(self.mesh))
@@ -313,7 +354,7 @@ class _Loop:
 
     def test_feeds(self, split: feeds.Split) -> tuple[feeds.EvalFeed, ...]:
         """The whole test split and, for a defended run, the part of it that is attacked with PGD."""
-        counts = [None] + [self.config.defense.pgd_examples] * (self.pgd_step is not None)
+        counts = [None] + [self.config.defense.pgd_examples] * ("eval_pgd" in self.eval_steps)
         return tuple(
             split.for_evaluation(batch_size=self.config.batch_size, mesh=self.mesh, examples=count)
             for count in counts
@@ -335,9 +376,9 @@ class _Loop:
             eval_loop.evaluate_split, variables=self.state.variables, stop=lambda: self.stop.signalled
         )
         try:
-            metrics = evaluate(self.eval_step, data=test_feeds[0])
-            if self.pgd_step is not None:
-                metrics["pgd_accuracy"] = evaluate(self.pgd_step, data=test_feeds[1])["accuracy"]
+            metrics = evaluate(self.eval_steps["eval"], data=test_feeds[0])
+            if pgd_step := self.eval_steps.get("eval_pgd"):
+                metrics["pgd_accuracy"] = evaluate(pgd_step, data=test_feeds[1])["accuracy"]
         except eval_loop.Stopped:
             return None
         return metrics
