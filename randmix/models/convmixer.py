@@ -41,10 +41,10 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Applies the block."""
-        y = Depthwise(self.kernel_size, self.filters, name="depthwise")(x)
-        x = x + ActNorm(self.activation, name="depthwise_norm")(y, train=train)
-        y = Pointwise(x.shape[-1], name="pointwise")(x)
-        return ActNorm(self.activation, name="pointwise_norm")(y, train=train)
+        y, bias = Depthwise(self.kernel_size, self.filters, name="depthwise")(x)
+        x = x + ActNorm(self.activation, name="depthwise_norm")(y, bias, train=train)
+        y, bias = Pointwise(x.shape[-1], name="pointwise")(x)
+        return ActNorm(self.activation, name="pointwise_norm")(y, bias, train=train)
 
 
 class ConvMixer(nn.Module):
@@ -94,8 +94,8 @@ class ConvMixer(nn.Module):
         """
         self.check_image_shape(images.shape[1:])
         x = inputs.normalize(images, self.mean, self.std).astype(self.dtype)
-        x = PatchStem(self.width, self.patch_size, name="stem")(x)
-        x = ActNorm(self.activation, name="stem_norm")(x, train=train)
+        x, bias = PatchStem(self.width, self.patch_size, name="stem")(x)
+        x = ActNorm(self.activation, name="stem_norm")(x, bias, train=train)
         block = functools.partial(Block, self.kernel_size, self.activation, self.filters)
         x = apply_blocks(self, [block] * self.depth, x, train=train, remat=self.remat, scan=self.scan)
         if self.head == "image":

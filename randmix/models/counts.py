@@ -112,7 +112,10 @@ def multiply_adds(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[s
         variables,
         _abstract_images(image_shape),
     )
-    results = {path[:-1]: result.shape for path, (result,) in flatten_dict(captured["intermediates"]).items()}
+    results = {  # a layer may give its bias beside its result
+        path[:-1]: jax.tree.leaves(result)[0].shape
+        for path, result in flatten_dict(captured["intermediates"]).items()
+    }
     costs = {}
     for role in ROLES:
         for (*place, leaf), value in flatten_dict(variables[role]).items():

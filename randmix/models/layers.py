@@ -1,4 +1,9 @@
-"""Linen layers of mixing: spatial, channel, both, and the read-out."""
+"""Linen layers of mixing: spatial, channel, both, and the read-out.
+
+`PatchStem`, `Depthwise` and `Pointwise` return their result without the bias, and the bias beside it: the
+norm that follows adds it (see `randmix.ops.act_norm`). Added here, on a TPU it is one more array as large as
+the activations.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +12,7 @@ from flax import linen as nn
 from randmix.models.norms import NormAct
 from randmix.models.parameters import Initializer, declare, uniform_fan_in
 from randmix.ops.depthwise import depthwise
-from randmix.ops.pointwise import pointwise
+from randmix.ops.pointwise import patch_product, pointwise
 from randmix.ops.separable import separable
 
 # What may stand between the two halves of a separable convolution.
@@ -24,17 +29,13 @@ class PatchStem(nn.Module):
     patch_size: int
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Applies the strided convolution."""
-        n, h, w, c = x.shape
-        p = self.patch_size
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Applies the strided convolution; returns its result and the bias to add."""
+        p, c = self.patch_size, x.shape[-1]
         init = uniform_fan_in(p * p * c)
         kernel = declare(self, "spatial", "kernel", init, (p, p, c, self.features))
         bias = declare(self, "spatial", "bias", init, (self.features,))
-        # Patches don't overlap, so the convolution is one matrix product.
-        patches = x.reshape(n, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5)
-        y = pointwise(patches.reshape(n, h // p, w // p, p * p * c), kernel.reshape(p * p * c, -1))
-        return y + bias.astype(x.dtype)
+        return patch_product(x, kernel), bias
 
 
 class Depthwise(nn.Module):
@@ -44,12 +45,12 @@ class Depthwise(nn.Module):
     filters: Initializer
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Applies the depthwise convolution."""
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Applies the depthwise convolution; returns its result and the bias to add."""
         k, c = self.kernel_size, x.shape[-1]
         kernel = declare(self, "spatial", "kernel", self.filters, (k, k, c))
         bias = declare(self, "spatial", "bias", uniform_fan_in(k * k), (c,))
-        return depthwise(x, kernel) + bias.astype(x.dtype)
+        return depthwise(x, kernel), bias
 
 
 class Pointwise(nn.Module):
@@ -59,14 +60,12 @@ class Pointwise(nn.Module):
     use_bias: bool = True
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Applies the same linear map to every pixel."""
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """Applies the same linear map to every pixel; returns its result and the bias to add, if any."""
         init = uniform_fan_in(x.shape[-1])
         kernel = declare(self, "channel", "kernel", init, (x.shape[-1], self.features))
-        y = pointwise(x, kernel)
-        if not self.use_bias:
-            return y
-        return y + declare(self, "channel", "bias", init, (self.features,)).astype(x.dtype)
+        bias = declare(self, "channel", "bias", init, (self.features,)) if self.use_bias else None
+        return pointwise(x, kernel), bias
 
 
 class Separable(nn.Module):

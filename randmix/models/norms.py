@@ -21,17 +21,23 @@ class _BatchNorm(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Normalises and activates x: [..., C], any float dtype; statistics are float32."""
+    def __call__(self, x: jax.Array, offset: jax.Array | None = None, *, train: bool) -> jax.Array:
+        """Normalises and activates x [..., C], any float dtype; statistics are float32.
+
+        Args:
+            x: the result of a layer, without its bias.
+            offset: [C], that bias; None is zero.
+            train: by the batch's statistics.
+        """
         shape = x.shape[-1:]
         scale = declare(self, "norm", "scale", ones, shape)
         bias = declare(self, "norm", "bias", zeros, shape)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         running_variance = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
-        options = {"activation": self.activation, "epsilon": self.epsilon}
+        options = {"activation": self.activation, "epsilon": self.epsilon, "offset": offset}
         if not train:
             return self.by_running(x, running_mean.value, running_variance.value, scale, bias, **options)
-        y, mean, variance = self.by_batch(x, scale, bias, **options)
+        y, mean, variance = self.by_batch(x, scale, bias, shift=running_mean.value, **options)
         if not self.is_initializing():
             count = x.size // x.shape[-1]
             unbiased = variance * (count / max(count - 1, 1))

@@ -41,7 +41,7 @@ class Block(nn.Module):
         """Applies the block."""
         y = NormAct("relu", name="norm_1")(x, train=train)
         if self.stride > 1 or x.shape[-1] != self.features:
-            x = Pointwise(self.features, use_bias=False, name="shortcut")(
+            x, _ = Pointwise(self.features, use_bias=False, name="shortcut")(
                 y[:, :: self.stride, :: self.stride]
             )
         y = self.convolution(self.features, stride=self.stride, name="conv_1")(y, train=train)
