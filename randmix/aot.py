@@ -68,7 +68,9 @@ class Needs:
 
 
 def report(config: ConfigDict, where: Slice, workdir: epath.PathLike) -> str:
-    """Compiles a run's steps for a slice, writes ``compile.json`` into the workdir and returns a table.
+    """Compiles a run's steps for a slice, writes what they need into the workdir and returns it as a table.
+
+    The workdir gets ``compile.json`` and, for each step, ``compiled_NAME.txt``, XLA's text of the program.
 
     Args:
         config: of the run.
@@ -80,7 +82,7 @@ def report(config: ConfigDict, where: Slice, workdir: epath.PathLike) -> str:
             chip has (the file is written, and the message says which batch would fit).
     """
     mesh = make_mesh(where)
-    needs = measure(config, mesh, where)
+    needs, texts = measure(config, mesh, where)
     content = {
         "topology": str(where),
         "chips": mesh.size,
@@ -91,7 +93,8 @@ def report(config: ConfigDict, where: Slice, workdir: epath.PathLike) -> str:
     }
     if too_large := [name for name, step in needs.items() if not step.fits]:
         content["batch_size_that_fits"] = batch_size_that_fits(config, mesh, where, needs)
-    _write(epath.Path(workdir), content)
+    texts = {f"compiled_{name}.txt": text for name, text in texts.items()}
+    _write(epath.Path(workdir), {**texts, FILE: json.dumps(content, indent=2) + "\n"})
     if too_large:
         raise UserError(_does_not_fit(config, where, needs[too_large[0]], too_large[0], content))
     return table(needs, where, mesh.size)
@@ -108,14 +111,24 @@ def make_mesh(where: Slice) -> jax.sharding.Mesh:
     return sharding.make_mesh(topology.devices)
 
 
-def measure(config: ConfigDict, mesh: jax.sharding.Mesh, where: Slice) -> dict[str, Needs]:
-    """Compiles each step of a run for the devices of a mesh; see ``train.lower_steps`` for their names."""
+def measure(
+    config: ConfigDict, mesh: jax.sharding.Mesh, where: Slice
+) -> tuple[dict[str, Needs], dict[str, str]]:
+    """Compiles each step of a run for the devices of a mesh.
+
+    Returns:
+        What each needs, and the compiled text of those that fit, by the names of ``train.lower_steps``.
+    """
     sharding.check_batch_size(config.batch_size, mesh)
-    lowered = train.lower_steps(config, runs.assemble(config), mesh)
-    return {name: _compile(step, where) for name, step in lowered.items()}
+    needs, texts = {}, {}
+    for name, lowered in train.lower_steps(config, runs.assemble(config), mesh).items():
+        needs[name], text = _compile(lowered, where)
+        if text is not None:
+            texts[name] = text
+    return needs, texts
 
 
-def _compile(lowered: jax.stages.Lowered, where: Slice) -> Needs:
+def _compile(lowered: jax.stages.Lowered, where: Slice) -> tuple[Needs, str | None]:
     began = time.monotonic()
     chip = where.chip
     try:
@@ -124,11 +137,11 @@ def _compile(lowered: jax.stages.Lowered, where: Slice) -> Needs:
         if not (needed := _OUT_OF_MEMORY.search(str(error))):
             raise
         memory = round(float(needed[1]) * _UNITS[needed[2]])
-        return Needs(memory, chip.memory_bytes, round(time.monotonic() - began, 1))
+        return Needs(memory, chip.memory_bytes, round(time.monotonic() - began, 1)), None
     seconds = time.monotonic() - began
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    flops, moved = cost["flops"], cost["bytes accessed"]
-    return Needs(
+    flops, moved, text = cost["flops"], cost["bytes accessed"], compiled.as_text()
+    needs = Needs(
         memory_bytes=memory.argument_size_in_bytes
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes
@@ -139,9 +152,10 @@ def _compile(lowered: jax.stages.Lowered, where: Slice) -> Needs:
         temporary_bytes=memory.temp_size_in_bytes,
         flops=flops,
         bytes_accessed=moved,
-        collectives=collectives(compiled.as_text()),
+        collectives=collectives(text),
         seconds=max(flops / chip.flops_per_second, moved / chip.bytes_per_second),
     )
+    return needs, text
 
 
 def collectives(compiled_text: str) -> dict[str, int]:
@@ -170,8 +184,8 @@ def batch_size_that_fits(
         smaller = config.copy_and_resolve_references()
         smaller.batch_size = batch_size
         lowered = train.lower_steps(smaller, runs.assemble(smaller), mesh)
-        needs = {name: _compile(lowered[name], where) for name, step in needs.items() if not step.fits}
-        if not needs or all(step.fits for step in needs.values()):
+        needs = {name: _compile(lowered[name], where)[0] for name, step in needs.items() if not step.fits}
+        if all(step.fits for step in needs.values()):
             return batch_size
     return None
 
@@ -209,10 +223,11 @@ def _does_not_fit(config: ConfigDict, where: Slice, step: Needs, name: str, cont
     )
 
 
-def _write(workdir: epath.Path, content: dict[str, Any]) -> None:
+def _write(workdir: epath.Path, files: dict[str, str]) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        artifacts.write_atomically(workdir / FILE, json.dumps(content, indent=2) + "\n")
+        for name, text in files.items():
+            artifacts.write_atomically(workdir / name, text)
     except OSError as error:
         raise UserError(
             f"{workdir}: can't be written ({error.strerror}); give a --workdir that you may write to"

@@ -48,14 +48,9 @@ def tune() -> str:
     return "malloc keeps its memory, 512-bit vectors preferred"
 
 
-def only_compile_for_tpu() -> str:
-    """Lets libtpu compile on a machine without a TPU; on one that has some, leaves them to other processes.
-
-    Returns:
-        What was done, as a phrase for the log.
-    """
+def only_compile_for_tpu() -> None:
+    """Lets libtpu compile on a machine without a TPU; on one that has some, leaves them to other processes."""
     os.environ.update(_COMPILE_ONLY)
-    return "libtpu compiles, and looks for no TPU"
 
 
 def _will_use_cpu() -> bool:

@@ -51,8 +51,9 @@ distributed.define_flags()
 def main(argv: list[str]) -> int:
     """Runs ``train`` with the parsed flags."""
     if _COMPILE_FOR.value is not None:
-        host.only_compile_for_tpu()
-    host_settings = host.tune() if _TUNE_HOST.value else "left as they are: --notune_host"
+        host.only_compile_for_tpu()  # and nothing that is meant for a CPU
+    else:
+        host_settings = host.tune() if _TUNE_HOST.value else "left as they are: --notune_host"
     # Only now what imports JAX.
     from randmix import config as configs
     from randmix import progress

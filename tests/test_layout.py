@@ -20,6 +20,7 @@ ALLOWED = {
     "sharding": {"errors"},
     "tasks": {"errors"},
     "host": set(),
+    "tpu": {"errors"},
     "preemption": set(),
     "progress": set(),
     "cli": {"errors"},

@@ -1,0 +1,160 @@
+"""A run's steps, compiled for a Cloud TPU slice on a machine without one."""
+
+import dataclasses
+import json
+
+import command
+import jax
+import pytest
+import small
+
+from randmix import aot, host, sharding, tpu
+from randmix.errors import UserError
+
+# As small as a step can be: the TPU's compiler takes its time.
+SMALL = (
+    "--config=configs/digits.py",
+    "--config.model.width=128",
+    "--config.model.depth=1",
+    "--config.precision=bfloat16",
+    "--config.data.data_dir=/nonexistent",  # nothing is read
+)
+
+
+def compile_for(name, *arguments, workdir):
+    return command.run("randmix.main", *SMALL, *arguments, f"--compile_for={name}", f"--workdir={workdir}")
+
+
+@pytest.fixture(scope="module")
+def chans(tmp_path_factory):
+    """How compiling the Chans steps for four chips ended, the file, and the compiled texts."""
+    workdir = tmp_path_factory.mktemp("chans")
+    done = compile_for("v5e:2x2", workdir=workdir)
+    assert done.status == 0, done.err
+    return (
+        done,
+        json.loads((workdir / "compile.json").read_text()),
+        (workdir / "compiled_train.txt").read_text(),
+    )
+
+
+def test_it_tells_what_each_step_needs(chans):
+    done, content, _ = chans
+    assert (content["topology"], content["chips"], content["batch_size"]) == ("v5e:2x2", 4, 64)
+    train, evaluation = content["train"], content["eval"]
+    for step in (train, evaluation):
+        assert 0 <= step["temporary_bytes"] < step["memory_bytes"] < step["limit_bytes"] == 15.75 * 2**30
+        assert step["seconds"] == max(step["flops"] / 197e12, step["bytes_accessed"] / 819e9)
+        assert step["compile_seconds"] > 0
+    # 16 images a chip: 64 pixels' products of 128 x 128 channels, forward and for both gradients.
+    assert train["flops"] > 3 * 2 * 16 * 64 * 128 * 128 > evaluation["flops"] / 3
+    for line in ("memory, GiB", "bytes moved, GB", "GFLOP", "all-reduce", "cloud.google.com/tpu/docs/v5e"):
+        assert line in done.out
+    assert content["device"] == {"kind": "TPU v5 lite", "platform": "tpu", "count": 4}
+
+
+def test_a_norm_exchanges_its_sums_once_each_way(chans):
+    _, content, _ = chans
+    # Three norms, forward and back, and the gradients with the metrics at the end.
+    assert content["train"]["collectives"] == {"all-reduce": 2 * 3 + 1}
+
+
+def test_the_program_is_the_tpus_own_and_frozen_filters_cost_no_gradient(chans):
+    _, _, text = chans
+    assert "feature_group_count=128" in text  # the grouped convolution, not the CPU's shifted sums
+    assert "depthwise_weight_gradient" not in text
+
+
+def test_the_data_set_is_no_part_of_the_program(chans):
+    _, _, text = chans
+    assert "u8[1437,8,8,1]" in text
+    assert max(map(len, text.splitlines())) < 20_000  # a constant would stand there digit by digit
+
+
+def test_a_single_chip_exchanges_nothing_and_learned_filters_cost_a_gradient(tmp_path):
+    done = compile_for("v5e:1x1", "--config.mode=full", workdir=tmp_path)
+    assert done.status == 0, done.err
+    assert json.loads((tmp_path / "compile.json").read_text())["train"]["collectives"] == {}
+    assert "depthwise_weight_gradient" in (tmp_path / "compiled_train.txt").read_text()
+
+
+def test_what_does_not_fit_is_said(tmp_path):
+    # A channel mixing of 65,536 x 65,536 weights in float32 alone is 16 GiB, with any batch.
+    done = compile_for("v5e:1x1", "--config.model.width=65536", workdir=tmp_path)
+    assert done.status == 2
+    content = json.loads((tmp_path / "compile.json").read_text())
+    assert content["train"]["memory_bytes"] > content["train"]["limit_bytes"]
+    assert content["batch_size_that_fits"] is None
+    assert done.err.startswith("randmix: config.batch_size: got 64, whose step 'train' needs ")
+    assert done.err.endswith(
+        " GiB of each of the 1 chips of v5e:1x1, allowed 15.75; no smaller batch was found that fits; "
+        "take larger chips\n"
+    )
+
+
+@pytest.mark.parametrize(("fixed", "allowed"), [(0, 90), (40, 60), (99, None)])
+def test_the_search_for_a_batch_ends_at_one_that_was_compiled(fixed, allowed, monkeypatch):
+    """A chip of 100 bytes, and steps that need ``fixed`` and one more for each example."""
+    chip = dataclasses.replace(tpu.CHIPS["v5e"], memory_bytes=100)
+    compiled = []
+
+    def lower_steps(config, parts, mesh):
+        return {"train": config.batch_size}
+
+    def compile_step(batch_size, where):
+        compiled.append(batch_size)
+        memory = fixed + batch_size
+        return aot.Needs(memory, 100, 1.0, flops=None if memory > 100 else 1.0), None
+
+    monkeypatch.setattr(aot.train, "lower_steps", lower_steps)
+    monkeypatch.setattr(aot, "_compile", compile_step)
+    config, where, mesh = (
+        small.config(batch_size=640),
+        tpu.Slice(chip, "2x2"),
+        sharding.make_mesh(jax.devices()[:4]),
+    )
+    needs = {"train": aot.Needs(fixed + 640, 100, 1.0)}
+    found = aot.batch_size_that_fits(config, mesh, where, needs)
+    if allowed is None:
+        assert found is None
+    else:
+        assert found == compiled[-1]
+        assert 0.5 * allowed < found <= allowed + 8
+        assert found % 4 == 0
+    assert len(compiled) <= 3
+
+
+def test_a_slice_that_does_not_exist(tmp_path):
+    done = compile_for("v5e:4x5", workdir=tmp_path / "run")
+    assert done.status == 2
+    assert done.err.startswith("randmix: --compile_for: got 'v5e:4x5', allowed v4:2x2x1, ")
+    assert done.err.endswith("did you mean 'v5e:4x8'?\n")
+    assert done.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_libtpu_one_line_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr(aot.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r'needs libtpu, .* run `pip install "jax\[tpu\]"`'):
+        aot.make_mesh(tpu.parse("v5e:2x2"))
+
+
+def test_a_batch_that_the_chips_cannot_share(tmp_path):
+    done = compile_for("v5e:2x2", "--config.batch_size=66", workdir=tmp_path / "run")
+    assert (done.status, done.err) == (
+        2,
+        "randmix: config.batch_size: got 66, which 4 devices can't share evenly; allowed is a multiple of 4\n",
+    )
+
+
+def test_a_machine_with_tpus_keeps_them_for_others(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "tpu,cpu")
+    for name in (
+        "TPU_SKIP_MDS_QUERY",
+        "TPU_ACCELERATOR_TYPE",
+        "TPU_WORKER_HOSTNAMES",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD",
+    ):
+        monkeypatch.setenv(name, "")
+    host.only_compile_for_tpu()
+    assert host.os.environ["JAX_PLATFORMS"] == "cpu"
