@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from randmix.ops import act_norm as operators
+from randmix.ops import pointwise as products
 from randmix.ops.act_norm import act_norm, act_norm_inference, norm_act, norm_act_inference
 from randmix.ops.pointwise import pointwise
 
@@ -77,6 +78,62 @@ def test_the_variance_survives_a_large_mean():
     x = draw((4096, 3), 0, mean=1000.0)
     _, _, variance = norm_act(x, jnp.ones(3), jnp.zeros(3))
     np.testing.assert_allclose(variance, x.astype(np.float64).var(0), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("mean", "shift"), [(3.0, 0.0), (100.0, 0.0), (100.0, 98.0)])
+def test_moments_in_one_pass_are_as_good_as_the_shift(mean, shift):
+    """The error that the module promises for bfloat16: 2^-24 (1 + (mean - shift)^2 / variance) and some rounding."""
+    x = jnp.asarray(draw((4096, 64), 0, mean), jnp.bfloat16)
+    _, got_mean, variance = norm_act(x, jnp.ones(64), jnp.zeros(64), shift=jnp.full(64, shift))
+    exact = np.asarray(x, np.float64)
+    np.testing.assert_allclose(got_mean, exact.mean(0), rtol=1e-6)
+    promised = 2**-24 * (1 + (exact.mean(0) - shift) ** 2 / exact.var(0)).max()
+    np.testing.assert_allclose(variance, exact.var(0), rtol=8 * promised)
+
+
+def test_a_constant_channel_has_no_negative_variance():
+    x = jnp.full((64, 3), 1.1, jnp.bfloat16)
+    y, _, variance = norm_act(x, jnp.ones(3), jnp.zeros(3), shift=jnp.full(3, 7.3))
+    assert (variance >= 0).all()
+    assert jnp.isfinite(y).all()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("order", ORDERS)
+def test_an_offset_is_added_first_and_has_its_gradient(order, dtype):
+    x, scale, bias, g = inputs()
+    offset, shift = draw(SHAPE[-1:], 6), draw(SHAPE[-1:], 7)
+    x, g = (jnp.asarray(a, dtype) for a in (x, g))
+
+    @jax.jit
+    def gradients(x, scale, bias, offset, shift):
+        def run(*a):
+            return ORDERS[order][0](*a[:3], activation="gelu", offset=a[3], shift=a[4])[0]
+
+        y, pull = jax.vjp(run, x, scale, bias, offset, shift)
+        return y, *pull(g)
+
+    y, dx, dscale, dbias, doffset, dshift = gradients(x, scale, bias, offset, shift)
+    wide = np.asarray(x, np.float64) + offset
+    expected = in_float64(order, "gelu", wide, scale, bias, np.asarray(g, np.float64))
+    rounding = 2e-5 if dtype == jnp.float32 else 2**-8
+    for got, reference in zip((y, dx), (expected[0], expected[3]), strict=True):
+        np.testing.assert_allclose(got.astype(jnp.float32), reference, rtol=rounding, atol=2e-5)
+    np.testing.assert_allclose(dscale, expected[4], rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(dbias, expected[5], rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(doffset, expected[3].reshape(-1, SHAPE[-1]).sum(0), rtol=2e-5, atol=5e-5)
+    assert not dshift.any()
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_bfloat16_exchanges_its_sums_once_each_way(order):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    x = jax.ShapeDtypeStruct((16, 3, 3, 4), jnp.bfloat16, sharding=split)
+    vector = jax.ShapeDtypeStruct((4,), jnp.float32)
+    text = result_and_gradients.lower(ORDERS[order][0], "gelu", x, vector, vector, x).compile().as_text()
+    assert text.count(" all-reduce(") == 2
+    assert "all-gather" not in text
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -164,6 +221,18 @@ def test_pointwise_is_a_matrix_product_for_every_pixel():
     expected = np.einsum("nhwc,co->nhwo", x.astype(np.float64), kernel.astype(np.float64))
     np.testing.assert_allclose(pointwise(x, kernel), expected, rtol=1e-5, atol=1e-5)
     assert jax.eval_shape(pointwise, x[:, :0], kernel).shape == (2, 0, 4, 6)
+
+
+def test_the_forms_for_each_platform_agree():
+    x, kernel = draw((2, 6, 9, 5), 0), draw((3, 3, 5, 4), 1)
+    patches = np.einsum(
+        "nhpwqc,pqco->nhwo", x.reshape(2, 2, 3, 3, 3, 5).astype(np.float64), kernel.astype(np.float64)
+    )
+    for form in (products._product_of_patches, products._strided_convolution, products.patch_product):
+        np.testing.assert_allclose(form(x, kernel), patches, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        products._flat_product(x, kernel[0, 0]), x @ kernel[0, 0], rtol=1e-5, atol=1e-5
+    )
 
 
 def test_pointwise_in_bfloat16_sums_in_float32():
