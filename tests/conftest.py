@@ -11,7 +11,9 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 import jax  # noqa: E402 (reads the two)
 import pytest  # noqa: E402
 
-# Before anything starts a backend.
+# Before anything starts a backend. Processes that tests start inherit the variable: with libtpu installed JAX would
+# first look for a TPU.
+os.environ["JAX_PLATFORMS"] = "cpu"
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from randmix.models import norms
 from randmix.ops import act_norm as operators
 from randmix.ops import pointwise as products
 from randmix.ops.act_norm import act_norm, act_norm_inference, norm_act, norm_act_inference
@@ -89,6 +90,18 @@ def test_moments_in_one_pass_are_as_good_as_the_shift(mean, shift):
     np.testing.assert_allclose(got_mean, exact.mean(0), rtol=1e-6)
     promised = 2**-24 * (1 + (exact.mean(0) - shift) ** 2 / exact.var(0)).max()
     np.testing.assert_allclose(variance, exact.var(0), rtol=8 * promised)
+
+
+@pytest.mark.parametrize("norm", [norms.ActNorm, norms.NormAct])
+def test_the_layer_takes_its_running_mean_for_the_shift(norm):
+    x = jnp.asarray(draw((4096, 64), 0, 100.0), jnp.bfloat16)
+    variables = {
+        "norm": {"scale": jnp.ones(64), "bias": jnp.zeros(64)},
+        "batch_stats": {"mean": jnp.full(64, 99.0), "var": jnp.zeros(64)},
+    }
+    _, updates = norm("identity").apply(variables, x, train=True, mutable=["batch_stats"])
+    exact = np.asarray(x, np.float64).var(0, ddof=1)
+    np.testing.assert_allclose(updates["batch_stats"]["var"], 0.1 * exact, rtol=5e-6)
 
 
 def test_a_constant_channel_has_no_negative_variance():
