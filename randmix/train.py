@@ -180,25 +180,30 @@ def lower_steps(
         "train" ("train_from_5" for a phase that begins after 5 steps), "eval" and, in a defended run, "eval_pgd".
     """
 
-    def whole(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.replicated(mesh))
+    def array(dtype: Any, *shape: int, split: bool = False) -> jax.ShapeDtypeStruct:
+        layout = sharding.split_batch(mesh) if split else sharding.replicated(mesh)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=layout)
 
     def data(examples: int) -> dict[str, jax.ShapeDtypeStruct]:
-        image = whole(jnp.uint8, examples, *parts.dataset.image_shape)
-        return {"image": image, "label": whole(jnp.int32, examples)}
+        """A whole set on every device, or a batch of a stream split over them."""
+        streamed = parts.dataset.streamed
+        n = config.batch_size if streamed else examples
+        image = array(jnp.uint8, n, *parts.dataset.image_shape, split=streamed)
+        return {"image": image, "label": array(jnp.int32, n, split=streamed)}
 
-    state = parts.abstract_state(mesh)
-    examples, test_examples = parts.train_examples, parts.dataset.test_examples
-    arguments = data(examples), whole(jnp.int32, examples), whole(jnp.uint32)
+    state, seed = parts.abstract_state(mesh), array(jnp.uint32)
+    order = None if parts.dataset.streamed else array(jnp.int32, parts.train_examples)
     lowered = {
         f"train_from_{phase.start_step}" if phase.start_step else "train": jit_train_step(
             config, parts, mesh, phase
-        ).lower(state, *arguments)
+        ).lower(state, data(parts.train_examples), order, seed)
         for phase in parts.phases
     }
+    test_examples = parts.dataset.test_examples
     tested = {"eval": test_examples, "eval_pgd": min(config.defense.pgd_examples, test_examples)}
+    mask = {"mask": array(jnp.bool_, config.batch_size, split=True)} if parts.dataset.streamed else {}
     for name, eval_step in jit_eval_steps(config, parts, mesh).items():
-        lowered[name] = eval_step.lower(state.variables, data(tested[name]), whole(jnp.int32))
+        lowered[name] = eval_step.lower(state.variables, data(tested[name]) | mask, array(jnp.int32))
     return lowered
 
 
