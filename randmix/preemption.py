@@ -5,7 +5,7 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import jax
 from jax.experimental import multihost_utils
@@ -25,7 +25,12 @@ class StopSignals:
 
     One process stops after the step in which the signal came. Several stop together: JAX's preemption service, which
     has SIGTERM since jax.distributed started, lets all know and settles the step; Ctrl-C is handed on to it.
+
+    They nest, as a sweep's does around that of each of its runs: all that are entered hear of a signal, and one that
+    is entered after it has heard of it from the start.
     """
+
+    _entered: ClassVar[list["StopSignals"]] = []
 
     def __init__(self) -> None:
         self._several = jax.process_count() > 1
@@ -33,13 +38,16 @@ class StopSignals:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignals":
+        self._requested = any(outer._requested for outer in self._entered)
         # Python delivers signals to the main thread only; in another one there is nothing to listen to.
-        if threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread() and not self._requested:
             listened = (signal.SIGINT,) if self._several else (signal.SIGTERM, signal.SIGINT)
             self._previous = {s: signal.signal(s, self._request) for s in listened}
+        self._entered.append(self)
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._entered.remove(self)
         self._restore()
 
     @property
@@ -80,8 +88,9 @@ class StopSignals:
             return result
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        self._requested = True
-        self._restore()
+        for stop in reversed(self._entered):
+            stop._requested = True
+            stop._restore()
         if self._several:
             signal.raise_signal(signal.SIGTERM)
 

@@ -240,7 +240,14 @@ class _Loop:
         saved = self.checkpoints.restore_latest(self.parts.abstract_state(self.mesh))
         if saved is not None:
             return saved
-        init = jax.jit(self.parts.init_state, out_shardings=sharding.replicated(self.mesh))
+        # On a CPU LLVM spends most of a minute on the random numbers of a ResNet's many kernels; at level 1 it is a
+        # tenth, and the same bits come out.
+        on_cpu = self.mesh.devices.flat[0].platform == "cpu"
+        init = jax.jit(
+            self.parts.init_state,
+            out_shardings=sharding.replicated(self.mesh),
+            compiler_options={"xla_backend_optimization_level": 1} if on_cpu else None,
+        )
         return init(np.uint32(self.config.seed))
 
     def run(

@@ -169,6 +169,21 @@ def prepare_command(name: str, data_dir: epath.PathLike | None = None) -> str:
     return f"python -m randmix.data.prepare {name}{option}"
 
 
+# What `keep_in_memory` keeps; None outside of it.
+_kept: dict[tuple[str, str], dict[str, np.ndarray]] | None = None
+
+
+@contextlib.contextmanager
+def keep_in_memory() -> Iterator[None]:
+    """Within it `load` reads a split once and then gives the same arrays, read-only: for many runs on few data sets."""
+    global _kept
+    outer, _kept = _kept, {} if _kept is None else _kept
+    try:
+        yield
+    finally:
+        _kept = outer
+
+
 def load(name: str, split: str, data_dir: epath.PathLike | None = None) -> dict[str, np.ndarray]:
     """Reads a whole split into memory.
 
@@ -197,7 +212,14 @@ def load(name: str, split: str, data_dir: epath.PathLike | None = None) -> dict[
         logging.getLogger(__name__).info("preparing %s in %s", name, resolve_data_dir(data_dir))
         prepare.prepare(name, data_dir, progress=False)
     require_prepared(name, data_dir)
-    return _read(data_set, split, data_dir)
+    if _kept is None:
+        return _read(data_set, split, data_dir)
+    key = (str(data_set.directory(data_dir)), split)
+    if key not in _kept:
+        _kept[key] = _read(data_set, split, data_dir)
+        for array in _kept[key].values():
+            array.setflags(write=False)
+    return dict(_kept[key])
 
 
 def class_names(name: str, data_dir: epath.PathLike | None = None) -> list[str]:
