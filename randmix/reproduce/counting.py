@@ -1,0 +1,128 @@
+"""E11: the parameters of the preset's models in each mode, counted, and held against equations 1 to 3."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
+
+from randmix import runs
+from randmix.data import catalog
+from randmix.models import counts, split
+from randmix.reproduce.plan import make_config
+from randmix.reproduce.presets import Preset, Settings
+from randmix.reproduce.records import Record, Records
+
+_KERNEL_SIZES = (3, 5, 7, 9)
+
+
+def rows(preset: Preset, overrides: Settings) -> list[dict[str, Any]]:
+    """A row for each model of E2 and E5, and for the first of each at several kernel sizes.
+
+    Returns:
+        Rows of ``model, data, width, depth, kernel_size``, trainable parameters ``full, chans, space``, and
+        ``standard``: what the same network has with dense convolutions, where each of its convolutions is separable.
+        ``differs`` is whether a count isn't what the equations, or the ConvMixer's closed form, say.
+    """
+    found = []
+    for settings in _models(preset):
+        config = make_config({**settings, **{k: v for k, v in overrides.items() if k.startswith("model.")}})
+        dataset = catalog.get(config.data.name)
+        model = runs.assemble(config).model
+        params = _parameters(model, dataset.image_shape)
+        trainable = counts.trainable(counts.parameters(model, dataset.image_shape))
+        separable = [*_separable(params)]
+        dense = sum(counts.standard(k, c, out) - counts.separable(k, c, out, m) for k, c, out, m in separable)
+        found.append(
+            {
+                "model": config.model.name,
+                "data": dataset.name,
+                "width": config.model.width,
+                "depth": config.model.depth,
+                "kernel_size": config.model.kernel_size,
+                **trainable,
+                "standard": trainable["full"] + dense if separable else None,
+                "differs": trainable != counts.trainable(_closed_form(config, params, dataset)),
+            }
+        )
+    return found
+
+
+def _models(preset: Preset) -> Iterator[Settings]:
+    seen = []
+    for experiment in ("E2", "E5"):
+        models = [run for run in preset.runs.get(experiment, ()) if run["mode"] == "chans"]
+        sizes = [{**run, "model.kernel_size": k} for run in models[:1] for k in _KERNEL_SIZES]
+        for run in (*models, *sizes):
+            shape = {key: value for key, value in run.items() if key.startswith(("model.", "data.name"))}
+            config = make_config(shape)
+            if config.model.to_dict() | {"data": config.data.name} not in seen:
+                seen.append(config.model.to_dict() | {"data": config.data.name})
+                yield shape
+
+
+def _parameters(model: nn.Module, image_shape: tuple[int, int, int]) -> Mapping[str, Any]:
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    return split(jax.eval_shape(model.init, jax.random.key(0), images))[0]
+
+
+def _separable(params: Mapping[str, Any]) -> Iterator[tuple[int, int, int, int]]:
+    """(k, C_in, C_out, m) of each separable convolution: a depthwise kernel [k, k, C, m] and its pointwise one."""
+    channel = flatten_dict(params["channel"], sep="/")
+    for path, kernel in flatten_dict(params["spatial"], sep="/").items():
+        if path.endswith("depthwise/kernel") and len(kernel.shape) == 4:
+            k, _, c, m = kernel.shape
+            pointwise = channel[path.replace("depthwise/kernel", "pointwise/kernel")]
+            yield k, c, pointwise.shape[-1], m
+
+
+def _closed_form(config: Any, params: Mapping[str, Any], dataset: catalog.DataSet) -> dict[str, int]:
+    """Parameters by role as the equations have them; norms, shortcuts and heads by their shapes."""
+    if config.model.name == "convmixer":
+        keys = ("width", "depth", "kernel_size", "patch_size")
+        return counts.convmixer(
+            **{key: config.model[key] for key in keys},
+            channels=dataset.image_shape[-1],
+            num_classes=dataset.num_classes,
+        )
+    separable = [*_separable(params)]
+    shortcuts = [
+        math.prod(x.shape)
+        for path, x in flatten_dict(params["channel"], sep="/").items()
+        if "shortcut" in path
+    ]
+    chans = sum(counts.chans(c, out, m) for _, c, out, m in separable)
+    spatial = sum(counts.separable(*layer) for layer in separable) - chans
+    others = {
+        role: sum(math.prod(x.shape) for x in jax.tree.leaves(params[role])) for role in ("norm", "head")
+    }
+    return {"spatial": spatial, "channel": chans + sum(shortcuts), **others}
+
+
+def records(rows: Sequence[Mapping[str, Any]], file: str) -> Records:
+    """The counts of each mode, and the two that claim 8 is judged by."""
+    found = Records()
+    for row in rows:
+        settings = {
+            "model.name": row["model"],
+            "data.name": row["data"],
+            **{f"model.{key}": row[key] for key in ("width", "depth", "kernel_size")},
+        }
+        found += (
+            Record("E11", mode, settings, 0, "trainable", row[mode], file)
+            for mode in ("full", "chans", "space")
+        )
+        found.append(Record("E11", "", settings, 0, "differs_from_equations", float(row["differs"]), file))
+    by_size: dict[tuple, set[int]] = {}
+    for row in rows:
+        by_size.setdefault(tuple(row[key] for key in ("model", "data", "width", "depth")), set()).add(
+            row["chans"]
+        )
+    for (model, data, width, depth), found_counts in by_size.items():
+        settings = {"model.name": model, "data.name": data, "model.width": width, "model.depth": depth}
+        changes = float(len(found_counts) > 1)
+        found.append(Record("E11", "", settings, 0, "depends_on_kernel_size", changes, file))
+    return found

@@ -1,0 +1,40 @@
+"""Published numbers of others that stand beside ours; none of them is ours, and no verdict uses them."""
+
+from typing import NamedTuple
+
+
+class Neighbour(NamedTuple):
+    """A pair of published test accuracies in per cent.
+
+    Attributes:
+        source: who, where.
+        model: of theirs.
+        data: data set, in this project's name.
+        frozen: accuracy with frozen random spatial mixing.
+        learned: with learned spatial mixing (RandFormer: with none, the identity).
+    """
+
+    source: str
+    model: str
+    data: str
+    frozen: float
+    learned: float
+
+
+_GAVRIKOV = "Gavrikov & Keuper, arXiv 2301.11360"
+_RANDFORMER = "MetaFormer Baselines, arXiv 2210.13452: RandFormer against IdentityFormer"
+
+NEIGHBOURS = (
+    Neighbour(_GAVRIKOV, "ResNet-20 x128, learned 1x1 combinations", "cifar10", 91.89, 91.39),
+    Neighbour(_GAVRIKOV, "ResNet-20 x128, learned 1x1 combinations", "cifar100", 61.31, 59.44),
+    Neighbour(_GAVRIKOV, "ResNet-20 x128, learned 1x1 combinations", "fashion_mnist", 93.65, 93.44),
+    Neighbour(_GAVRIKOV, "ResNet-18d x8, learned 1x1 combinations", "imagenet2012", 71.30, 71.88),
+    Neighbour(_GAVRIKOV, "ResNet-18d x64, learned 1x1 combinations", "imagenet2012", 72.46, 71.94),
+    Neighbour(_RANDFORMER, "S12; the second number is without mixing", "imagenet2012", 76.6, 74.6),
+    Neighbour(_RANDFORMER, "M48; the second number is without mixing", "imagenet2012", 81.4, 80.4),
+)
+
+
+def on(data_sets: set[str]) -> list[Neighbour]:
+    """Those on one of these data sets."""
+    return [neighbour for neighbour in NEIGHBOURS if neighbour.data in data_sets]

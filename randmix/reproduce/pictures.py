@@ -1,0 +1,121 @@
+"""Every figure of a report, drawn into one folder: those from records, and those of filters and images."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from etils import epath
+
+from randmix import plots
+from randmix.reproduce import figures, measurements, sweep
+from randmix.reproduce.experiments import EXPERIMENTS
+from randmix.reproduce.plan import Group, PlannedRun
+from randmix.reproduce.presets import Preset
+from randmix.reproduce.records import Records
+
+Draw = Callable[[], epath.Path | None]
+_SUFFIXES = ("png", "svg", "csv")
+
+
+def draw(
+    experiments: Sequence[str],
+    records: Records,
+    groups: Sequence[Group],
+    root: epath.PathLike,
+    preset: Preset,
+    folder: epath.Path,
+) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Draws what can be drawn as PNG and SVG, and its data as CSV.
+
+    Args:
+        experiments: whose figures.
+        records: every number there is.
+        groups: the sweep's runs.
+        root: its folder.
+        preset: how pictures are measured.
+        folder: to draw into.
+
+    Returns:
+        The names of the figures of each experiment, and why others couldn't be drawn, by their name.
+    """
+    drawn: dict[str, list[str]] = {experiment: [] for experiment in experiments}
+    missing = {}
+    for experiment in experiments:
+        kept = _kept(experiment, groups, root, preset)
+        for name in EXPERIMENTS[experiment].figures:
+            try:
+                if name in figures.DRAWN:
+                    with plots.style():
+                        picture = figures.DRAWN[name](records)
+                    names = [name] if picture else []
+                    if picture:
+                        plots.save(picture.figure, folder / name, picture.rows)
+                else:
+                    names = [*_copy(name, kept.get(name, []), folder)]
+            except Exception as error:  # one picture that fails must not take the report with it
+                missing[name] = f"{type(error).__name__}: {error}"
+                continue
+            drawn[experiment] += names
+            if not names:
+                missing[name] = "the runs that it needs aren't finished"
+    return drawn, missing
+
+
+def _copy(name: str, sources: Sequence[Callable[[], epath.Path]], folder: epath.Path) -> Iterator[str]:
+    for i, source in enumerate(sources):
+        bare, copy = source(), f"{name}-{i + 1}" if i else name
+        folder.mkdir(parents=True, exist_ok=True)
+        for suffix in _SUFFIXES:
+            file = bare.parent / f"{bare.name}.{suffix}"
+            if file.exists():
+                (folder / f"{copy}.{suffix}").write_bytes(file.read_bytes())
+        yield copy
+
+
+def _kept(
+    experiment: str, groups: Sequence[Group], root: epath.PathLike, preset: Preset
+) -> dict[str, list[Callable[[], epath.Path]]]:
+    """For each figure of filters or images the functions that give its files, without suffix."""
+    first = _first_finished(experiment, groups, root)
+    if experiment == "E1":
+        return {"E1": [lambda: measurements.random_banks(root, preset)[1]]}
+    if experiment in ("E7", "E8") and first:
+        plain = next((run for run in first if not run.settings.get("model.smoothing_index")), None)
+        if plain:
+
+            def smoothed(which: str) -> Callable[[], epath.Path]:
+                return lambda: measurements.smoothed_filters(plain, root, preset)[1][which]
+
+            names = {"E7-filters": "smoothing", "E8": "smoothing", "E8-profile": "smoothing_profile"}
+            return {name: [smoothed(which)] for name, which in names.items()}
+    if experiment == "E9" and first:
+        measurements.layers(first[0], root)
+        files = measurements.layer_pictures(first[0], root)
+        return {f"E9-{name}": [lambda file=file: file] for name, file in files.items()}
+    if experiment == "E10":
+        shown = _reconstructed(first)
+        return {"E10-reconstructions": [lambda g=g: measurements.reconstructions(g, root) for g in shown]}
+    return {}
+
+
+def _first_finished(experiment: str, groups: Sequence[Group], root: epath.PathLike) -> list[PlannedRun]:
+    """Of each group of an experiment the first seed that is finished."""
+    found = []
+    for group in groups:
+        if experiment in group[0].experiments:
+            found += [run for run in group if sweep.state(run, root).name == "finished"][:1]
+    return found
+
+
+def _reconstructed(runs: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
+    """For each data set the largest model of which the most modes are there, and the largest of all if it's another."""
+    by_size: dict[tuple, list[PlannedRun]] = {}
+    for run in runs:
+        model = run.config.model
+        size = (run.config.data.name, model.depth, model.kernel_size, model.width)
+        by_size.setdefault(size, []).append(run)
+    shown = []
+    for data in dict.fromkeys(size[0] for size in by_size):
+        here = [group for size, group in by_size.items() if size[0] == data]
+        most = max(here, key=lambda group: (len(group), group[0].cost))
+        largest = max(here, key=lambda group: (group[0].cost, len(group)))
+        shown += [most] if most is largest or largest[0].cost < 4 * most[0].cost else [most, largest]
+    return shown

@@ -1,0 +1,265 @@
+"""From a preset to the runs of a sweep: each once, in groups of seeds, with their costs, and parted into shards."""
+
+import ast
+import collections
+import dataclasses
+import functools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from randmix import artifacts
+from randmix import config as configs
+from randmix import runs as assembly
+from randmix.data import catalog
+from randmix.errors import UserError, did_you_mean
+from randmix.models import counts
+from randmix.reproduce.presets import Preset, Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedRun:
+    """A run of the sweep.
+
+    Attributes:
+        name: the fingerprint of its config, and the name of its folder.
+        config: the whole config.
+        settings: what the preset and the command line say of it, flat, and its seed.
+        experiments: that take it.
+        cost: multiply-adds of its forward passes in training.
+    """
+
+    name: str
+    config: ConfigDict
+    settings: Mapping[str, Any]
+    experiments: tuple[str, ...]
+    cost: float
+
+    def folder(self, root: epath.PathLike) -> epath.Path:
+        """Its workdir."""
+        return epath.Path(root) / "runs" / self.name
+
+    @property
+    def title(self) -> str:
+        """What it is, in a few words."""
+        return describe(self.settings)
+
+
+Group = tuple[PlannedRun, ...]  # runs that differ in their seed only
+
+
+def describe(settings: Mapping[str, Any]) -> str:
+    """The settings in which the runs of a preset differ, in a few words.
+
+    >>> describe({"model.name": "resnet", "model.depth": 2, "mode": "chans", "data.name": "digits", "seed": 1})
+    'digits resnet depth 2 chans seed 1'
+    """
+    words = [str(settings.get("data.name", "digits"))]
+    words += ["un-shuffling"] if settings.get("task") == "unshuffling" else []
+    words.append(str(settings["model.name"]))
+    for key, name in (("width", "width"), ("depth", "depth"), ("kernel_size", "k")):
+        words += [f"{name} {settings[f'model.{key}']}"] if f"model.{key}" in settings else []
+    words.append(f"fraction {share:g}" if 0 < (share := learned_share(settings)) < 1 else settings["mode"])
+    words += [settings["model.filters"]] if "model.filters" in settings else []
+    words += [f"index {settings['model.smoothing_index']:g}"] if settings.get("model.smoothing_index") else []
+    words += ["defended"] if settings.get("defense.epsilon") else []
+    return " ".join([*words, f"seed {settings['seed']}"])
+
+
+def learned_share(settings: Mapping[str, Any]) -> float:
+    """The share of the spatial filters that a run learns, from 0 (Chans) to 1 (Full and Space)."""
+    if settings.get("groups") is None:
+        return float(settings["mode"] != "chans")
+    (share,) = re.findall(r"fraction\(role\('spatial'\), ([0-9.]+)\)", repr(settings["groups"]))
+    return float(share)
+
+
+def parse_overrides(texts: Sequence[str]) -> Settings:
+    """``["epochs=2", "data.subset=0.1"]`` to keys and values; a value that is no Python literal is a text.
+
+    Raises:
+        UserError: something without "=".
+    """
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UserError(
+                f"--override: got {text!r}, allowed is KEY=VALUE, for example --override=data.subset=0.1,epochs=2"
+            )
+        try:
+            found[key.strip()] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[key.strip()] = value
+    return found
+
+
+def split_overrides(preset: Preset, overrides: Settings) -> tuple[Preset, Settings]:
+    """Takes those of the attack ("attack.examples") out, into the preset.
+
+    Raises:
+        UserError: a key that neither an attack nor any config has, or one in which the preset's runs differ.
+    """
+    attack, rest = dict(preset.attack), {}
+    families = {run["model.name"] for runs in preset.runs.values() for run in runs}
+    known = {key for family in families for key in configs.flatten(configs.default(family))}
+    varied = {key for runs in preset.runs.values() for key in _varied(runs)} | {"seed", "model.name"}
+    for key, value in overrides.items():
+        if key.startswith("attack."):
+            name = key.removeprefix("attack.")
+            if name not in attack or type(value) is not type(attack[name]):
+                allowed = ", ".join(f"attack.{name}={value}" for name, value in attack.items())
+                raise UserError(f"--override: got {key}={value!r}, allowed are {allowed} and the like")
+            attack[name] = value
+        elif key in varied:
+            raise UserError(f"--override: {key} is what the experiments vary; allowed are the other keys")
+        elif key not in known:
+            raise UserError(
+                f"--override: no config has the key {key!r}{did_you_mean(key, known)}; see randmix/config.py"
+            )
+        else:
+            rest[key] = value
+    return dataclasses.replace(preset, attack=attack), rest
+
+
+def _varied(runs: Sequence[Settings]) -> set[str]:
+    """The keys in which the runs of one model and task differ."""
+    families = collections.defaultdict(list)
+    for run in runs:
+        families[run["model.name"], run.get("task")].append(run)
+    keys = {key for run in runs for key in run}
+    return {
+        key for family in families.values() for key in keys if len({repr(r.get(key)) for r in family}) > 1
+    }
+
+
+def build(
+    preset: Preset,
+    experiments: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    overrides: Settings | None = None,
+    data_dir: str | None = None,
+) -> list[Group]:
+    """The runs of a sweep, grouped by all but their seed, in the order of the experiments.
+
+    Every config is assembled, which finds mistakes before anything is trained.
+
+    Args:
+        preset: whose runs.
+        experiments: of the preset.
+        seeds: of every run.
+        overrides: keys of the config that replace the preset's values, where a run's model has the key.
+        data_dir: where TFDS keeps its data sets; None for its default.
+
+    Raises:
+        UserError: a config that no run could have, or a data set that isn't prepared.
+    """
+    users: dict[str, list[str]] = collections.defaultdict(list)
+    wanted: dict[str, Settings] = {}
+    for experiment in experiments:
+        for settings in preset.runs[experiment]:
+            settings = _overridden(settings, overrides or {})
+            name = configs.fingerprint(make_config({**settings, "seed": 0}))
+            wanted.setdefault(name, settings)
+            if experiment not in users[name]:
+                users[name].append(experiment)
+    groups = []
+    for name, settings in wanted.items():
+        cost = _cost(make_config({**settings, "seed": 0}), data_dir)
+        groups.append(
+            tuple(_planned({**settings, "seed": seed}, users[name], cost, data_dir) for seed in seeds)
+        )
+    return groups
+
+
+def _planned(settings: Settings, experiments: Sequence[str], cost: float, data_dir: str | None) -> PlannedRun:
+    config = make_config(settings)
+    if data_dir:
+        config.data.data_dir = data_dir
+    return PlannedRun(configs.fingerprint(config), config, settings, tuple(experiments), cost)
+
+
+def make_config(settings: Mapping[str, Any]) -> ConfigDict:
+    """The config of a flat dict of settings.
+
+    Raises:
+        UserError: a key that the model's configs don't have, or a value of another type.
+    """
+    config = configs.default(settings["model.name"])
+    try:
+        config.update_from_flattened_dict(settings)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"preset or --override: {str(error).splitlines()[0]}") from error
+    return config
+
+
+def _overridden(settings: Settings, overrides: Settings) -> Settings:
+    own = configs.flatten(configs.default(settings["model.name"]))
+    return settings | {key: value for key, value in overrides.items() if key in own}
+
+
+def _cost(config: ConfigDict, data_dir: str | None) -> float:
+    dataset = catalog.get(config.data.name)
+    if not dataset.embedded:
+        catalog.require_prepared(config.data.name, data_dir)
+    parts = assembly.assemble(config)
+    return float(_multiply_adds(parts.model, dataset.image_shape) * parts.total_steps * config.batch_size)
+
+
+@functools.cache
+def _multiply_adds(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    return sum(counts.multiply_adds(model, image_shape).values())
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """``"3/8"`` to (3, 8): the third of eight jobs.
+
+    Raises:
+        UserError: anything else than i/n with 1 <= i <= n.
+    """
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    i, n = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= i <= n:
+        raise UserError(f"--shard: got {text!r}, allowed is i/n with i from 1 to n, for example --shard=3/8")
+    return i, n
+
+
+def shard(groups: Iterable[Group], i: int, n: int) -> list[Group]:
+    """The groups that job i of n takes: the costliest first, each to the job with the least so far.
+
+    It depends on the groups alone, so that n jobs that know nothing of each other part them.
+    """
+    loads, mine = [0.0] * n, []
+    for group in sorted(groups, key=lambda group: (-group[0].cost, group[0].name)):
+        taker = loads.index(min(loads))
+        # A run costs something, its compilation, also where its model is tiny.
+        loads[taker] += len(group) * max(group[0].cost, 1.0)
+        if taker == i - 1:
+            mine.append(group)
+    return mine
+
+
+def table(groups: Sequence[Group], root: epath.PathLike) -> str:
+    """The runs, a line each, with what they are, their cost and whether they are finished."""
+    lines = [f"{'run':8}  {'10^9 MAC':>12}  {'steps':>9}  experiments  what"]
+    total = left = 0.0
+    for run in (run for group in groups for run in group):
+        done = (run.folder(root) / artifacts.RESULT).exists()
+        total += run.cost
+        left += 0 if done else run.cost
+        steps = assembly.assemble(run.config).total_steps
+        lines.append(
+            f"{run.name:8}  {run.cost / 1e9:12,.4g}  {steps:9,}  {'+'.join(run.experiments):11}  {run.title}"
+            f"{'  (finished)' if done else ''}"
+        )
+    runs = sum(map(len, groups))
+    lines.append(
+        f"{runs} runs, {total / 1e12:.3g} x 10^12 multiply-adds of forward passes (images x epochs x the model's), "
+        f"{left / 1e12:.3g} x 10^12 of them to do; training takes about three times as many, and attacks come on top"
+    )
+    return "\n".join(lines)

@@ -1,0 +1,329 @@
+"""The report: index.html, results.csv, verdicts.json and figures/, written whole or not at all."""
+
+import base64
+import csv
+import dataclasses
+import datetime
+import io
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from randmix import artifacts
+from randmix.reproduce import claims, counting, locks, measurements, neighbours, pictures, sweep, tables
+from randmix.reproduce.claims import CLAIMS, Effect
+from randmix.reproduce.experiments import EXPERIMENTS
+from randmix.reproduce.plan import Group
+from randmix.reproduce.presets import Preset, Settings
+from randmix.reproduce.records import Records, collect, of_banks
+
+_TEMPLATE = "report.html.j2"
+_COLUMNS = ("experiment", "claim", "mode", "size", "seed", "metric", "value", "run")
+_SIZES = ("model.name", "model.width", "model.depth", "model.kernel_size", "model.filters")
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What was written.
+
+    Attributes:
+        folder: where.
+        verdicts: of each claim, by its id.
+        problems: what failed or is missing, a line each.
+    """
+
+    folder: Path
+    verdicts: Mapping[str, str]
+    problems: Sequence[str]
+
+
+def write(
+    root: Path,
+    preset: Preset,
+    experiments: Sequence[str],
+    groups: Sequence[Group],
+    *,
+    overrides: Settings,
+    command: str,
+) -> Report | None:
+    """Judges, draws and writes what the folder of a sweep holds into its report/.
+
+    It's made beside its place and renamed at the end, so that no half of it is ever taken for the whole.
+
+    Args:
+        root: the sweep's folder.
+        preset: of the sweep.
+        experiments: that were asked for.
+        groups: all runs of the sweep, also those of other shards.
+        overrides: what the command line changed of the preset.
+        command: the command line, for the page.
+
+    Returns:
+        The report; None where another process is writing it.
+    """
+    with locks.try_lock(root / "report-lock") as mine:
+        if not mine:
+            return None
+        for left in root.glob("report.new-*"):  # by a process that was killed
+            shutil.rmtree(left)
+        folder = Path(tempfile.mkdtemp(prefix="report.new-", dir=root))
+        folder.chmod(0o755)
+        found = _fill(folder, root, preset, experiments, groups, overrides, command)
+        place, old = root / "report", root / "report.new-old"
+        if place.exists():
+            place.rename(old)
+        folder.rename(place)
+        shutil.rmtree(old, ignore_errors=True)
+        return dataclasses.replace(found, folder=place)
+
+
+def _fill(
+    folder: Path,
+    root: Path,
+    preset: Preset,
+    experiments: Sequence[str],
+    groups: Sequence[Group],
+    overrides: Settings,
+    command: str,
+) -> Report:
+    records = collect(groups, root, preset)
+    problems = [*_problems(groups, root)]
+    counted: list[dict[str, Any]] = []
+    if "E1" in experiments:
+        rows, bare = measurements.random_banks(root, preset)
+        records += of_banks(rows, f"pictures/{bare.name}.json")
+    if "E11" in experiments:
+        name = f"counts-{measurements.key(preset.name, _models_key(preset), sorted(map(str, overrides.items())))}"
+        file = root / "measurements" / f"{name}.json"
+        counted = measurements.kept(file, lambda: counting.rows(preset, overrides))
+        records += counting.records(counted, f"measurements/{name}.json")
+    judged = claims.judge(records, experiments)
+    drawn, missing = pictures.draw(experiments, records, groups, root, preset, folder / "figures")
+    problems += [f"figure {name}: {reason}" for name, reason in missing.items()]
+    (folder / "results.csv").write_text(_csv(records))
+    (folder / "verdicts.json").write_text(json.dumps(_verdicts(judged), indent=2) + "\n")
+    page = {
+        "preset": preset,
+        "experiments": [_section(id, records, judged, drawn[id], counted, folder) for id in experiments],
+        "claims": [_claim(id, *judged[id]) for id in judged],
+        "left_out": [claim for claim in CLAIMS.values() if claim.id not in judged],
+        "method": claims.__doc__,
+        "overrides": overrides,
+        "command": command,
+        "problems": problems,
+        "checks": _failed_checks(groups, root, preset),
+        "facts": _facts(groups, root),
+        "runs": [_row(group, root) for group in groups],
+        "neighbours": neighbours.NEIGHBOURS,
+    }
+    (folder / "index.html").write_text(_environment().get_template(_TEMPLATE).render(page))
+    return Report(folder, {id: verdict for id, (verdict, _) in judged.items()}, problems)
+
+
+def _models_key(preset: Preset) -> list[str]:
+    """What E11 counts, as texts: another table of models is another file."""
+    return [repr(sorted(run.items())) for id in ("E2", "E5") for run in preset.runs.get(id, ())]
+
+
+def _problems(groups: Sequence[Group], root: Path) -> Sequence[str]:
+    for run in (run for group in groups for run in group):
+        state = sweep.state(run, root)
+        if state.name == "failed":
+            yield f"run {run.name} ({'+'.join(run.experiments)}: {run.title}) failed: {state.reason}"
+        elif state.name != "finished":
+            yield f"run {run.name} ({'+'.join(run.experiments)}: {run.title}) isn't finished"
+        for name, reason in measurements.failures(run, root).items():
+            yield f"run {run.name} ({run.title}): {name} failed: {reason}"
+
+
+def _failed_checks(groups: Sequence[Group], root: Path, preset: Preset) -> dict[str, Any]:
+    """The sanity checks on accuracy under attack: how many of each passed, stayed open, and failed where."""
+    counts: dict[str, dict[str, int]] = {}
+    failed = []
+    for run in (run for group in groups for run in group):
+        file = measurements.attacks_file(run, root, preset)
+        if not file.exists():
+            continue
+        for check in measurements.kept(file, dict)["checks"]:
+            verdict = {True: "passed", False: "failed", None: "open"}[check["passed"]]
+            row = counts.setdefault(check["claim"], {"passed": 0, "failed": 0, "open": 0})
+            row[verdict] += 1
+            if verdict == "failed":
+                failed.append(f"{run.name} ({run.title}): {check['claim']}: {check['detail']}")
+    return {"counts": counts, "failed": failed}
+
+
+def _facts(groups: Sequence[Group], root: Path) -> dict[str, Any]:
+    runs = [run for group in groups for run in group]
+    results = {run.name: artifacts.read_result(run.folder(root)) for run in runs}
+    finished = [result for result in results.values() if result]
+    seconds = sum(result["wall_seconds"] for result in finished)
+    return {
+        **measurements.provenance(finished),
+        "finished": len(finished),
+        "runs": len(runs),
+        "seeds": sorted({run.settings["seed"] for run in runs}),
+        "time": str(datetime.timedelta(seconds=round(seconds))),
+        "cost": sum(run.cost for run in runs if results[run.name]),
+        "data": sorted({run.config.data.name for run in runs}),
+        "written": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def _row(group: Group, root: Path) -> dict[str, Any]:
+    """A line of the appendix: what a group of seeds is, and its runs."""
+    results = [artifacts.read_result(run.folder(root)) for run in group]
+    seconds = [result["wall_seconds"] for result in results if result]
+    return {
+        "name": group[0].name,
+        "title": group[0].title.rpartition(" seed ")[0],
+        "experiments": " ".join(group[0].experiments),
+        "runs": [(run.settings["seed"], run.name, sweep.state(run, root).name) for run in group],
+        "seconds": f"{sum(seconds) / len(seconds):.0f}" if seconds else "",
+        "cost": f"{group[0].cost / 1e9:,.1f}",
+    }
+
+
+def _section(
+    id: str,
+    records: Records,
+    judged: Mapping[str, tuple[str, list[Effect]]],
+    names: Sequence[str],
+    counted: Sequence[Mapping[str, Any]],
+    folder: Path,
+) -> dict[str, Any]:
+    experiment = EXPERIMENTS[id]
+    data = {record.settings.get("data.name") for record in records.where(id)}
+    return {
+        "experiment": experiment,
+        "claims": [_claim(claim, *judged[claim]) for claim in experiment.claims if claim in judged],
+        "figures": [(name, _data_uri(folder / "figures", name)) for name in names],
+        "tables": tables.build(id, records, counted),
+        "neighbours": neighbours.on(data) if id in ("E2", "E5") else [],
+    }
+
+
+def _claim(id: str, verdict: str, effects: Sequence[Effect]) -> dict[str, Any]:
+    return {"claim": CLAIMS[id], "verdict": verdict, "effects": effects, "summary": summary(effects)}
+
+
+def summary(effects: Sequence[Effect]) -> str:
+    """The effects on one line: the one that is, or the least and the most of them, and how many came out how."""
+    known = [effect for effect in effects if not math.isnan(effect.interval.mean)]
+    if not known:
+        return "nothing to compare yet"
+    if len(effects) == 1:
+        return in_words(effects[0])
+    # By their distance from the threshold: the effect that speaks least for the claim.
+    worst = min(known, key=lambda e: (e.interval.mean - e.threshold) * (1 if e.wants == ">" else -1))
+    outcomes = [effect.outcome for effect in effects]
+    counts = ", ".join(f"{outcomes.count(o)} {o}" for o in dict.fromkeys(outcomes))
+    return f"{counts} of {len(effects)} effects; the least favourable: {in_words(worst)}"
+
+
+def in_words(effect: Effect) -> str:
+    """An effect on one line."""
+    what = f"{effect.what} ({effect.condition})"
+    return f"{what} {number(effect.interval.mean)} {effect.unit}, {interval_in_words(effect)}"
+
+
+def interval_in_words(effect: Effect) -> str:
+    """The interval of an effect, or why there is none."""
+    if effect.interval.n < 2 or math.isnan(effect.interval.mean):
+        return f"no interval, n = {effect.interval.n}"
+    low, high = number(effect.interval.low), number(effect.interval.high)
+    return f"[{low}, {high}], n = {effect.interval.n}"
+
+
+def number(value: float) -> str:
+    r"""A number with two decimals, and a true minus sign.
+
+    >>> number(-1.234) == "\N{MINUS SIGN}1.23"
+    True
+    """
+    if math.isnan(value):
+        return "n/a"
+    return f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _verdicts(judged: Mapping[str, tuple[str, list[Effect]]]) -> dict[str, Any]:
+    """What verdicts.json holds; numbers that aren't finite are null."""
+    return {
+        id: {
+            "claim": CLAIMS[id].text,
+            "source": CLAIMS[id].source,
+            "verdict": verdict,
+            "definition": CLAIMS[id].definition,
+            "effects": [_finite(dataclasses.asdict(effect)) for effect in effects],
+        }
+        for id, (verdict, effects) in judged.items()
+    }
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _csv(records: Records) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for record in records:
+        writer.writerow(
+            {
+                "experiment": record.experiment,
+                "claim": " ".join(EXPERIMENTS[record.experiment].claims),
+                "mode": record.mode,
+                "size": _size(record.settings),
+                "seed": record.seed,
+                "metric": record.metric,
+                "value": f"{record.value:.6g}",
+                "run": record.run,
+            }
+        )
+    return text.getvalue()
+
+
+def _size(settings: Mapping[str, Any]) -> str:
+    """Everything but mode and seed that tells one number from another, as "key=value" with spaces between."""
+    shown = [("data", settings.get("data.name"))]
+    shown += [(key.rpartition(".")[2], settings.get(key)) for key in _SIZES]
+    shown += [(key, settings.get(key)) for key in ("epsilon", "layer", "filters")]
+    if settings.get("model.smoothing_index"):
+        shown.append(("smoothing_index", settings["model.smoothing_index"]))
+    if settings.get("defense.epsilon"):
+        shown.append(("defended", settings["defense.epsilon"]))
+    if 0 < settings.get("share", 0) < 1:
+        shown.append(("share", settings["share"]))
+    return " ".join(f"{key}={value}" for key, value in shown if value is not None)
+
+
+def _data_uri(folder: Path, name: str) -> str:
+    """Lines as SVG; filters and images, of which an SVG would hold the same pixels, as PNG."""
+    from randmix.reproduce import figures
+
+    suffix, kind = ("svg", "svg+xml") if name in figures.DRAWN else ("png", "png")
+    content = base64.b64encode((folder / f"{name}.{suffix}").read_bytes()).decode()
+    return f"data:image/{kind};base64,{content}"
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("randmix.reproduce", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"number": number, "interval": interval_in_words}
+    return environment

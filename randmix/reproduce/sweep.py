@@ -1,0 +1,181 @@
+"""Takes the groups of a plan one after the other: trains and measures what isn't there yet.
+
+A run's state is what its folder says, so that any number of calls, one after the other or at once, add up:
+
+    result.json     trained to the end
+    failed.json     failed, and why; it's tried again by the next call
+    checkpoints/    begun
+    lock            held while a process works on it
+"""
+
+import contextlib
+import datetime
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from etils import epath
+
+from randmix import artifacts
+from randmix.data import catalog
+from randmix.preemption import Preempted, StopSignals
+from randmix.reproduce import locks
+from randmix.reproduce.plan import Group, PlannedRun
+from randmix.reproduce.training import train_seeds
+
+FAILED = "failed.json"
+Say = Callable[[str], None]
+Measure = Callable[[PlannedRun, StopSignals], None]
+
+
+class State(NamedTuple):
+    """What has become of a run: "finished", "failed", "begun" or "missing", and why."""
+
+    name: str
+    reason: str = ""
+
+
+def state(run: PlannedRun, root: epath.PathLike) -> State:
+    """What a run's folder says of it."""
+    folder = run.folder(root)
+    if (folder / artifacts.RESULT).exists():
+        return State("finished")
+    if (folder / FAILED).exists():
+        return State("failed", json.loads((folder / FAILED).read_text())["reason"])
+    return State("begun" if (folder / artifacts.CONFIG).exists() else "missing")
+
+
+def execute(
+    groups: Sequence[Group],
+    root: epath.PathLike,
+    *,
+    measure: Measure = lambda run, stop: None,
+    say: Say = lambda line: print(line, flush=True),
+) -> None:
+    """Trains and measures all runs; what fails is written down and passed over.
+
+    A run that another process has locked is left to it. Come back for it by calling again.
+
+    Args:
+        groups: runs that differ only in their seed stand together.
+        root: the sweep's folder.
+        measure: what is done with a finished run, under its lock.
+        say: takes a line for the user.
+
+    Raises:
+        Preempted: SIGTERM or SIGINT came; everything is saved, and the same call goes on.
+    """
+    progress = _Progress(groups, root, say)
+    with StopSignals() as stop, catalog.keep_in_memory():
+        for group in groups:
+            with contextlib.ExitStack() as stack:
+                mine = [run for run in group if stack.enter_context(locks.try_lock(run.folder(root)))]
+                progress.begin(group, mine)
+                _train(mine, root)
+                for run in mine:
+                    _check(stop, progress)
+                    if state(run, root).name == "finished":
+                        measure(run, stop)
+                progress.end(mine, root)
+            _check(stop, progress)
+
+
+def _train(runs: Sequence[PlannedRun], root: epath.PathLike) -> None:
+    unfinished = [run for run in runs if state(run, root).name != "finished"]
+    if not unfinished:
+        return
+    reasons = train_seeds([run.config for run in unfinished], [run.folder(root) for run in unfinished])
+    for run, reason in zip(unfinished, reasons, strict=True):
+        file = run.folder(root) / FAILED
+        if reason is not None:
+            artifacts.write_atomically(file, json.dumps({"reason": reason}) + "\n")
+        elif file.exists():
+            file.unlink()
+
+
+def _check(stop: StopSignals, progress: "_Progress") -> None:
+    if stop.requested:
+        raise Preempted(f"stopped and saved after {progress.done} of {progress.total} runs")
+
+
+class _Progress:
+    """Says which runs come next and how long the rest may take."""
+
+    def __init__(self, groups: Sequence[Group], root: epath.PathLike, say: Say):
+        self.total = sum(map(len, groups))
+        self.done = 0
+        self.say = say
+        before = [run for group in groups for run in group if state(run, root).name == "finished"]
+        self.finished_before = {run.name for run in before}
+        if before:
+            say(f"{len(before)} of {self.total} runs were finished before")
+        self.costs = {run.name: _work(run) for group in groups for run in group}
+        self.seconds = self.work = 0.0
+        self.began = 0.0
+
+    def begin(self, group: Group, mine: Sequence[PlannedRun]) -> None:
+        self.began = time.monotonic()
+        if len(mine) < len(group):
+            self.say(
+                f"{len(group) - len(mine)} seeds of {group[0].title}: another process has them; left to it"
+            )
+        new = [run for run in mine if run.name not in self.finished_before]
+        if new:
+            seeds = ",".join(str(run.settings["seed"]) for run in new)
+            title = new[0].title.rpartition(" seed ")[0]
+            place = f"{self.done + 1}" if len(group) == 1 else f"{self.done + 1}-{self.done + len(group)}"
+            self.say(
+                f"run {place} of {self.total}  {'+'.join(new[0].experiments)}  {title}  seed {seeds}  "
+                f"{self.time_left()}log: runs/{new[0].name}/log.txt"
+            )
+        self.done += len(group)
+
+    def end(self, mine: Sequence[PlannedRun], root: epath.PathLike) -> None:
+        new = [run for run in mine if run.name not in self.finished_before]
+        for run in mine:
+            self.costs.pop(run.name)
+            if (after := state(run, root)).name == "failed":
+                self.say(f"FAILED  {run.title}: {after.reason}")
+        if new:
+            self.seconds += time.monotonic() - self.began
+            self.work += sum(map(_work, new))
+
+    def time_left(self) -> str:
+        """From the time that the work so far took; nothing before anything is done."""
+        if not self.work:
+            return ""
+        left = sum(cost for name, cost in self.costs.items() if name not in self.finished_before)
+        seconds = round(self.seconds / self.work * left)
+        return f"about {datetime.timedelta(seconds=seconds)} left  "
+
+
+def _work(run: PlannedRun) -> float:
+    # Compiling and starting take as long as some 10 GMAC of training do on two CPU cores.
+    return run.cost + 1e10
+
+
+@contextlib.contextmanager
+def compiled_programs_kept(root: epath.PathLike) -> Iterator[None]:
+    """Keeps compiled programs in the sweep's folder: runs that differ only in their seed, and a sweep that goes on,
+    compile nothing twice. In a folder for each machine, since a program for one CPU may not run on another.
+    """
+    import platform
+
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    keys = {
+        "jax_compilation_cache_dir": str(epath.Path(root) / "compiled" / platform.node()),
+        "jax_persistent_cache_min_compile_time_secs": 0.2,
+    }
+    before = {key: getattr(jax.config, key) for key in keys}
+    try:
+        for key, value in keys.items():
+            jax.config.update(key, value)
+        compilation_cache.reset_cache()  # what has compiled before has settled where the cache is
+        yield
+    finally:
+        for key, value in before.items():
+            jax.config.update(key, value)
+        compilation_cache.reset_cache()
