@@ -23,8 +23,14 @@ class Done(NamedTuple):
     err: str
 
 
-def run(module: str, *arguments: object, env: dict[str, str] | None = None, cwd: Path = REPOSITORY) -> Done:
-    """``python -m module arguments...``, to its end."""
+def run(
+    module: str,
+    *arguments: object,
+    env: dict[str, str] | None = None,
+    cwd: Path = REPOSITORY,
+    limit: float = 120,
+) -> Done:
+    """``python -m module arguments...``, to its end within so many seconds."""
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         environment = {"JAX_PLATFORMS": "cpu", "TFDS_DATA_DIR": os.environ["TFDS_DATA_DIR"], **(env or {})}
@@ -33,8 +39,8 @@ def run(module: str, *arguments: object, env: dict[str, str] | None = None, cwd:
             args=(module, [str(a) for a in arguments], str(out), str(err), environment, str(cwd)),
         )
         process.start()
-        process.join(120)
-        assert process.exitcode is not None, f"{module} {arguments}: still running after 120 s"
+        process.join(limit)
+        assert process.exitcode is not None, f"{module} {arguments}: still running after {limit} s"
         return Done(process.exitcode, out.read_text(), err.read_text())
 
 

@@ -21,6 +21,7 @@ The words, in numbers:
 
 import dataclasses
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -200,10 +201,10 @@ def _order_of_banks(records: Records) -> list[Effect]:
     names = {"random": "Different", "same": "Same", "box": "Box", "identity": "Identity"}
     chans = records.where("E3", "accuracy", mode="chans")
     effects = []
-    for better, worse in zip([*names][:-1], [*names][1:], strict=True):
-        pair = (chans.where("E3", model__filters=bank) for bank in (better, worse))
-        labels = (names[better], names[worse])
-        effects.append(_compare("depth 2, Chans", labels, *pair, ">", 0.0))
+    for at in _conditions(chans, "data.name", "model.depth"):
+        for better, worse in itertools.pairwise(names):
+            pair = (chans.where("E3", model__filters=bank, **at) for bank in (better, worse))
+            effects.append(_compare(_in_words(at), (names[better], names[worse]), *pair, ">", 0.0))
     return effects
 
 

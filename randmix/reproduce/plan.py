@@ -31,6 +31,7 @@ class PlannedRun:
         settings: what the preset and the command line say of it, flat, and its seed.
         experiments: that take it.
         cost: multiply-adds of its forward passes in training.
+        steps: of its training.
     """
 
     name: str
@@ -38,6 +39,7 @@ class PlannedRun:
     settings: Mapping[str, Any]
     experiments: tuple[str, ...]
     cost: float
+    steps: int
 
     def folder(self, root: epath.PathLike) -> epath.Path:
         """Its workdir."""
@@ -170,18 +172,20 @@ def build(
                 users[name].append(experiment)
     groups = []
     for name, settings in wanted.items():
-        cost = _cost(make_config({**settings, "seed": 0}), data_dir)
+        cost, steps = _cost_and_steps(make_config({**settings, "seed": 0}), data_dir)
+        takers = tuple(users[name])
         groups.append(
-            tuple(_planned({**settings, "seed": seed}, users[name], cost, data_dir) for seed in seeds)
+            tuple(_planned({**settings, "seed": seed}, takers, cost, steps, data_dir) for seed in seeds)
         )
     return groups
 
 
-def _planned(settings: Settings, experiments: Sequence[str], cost: float, data_dir: str | None) -> PlannedRun:
+def _planned(
+    settings: Settings, experiments: tuple[str, ...], cost: float, steps: int, data_dir: str | None
+) -> PlannedRun:
     config = make_config(settings)
-    if data_dir:
-        config.data.data_dir = data_dir
-    return PlannedRun(configs.fingerprint(config), config, settings, tuple(experiments), cost)
+    config.data.data_dir = data_dir
+    return PlannedRun(configs.fingerprint(config), config, settings, experiments, cost, steps)
 
 
 def make_config(settings: Mapping[str, Any]) -> ConfigDict:
@@ -203,12 +207,13 @@ def _overridden(settings: Settings, overrides: Settings) -> Settings:
     return settings | {key: value for key, value in overrides.items() if key in own}
 
 
-def _cost(config: ConfigDict, data_dir: str | None) -> float:
+def _cost_and_steps(config: ConfigDict, data_dir: str | None) -> tuple[float, int]:
     dataset = catalog.get(config.data.name)
     if not dataset.embedded:
         catalog.require_prepared(config.data.name, data_dir)
     parts = assembly.assemble(config)
-    return float(_multiply_adds(parts.model, dataset.image_shape) * parts.total_steps * config.batch_size)
+    images = parts.total_steps * config.batch_size
+    return float(_multiply_adds(parts.model, dataset.image_shape) * images), parts.total_steps
 
 
 @functools.cache
@@ -252,9 +257,8 @@ def table(groups: Sequence[Group], root: epath.PathLike) -> str:
         done = (run.folder(root) / artifacts.RESULT).exists()
         total += run.cost
         left += 0 if done else run.cost
-        steps = assembly.assemble(run.config).total_steps
         lines.append(
-            f"{run.name:8}  {run.cost / 1e9:12,.4g}  {steps:9,}  {'+'.join(run.experiments):11}  {run.title}"
+            f"{run.name:8}  {run.cost / 1e9:12,.4g}  {run.steps:9,}  {'+'.join(run.experiments):11}  {run.title}"
             f"{'  (finished)' if done else ''}"
         )
     runs = sum(map(len, groups))

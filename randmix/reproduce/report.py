@@ -14,9 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from PIL import Image
 
 from randmix import artifacts
-from randmix.reproduce import claims, counting, locks, measurements, neighbours, pictures, sweep, tables
+from randmix.reproduce import (
+    claims,
+    counting,
+    figures,
+    locks,
+    measurements,
+    neighbours,
+    pictures,
+    sweep,
+    tables,
+)
 from randmix.reproduce.claims import CLAIMS, Effect
 from randmix.reproduce.experiments import EXPERIMENTS
 from randmix.reproduce.plan import Group
@@ -203,7 +214,7 @@ def _section(
     return {
         "experiment": experiment,
         "claims": [_claim(claim, *judged[claim]) for claim in experiment.claims if claim in judged],
-        "figures": [(name, _data_uri(folder / "figures", name)) for name in names],
+        "figures": [_image(folder / "figures", name) for name in names],
         "tables": tables.build(id, records, counted),
         "neighbours": neighbours.on(data) if id in ("E2", "E5") else [],
     }
@@ -308,13 +319,21 @@ def _size(settings: Mapping[str, Any]) -> str:
     return " ".join(f"{key}={value}" for key, value in shown if value is not None)
 
 
-def _data_uri(folder: Path, name: str) -> str:
-    """Lines as SVG; filters and images, of which an SVG would hold the same pixels, as PNG."""
-    from randmix.reproduce import figures
-
-    suffix, kind = ("svg", "svg+xml") if name in figures.DRAWN else ("png", "png")
+def _image(folder: Path, name: str) -> dict[str, Any]:
+    """A figure as a data URI, and its width in CSS pixels: the same letters are as large in all of them."""
+    lines = name in figures.DRAWN
+    # Of filters and images an SVG would hold the same pixels.
+    suffix, kind = ("svg", "svg+xml") if lines else ("png", "png")
     content = base64.b64encode((folder / f"{name}.{suffix}").read_bytes()).decode()
-    return f"data:image/{kind};base64,{content}"
+    with Image.open(folder / f"{name}.png") as png:
+        inches = png.width / png.info["dpi"][0]
+    kind_of = "line" if lines else "image"
+    return {
+        "name": name,
+        "uri": f"data:image/{kind};base64,{content}",
+        "width": round(110 * inches),
+        "kind": kind_of,
+    }
 
 
 def _environment() -> jinja2.Environment:

@@ -84,6 +84,9 @@ def slopes(by_x: Mapping[float, Mapping[int, float]]) -> list[float]:
 def outcome(interval: Interval, wants: str, threshold: float) -> str:
     """Where an interval lies: wholly on the claim's side, wholly on the other, or on both.
 
+    One that touches the threshold decides nothing: two untrained models that give every image the same class differ by
+    exactly 0 with every seed.
+
     Args:
         interval: of the effect.
         wants: ">" or "<".
@@ -99,7 +102,7 @@ def outcome(interval: Interval, wants: str, threshold: float) -> str:
         low, high = -high, -low
     if low > 0:
         return CONFIRMED
-    return REFUTED if high <= 0 else UNDECIDED
+    return REFUTED if high < 0 else UNDECIDED
 
 
 def all_of(outcomes: Sequence[str]) -> str:

@@ -1,0 +1,190 @@
+"""``python -m randmix.reproduce`` from the command to the report, in its smallest preset; and its mistakes."""
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import command
+import numpy as np
+import pytest
+
+from randmix import filters, runs, spectrum
+from randmix.reproduce import plan, presets, report, sweep
+from randmix.reproduce.claims import CLAIMS
+from randmix.reproduce.experiments import EXPERIMENTS
+
+MODULE = "randmix.reproduce"
+SMOKE = presets.get("smoke")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """The sweep of the preset smoke, whole."""
+    root = tmp_path_factory.mktemp("sweep") / "smoke"
+    done = command.run(MODULE, "--preset=smoke", "--seeds=2", f"--workdir={root}", limit=900)
+    assert done.status == 0, done.err
+    assert done.out.splitlines()[-1] == str(root / "report" / "index.html")
+    return root
+
+
+@pytest.fixture(scope="module")
+def page(root):
+    return (root / "report" / "index.html").read_text()
+
+
+def test_every_claim_has_a_verdict_and_every_figure_is_inside(root, page):
+    verdicts = json.loads((root / "report" / "verdicts.json").read_text())
+    assert set(verdicts) == set(CLAIMS)
+    for id, claim in CLAIMS.items():
+        assert verdicts[id]["verdict"] in ("confirmed", "not confirmed", "not decided")
+        assert f'id="claim-{id}"' in page
+        assert claim.definition.split(",")[0] in page.replace("&#39;", "'").replace("&#34;", '"')
+    names = [name for experiment in EXPERIMENTS.values() for name in experiment.figures]
+    for name in names:
+        assert f'id="figure-{name}"' in page
+        for suffix in ("png", "svg"):
+            assert (root / "report" / "figures" / f"{name}.{suffix}").stat().st_size > 1000
+    assert page.count("data:image/") == len(names)
+
+
+def test_the_page_is_whole_in_itself_and_its_links_lead_somewhere(root, page):
+    assert not re.search(r"<script|<link|https?://", page)
+    assert not re.search(r'src="(?!data:)', page)
+    targets = re.findall(r'href="([^"]+)"', page)
+    ids = set(re.findall(r' id="([^"]+)"', page))
+    assert len(targets) > 100
+    for target in targets:
+        if target.startswith("#"):
+            assert target[1:] in ids, target
+        else:
+            assert (root / "report" / target).exists(), target
+
+
+def test_every_number_leads_to_its_run(root):
+    rows = list(csv.DictReader((root / "report" / "results.csv").open()))
+    assert list(rows[0]) == ["experiment", "claim", "mode", "size", "seed", "metric", "value", "run"]
+    assert {row["experiment"] for row in rows} == set(EXPERIMENTS)
+    for row in rows:
+        assert (root / "runs" / row["run"]).exists() or (root / row["run"]).exists(), row
+    accuracy = next(row for row in rows if row["metric"] == "accuracy")
+    result = json.loads((root / "runs" / accuracy["run"] / "result.json").read_text())
+    assert float(accuracy["value"]) == pytest.approx(result["metrics"]["test_accuracy"], rel=1e-5)
+    assert int(accuracy["seed"]) == result["seed"]
+
+
+def test_a_second_call_trains_and_measures_nothing(root):
+    files = [*root.glob("runs/*/result.json"), *root.glob("runs/*/*/*.json"), *root.glob("pictures/*")]
+    before = {file: file.stat().st_mtime_ns for file in files}
+    done = command.run(MODULE, "--preset=smoke", "--seeds=2", f"--workdir={root}", limit=300)
+    assert done.status == 0, done.err
+    assert "runs were finished before" in done.out
+    assert "log: runs/" not in done.out
+    assert {file: file.stat().st_mtime_ns for file in files} == before
+
+
+def test_smoothed_runs_were_trained_with_the_filters_that_are_drawn(root):
+    groups = plan.build(SMOKE, ("E7",), (1,))
+    plain, *smoothed = (run for (run,) in groups)
+    kernels = spectrum.layers(runs.load(plain.folder(root)).variables)
+    for run in smoothed:
+        trained = spectrum.layers(runs.load(run.folder(root)).variables)
+        for name, kernel in kernels.items():
+            expected = filters.smooth(kernel, run.config.model.smoothing_index)
+            np.testing.assert_allclose(trained[name], expected, atol=1e-6)
+
+
+def test_a_report_that_is_broken_off_leaves_the_old_one(root, tmp_path, monkeypatch):
+    # A sweep of nothing but the banks, so that it takes no time.
+    shutil.copytree(root / "pictures", tmp_path / "pictures")
+    arguments = (tmp_path, SMOKE, ("E1",), [])
+    assert report.write(*arguments, overrides={}, command="the first").verdicts.keys() == {"7"}
+    inner = report._csv
+
+    def killed(records):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "_csv", killed)
+    with pytest.raises(KeyboardInterrupt):
+        report.write(*arguments, overrides={}, command="the second")
+    assert "the first" in (tmp_path / "report" / "index.html").read_text()
+    assert len([*tmp_path.glob("report.new-*")]) == 1
+    monkeypatch.setattr(report, "_csv", inner)
+    report.write(*arguments, overrides={}, command="the third")
+    assert "the third" in (tmp_path / "report" / "index.html").read_text()
+    assert not [*tmp_path.glob("report.new-*")]
+
+
+def test_what_failed_is_named_and_the_rest_is_there(root, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(root, copy)
+    groups = plan.build(SMOKE, ("E2", "E5"), range(2))
+    failed, unfinished = groups[0][0], groups[-1][1]
+    for run in (failed, unfinished):
+        (run.folder(copy) / "result.json").unlink()
+    (failed.folder(copy) / sweep.FAILED).write_text(json.dumps({"reason": "out of <memory>"}))
+    written = report.write(copy, SMOKE, ("E2", "E5"), groups, overrides={"epochs": 3}, command="it")
+    page = (copy / "report" / "index.html").read_text()
+    assert len(written.problems) == 2
+    assert "out of &lt;memory&gt;" in page
+    assert f"run {unfinished.name}" in page
+    assert "epochs=3" in page
+    assert written.verdicts["1a"] == "not decided"  # one pair is left
+    assert 'id="figure-E2"' in page
+
+
+def test_a_dry_run_lists_and_makes_nothing(tmp_path):
+    root = tmp_path / "sweep"
+    done = command.run(
+        MODULE,
+        "--preset=smoke",
+        "--experiments=E5",
+        "--seeds=1",
+        f"--workdir={root}",
+        "--dry_run",
+        "--shard=1/2",
+    )
+    assert done.status == 0, done.err
+    assert "convmixer" in done.out
+    assert re.search(r"[12] runs, ", done.out)
+    assert not root.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--preset is missing; allowed are smoke, digits"),
+        (["--preset=digit"], "--preset: got 'digit', allowed smoke, digits"),
+        (["--preset=smoke", "--experiments=E2,E13"], "--experiments: got 'E13', allowed with --preset=smoke"),
+        (
+            ["--preset=imagenet", "--experiments=E3"],
+            "--experiments: got 'E3', allowed with --preset=imagenet",
+        ),
+        (["--preset=smoke", "--shard=3/2"], "--shard: got '3/2', allowed is i/n"),
+        (["--preset=smoke", "--override=epoch=3"], "no config has the key 'epoch'; did you mean 'epochs'?"),
+        (["--preset=cifar", "--experiments=E9"], "cifar10 is not prepared in"),
+        (["--preset=smoke", "--seeds=0"], "--seeds"),
+        (["--preset=smoke", "positional"], "got 'positional', allowed are flags only"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(arguments, message, tmp_path):
+    done = command.run(MODULE, *arguments, f"--workdir={tmp_path / 'sweep'}")
+    assert done.status == 2
+    assert message in done.err
+    assert len(done.err.splitlines()) == 1
+    assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize("what", ["another preset", "something else"])
+def test_a_folder_of_something_else_is_refused(what, tmp_path):
+    if what == "another preset":
+        (tmp_path / "sweep.json").write_text('{"preset": "digits"}')
+    else:
+        (tmp_path / "letter.txt").write_text("")
+    before = sorted(Path(tmp_path).iterdir())
+    done = command.run(MODULE, "--preset=smoke", f"--workdir={tmp_path}")
+    assert done.status == 2
+    assert len(done.err.splitlines()) == 1
+    assert ("--preset=digits" if what == "another preset" else "isn't a sweep") in done.err
+    assert sorted(Path(tmp_path).iterdir()) == before
