@@ -38,6 +38,10 @@ ALLOWED = {
     "metrics_log": {"artifacts", "trackers"},
     "plots": {"errors"},
     "spectrum": {"cli", "errors", "filters", "masks", "plots", "runs"},
+    "reproduce": {
+        *("artifacts", "cli", "config", "data", "errors", "eval_loop", "host", "models", "plots", "preemption"),
+        *("robustness", "runs", "sanity", "spectrum", "train", "unshuffle"),
+    },
     "torch_files": {"errors"},
     "torch_weights": {"errors", "models", "torch_files"},
 }
