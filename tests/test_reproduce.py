@@ -2,8 +2,11 @@
 
 import csv
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import command
@@ -149,6 +152,35 @@ def test_a_dry_run_lists_and_makes_nothing(tmp_path):
     assert "convmixer" in done.out
     assert re.search(r"[12] runs, ", done.out)
     assert not root.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        ("preemption.Preempted('stopped')", 75, "stopped; the same command goes on from there"),
+        ("MemoryError('all of it')", 1, "failed: MemoryError: all of it"),
+    ],
+)
+def test_a_sweep_that_is_stopped_or_fails_says_so_in_its_status(tmp_path, error, status, message):
+    root = tmp_path / "sweep"
+    code = f"""
+import sys
+from randmix import cli, preemption
+from randmix.reproduce import __main__ as program, training
+def train(config, workdir):
+    raise {error}
+training.train = train
+sys.argv = ["reproduce", "--preset=smoke", "--experiments=E9", "--seeds=1", "--workdir={root}"]
+program.define_flags()
+cli.run(program.main)
+"""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=command.REPOSITORY, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == status, done.stderr
+    assert message in done.stderr
+    assert (root / "report" / "index.html").exists() == (status == 1)
 
 
 @pytest.mark.parametrize(

@@ -77,15 +77,14 @@ def _kept(
     first = _first_finished(experiment, groups, root)
     if experiment == "E1":
         return {"E1": [lambda: measurements.random_banks(root, preset)[1]]}
-    if experiment in ("E7", "E8") and first:
-        plain = next((run for run in first if not run.settings.get("model.smoothing_index")), None)
-        if plain:
+    plain = unsmoothed(groups, root)
+    if experiment in ("E7", "E8") and plain:
 
-            def smoothed(which: str) -> Callable[[], epath.Path]:
-                return lambda: measurements.smoothed_filters(plain, root, preset)[1][which]
+        def smoothed(which: str) -> Callable[[], epath.Path]:
+            return lambda: measurements.smoothed_filters(plain, root, preset)[1][which]
 
-            names = {"E7-filters": "smoothing", "E8": "smoothing", "E8-profile": "smoothing_profile"}
-            return {name: [smoothed(which)] for name, which in names.items()}
+        names = {"E7-filters": "smoothing", "E8": "smoothing", "E8-profile": "smoothing_profile"}
+        return {name: [smoothed(which)] for name, which in names.items()}
     if experiment == "E9" and first:
         measurements.layers(first[0], root)
         files = measurements.layer_pictures(first[0], root)
@@ -94,6 +93,12 @@ def _kept(
         shown = _reconstructed(first)
         return {"E10-reconstructions": [lambda g=g: measurements.reconstructions(g, root) for g in shown]}
     return {}
+
+
+def unsmoothed(groups: Sequence[Group], root: epath.PathLike) -> PlannedRun | None:
+    """The first finished run of E7 or E8 whose filters are random: those that they show smoothed."""
+    runs = [run for experiment in ("E8", "E7") for run in _first_finished(experiment, groups, root)]
+    return next((run for run in runs if not run.settings.get("model.smoothing_index")), None)
 
 
 def _first_finished(experiment: str, groups: Sequence[Group], root: epath.PathLike) -> list[PlannedRun]:

@@ -8,7 +8,7 @@ from etils import epath
 
 from randmix import artifacts
 from randmix.reproduce import measurements
-from randmix.reproduce.plan import Group, learned_share
+from randmix.reproduce.plan import Group, PlannedRun, learned_share
 from randmix.reproduce.presets import Preset
 
 
@@ -19,7 +19,7 @@ class Record:
     Attributes:
         experiment: "E2", ...
         mode: "full", "chans", "space", or "groups" where a share of the filters is learned; "" of what isn't a model.
-        settings: of the run, flat; and what else the number depends on: "epsilon", "filters", "layer", "share".
+        settings: of the run, flat; and what else the number depends on: "epsilon", "filters", "index", "layer", "share".
         seed: of the run or the bank.
         metric: "accuracy", "psnr", "coverage", "fgsm", "pgd2", "strong", "noise". Accuracies are shares of 1.
         value: the number.
@@ -79,7 +79,8 @@ def collect(groups: Sequence[Group], root: epath.PathLike, preset: Preset) -> Re
         rows += [({}, "trainable", result["parameters"]["trainable"])]
         file = measurements.attacks_file(run, root, preset)
         attacked = measurements.kept(file, dict)["rows"] if file.exists() else []
-        for experiment in run.experiments:
+        # What E8 shows is of filters, not of the runs that they are in.
+        for experiment in (name for name in run.experiments if name != "E8"):
             own = [*rows]
             if experiment in ("E6", "E7"):
                 own += [({"epsilon": row["epsilon"]}, row["attack"], row["accuracy"]) for row in attacked]
@@ -106,6 +107,23 @@ def of_banks(rows: Iterable[Mapping[str, Any]], file: str) -> Records:
         Record("E1", "", {"filters": row["filters"]}, row["seed"], metric, float(row[metric]), file)
         for row in rows
         for metric in ("coverage", "mean_coverage")
+    )
+
+
+def of_smoothing(rows: Iterable[Mapping[str, Any]], run: PlannedRun) -> Records:
+    """E8's numbers, of the frozen filters of one run."""
+    return Records(
+        Record(
+            "E8",
+            "chans",
+            {**_complete(run.settings), "index": row["index"]},
+            run.settings["seed"],
+            metric,
+            float(row[metric]),
+            run.name,
+        )
+        for row in rows
+        for metric in ("coverage", "mean_frequency")
     )
 
 

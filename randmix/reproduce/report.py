@@ -32,10 +32,11 @@ from randmix.reproduce.claims import CLAIMS, Effect
 from randmix.reproduce.experiments import EXPERIMENTS
 from randmix.reproduce.plan import Group
 from randmix.reproduce.presets import Preset, Settings
-from randmix.reproduce.records import Records, collect, of_banks
+from randmix.reproduce.records import Records, collect, of_banks, of_smoothing
 
 _TEMPLATE = "report.html.j2"
 _COLUMNS = ("experiment", "claim", "mode", "size", "seed", "metric", "value", "run")
+_SHOWN = 10  # failed checks
 _SIZES = ("model.name", "model.width", "model.depth", "model.kernel_size", "model.filters")
 
 
@@ -109,6 +110,8 @@ def _fill(
     if "E1" in experiments:
         rows, bare = measurements.random_banks(root, preset)
         records += of_banks(rows, f"pictures/{bare.name}.json")
+    if "E8" in experiments and (plain := pictures.unsmoothed(groups, root)):
+        records += of_smoothing(measurements.smoothed_filters(plain, root, preset)[0], plain)
     if "E11" in experiments:
         name = f"counts-{measurements.key(preset.name, _models_key(preset), sorted(map(str, overrides.items())))}"
         file = root / "measurements" / f"{name}.json"
@@ -167,7 +170,9 @@ def _failed_checks(groups: Sequence[Group], root: Path, preset: Preset) -> dict[
             row[verdict] += 1
             if verdict == "failed":
                 failed.append(f"{run.name} ({run.title}): {check['claim']}: {check['detail']}")
-    return {"counts": counts, "failed": failed}
+    more = len(failed) - _SHOWN
+    shown = [*failed[:_SHOWN], f"and {more} more, in the runs' measurements"] if more > 0 else failed
+    return {"counts": counts, "failed": shown}
 
 
 def _facts(groups: Sequence[Group], root: Path) -> dict[str, Any]:
@@ -309,7 +314,7 @@ def _size(settings: Mapping[str, Any]) -> str:
     """Everything but mode and seed that tells one number from another, as "key=value" with spaces between."""
     shown = [("data", settings.get("data.name"))]
     shown += [(key.rpartition(".")[2], settings.get(key)) for key in _SIZES]
-    shown += [(key, settings.get(key)) for key in ("epsilon", "layer", "filters")]
+    shown += [(key, settings.get(key)) for key in ("epsilon", "layer", "filters", "index")]
     if settings.get("model.smoothing_index"):
         shown.append(("smoothing_index", settings["model.smoothing_index"]))
     if settings.get("defense.epsilon"):

@@ -34,6 +34,7 @@ def build(experiment: str, records: Records, counted: Sequence[Mapping[str, Any]
         "E3": _banks,
         "E6": _attacks,
         "E7": _smoothing,
+        "E8": _smoothed_filters,
         "E9": _layers,
         "E12": _shares,
     }
@@ -138,6 +139,21 @@ def _smoothing(records: Records) -> list[Table]:
         )
     caption = "Accuracy in per cent, clean and under FGSM at epsilon in 1/255: mean ± standard deviation over seeds."
     return [Table(caption, ["smoothing index", "clean", *(f"{epsilon:g}" for epsilon in epsilons)], rows)]
+
+
+def _smoothed_filters(records: Records) -> list[Table]:
+    part = records.where("E8")
+    rows = [
+        [
+            Cell(f"{index:g}"),
+            *(_cell(part.where("E8", m, index=index), m) for m in ("coverage", "mean_frequency")),
+        ]
+        for index in part.values("index")
+    ]
+    caption = (
+        "Coverage in per cent of all frequencies, and the mean frequency in hundredths of a cycle a pixel."
+    )
+    return [Table(caption, ["smoothing index", "coverage", "mean frequency"], rows)]
 
 
 def _layers(records: Records) -> list[Table]:
