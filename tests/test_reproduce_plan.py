@@ -27,7 +27,7 @@ def test_a_shared_run_is_there_once_and_knows_who_takes_it(groups):
     (shared,) = [
         group[0]
         for group in groups
-        if {"E2", "E3", "E4", "E6"} <= {*group[0].experiments} and "full" in group[0].title
+        if {"E2", "E3", "E4"} <= {*group[0].experiments} and "full" in group[0].title
     ]
     assert shared.config.mode == "full"
 
