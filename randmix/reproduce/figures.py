@@ -238,20 +238,24 @@ def _lines(
     scale: float,
     more: dict[str, Any] | None = None,
 ) -> None:
-    """A line for each value of ``by`` over the setting ``x``, from the seeds that have a value at every point."""
+    """A line for each value of ``by`` over the setting ``x``, at the points that all seeds have reached."""
     for place, (value, title) in enumerate(titles.items()):
         part = Records(record for record in records if record.settings.get(by) == value)
         points = part.values(x)
         by_x = [Records(r for r in part if r.settings.get(x) == point).by_seed() for point in points]
         if not points:
             continue
-        seeds = sorted(set.intersection(*map(set, by_x)))
-        if not seeds:
-            continue
-        values = scale * np.asarray([[at[seed] for at in by_x] for seed in seeds])
+        # A point that some seeds haven't reached yet would be the mean of others than its neighbours are.
+        seeds = sorted(max(by_x, key=len))
+        reached = {point: at for point, at in zip(points, by_x, strict=True) if at.keys() >= {*seeds}}
+        points = [*reached]
+        values = scale * np.asarray([[at[seed] for at in reached.values()] for seed in seeds])
         plots.mean_and_spread(axes, points, values, label=title, **plots.series(place))
         rows += _rows(points, values, {"series": title, **(more or {})}, x)
     points = records.values(x)
+    if not axes.has_data():
+        axes.text(0.5, 0.5, "no runs", ha="center", va="center", color="0.5", transform=axes.transAxes)
+        axes.set_xticks([])
     if x in ("model.width", "epsilon") and len(points) > 2:
         if x == "epsilon":
             axes.set_xscale("symlog", base=2, linthresh=points[1])

@@ -9,7 +9,7 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,15 +145,20 @@ def _models_key(preset: Preset) -> list[str]:
     return [repr(sorted(run.items())) for id in ("E2", "E5") for run in preset.runs.get(id, ())]
 
 
-def _problems(groups: Sequence[Group], root: Path) -> Sequence[str]:
-    for run in (run for group in groups for run in group):
-        state = sweep.state(run, root)
-        if state.name == "failed":
-            yield f"run {run.name} ({'+'.join(run.experiments)}: {run.title}) failed: {state.reason}"
-        elif state.name != "finished":
-            yield f"run {run.name} ({'+'.join(run.experiments)}: {run.title}) isn't finished"
-        for name, reason in measurements.failures(run, root).items():
-            yield f"run {run.name} ({run.title}): {name} failed: {reason}"
+def _problems(groups: Sequence[Group], root: Path) -> Iterator[str]:
+    for group in groups:
+        states = {run.name: sweep.state(run, root) for run in group}
+        for run in group:
+            state = states[run.name]
+            if state.name == "failed":
+                yield f"run {run.name} ({'+'.join(run.experiments)}: {run.title}) failed: {state.reason}"
+            for name, reason in measurements.failures(run, root).items():
+                yield f"run {run.name} ({run.title}): {name} failed: {reason}"
+        unfinished = [run for run in group if states[run.name].name not in ("finished", "failed")]
+        if unfinished:
+            title = f"{'+'.join(group[0].experiments)}: {group[0].title.rpartition(' seed ')[0]}"
+            names = ", ".join(f"seed {run.settings['seed']} is run {run.name}" for run in unfinished)
+            yield f"{title}: not finished: {names}"
 
 
 def _failed_checks(groups: Sequence[Group], root: Path, preset: Preset) -> dict[str, Any]:
