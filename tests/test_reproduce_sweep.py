@@ -109,12 +109,12 @@ def test_stop_signals_nest():
     with StopSignals() as outer:
         with StopSignals() as inner:
             os.kill(os.getpid(), signal.SIGTERM)
-            assert (inner.requested, outer.requested) == (True, True)
+            assert (inner.signalled, outer.signalled) == (True, True)
         with StopSignals() as later:
-            assert later.requested
+            assert later.signalled
     assert signal.getsignal(signal.SIGTERM) == before
     with StopSignals() as fresh:
-        assert not fresh.requested
+        assert not fresh.signalled
 
 
 def test_a_run_that_another_process_has_is_left_to_it(groups, tmp_path, trained):

@@ -118,7 +118,7 @@ def attacks(run: PlannedRun, root: epath.PathLike, preset: Preset, stop: StopSig
 
 def _stoppable(items: Iterable[Any], stop: StopSignals) -> Iterator[Any]:
     for item in items:
-        if stop.requested:
+        if stop.signalled:
             raise Preempted("stopped during a measurement, which starts anew")
         yield item
 

@@ -113,8 +113,8 @@ _ADAMW = {
     "optimizer.clip_norm": 1.0,
 }
 _UNSHUFFLE = {**_ADAMW, "optimizer.learning_rate": 0.05, "optimizer.weight_decay": 0.0}
-# Evaluated and saved at the end only.
-_SHORT = {"log_every": 1000, "eval_every": 10**6, "checkpoint_every": 10**6}
+# Evaluated and saved at the end only, without TensorBoard's events.
+_SHORT = {"log_every": 1000, "eval_every": 10**6, "checkpoint_every": 10**6, "tensorboard": False}
 
 
 def _smoke() -> Preset:
@@ -262,6 +262,7 @@ def _cifar() -> Preset:
     convmixer = {
         **_ADAMW,
         **shared,
+        "data.randaugment": "torchvision-n2-m12",
         "optimizer.learning_rate": 0.05,
         "batch_size": 512,
         "epochs": 100.0,
@@ -299,7 +300,7 @@ def _cifar() -> Preset:
         departures=(
             "The paper prints neither its depths nor its widths, epochs and learning rates: these are those of the public "
             "code that it used.",
-            "Augmentation is a padded random crop and a flip; the ConvMixer's public code has RandAugment too.",
+            "ConvMixers are augmented by a padded random crop as well as by the public code's flip and RandAugment.",
         ),
         runs={
             "E1": (),
@@ -337,6 +338,8 @@ def _imagenet() -> Preset:
         "data.name": "imagenet2012",
         "model.mean": (0.485, 0.456, 0.406),
         "model.std": (0.229, 0.224, 0.225),
+        "data.flip": True,
+        "data.crop_scale": 0.08,
         "label_smoothing": 0.1,
         "precision": "bfloat16",
         "eval_every": 10_000,
@@ -354,6 +357,10 @@ def _imagenet() -> Preset:
     convmixer = {
         **_ADAMW,
         **shared,
+        "data.randaugment": "rand-m9-mstd0.5-inc1",
+        "data.mixup": 0.5,
+        "data.cutmix": 0.5,
+        "data.random_erasing": 0.25,
         "optimizer.eps": 1e-3,
         "optimizer.weight_decay": 2e-5,
         "batch_size": 640,

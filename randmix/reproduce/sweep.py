@@ -95,7 +95,7 @@ def _train(runs: Sequence[PlannedRun], root: epath.PathLike) -> None:
 
 
 def _check(stop: StopSignals, progress: "_Progress") -> None:
-    if stop.requested:
+    if stop.signalled:
         raise Preempted(f"stopped and saved after {progress.done} of {progress.total} runs")
 
 
