@@ -150,7 +150,12 @@ def _conditions(records: Records, *settings: str) -> list[dict[str, object]]:
     """The combinations of settings that occur, sorted."""
     found = {tuple(record.settings.get(name) for name in settings) for record in records}
     names = [name.replace(".", "__") for name in settings]
-    return [dict(zip(names, values, strict=True)) for values in sorted(found, key=repr)]
+    return [dict(zip(names, values, strict=True)) for values in sorted(found, key=_order)]
+
+
+def _order(values: tuple[object, ...]) -> list[tuple[bool, float, str]]:
+    """Numbers by their size, 8 before 16, and texts after them."""
+    return [(False, v, "") if isinstance(v, int | float) else (True, 0.0, str(v)) for v in values]
 
 
 def _in_words(condition: dict[str, object]) -> str:
