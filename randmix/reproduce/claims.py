@@ -17,6 +17,8 @@ The words, in numbers:
     grows         the slope over log2 of the size is above 0
     robustness    accuracy under attack, the mean over all epsilons above 0 that were measured
     over 25 %     relative to the accuracy of the unsmoothed model at the largest epsilon at which that has 5 % left
+
+All claims stand in one file, long as it is, so that their rules can be read beside each other.
 """
 
 import dataclasses

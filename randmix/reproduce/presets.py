@@ -2,7 +2,7 @@
 
 A run here is a flat dict of config keys, {"model.depth": 2, ...}; seeds are added by ``plan``. `product` makes a run of
 every combination. What several experiments share is trained once. Each preset opens with its purpose and its departures
-from the paper; the report repeats them.
+from the paper; the report repeats them. All presets stand in one file, long as it is, to be compared.
 """
 
 import dataclasses
