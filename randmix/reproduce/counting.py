@@ -30,8 +30,8 @@ def rows(preset: Preset, overrides: Settings) -> list[dict[str, Any]]:
     found = []
     for settings in _models(preset):
         config = make_config({**settings, **{k: v for k, v in overrides.items() if k.startswith("model.")}})
-        dataset = catalog.get(config.data.name)
-        model = runs.assemble(config).model
+        parts = runs.assemble(config)
+        model, dataset = parts.model, parts.dataset
         params = _parameters(model, dataset.image_shape)
         trainable = counts.trainable(counts.parameters(model, dataset.image_shape))
         separable = [*_separable(params)]

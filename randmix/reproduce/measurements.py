@@ -99,8 +99,7 @@ def attacks(run: PlannedRun, root: epath.PathLike, preset: Preset, stop: StopSig
 
     def compute() -> dict[str, Any]:
         trained = runs.load(run.folder(root))
-        _, data = eval_loop.load_split(trained, "test")
-        data = {name: array[: preset.attack["examples"]] for name, array in data.items()}
+        data = eval_loop.open_split(trained, "test").arrays(preset.attack["examples"])
         settings = attack_settings(preset, trained.config.batch_size)
         curves = robustness.measure(
             trained.model, trained.variables, data, settings, track=lambda items, *_: _stoppable(items, stop)

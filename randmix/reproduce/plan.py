@@ -208,12 +208,11 @@ def _overridden(settings: Settings, overrides: Settings) -> Settings:
 
 
 def _cost_and_steps(config: ConfigDict, data_dir: str | None) -> tuple[float, int]:
-    dataset = catalog.get(config.data.name)
-    if not dataset.embedded:
-        catalog.require_prepared(config.data.name, data_dir)
     parts = assembly.assemble(config)
+    if not parts.dataset.embedded:
+        catalog.require_prepared(config.data.name, data_dir)
     images = parts.total_steps * config.batch_size
-    return float(_multiply_adds(parts.model, dataset.image_shape) * images), parts.total_steps
+    return float(_multiply_adds(parts.model, parts.dataset.image_shape) * images), parts.total_steps
 
 
 @functools.cache
