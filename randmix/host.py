@@ -24,6 +24,8 @@ _COMPILE_ONLY = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
+_DETERMINISTIC = "--xla_gpu_deterministic_ops"
+_CACHE = "JAX_COMPILATION_CACHE_DIR"
 _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*", "/dev/kfd")
 
 
@@ -46,6 +48,37 @@ def tune() -> str:
     if _VECTOR_WIDTH not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {_VECTOR_WIDTH}=512".strip()
     return "malloc keeps its memory, 512-bit vectors preferred"
+
+
+def make_deterministic() -> None:
+    """Has XLA use the same operations in the same order every time, also on a GPU; JAX mustn't have started.
+
+    There some sums are by default made by atomic additions, and the algorithm of a convolution is the one that was
+    quickest when the process started. CPUs and TPUs are deterministic as they are.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if _DETERMINISTIC not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {_DETERMINISTIC}=true".strip()
+
+
+def keep_compiled(folder: str | None, *, default: str) -> str | None:
+    """Has JAX keep compiled programs in a folder, for the next process to read; JAX mustn't have started.
+
+    Args:
+        folder: where, a path or gs://, or "off". None: ``default`` for a GPU or TPU, and nowhere for a CPU, whose
+            programs another machine may be unable to run.
+        default: used where an accelerator is.
+
+    Returns:
+        The folder that was chosen here. None: nothing is kept, or where JAX_COMPILATION_CACHE_DIR says.
+    """
+    if folder == "off":
+        os.environ.pop(_CACHE, None)
+        return None
+    if folder is None and (_will_use_cpu() or _CACHE in os.environ):
+        return None
+    os.environ[_CACHE] = folder or default
+    return os.environ[_CACHE]
 
 
 def only_compile_for_tpu() -> None:

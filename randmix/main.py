@@ -27,6 +27,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from randmix import cli, distributed, host
+from randmix import config as configs
+from randmix.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="The config file, for example configs/digits.py, or configs/NAME.py:VARIANT."
@@ -45,6 +47,15 @@ _COMPILE_FOR = flags.DEFINE_string(
     None,
     "Compile the steps for this Cloud TPU slice, for example v5e:4x4, tell what they need, and end.",
 )
+_DETERMINISTIC = flags.DEFINE_bool(
+    "deterministic", False, "The same bits every time on a GPU too, which costs time; see randmix/host.py."
+)
+_COMPILED = flags.DEFINE_string(
+    "compiled",
+    None,
+    "Where compiled programs are kept for the next run, or off. Default: .compiled beside the workdir on a GPU or TPU, "
+    "nowhere on a CPU.",
+)
 distributed.define_flags()
 
 
@@ -54,21 +65,22 @@ def main(argv: list[str]) -> int:
         host.only_compile_for_tpu()  # and nothing that is meant for a CPU
     else:
         host_settings = host.tune() if _TUNE_HOST.value else "left as they are: --notune_host"
+    if _DETERMINISTIC.value:
+        host.make_deterministic()
+    if _CONFIG.value is None:
+        raise UserError("--config is missing; give one, for example --config=configs/digits.py")
+    workdir = _WORKDIR.value or f"runs/{_config_name()}-{configs.fingerprint(_CONFIG.value)}"
+    compiled = host.keep_compiled(_COMPILED.value, default=f"{workdir.rpartition('/')[0] or '.'}/.compiled")
     # Only now what imports JAX.
-    from randmix import config as configs
     from randmix import progress
-    from randmix.errors import UserError
     from randmix.preemption import EXIT_STATUS, Preempted
     from randmix.train import train
 
     if len(argv) > 1:
         raise UserError(f"got {argv[1]!r}, allowed are flags only; see --help")
-    if _CONFIG.value is None:
-        raise UserError("--config is missing; give one, for example --config=configs/digits.py")
     if _SUMMARY.value:
         print(summary(_CONFIG.value))
         return 0
-    workdir = _WORKDIR.value or f"runs/{_config_name()}-{configs.fingerprint(_CONFIG.value)}"
     if _COMPILE_FOR.value is not None:
         from randmix import aot, tpu
 
@@ -77,6 +89,8 @@ def main(argv: list[str]) -> int:
         return 0
     distributed.start(saves_when_stopped=True)
     print(f"workdir: {workdir}\nhost settings: {host_settings}", flush=True)
+    if compiled:
+        print(f"compiled programs: kept in {compiled}", flush=True)
     try:
         result = train(_CONFIG.value, workdir)
     except Preempted as stopped:

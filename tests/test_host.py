@@ -60,6 +60,34 @@ def test_after_jax_it_is_too_late():
     assert host.tune() == f"{LEFT}JAX is imported already"
 
 
+@pytest.mark.parametrize("flags", ["", "--xla_dump_to=x"])
+def test_deterministic_operations_are_asked_for_once(flags, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    for _ in range(2):
+        host.make_deterministic()
+    assert os.environ["XLA_FLAGS"].split() == [*flags.split(), "--xla_gpu_deterministic_ops=true"]
+
+
+@pytest.mark.parametrize(
+    ("platforms", "before", "asked", "kept"),
+    [
+        ("cpu", None, None, None),
+        ("cpu", None, "here", "here"),
+        ("cuda", None, None, "runs/.compiled"),
+        ("cuda", "theirs", None, "theirs"),
+        ("cuda", "theirs", "here", "here"),
+        ("cuda", "theirs", "off", None),
+    ],
+)
+def test_where_compiled_programs_are_kept(platforms, before, asked, kept, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", before or "")
+    if before is None:
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    assert host.keep_compiled(asked, default="runs/.compiled") == (None if kept == "theirs" else kept)
+    assert os.environ.get("JAX_COMPILATION_CACHE_DIR") == kept
+
+
 def test_the_settings_reach_a_real_process():
     """Freed memory stays with a tuned process: touching 256 MiB again faults no new pages."""
     code = """
