@@ -54,6 +54,8 @@ def default(model: str = "convmixer") -> ConfigDict:
                 "name": "digits",  # None in the workdir of a converted model without a data set
                 "data_dir": config_dict.placeholder(str),  # TFDS's own default: ~/tensorflow_datasets
                 "subset": 1.0,  # the share of the training set that is used, from its beginning
+                # The share of those that is held out, from their end: the checkpoint that is best on them is kept too.
+                "validation": 0.0,
                 # Augmentation of training images, in this order; see randmix/data/augment.
                 "crop_padding": 0,  # pixels of zero padding for a random crop; 0: no crop
                 "crop_scale": 1.0,  # random resized crop: the least share of the area; 1: no such crop
@@ -218,6 +220,8 @@ def check(config: ConfigDict) -> None:
     _check_range(
         "config.data.subset", config.data.subset, 0 < config.data.subset <= 1, "more than 0, up to 1"
     )
+    validation = config.data.validation
+    _check_range("config.data.validation", validation, 0 <= validation < 1, "0 up to, not including, 1")
     _check_reading(config.data)
     _check_range(
         "config.label_smoothing",

@@ -52,6 +52,7 @@ EPSILONS = ("0", "0.5", "1", "2", "4", "8", "16", "32", "64")
 def define_flags() -> None:
     """Defines the command line's flags; not at import, which a program with flags of its own may do."""
     flags.DEFINE_string("workdir", None, "The folder of a run, or of converted weights.")
+    flags.DEFINE_bool("best", False, "The checkpoint that was best on held-out examples, not the latest.")
     flags.DEFINE_string("split", "test", "test | train.")
     flags.DEFINE_string("data", None, "Evaluate on this data set. Default: the run's.")
     flags.DEFINE_string("data_dir", None, "Where TFDS keeps its data sets. Default: as for the run.")
@@ -98,7 +99,7 @@ def main(argv: list[str]) -> None:
     distributed.start(saves_when_stopped=False)
     with distributed.shared_errors():
         artifacts.read_config(options.workdir)
-    run = runs.load(options.workdir)  # for which the processes wait for each other
+    run = runs.load(options.workdir, best=options.best)  # for which the processes wait for each other
     with distributed.shared_errors():
         split = eval_loop.open_split(run, options.split, name=options.data, data_dir=options.data_dir)
     got, total = split.examples(options.examples), split.examples()

@@ -1,6 +1,7 @@
 """metrics.jsonl: one JSON object a line, appended as the run goes."""
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,6 +41,9 @@ class MetricsLog:
         self._trackers = trackers
         rows = [row for row in map(json.loads, _whole_lines(self._path)) if row["step"] <= start_step]
         self.names_at_start = {name for row in rows if row["step"] == start_step for name in row}
+        self._largest: dict[str, float] = {}
+        for row in rows:
+            self._note(row)
         if writes:
             self._text = "".join(json.dumps(row) + "\n" for row in rows)
             write_atomically(self._path, self._text)
@@ -54,6 +58,7 @@ class MetricsLog:
 
     def write(self, *, step: int, **metrics: Any) -> None:
         """Appends a line."""
+        self._note(metrics)
         line = json.dumps({"step": step, **metrics}) + "\n"
         if self._file:
             self._file.write(line)
@@ -63,6 +68,14 @@ class MetricsLog:
             write_atomically(self._path, self._text)
         for tracker in self._trackers:
             tracker.write(step, metrics)
+
+    def largest(self, name: str) -> float:
+        """The largest value of a metric in the log; minus infinity without one."""
+        return self._largest.get(name, -math.inf)
+
+    def _note(self, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            self._largest[name] = max(self.largest(name), value)
 
 
 def _whole_lines(path: epath.Path) -> list[str]:

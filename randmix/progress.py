@@ -67,8 +67,8 @@ class Reporter:
             self.say(f"step {step}/{self._total}  {numbers}  {self._time_left(step)} left")
 
     def test(self, step: int, **metrics: float) -> None:
-        """Shows an evaluation."""
-        self.say(f"step {step}/{self._total}  {_in_words(metrics, 'test ')}")
+        """Shows an evaluation: ``test_loss`` and the like."""
+        self.say(f"step {step}/{self._total}  {_in_words(metrics)}")
 
     def _time_left(self, step: int) -> str:
         seconds = (time.monotonic() - self._began) / (step - self._start) * (self._total - step)
@@ -82,20 +82,23 @@ def _console() -> Console:
     return Console(file=sys.stdout, soft_wrap=True, force_jupyter=False)
 
 
-def _in_words(metrics: dict[str, float], prefix: str = "") -> str:
-    """Metrics on one line, the loss first; out of a compiled step they come sorted by name."""
-    names = sorted(metrics, key=lambda name: name != "loss")
-    return "  ".join(f"{prefix}{name} {_shown(name, metrics[name])}" for name in names)
+def _in_words(metrics: dict[str, float]) -> str:
+    """Metrics on one line, each split's loss first; out of a compiled step they come sorted by name."""
+    names = sorted(metrics, key=lambda name: (name.startswith("validation_"), not name.endswith("loss")))
+    return "  ".join(f"{name.replace('_', ' ')} {_shown(name, metrics[name])}" for name in names)
 
 
 def _shown(name: str, value: float) -> str:
-    return f"{value:.2f} dB" if name == "psnr" else f"{value:.4f}"
+    return f"{value:.2f} dB" if name.endswith("psnr") else f"{value:.4f}"
 
 
 def result_table(result: dict[str, Any]) -> str:
     """The end of a run as a table: mode, the test metrics but the loss, parameter counts, seconds."""
-    metrics = {name.removeprefix("test_"): value for name, value in result["metrics"].items()}
-    del metrics["loss"]
+    metrics = {
+        name.removeprefix("test_"): value
+        for name, value in result["metrics"].items()
+        if name.startswith("test_") and name != "test_loss"
+    }
     row = {
         "mode": result["mode"],
         **{f"test {name}": _shown(name, value) for name, value in metrics.items()},

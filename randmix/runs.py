@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from randmix import config as configs
 from randmix import groups, masks, models, optim, sharding, steps, tasks
 from randmix.artifacts import read_config
-from randmix.checkpoint import Checkpoints
+from randmix.checkpoint import BEST, FOLDER, Checkpoints
 from randmix.data import catalog, feeds
 from randmix.data.augment import Augmentation
 from randmix.errors import UserError
@@ -56,7 +56,8 @@ class Parts:
         phases: from the first step on; a further one for each later start of a group.
         summary: the table of parameters with their labels.
         identity: what a checkpoint belongs to: hashes of the config and of the label tree.
-        train_examples: how many there are, after ``data.subset``.
+        train_examples: how many there are, after ``data.subset`` and ``data.validation``.
+        validation_examples: how many follow them in the training split, held out.
         steps_per_epoch: whole batches in an epoch; what is left over is dropped.
         total_steps: how many the run takes.
         schedule: step -> learning rate, for the log.
@@ -74,6 +75,7 @@ class Parts:
     summary: masks.Summary
     identity: dict[str, str]
     train_examples: int
+    validation_examples: int
     steps_per_epoch: int
     total_steps: int
     schedule: optax.Schedule
@@ -120,7 +122,14 @@ def assemble(config: ConfigDict) -> Parts:
         model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
     )
     params, _ = models.split(variables)
-    train_examples = max(1, round(config.data.subset * dataset.train_examples))
+    used = max(1, round(config.data.subset * dataset.train_examples))
+    validation_examples = round(config.data.validation * used)
+    if config.data.validation and not validation_examples:
+        raise UserError(
+            f"config.data.validation: got {config.data.validation}, which is none of the {used} training examples; "
+            "set a larger one, or 0"
+        )
+    train_examples = used - validation_examples
     total_steps = configs.total_steps(config, train_examples)
     steps_per_epoch = train_examples // config.batch_size
     trained = groups.from_config(config, steps_per_epoch, total_steps)
@@ -141,6 +150,7 @@ def assemble(config: ConfigDict) -> Parts:
         summary=masks.summary(params, labels, channel_masks),
         identity={"config": configs.fingerprint(config), "labels": _hash(labels)},
         train_examples=train_examples,
+        validation_examples=validation_examples,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
         schedule=optim.build_schedule(config.schedule, config.optimizer.learning_rate, total_steps),
@@ -195,14 +205,22 @@ class Run:
     step: int
 
 
-def load(workdir: epath.PathLike) -> Run:
+def load(workdir: epath.PathLike, *, best: bool = False) -> Run:
     """Reads a workdir's latest checkpoint; neither its data set nor its optimizer is needed.
+
+    Args:
+        workdir: the run's folder.
+        best: read the one that was best on the held-out examples, of a run with ``data.validation``.
 
     Raises:
         UserError: no run there, no checkpoint, or one of another model.
     """
     config = read_config(workdir)
-    with Checkpoints(workdir) as checkpoints:
+    if best and not config.data.validation:
+        raise UserError(
+            f"{workdir}: no examples were held out to choose the best by; train with data.validation"
+        )
+    with Checkpoints(workdir, folder=BEST if best else FOLDER) as checkpoints:
         step, variables = checkpoints.restore_variables()
     # A converted model may be of no data set in the catalogue; the weights know its classes.
     classifier = variables["head"].get("classifier")

@@ -36,6 +36,11 @@ class Task(NamedTuple):
     constants: Mapping[str, np.ndarray] = MappingProxyType({})
 
     @property
+    def score(self) -> str:
+        """The metric by which of two models the better is told: larger is better."""
+        return self.metric_names[1]
+
+    @property
     def has_accuracy(self) -> bool:
         """Whether examples are right or wrong, as attacks need it."""
         return "accuracy" in self.metric_names

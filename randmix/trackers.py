@@ -51,7 +51,7 @@ class _TensorBoard:
         for name, value in metrics.items():
             # "train_loss" as "train/loss": TensorBoard groups by what precedes the slash.
             split, underscore, rest = name.partition("_")
-            tag = f"{split}/{rest}" if underscore and split in ("train", "test") else name
+            tag = f"{split}/{rest}" if underscore and split in ("train", "validation", "test") else name
             self._writer.add_scalar(tag, value, step)
         self._writer.flush()  # a killed run keeps what it logged
 

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from randmix import artifacts, attacks, distributed, eval_loop, runs, sharding, steps
-from randmix.checkpoint import Checkpoints
+from randmix.checkpoint import BEST, Checkpoints
 from randmix.data import feeds, loader
 from randmix.errors import UserError
 from randmix.metrics_log import MetricsLog
@@ -70,8 +70,11 @@ def _train(
             np.save(file, array)
     if stop.signalled:
         raise Preempted("stopped before the first step, with nothing new to save")
-    with Checkpoints(workdir, about=parts.identity) as checkpoints:
-        loop = _Loop(config, parts, mesh, checkpoints, stop)
+    with (
+        Checkpoints(workdir, about=parts.identity) as checkpoints,
+        Checkpoints(workdir, about=parts.identity, folder=BEST, kept=1) as best,
+    ):
+        loop = _Loop(config, parts, mesh, checkpoints, best, stop)
         with (
             open_trackers(config, workdir, loop.start, active=primary) as trackers,
             MetricsLog(workdir / artifacts.METRICS, loop.start, writes=primary, trackers=trackers) as log,
@@ -87,10 +90,10 @@ def _train(
                 mesh=mesh,
             )
             with contextlib.closing(train_feed):
-                test = loop.run(workdir, train_feed, test_split, log, report)
+                metrics = loop.run(workdir, train_feed, train_split, test_split, log, report)
     result = {
         "mode": parts.mode,
-        "metrics": {f"test_{name}": value for name, value in test.items()},
+        "metrics": metrics,
         "parameters": {"trainable": parts.summary.trainable, "frozen": parts.summary.frozen},
         "step": parts.total_steps,
         "seed": config.seed,
@@ -227,10 +230,11 @@ class _Loop:
         parts: runs.Parts,
         mesh: jax.sharding.Mesh,
         checkpoints: Checkpoints,
+        best: Checkpoints,
         stop: StopSignals,
     ):
         self.config, self.parts, self.mesh = config, parts, mesh
-        self.checkpoints, self.stop = checkpoints, stop
+        self.checkpoints, self.best, self.stop = checkpoints, best, stop
         self.state = self.first_state()
         self.start = int(self.state.step)
         self.seconds, self.images = 0.0, 0  # of training since the last log line
@@ -254,15 +258,16 @@ class _Loop:
         self,
         workdir: epath.Path,
         train_feed: feeds.TrainFeed,
+        train_split: feeds.Split,
         test_split: feeds.Split,
         log: MetricsLog,
         report: Reporter,
     ) -> dict[str, float]:
-        """Trains to the last step and returns the test metrics there."""
+        """Trains to the last step and returns the metrics of the evaluation there."""
         config, total = self.config, self.parts.total_steps
         test = None
         take_step = self.stepper(train_feed, report)
-        test_feeds = self.test_feeds(test_split)
+        test_feeds = self.test_feeds(train_split, test_split)
         if self.tests_after(self.start) and "test_loss" not in log.names_at_start:
             test = self.test(self.start, test_feeds, log, report)  # the run was stopped in the middle of this
             if test is None:
@@ -350,6 +355,7 @@ class _Loop:
         """Starts a checkpoint; one that isn't finite would be of no use and push a good one out."""
         if not _all_finite((self.state.params, self.state.batch_stats)):
             raise UserError(f"step {step}: the parameters aren't finite; {_NOT_FINITE}")
+        self.best.wait()  # or a run that goes on from this one would take the best for saved
         self.checkpoints.save(step, self.state)
 
     def require_finite(self, workdir: epath.Path, feed: feeds.TrainFeed) -> None:
@@ -364,35 +370,45 @@ class _Loop:
                 f"{_NOT_FINITE}"
             )
 
-    def test_feeds(self, split: feeds.Split) -> tuple[feeds.EvalFeed, ...]:
-        """The whole test split and, for a defended run, the part of it that is attacked with PGD."""
-        counts = [None] + [self.config.defense.pgd_examples] * ("eval_pgd" in self.eval_steps)
-        return tuple(
-            split.for_evaluation(batch_size=self.config.batch_size, mesh=self.mesh, examples=count)
-            for count in counts
-        )
+    def test_feeds(self, train_split: feeds.Split, test_split: feeds.Split) -> dict[str, feeds.EvalFeed]:
+        """What each evaluation shows: the test split, the part of it under PGD, what the training set held out."""
+        defense, held_out = self.config.defense, self.parts.validation_examples
+        parts = {"test": (test_split, {})}
+        if "eval_pgd" in self.eval_steps:
+            parts["test_pgd"] = (test_split, {"examples": defense.pgd_examples})
+        if held_out:
+            parts["validation"] = (train_split, {"start": self.parts.train_examples, "examples": held_out})
+        return {
+            name: split.for_evaluation(batch_size=self.config.batch_size, mesh=self.mesh, **part)
+            for name, (split, part) in parts.items()
+        }
 
     def test(
-        self, step: int, test_feeds: Sequence[feeds.EvalFeed], log: MetricsLog, report: Reporter
+        self, step: int, test_feeds: Mapping[str, feeds.EvalFeed], log: MetricsLog, report: Reporter
     ) -> dict[str, float] | None:
         """Evaluates and logs; None, and nothing logged, if a signal came in the middle."""
         metrics = self.evaluate(test_feeds)
         if metrics is not None:
-            log.write(step=step, **{f"test_{name}": value for name, value in metrics.items()})
+            score = f"validation_{self.parts.task.score}"
+            if score in metrics and metrics[score] > log.largest(score):
+                self.best.save(step, self.state)
+            log.write(step=step, **metrics)
             report.test(step, **metrics)
         return metrics
 
-    def evaluate(self, test_feeds: Sequence[feeds.EvalFeed]) -> dict[str, float] | None:
-        """Metrics of the whole test split and, in a defended run, of a part of it under PGD."""
-        evaluate = partial(
-            eval_loop.evaluate_split, variables=self.state.variables, stop=lambda: self.stop.signalled
-        )
-        try:
-            metrics = evaluate(self.eval_steps["eval"], data=test_feeds[0])
-            if pgd_step := self.eval_steps.get("eval_pgd"):
-                metrics["pgd_accuracy"] = evaluate(pgd_step, data=test_feeds[1])["accuracy"]
-        except eval_loop.Stopped:
-            return None
+    def evaluate(self, test_feeds: Mapping[str, feeds.EvalFeed]) -> dict[str, float] | None:
+        """``test_loss``, ``test_accuracy``, ``validation_loss`` and the like; None if a signal came in the middle."""
+        metrics = {}
+        for name, feed in test_feeds.items():
+            eval_step = self.eval_steps["eval_pgd" if name == "test_pgd" else "eval"]
+            try:
+                means = eval_loop.evaluate_split(
+                    eval_step, self.state.variables, feed, stop=lambda: self.stop.signalled
+                )
+            except eval_loop.Stopped:
+                return None
+            metrics |= {f"{name}_{metric}": mean for metric, mean in means.items()}
+        metrics.pop("test_pgd_loss", None)
         return metrics
 
 

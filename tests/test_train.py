@@ -170,6 +170,55 @@ def test_load_gives_a_model_that_reproduces_the_result(whole):
     assert accuracy == pytest.approx(result["metrics"]["test_accuracy"], abs=1e-7)
 
 
+@pytest.fixture(scope="module")
+def validated(tmp_path_factory):
+    """A run with held-out examples, its validation accuracy lowest at the end."""
+    workdir = tmp_path_factory.mktemp("validated")
+    return workdir, run(workdir, **VALIDATED)
+
+
+VALIDATED = {"data__validation": 0.2, "eval_every": 1, "optimizer__learning_rate": 0.3}
+
+
+def test_the_best_checkpoint_on_held_out_examples_is_kept(validated):
+    workdir, result = validated
+    logged = {row["step"]: row for row in lines(workdir) if "validation_accuracy" in row}
+    assert sorted(logged) == [1, 2, 3, 4, 5, 6]
+    best = max(logged, key=lambda step: (logged[step]["validation_accuracy"], -step))
+    loaded = randmix.load(workdir, best=True)
+    assert loaded.step == best < 6
+    assert [path.name for path in (workdir / "best").iterdir()] == [str(best)]
+    assert result["metrics"]["validation_accuracy"] == logged[6]["validation_accuracy"]
+    # The last fifth of the 1,437 training examples, which training never saw.
+    images, labels = small.data()["image"][-287:], small.data()["label"][-287:]
+    logits = jax.jit(loaded.model.apply)(loaded.variables, images.astype(np.float32) / 255)
+    accuracy = (np.asarray(logits).argmax(-1) == labels).mean()
+    assert accuracy == pytest.approx(logged[best]["validation_accuracy"], abs=1e-7)
+
+
+def test_the_best_is_the_same_after_a_stop(validated, tmp_path, monkeypatch):
+    reference, _ = validated
+    for stop in (2, 3):
+        with monkeypatch.context() as patch:
+            small.stop_after(patch, stop)
+            with pytest.raises(Preempted):
+                run(tmp_path, **VALIDATED)
+    run(tmp_path, **VALIDATED)
+    assert lines(tmp_path) == lines(reference)
+    one, other = (randmix.load(workdir, best=True) for workdir in (reference, tmp_path))
+    assert one.step == other.step
+    assert not masks.diff(one.variables, other.variables).moved
+
+
+def test_the_best_of_a_run_that_held_nothing_out(whole):
+    workdir, _ = whole
+    with pytest.raises(UserError) as error:
+        randmix.load(workdir, best=True)
+    assert str(error.value) == (
+        f"{workdir}: no examples were held out to choose the best by; train with data.validation"
+    )
+
+
 def test_another_config_is_refused_with_the_keys_that_differ(whole):
     workdir, _ = whole
     with pytest.raises(UserError) as error:

@@ -15,9 +15,9 @@ from randmix.checkpoint import manifest
 from randmix.errors import UserError
 from randmix.steps import TrainState
 
-FOLDER = "checkpoints"
+FOLDER = "checkpoints"  # the latest two
+BEST = "best"  # the one that was best on held-out examples
 SET_ASIDE = "set_aside"
-_KEPT = 2
 _ITEM = "default"  # the folder in which Orbax's manager puts a state
 
 
@@ -29,7 +29,12 @@ class Checkpoints:
     """
 
     def __init__(
-        self, workdir: epath.PathLike, *, about: Mapping[str, str] | None = None, folder: str = FOLDER
+        self,
+        workdir: epath.PathLike,
+        *,
+        about: Mapping[str, str] | None = None,
+        folder: str = FOLDER,
+        kept: int = 2,
     ):
         """Opens a workdir's checkpoints; nothing is made before the first save.
 
@@ -37,8 +42,10 @@ class Checkpoints:
             workdir: the run's folder.
             about: what the state belongs to, kept in each manifest and required of what is restored.
             folder: the name of their folder in it.
+            kept: how many of the newest are kept.
         """
         self.folder = epath.Path(workdir) / folder
+        self._kept = kept
         self._about = dict(about or {})
         self._saving: int | None = None
         # An absolute path: Orbax refuses relative ones.
@@ -79,6 +86,10 @@ class Checkpoints:
         self._delete_old()
         self._saving = step
         self._manager.save(step, args=ocp.args.StandardSave(state))
+
+    def wait(self) -> None:
+        """Waits until what was saved last is on disk, under its name."""
+        self._manager.wait_until_finished()
 
     def restore_latest(self, abstract_state: Any) -> TrainState | None:
         """Reads the newest intact checkpoint; those that aren't are moved to ``set_aside`` beside them.
@@ -143,10 +154,10 @@ class Checkpoints:
             manifest.write(unnamed, {"step": self._saving, **self._about})
 
     def _delete_old(self) -> None:
-        """Deletes all but the latest two, if the newest is intact."""
+        """Deletes all but the newest ones, if the newest is intact."""
         steps = self.all_steps()
-        if steps[_KEPT:] and self._agree(lambda: self.damage(steps[0]) is None):
-            for step in steps[_KEPT:]:
+        if steps[self._kept :] and self._agree(lambda: self.damage(steps[0]) is None):
+            for step in steps[self._kept :]:
                 self._manager.delete(step)
 
     def _newest_intact(self) -> int | None:

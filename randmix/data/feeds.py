@@ -119,13 +119,16 @@ class Split:
         )
 
     def for_evaluation(
-        self, *, batch_size: int, mesh: jax.sharding.Mesh, examples: int | None = None
+        self, *, batch_size: int, mesh: jax.sharding.Mesh, examples: int | None = None, start: int = 0
     ) -> EvalFeed:
-        """The batches of a pass; the arguments are those of ``for_training``."""
+        """The batches of a pass; the arguments are those of ``for_training``, ``start`` the first example's row."""
+        stop = self.examples(None if examples is None else start + examples)
         if self._arrays is not None:
-            return arrays.EvalArrays(_first(self._arrays, examples), batch_size=batch_size, mesh=mesh)
+            part = {name: array[start:stop] for name, array in self._arrays.items()}
+            return arrays.EvalArrays(part, batch_size=batch_size, mesh=mesh)
         return stream.EvalStream(
-            self._open(examples=self.examples(examples)),
+            self._open(examples=stop),
+            start=start,
             batch_size=batch_size,
             workers=self._reading.workers,
             split_batch=sharding.split_batch(mesh),

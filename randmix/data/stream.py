@@ -183,17 +183,19 @@ def train_positions(
     return grain.MapDataset.range(start * len(rows), stop * len(rows)).map(example)
 
 
-def eval_positions(photographs: Photographs, *, batch_size: int, rows: Sequence[int]) -> grain.MapDataset:
+def eval_positions(
+    photographs: Photographs, *, batch_size: int, rows: Sequence[int], start: int = 0
+) -> grain.MapDataset:
     """The examples that a process gives to the batches of one pass, as ``train_positions``, with ``mask``.
 
-    ``ceil(examples / batch_size)`` batches hold every example exactly once; the last is padded.
+    ``ceil(examples / batch_size)`` batches hold every example from ``start`` on exactly once; the last is padded.
     """
     rows = tuple(rows)
-    batches = -(-photographs.examples // batch_size)
+    batches = -(-(photographs.examples - start) // batch_size)
 
     def example(index: int) -> Batch:
         batch, i = divmod(index, len(rows))
-        return photographs.for_evaluation(batch * batch_size + rows[i])
+        return photographs.for_evaluation(start + batch * batch_size + rows[i])
 
     return grain.MapDataset.range(batches * len(rows)).map(example)
 
@@ -299,15 +301,19 @@ class EvalStream:
         batch_size: int,
         workers: int,
         split_batch: jax.sharding.NamedSharding,
+        start: int = 0,
     ):
-        """Nothing is read before it is iterated over; the arguments are those of ``TrainStream``."""
+        """Nothing is read before it is iterated over; ``start`` is the first row, the rest as ``TrainStream``."""
+        self._start = start
         self._photographs, self._workers = photographs, workers
         self._batch_size, self._split_batch = batch_size, split_batch
 
     def __iter__(self) -> Iterator[dict[str, jax.Array]]:
         """Yields the batches of a pass: ``image``, ``label`` and ``mask``."""
         rows = rows_of_this_process(self._batch_size, self._split_batch)
-        examples = eval_positions(self._photographs, batch_size=self._batch_size, rows=rows)
+        examples = eval_positions(
+            self._photographs, batch_size=self._batch_size, rows=rows, start=self._start
+        )
         iterator = batches(examples, len(rows), to_devices(self._split_batch), workers=self._workers)
         try:
             yield from iterator
