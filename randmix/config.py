@@ -123,6 +123,7 @@ _MODEL_KEYS = {
     "filters": "random",  # random | same | box | identity | smoothed: what the depthwise filters start from
     "smoothing_index": 0.0,  # smoothed: how strongly
     "smoothing_keep_norm": True,  # smoothed: keep each filter's L2 norm
+    "depthwise_method": "auto",  # auto | grouped | shift_sum; see randmix/ops/depthwise.py
     "remat": False,  # compute each block again on the way back: less memory, more time
     "scan": False,  # one scan over blocks that are equal: compiles in a time that depth doesn't change
     "mean": (),  # normalisation, a number a channel, images in [0, 1]; (): none

@@ -8,14 +8,20 @@ from flax import linen as nn
 
 from randmix.errors import UserError, check_choice, did_you_mean
 from randmix.models.convmixer import HEADS
-from randmix.models.layers import BETWEEN
+from randmix.models.layers import BETWEEN, METHODS
 from randmix.models.resnet import STAGES
 
 # Attributes that a user doesn't give, or gives to ``models.build`` by another name or type.
 _NOT_GIVEN = ("name", "parent")
 _BUILT = ("filters", "dtype")
 
-_CHOICES = {"activation": ("gelu", "relu"), "head": HEADS, "between": BETWEEN, "stem": tuple(STAGES)}
+_CHOICES = {
+    "activation": ("gelu", "relu"),
+    "head": HEADS,
+    "between": BETWEEN,
+    "depthwise_method": METHODS,
+    "stem": tuple(STAGES),
+}
 _COUNTS = ("width", "depth", "kernel_size", "patch_size", "multiplier", "num_classes")
 
 

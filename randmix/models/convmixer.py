@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from randmix.errors import UserError
 from randmix.models import inputs
-from randmix.models.layers import Depthwise, Head, PatchStem, Pointwise
+from randmix.models.layers import AUTO, Depthwise, Head, PatchStem, Pointwise
 from randmix.models.norms import ActNorm
 from randmix.models.parameters import Initializer
 from randmix.models.stack import Runs, apply_blocks
@@ -37,11 +37,12 @@ class Block(nn.Module):
     kernel_size: int
     activation: str
     filters: Initializer
+    depthwise_method: str = AUTO
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Applies the block."""
-        y, bias = Depthwise(self.kernel_size, self.filters, name="depthwise")(x)
+        y, bias = Depthwise(self.kernel_size, self.filters, self.depthwise_method, name="depthwise")(x)
         x = x + ActNorm(self.activation, name="depthwise_norm")(y, bias, train=train)
         y, bias = Pointwise(x.shape[-1], name="pointwise")(x)
         return ActNorm(self.activation, name="pointwise_norm")(y, bias, train=train)
@@ -62,6 +63,7 @@ class ConvMixer(nn.Module):
             has channels.
         mean, std: a number a channel; images in [0, 1] enter as (image - mean) / std. Empty: as they are.
         dtype: of the arithmetic; parameters, statistics and outputs are float32.
+        depthwise_method: one of ``layers.METHODS``: how depthwise convolutions are computed.
         remat: compute each block again on the way back instead of keeping what its gradient needs.
         scan: runs of equal blocks to apply by a scan; see ``randmix.models.stack``.
     """
@@ -77,6 +79,7 @@ class ConvMixer(nn.Module):
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     dtype: jnp.dtype = jnp.float32
+    depthwise_method: str = AUTO
     remat: bool = False
     scan: Runs = ()
 
@@ -96,7 +99,9 @@ class ConvMixer(nn.Module):
         x = inputs.normalize(images, self.mean, self.std).astype(self.dtype)
         x, bias = PatchStem(self.width, self.patch_size, name="stem")(x)
         x = ActNorm(self.activation, name="stem_norm")(x, bias, train=train)
-        block = functools.partial(Block, self.kernel_size, self.activation, self.filters)
+        block = functools.partial(
+            Block, self.kernel_size, self.activation, self.filters, self.depthwise_method
+        )
         x = apply_blocks(self, [block] * self.depth, x, train=train, remat=self.remat, scan=self.scan)
         if self.head == "image":
             return Head(images.shape[-1], name="projection")(x)

@@ -11,12 +11,20 @@ from flax import linen as nn
 
 from randmix.models.norms import NormAct
 from randmix.models.parameters import Initializer, declare, uniform_fan_in
+from randmix.ops.depthwise import METHODS as DEPTHWISE_METHODS
 from randmix.ops.depthwise import depthwise
 from randmix.ops.pointwise import patch_product, pointwise
 from randmix.ops.separable import separable
 
+# How a depthwise convolution is computed.
+AUTO = "auto"  # the quickest way on the platform that a program is compiled for
+METHODS = (AUTO, *DEPTHWISE_METHODS)
 # What may stand between the two halves of a separable convolution.
 BETWEEN = ("none", "relu", "bn", "bn_relu")
+
+
+def _method(name: str) -> str | None:
+    return None if name == AUTO else name
 
 
 class PatchStem(nn.Module):
@@ -43,6 +51,7 @@ class Depthwise(nn.Module):
 
     kernel_size: int
     filters: Initializer
+    method: str = AUTO
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -50,7 +59,7 @@ class Depthwise(nn.Module):
         k, c = self.kernel_size, x.shape[-1]
         kernel = declare(self, "spatial", "kernel", self.filters, (k, k, c))
         bias = declare(self, "spatial", "bias", uniform_fan_in(k * k), (c,))
-        return depthwise(x, kernel), bias
+        return depthwise(x, kernel, method=_method(self.method)), bias
 
 
 class Pointwise(nn.Module):
@@ -81,6 +90,7 @@ class Separable(nn.Module):
         filters: initialiser of the depthwise kernel, [k, k, C, m].
         stride: of the depthwise half.
         between: one of ``BETWEEN``: what is done to the C m channels before they are mixed.
+        method: one of ``METHODS``: how the depthwise half is computed where something is in between.
     """
 
     features: int
@@ -89,6 +99,7 @@ class Separable(nn.Module):
     filters: Initializer
     stride: int = 1
     between: str = "none"
+    method: str = AUTO
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -98,7 +109,7 @@ class Separable(nn.Module):
         mixing = _Kernel("channel", (c * m, self.features), uniform_fan_in(c * m), name="pointwise")()
         if self.between == "none":
             return separable(x, spatial, mixing, stride=self.stride)
-        y = depthwise(x, spatial, stride=self.stride)
+        y = depthwise(x, spatial, stride=self.stride, method=_method(self.method))
         if self.between == "relu":
             y = jax.nn.relu(y)
         else:

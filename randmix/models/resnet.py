@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from randmix.models import inputs
-from randmix.models.layers import Head, Pointwise, Separable
+from randmix.models.layers import AUTO, Head, Pointwise, Separable
 from randmix.models.norms import NormAct
 from randmix.models.parameters import Initializer
 from randmix.models.stack import Runs, apply_blocks
@@ -63,6 +63,8 @@ class ResNet(nn.Module):
         stem: "cifar", a convolution; "imagenet", one of stride 2 and then a 3 x 3 max pool of stride 2.
         mean, std: a number a channel; images in [0, 1] enter as (image - mean) / std. Empty: as they are.
         dtype: of the arithmetic; parameters, statistics and logits are float32.
+        depthwise_method: one of ``layers.METHODS``: how depthwise convolutions are computed that aren't composed with
+            the pointwise ones.
         remat: compute each block again on the way back instead of keeping what its gradient needs.
         scan: runs of equal blocks to apply by a scan; see ``randmix.models.stack``.
     """
@@ -78,6 +80,7 @@ class ResNet(nn.Module):
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     dtype: jnp.dtype = jnp.float32
+    depthwise_method: str = AUTO
     remat: bool = False
     scan: Runs = ()
 
@@ -97,6 +100,7 @@ class ResNet(nn.Module):
             multiplier=self.multiplier,
             filters=self.filters,
             between=self.between,
+            method=self.depthwise_method,
         )
         x = inputs.normalize(images, self.mean, self.std).astype(self.dtype)
         if self.stem == "imagenet":

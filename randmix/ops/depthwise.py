@@ -59,8 +59,8 @@ def _check(x, kernel, stride, method):
             raise ValueError(f"{name} must be floating, got {array.dtype}; cast it first")
     if stride < 1:
         raise ValueError(f"stride must be at least 1, got {stride}")
-    if method is not None and method not in _METHODS:
-        raise ValueError(f"unknown method {method!r}; choose one of {', '.join(_METHODS)}, or None")
+    if method is not None and method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}, or None")
 
 
 class _Geometry(NamedTuple):
@@ -112,7 +112,7 @@ def _grouped_weight_gradient(x, g, kernel_size, stride):
     return jax.linear_transpose(lambda kernel: _grouped(x, kernel, stride), kernel)(g)[0]
 
 
-_METHODS = {
+METHODS = {
     "grouped": _Method(_grouped, _grouped_input_gradient, _grouped_weight_gradient),
     "shift_sum": _Method(shift_sum.convolve, shift_sum.input_gradient, shift_sum.weight_gradient),
 }
@@ -122,7 +122,7 @@ def _run(name, method, arrays, *static):
     """Calls one function of a method, by default the one for the platform the program is lowered for."""
 
     def function(method):
-        return lambda *arrays: getattr(_METHODS[method], name)(*arrays, *static)
+        return lambda *arrays: getattr(METHODS[method], name)(*arrays, *static)
 
     if method is not None:
         return function(method)(*arrays)
