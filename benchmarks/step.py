@@ -158,15 +158,21 @@ def plain_operators() -> Iterator[None]:
     from randmix.ops import act_norm, separable
     from randmix.ops.depthwise import _grouped
 
-    def depthwise(x, kernel, *, stride=1):
+    def depthwise(x, kernel, *, stride=1, method=None):
         return _grouped(x, kernel.reshape(*kernel.shape[:3], -1), stride)
+
+    def plain(reference):
+        def by_batch(x, scale, bias, *, offset=None, shift=None, **options):
+            return reference(x if offset is None else x + offset.astype(x.dtype), scale, bias, **options)
+
+        return staticmethod(by_batch)
 
     with (
         mock.patch.object(layers, "depthwise", depthwise),
         mock.patch.object(separable, "depthwise", depthwise),
         mock.patch.object(layers, "separable", separable.separable_reference),
-        mock.patch.object(norms.ActNorm, "by_batch", staticmethod(act_norm.act_norm_reference)),
-        mock.patch.object(norms.NormAct, "by_batch", staticmethod(act_norm.norm_act_reference)),
+        mock.patch.object(norms.ActNorm, "by_batch", plain(act_norm.act_norm_reference)),
+        mock.patch.object(norms.NormAct, "by_batch", plain(act_norm.norm_act_reference)),
     ):
         yield
 

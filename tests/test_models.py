@@ -295,7 +295,9 @@ def test_a_kernel_larger_than_the_image_is_fine():
     assert logits.shape == (1, 10)  # what it computes: see test_parity
 
 
-@pytest.mark.parametrize(("name", "more"), [("convmixer", {"patch_size": 2}), ("resnet", {"between": "relu"})])
+@pytest.mark.parametrize(
+    ("name", "more"), [("convmixer", {"patch_size": 2}), ("resnet", {"between": "relu"})]
+)
 def test_every_method_of_depthwise_convolution_gives_the_same(name, more):
     arguments = {"width": 4, "depth": 1, "kernel_size": 3, "num_classes": 3, **more}
     images = jax.random.uniform(jax.random.key(0), (2, 8, 8, 3))
@@ -304,5 +306,10 @@ def test_every_method_of_depthwise_convolution_gives_the_same(name, more):
     )
     variables = one.init(jax.random.key(1), images)
     texts = [str(jax.make_jaxpr(model.apply)(variables, images)) for model in (one, other)]
-    assert ["feature_group_count=3" in text or "feature_group_count=4" in text for text in texts] == [False, True]
-    np.testing.assert_allclose(one.apply(variables, images), other.apply(variables, images), rtol=1e-4, atol=1e-5)
+    assert ["feature_group_count=3" in text or "feature_group_count=4" in text for text in texts] == [
+        False,
+        True,
+    ]
+    np.testing.assert_allclose(
+        one.apply(variables, images), other.apply(variables, images), rtol=1e-4, atol=1e-5
+    )
