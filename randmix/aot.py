@@ -1,7 +1,7 @@
 """Know before you pay: what the steps of a run need on a Cloud TPU slice, told by compiling them for it.
 
 `libtpu` holds the TPU's compiler and needs no TPU to run it (`pip install "jax[tpu]"`). The programs are
-those that training jits (``train.lower_steps``), lowered for the slice's devices from shapes alone: no data
+those that training jits, lowered for the slice's devices from shapes alone: no data
 set is read and no array is made. Settings of ``host.only_compile_for_tpu`` must precede JAX.
 """
 
@@ -15,11 +15,13 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from jax.experimental import topologies
 from ml_collections import ConfigDict
 
 from randmix import artifacts, progress, runs, sharding, train
+from randmix.data import feeds
 from randmix.errors import UserError
 from randmix.tpu import Slice
 
@@ -117,15 +119,44 @@ def measure(
     """Compiles each step of a run for the devices of a mesh.
 
     Returns:
-        What each needs, and the compiled text of those that fit, by the names of ``train.lower_steps``.
+        What each needs, and the compiled text of those that fit, by the names of ``lower_steps``.
     """
     sharding.check_batch_size(config.batch_size, mesh)
     needs, texts = {}, {}
-    for name, lowered in train.lower_steps(config, runs.assemble(config), mesh).items():
+    for name, lowered in lower_steps(config, runs.assemble(config), mesh).items():
         needs[name], text = _compile(lowered, where)
         if text is not None:
             texts[name] = text
     return needs, texts
+
+
+def lower_steps(
+    config: ConfigDict, parts: runs.Parts, mesh: jax.sharding.Mesh
+) -> dict[str, jax.stages.Lowered]:
+    """Every step that a run compiles, lowered from shapes alone: no data are read, nothing is computed.
+
+    Args:
+        config: of the run.
+        parts: from ``runs.assemble(config)``.
+        mesh: of devices that needn't be there.
+
+    Returns:
+        "train" ("train_from_5" for a phase that begins after 5 steps), "eval" and, in a defended run, "eval_pgd".
+    """
+    batches = {"batch_size": config.batch_size, "mesh": mesh}
+    state = parts.abstract_state(mesh)
+    data, order = feeds.train_shapes(parts.dataset, examples=parts.train_examples, **batches)
+    seed = jax.ShapeDtypeStruct((), np.uint32, sharding=sharding.replicated(mesh))
+    lowered = {}
+    for phase in parts.phases:
+        name = f"train_from_{phase.start_step}" if phase.start_step else "train"
+        lowered[name] = train.jit_train_step(config, parts, mesh, phase).lower(state, data, order, seed)
+    everything = parts.dataset.test_examples
+    tested = {"eval": everything, "eval_pgd": min(config.defense.pgd_examples, everything)}
+    for name, eval_step in train.jit_eval_steps(config, parts, mesh).items():
+        data = feeds.eval_shapes(parts.dataset, examples=tested[name], **batches)
+        lowered[name] = eval_step.lower(state.variables, data, 0)
+    return lowered
 
 
 def _compile(lowered: jax.stages.Lowered, where: Slice) -> tuple[Needs, str | None]:
@@ -183,7 +214,7 @@ def batch_size_that_fits(
             return None
         smaller = config.copy_and_resolve_references()
         smaller.batch_size = batch_size
-        lowered = train.lower_steps(smaller, runs.assemble(smaller), mesh)
+        lowered = lower_steps(smaller, runs.assemble(smaller), mesh)
         needs = {name: _compile(lowered[name], where)[0] for name, step in needs.items() if not step.fits}
         if all(step.fits for step in needs.values()):
             return batch_size

@@ -169,47 +169,6 @@ def jit_eval_steps(
     return eval_steps
 
 
-def lower_steps(
-    config: ConfigDict, parts: runs.Parts, mesh: jax.sharding.Mesh
-) -> dict[str, jax.stages.Lowered]:
-    """Every step that a run compiles, lowered from shapes alone: no data are read, nothing is computed.
-
-    Args:
-        config: of the run.
-        parts: from ``runs.assemble(config)``.
-        mesh: of devices that needn't be there; see ``aot``.
-
-    Returns:
-        "train" ("train_from_5" for a phase that begins after 5 steps), "eval" and, in a defended run, "eval_pgd".
-    """
-
-    def array(dtype: Any, *shape: int, split: bool = False) -> jax.ShapeDtypeStruct:
-        layout = sharding.split_batch(mesh) if split else sharding.replicated(mesh)
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=layout)
-
-    def data(examples: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """A whole set on every device, or a batch of a stream split over them."""
-        streamed = parts.dataset.streamed
-        n = config.batch_size if streamed else examples
-        image = array(jnp.uint8, n, *parts.dataset.image_shape, split=streamed)
-        return {"image": image, "label": array(jnp.int32, n, split=streamed)}
-
-    state, seed = parts.abstract_state(mesh), array(jnp.uint32)
-    order = None if parts.dataset.streamed else array(jnp.int32, parts.train_examples)
-    lowered = {
-        f"train_from_{phase.start_step}" if phase.start_step else "train": jit_train_step(
-            config, parts, mesh, phase
-        ).lower(state, data(parts.train_examples), order, seed)
-        for phase in parts.phases
-    }
-    test_examples = parts.dataset.test_examples
-    tested = {"eval": test_examples, "eval_pgd": min(config.defense.pgd_examples, test_examples)}
-    mask = {"mask": array(jnp.bool_, config.batch_size, split=True)} if parts.dataset.streamed else {}
-    for name, eval_step in jit_eval_steps(config, parts, mesh).items():
-        lowered[name] = eval_step.lower(state.variables, data(tested[name]) | mask, array(jnp.int32))
-    return lowered
-
-
 def _fgsm_samples(config: ConfigDict) -> attacks.Perturb:
     """What training is defended with."""
     return partial(attacks.fgsm_on_share, epsilon=config.defense.epsilon / 255, share=config.defense.share)

@@ -15,7 +15,7 @@ import pytest
 from etils.epath import testing
 
 from randmix import sharding
-from randmix.data import catalog, prepare, stream
+from randmix.data import catalog, feeds, prepare, stream
 from randmix.errors import UserError
 
 NAME, N, BATCH = "imagefolder/pets", 45, 8
@@ -147,6 +147,32 @@ def test_the_feed_gives_what_lies_at_each_step_on_all_devices(data_dir):
     first, second = ([jax.device_get(batch) for batch in passes] for _ in range(2))
     assert [batch["mask"].tolist() for batch in first] == [[True] * 4, [True] + [False] * 3]
     assert all(equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("name", ["digits", NAME])
+def test_shapes_are_known_without_the_data(name, data_dir):
+    """What a program is compiled from where there is no data set is what the feeds then give."""
+    mesh = sharding.make_mesh(jax.devices()[:4])
+    where = data_dir if name == NAME else None
+    data_set = catalog.get(name, where, image_size=READING.image_size)
+    batches = {"batch_size": BATCH, "mesh": mesh}
+
+    def equal_shapes(shapes, arguments):
+        return jax.tree.all(
+            jax.tree.map(
+                lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype) and a.sharding == b.sharding,
+                shapes,
+                arguments,
+            )
+        )
+
+    feed = feeds.Split(data_set, "train", where, READING).for_training(
+        seed=0, total_steps=3, examples=40, **batches
+    )
+    assert equal_shapes(feeds.train_shapes(data_set, examples=40, **batches), feed.arguments(0))
+    feed.close()
+    test = feeds.Split(data_set, "test", where, READING).for_evaluation(examples=4, **batches)
+    assert equal_shapes(feeds.eval_shapes(data_set, examples=4, **batches), next(iter(test)))
 
 
 def test_closing_ends_the_threads(data_dir):

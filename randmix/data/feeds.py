@@ -59,6 +59,41 @@ def augmentation(config: ConfigDict, data_set: catalog.DataSet) -> Augmentation:
     return dataclasses.replace(whole, crop_scale=1.0) if data_set.streamed else whole
 
 
+def train_shapes(
+    data_set: catalog.DataSet, *, examples: int, batch_size: int, mesh: jax.sharding.Mesh
+) -> tuple[loader.Data, jax.ShapeDtypeStruct | None]:
+    """Shapes, dtypes and shardings of ``TrainFeed.arguments``, without the data set.
+
+    Args:
+        data_set: from ``catalog.get``.
+        examples: how many of the training split are used.
+        batch_size: examples a batch, over all devices.
+        mesh: the devices, which needn't be there.
+    """
+    if data_set.streamed:
+        return _shapes(data_set, batch_size, sharding.split_batch(mesh)), None
+    whole = sharding.replicated(mesh)
+    return _shapes(data_set, examples, whole), jax.ShapeDtypeStruct((examples,), np.int32, sharding=whole)
+
+
+def eval_shapes(
+    data_set: catalog.DataSet, *, examples: int, batch_size: int, mesh: jax.sharding.Mesh
+) -> loader.Data:
+    """The same of what an ``EvalFeed`` yields."""
+    if not data_set.streamed:
+        return _shapes(data_set, examples, sharding.replicated(mesh))
+    split = sharding.split_batch(mesh)
+    mask = jax.ShapeDtypeStruct((batch_size,), np.bool_, sharding=split)
+    return {**_shapes(data_set, batch_size, split), "mask": mask}
+
+
+def _shapes(data_set: catalog.DataSet, count: int, layout: jax.sharding.NamedSharding) -> loader.Data:
+    return {
+        "image": jax.ShapeDtypeStruct((count, *data_set.image_shape), np.uint8, sharding=layout),
+        "label": jax.ShapeDtypeStruct((count,), np.int32, sharding=layout),
+    }
+
+
 class Split:
     """A split of a data set, opened: its files are there and of the right kind."""
 
