@@ -221,7 +221,7 @@ def slurm(tmp_path, tasks, restarts=0):
     )
 
 
-RAN = "-u -m randmix.reproduce --seeds=0, 1 --shard=2/8"
+RAN = "-u -m randmix.reproduce --seeds=0, 1 --shard=3/8"
 
 
 @pytest.mark.parametrize(
