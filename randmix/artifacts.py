@@ -1,8 +1,10 @@
 """What a run leaves behind in its folder, but for checkpoints: config, table of parameters, result."""
 
+import contextlib
 import importlib.metadata
 import json
 import platform
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -10,36 +12,54 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from randmix import config as configs
-from randmix import distributed
+from randmix import distributed, locks
 from randmix.errors import UserError
 
 CONFIG = "config.json"
 MASKS = "masks.txt"
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
+LOCK = "train.lock"  # while a process trains
 NOT_FINITE = "not_finite.json"  # of a run that stopped so: the step, and the examples that it was given
 _PACKAGES = ("randmix", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 
 
-def open_workdir(workdir: epath.Path, config: ConfigDict, summary: object) -> None:
+@contextlib.contextmanager
+def open_workdir(workdir: epath.Path, config: ConfigDict, summary: object) -> Iterator[dict[str, Any] | None]:
     """Makes the folder and writes config and table into it, or checks that it holds this very run.
 
-    Process 0 does; every process checks that it has the same config and sees the same folder.
+    Process 0 does, and keeps other runs out of the folder for as long as the context lasts, unless it is finished or
+    in an object store, which has no locks. Every process checks that it has the same config and sees the same folder.
+
+    Yields:
+        What ``read_result`` gives.
 
     Raises:
-        UserError: it can't be written, its run has another config (the differing keys are named), or the processes
-            don't agree.
+        UserError: it can't be written, another process is training there, its run has another config (the differing
+            keys are named), or the processes don't agree.
     """
     distributed.require_same("config", configs.to_json(config))
-    with distributed.shared_errors():
-        if distributed.is_primary():
-            _make_workdir(workdir, config, summary)
-    distributed.require_shared(workdir)
+    with contextlib.ExitStack() as held:
+        with distributed.shared_errors():
+            if distributed.is_primary():
+                _make_workdir(workdir, config, summary, held)
+        distributed.require_shared(workdir)
+        yield read_result(workdir)
 
 
-def _make_workdir(workdir: epath.Path, config: ConfigDict, summary: object) -> None:
+def _make_workdir(
+    workdir: epath.Path, config: ConfigDict, summary: object, held: contextlib.ExitStack
+) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        # Before the config is looked at: of two runs that start at once one writes it and the other is refused.
+        if is_local(workdir) and not (workdir / RESULT).exists():
+            lock = workdir / LOCK
+            if not held.enter_context(locks.try_lock(lock)):
+                raise UserError(
+                    f"{workdir}: another process is training in this workdir ({locks.holder(lock)}); wait for it, or "
+                    "give another --workdir"
+                )
         config_file = workdir / CONFIG
         if config_file.exists():
             _check_same_run(workdir, json.loads(config_file.read_text()), config)

@@ -69,19 +69,19 @@ def write_run(
     config = _config(model, data)
     params, batch_stats = models.split(dict(variables))
     labels = masks.labels(params, masks.trainable(masks.MODES[config.mode]))
-    artifacts.open_workdir(workdir, config, masks.summary(params, labels))
-    origin = {**(origin or {}), **artifacts.provenance(jax.devices())}
-    artifacts.write_atomically(workdir / ORIGIN, json.dumps(origin, indent=2) + "\n")
-    state = steps.TrainState(
-        step=np.zeros((), np.int32),
-        params=params,
-        batch_stats=batch_stats,
-        opt_state=(),  # nothing was trained here
-        totals=steps.empty_totals(),
-        failed_step=steps.never_failed(),
-    )
-    with checkpoint.Checkpoints(workdir) as checkpoints:
-        checkpoints.save(0, state)
+    with artifacts.open_workdir(workdir, config, masks.summary(params, labels)):
+        origin = {**(origin or {}), **artifacts.provenance(jax.devices())}
+        artifacts.write_atomically(workdir / ORIGIN, json.dumps(origin, indent=2) + "\n")
+        state = steps.TrainState(
+            step=np.zeros((), np.int32),
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=(),  # nothing was trained here
+            totals=steps.empty_totals(),
+            failed_step=steps.never_failed(),
+        )
+        with checkpoint.Checkpoints(workdir) as checkpoints:
+            checkpoints.save(0, state)
 
 
 def _check_fits(data: str, model: models.ConvMixer, variables: Mapping[str, Any]) -> None:

@@ -60,10 +60,24 @@ def _train(
         mesh = sharding.make_mesh(devices)
         sharding.check_batch_size(config.batch_size, mesh)
         train_split, test_split = open_splits(config, parts)
-    artifacts.open_workdir(workdir, config, parts.description)
-    if result := artifacts.read_result(workdir):
-        print(f"{workdir}: finished before, at step {result['step']}; nothing to do", flush=True)
-        return result
+    with artifacts.open_workdir(workdir, config, parts.description) as result:
+        if result is not None:
+            print(f"{workdir}: finished before, at step {result['step']}; nothing to do", flush=True)
+            return result
+        return _train_alone(config, workdir, parts, mesh, train_split, test_split, stop, began)
+
+
+def _train_alone(
+    config: ConfigDict,
+    workdir: epath.Path,
+    parts: runs.Parts,
+    mesh: jax.sharding.Mesh,
+    train_split: feeds.Split,
+    test_split: feeds.Split,
+    stop: StopSignals,
+    began: float,
+) -> dict[str, Any]:
+    """Trains in a workdir that no other run has; ``began`` is when the call did, by `time.monotonic`."""
     primary = distributed.is_primary()
     for name, array in parts.task.constants.items() if primary else ():
         with (workdir / f"{name}.npy").open("wb") as file:

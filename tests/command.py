@@ -1,10 +1,12 @@
 """Runs a program of the project as a person would, each in a process of its own that starts quickly."""
 
+import contextlib
 import multiprocessing
 import os
 import runpy
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +33,33 @@ def run(
     limit: float = 120,
 ) -> Done:
     """``python -m module arguments...``, to its end within so many seconds."""
+    with started(module, *arguments, env=env, cwd=cwd) as program:
+        program.process.join(limit)
+        assert program.process.exitcode is not None, f"{module} {arguments}: still running after {limit} s"
+        return Done(program.process.exitcode, program.out(), program.err())
+
+
+class Started(NamedTuple):
+    """A program that runs, and the files that take what it prints."""
+
+    process: multiprocessing.process.BaseProcess
+    out_file: Path
+    err_file: Path
+
+    def out(self) -> str:
+        """What it has printed so far; "" before it has begun."""
+        return self.out_file.read_text() if self.out_file.exists() else ""
+
+    def err(self) -> str:
+        """The same of standard error."""
+        return self.err_file.read_text() if self.err_file.exists() else ""
+
+
+@contextlib.contextmanager
+def started(
+    module: str, *arguments: object, env: dict[str, str] | None = None, cwd: Path = REPOSITORY
+) -> Iterator[Started]:
+    """``python -m module arguments...`` while it runs; what still does at the end of the context is killed."""
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         environment = {"JAX_PLATFORMS": "cpu", "TFDS_DATA_DIR": os.environ["TFDS_DATA_DIR"], **(env or {})}
@@ -39,9 +68,11 @@ def run(
             args=(module, [str(a) for a in arguments], str(out), str(err), environment, str(cwd)),
         )
         process.start()
-        process.join(limit)
-        assert process.exitcode is not None, f"{module} {arguments}: still running after {limit} s"
-        return Done(process.exitcode, out.read_text(), err.read_text())
+        try:
+            yield Started(process, out, err)
+        finally:
+            process.kill()
+            process.join()
 
 
 def _main(

@@ -80,6 +80,7 @@ def test_without_the_package_for_it(monkeypatch):
         raise ImportError("Please install gcsfs")
 
     monkeypatch.setattr(backend.fsspec_backend, "_get_filesystem", missing)
-    with pytest.raises(UserError) as error:
-        artifacts.open_workdir(epath.Path("gs://bucket/a"), small.config(), "")
+    folder = epath.Path("gs://bucket/a")
+    with pytest.raises(UserError) as error, artifacts.open_workdir(folder, small.config(), ""):
+        pass
     assert str(error.value) == "gs://bucket/a: Please install gcsfs; pip install 'randmix[gcs]' for gs://"

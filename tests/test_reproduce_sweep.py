@@ -4,15 +4,13 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 
-from randmix import artifacts
+from randmix import artifacts, locks
 from randmix.errors import UserError
 from randmix.preemption import Preempted, StopSignals
-from randmix.reproduce import locks, plan, presets, sweep, training
+from randmix.reproduce import plan, presets, sweep, training
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +25,11 @@ def trained(monkeypatch):
 
     def train(config, workdir):
         calls.append(workdir.name)
-        artifacts.open_workdir(workdir, config, "")
-        print("said by the run")
-        if error := errors.get(workdir.name):
-            raise error
-        artifacts.write_result(workdir, {"wall_seconds": 1.0})
+        with artifacts.open_workdir(workdir, config, ""):
+            print("said by the run")
+            if error := errors.get(workdir.name):
+                raise error
+            artifacts.write_result(workdir, {"wall_seconds": 1.0})
 
     monkeypatch.setattr(training, "train", train)
     return calls, errors
@@ -120,27 +118,14 @@ def test_stop_signals_nest():
 def test_a_run_that_another_process_has_is_left_to_it(groups, tmp_path, trained):
     calls, _ = trained
     other = groups[0][1]
-    with locks.try_lock(other.folder(tmp_path)) as mine:
+    other.folder(tmp_path).mkdir(parents=True)
+    with locks.try_lock(other.folder(tmp_path) / sweep.LOCK) as mine:
         assert mine
         said = execute(groups, tmp_path)
     assert calls == [name for name in names(groups) if name != other.name]
     assert "another process" in said
     execute(groups, tmp_path)
     assert calls[-1] == other.name
-
-
-def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path):
-    code = f"""
-import os, signal
-from randmix.reproduce import locks
-with locks.try_lock({str(tmp_path)!r}):
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
-    assert (tmp_path / locks.NAME).read_text().strip()
-    with locks.try_lock(tmp_path) as mine, locks.try_lock(tmp_path) as again:
-        assert mine
-        assert not again
 
 
 def test_shards_train_everything_between_them(groups, tmp_path, trained):

@@ -16,12 +16,11 @@ from typing import Any
 import jinja2
 from PIL import Image
 
-from randmix import artifacts
+from randmix import artifacts, locks
 from randmix.reproduce import (
     claims,
     counting,
     figures,
-    locks,
     measurements,
     neighbours,
     pictures,
@@ -79,7 +78,7 @@ def write(
     Returns:
         The report; None where another process is writing it.
     """
-    with locks.try_lock(root / "report-lock") as mine:
+    with locks.try_lock(root / "report.lock") as mine:
         if not mine:
             return None
         for left in root.glob("report.new-*"):  # by a process that was killed

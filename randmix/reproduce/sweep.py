@@ -5,7 +5,7 @@ A run's state is what its folder says, so that any number of calls, one after th
     result.json     trained to the end
     failed.json     failed, and why; it's tried again by the next call
     checkpoints/    begun
-    lock            held while a process works on it
+    sweep.lock      held while a process works on it
 """
 
 import contextlib
@@ -17,14 +17,14 @@ from typing import NamedTuple
 
 from etils import epath
 
-from randmix import artifacts
+from randmix import artifacts, locks
 from randmix.data import catalog
 from randmix.preemption import Preempted, StopSignals
-from randmix.reproduce import locks
 from randmix.reproduce.plan import Group, PlannedRun
 from randmix.reproduce.training import train_seeds
 
 FAILED = "failed.json"
+LOCK = "sweep.lock"  # not the one that `train` takes inside of it
 Say = Callable[[str], None]
 Measure = Callable[[PlannedRun, StopSignals], None]
 
@@ -70,7 +70,7 @@ def execute(
     with StopSignals() as stop, catalog.keep_in_memory():
         for group in groups:
             with contextlib.ExitStack() as stack:
-                mine = [run for run in group if stack.enter_context(locks.try_lock(run.folder(root)))]
+                mine = [run for run in group if stack.enter_context(_try_lock(run.folder(root)))]
                 progress.begin(group, mine)
                 _train(mine, root)
                 for run in mine:
@@ -79,6 +79,11 @@ def execute(
                         measure(run, stop)
                 progress.end(mine, root)
             _check(stop, progress)
+
+
+def _try_lock(folder: epath.Path) -> contextlib.AbstractContextManager[bool]:
+    folder.mkdir(parents=True, exist_ok=True)
+    return locks.try_lock(folder / LOCK)
 
 
 def _train(runs: Sequence[PlannedRun], root: epath.PathLike) -> None:
