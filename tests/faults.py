@@ -154,9 +154,7 @@ def phase(program: command.Started, workdir: Path) -> str:
     return "evaluating" if last.get("step", 1) % 4 == 0 and "test_loss" not in last else "training"
 
 
-def disturb(
-    case: Case, count: int, rng: np.random.Generator, *, kill: bool, fell: collections.Counter
-) -> str:
+def disturb(case: Case, count: int, rng: np.random.Generator, *, kill: bool) -> str:
     """Ends runs at random moments until this many have been hit; each run is gone on with to its end."""
     hit, finished, workdir = 0, 0, case.workdir()
     fell = collections.Counter()
