@@ -14,6 +14,7 @@ Prints a table. Exit status: 0 nothing was lost, 1 something was, and the workdi
 
 import argparse
 import collections
+import contextlib
 import json
 import os
 import shutil
@@ -138,13 +139,16 @@ def wait_for(program: command.Started, text: str) -> float:
     return time.monotonic()
 
 
-def phase(program: command.Started, workdir: Path) -> str:
-    """What a program is doing, as far as it and its folder tell."""
+def phase(program: command.Started, workdir: Path, began: float) -> str:
+    """What a program that began then, by `time.time`, is doing, as far as it and its folder tell."""
     said = program.out()
     if (workdir / artifacts.RESULT).exists():
         return "ending"
-    if any(workdir.glob("checkpoints/*tmp*")):
-        return "saving"
+    # Others are what a kill before this one has left of a save.
+    for path in workdir.glob("checkpoints/*tmp*"):
+        with contextlib.suppress(FileNotFoundError):  # it has just got its name
+            if path.stat().st_mtime > began:
+                return "saving"
     if "workdir:" not in said:
         return "starting"
     if "compiled the train step" not in said:
@@ -159,13 +163,14 @@ def disturb(case: Case, count: int, rng: np.random.Generator, *, kill: bool) -> 
     hit, finished, workdir = 0, 0, case.workdir()
     fell = collections.Counter()
     while hit < count:
+        began = time.time()
         with case.start(workdir) as program:
             if rng.random() < 0.5:
                 time.sleep(rng.uniform(0, case.starting))
             else:
                 wait_for(program, "compiled the train step")
                 time.sleep(rng.uniform(0, case.training))
-            at = phase(program, workdir)
+            at = phase(program, workdir, began)
             (program.process.kill if kill else program.process.terminate)()
             program.process.join(LIMIT)
             status, err = program.process.exitcode, program.err()
