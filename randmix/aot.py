@@ -15,13 +15,11 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 from jax.experimental import topologies
 from ml_collections import ConfigDict
 
-from randmix import artifacts, progress, runs, sharding, train
-from randmix.data import feeds
+from randmix import artifacts, compiled, progress, runs, sharding
 from randmix.errors import UserError
 from randmix.tpu import Slice
 
@@ -119,68 +117,35 @@ def measure(
     """Compiles each step of a run for the devices of a mesh.
 
     Returns:
-        What each needs, and the compiled text of those that fit, by the names of ``lower_steps``.
+        What each needs, and the compiled text of those that fit, by the names of ``compiled.lower_steps``.
     """
     sharding.check_batch_size(config.batch_size, mesh)
     needs, texts = {}, {}
-    for name, lowered in lower_steps(config, runs.assemble(config), mesh).items():
+    for name, lowered in compiled.lower_steps(config, runs.assemble(config), mesh).items():
         needs[name], text = _compile(lowered, where)
         if text is not None:
             texts[name] = text
     return needs, texts
 
 
-def lower_steps(
-    config: ConfigDict, parts: runs.Parts, mesh: jax.sharding.Mesh
-) -> dict[str, jax.stages.Lowered]:
-    """Every step that a run compiles, lowered from shapes alone: no data are read, nothing is computed.
-
-    Args:
-        config: of the run.
-        parts: from ``runs.assemble(config)``.
-        mesh: of devices that needn't be there.
-
-    Returns:
-        "train" ("train_from_5" for a phase that begins after 5 steps), "eval" and, in a defended run, "eval_pgd".
-    """
-    batches = {"batch_size": config.batch_size, "mesh": mesh}
-    state = parts.abstract_state(mesh)
-    data, order = feeds.train_shapes(parts.dataset, examples=parts.train_examples, **batches)
-    seed = jax.ShapeDtypeStruct((), np.uint32, sharding=sharding.replicated(mesh))
-    lowered = {}
-    for phase in parts.phases:
-        name = f"train_from_{phase.start_step}" if phase.start_step else "train"
-        lowered[name] = train.jit_train_step(config, parts, mesh, phase).lower(state, data, order, seed)
-    everything = parts.dataset.test_examples
-    tested = {"eval": everything, "eval_pgd": min(config.defense.pgd_examples, everything)}
-    for name, eval_step in train.jit_eval_steps(config, parts, mesh).items():
-        data = feeds.eval_shapes(parts.dataset, examples=tested[name], **batches)
-        lowered[name] = eval_step.lower(state.variables, data, 0)
-    return lowered
-
-
 def _compile(lowered: jax.stages.Lowered, where: Slice) -> tuple[Needs, str | None]:
     began = time.monotonic()
     chip = where.chip
     try:
-        compiled = lowered.compile()
+        program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if not (needed := _OUT_OF_MEMORY.search(str(error))):
             raise
         memory = round(float(needed[1]) * _UNITS[needed[2]])
         return Needs(memory, chip.memory_bytes, round(time.monotonic() - began, 1)), None
     seconds = time.monotonic() - began
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    flops, moved, text = cost["flops"], cost["bytes accessed"], compiled.as_text()
+    cost = program.cost_analysis()
+    flops, moved, text = cost["flops"], cost["bytes accessed"], program.as_text()
     needs = Needs(
-        memory_bytes=memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-        + memory.generated_code_size_in_bytes,
+        memory_bytes=compiled.memory_bytes(program),
         limit_bytes=chip.memory_bytes,
         compile_seconds=round(seconds, 1),
-        temporary_bytes=memory.temp_size_in_bytes,
+        temporary_bytes=program.memory_analysis().temp_size_in_bytes,
         flops=flops,
         bytes_accessed=moved,
         collectives=collectives(text),
@@ -214,7 +179,7 @@ def batch_size_that_fits(
             return None
         smaller = config.copy_and_resolve_references()
         smaller.batch_size = batch_size
-        lowered = lower_steps(smaller, runs.assemble(smaller), mesh)
+        lowered = compiled.lower_steps(smaller, runs.assemble(smaller), mesh)
         needs = {name: _compile(lowered[name], where)[0] for name, step in needs.items() if not step.fits}
         if all(step.fits for step in needs.values()):
             return batch_size

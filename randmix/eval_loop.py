@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from randmix import attacks, runs, sharding, steps, tasks
 from randmix.data import catalog, feeds, loader
@@ -21,6 +22,7 @@ def jit_eval_step(
     mesh: jax.sharding.Mesh,
     batch_size: int,
     perturb: attacks.Perturb | None = None,
+    members: int | None = None,
 ) -> EvalStep:
     """Compiles, on first use, ``(variables, data, index) -> sums``, with ``data`` as in ``loader.eval_batch``.
 
@@ -29,6 +31,7 @@ def jit_eval_step(
         mesh: the devices that share each batch.
         batch_size: a multiple of their number.
         perturb: an attack that the images undergo first; see ``attacks.perturb_batch``.
+        members: of how many an ensemble is; its variables and sums then have a first axis of that length.
     """
 
     def eval_step(variables: dict[str, Any], data: loader.Data, index: jax.Array) -> dict[str, jax.Array]:
@@ -38,6 +41,8 @@ def jit_eval_step(
             batch = attacks.perturb_batch(variables, batch, model=model, perturb=perturb)
         return steps.eval_step(variables, batch, model=model, task=task)
 
+    if members is not None:
+        eval_step = jax.vmap(eval_step, in_axes=(0, None, None))
     return jax.jit(eval_step, out_shardings=sharding.replicated(mesh))
 
 
@@ -52,7 +57,8 @@ def evaluate_split(
     *,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
-    """Means of the task's metrics over all examples.
+    """Means of the task's metrics over all examples: numbers, or for an ensemble
+    lists of one a member.
 
     Args:
         eval_step: from ``jit_eval_step``.
@@ -69,9 +75,9 @@ def evaluate_split(
             raise Stopped
         one = eval_step(variables, arguments, index)
         sums = one if sums is None else jax.tree.map(lambda a, b: a + b, sums, one)
-    sums = {name: float(value) for name, value in sums.items()}
+    sums = {name: np.float64(value) for name, value in jax.device_get(sums).items()}
     examples = sums.pop("examples")
-    return {name: value / examples for name, value in sums.items()}
+    return {name: (value / examples).tolist() for name, value in sums.items()}
 
 
 def evaluate_run(

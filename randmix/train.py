@@ -1,9 +1,10 @@
 """The training loop: ``train(config, workdir)``, the same from the command line, a notebook and a test."""
 
 import contextlib
+import functools
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,9 +14,10 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from randmix import artifacts, attacks, distributed, eval_loop, runs, sharding, steps
+from randmix import artifacts, distributed, eval_loop, runs, sharding, steps
 from randmix.checkpoint import BEST, Checkpoints
-from randmix.data import feeds, loader
+from randmix.compiled import jit_eval_steps, jit_train_step
+from randmix.data import feeds
 from randmix.errors import UserError
 from randmix.metrics_log import MetricsLog
 from randmix.preemption import Preempted, StopSignals
@@ -23,8 +25,6 @@ from randmix.progress import Reporter
 from randmix.trackers import open_trackers
 
 _NOT_FINITE = "the last checkpoint before it is kept; lower config.optimizer.learning_rate, or set config.optimizer.clip_norm"
-
-TrainStep = Callable[..., tuple[steps.TrainState, dict[str, jax.Array]]]
 
 
 def train(
@@ -79,16 +79,15 @@ def _train_alone(
 ) -> dict[str, Any]:
     """Trains in a workdir that no other run has; ``began`` is when the call did, by `time.monotonic`."""
     primary = distributed.is_primary()
-    for name, array in parts.task.constants.items() if primary else ():
-        with (workdir / f"{name}.npy").open("wb") as file:
-            np.save(file, array)
+    if primary:
+        save_constants(parts, workdir)
     if stop.signalled:
         raise Preempted("stopped before the first step, with nothing new to save")
     with (
         Checkpoints(workdir, about=parts.identity) as checkpoints,
         Checkpoints(workdir, about=parts.identity, folder=BEST, kept=1) as best,
     ):
-        loop = _Loop(config, parts, mesh, checkpoints, best, stop)
+        loop = Loop(config, parts, mesh, checkpoints, best, stop)
         with (
             open_trackers(config, workdir, loop.start, active=primary) as trackers,
             MetricsLog(workdir / artifacts.METRICS, loop.start, writes=primary, trackers=trackers) as log,
@@ -105,22 +104,45 @@ def _train_alone(
             )
             with contextlib.closing(train_feed):
                 metrics = loop.run(workdir, train_feed, train_split, test_split, log, report)
-    result = {
+    result = summarize(config, parts, metrics, time.monotonic() - began, list(mesh.devices.flat))
+    if primary:
+        finish(parts, workdir, result)
+    return result
+
+
+def save_constants(parts: runs.Parts, workdir: epath.Path) -> None:
+    """Writes the arrays that are the same for all examples of a task, each as NAME.npy."""
+    for name, array in parts.task.constants.items():
+        with (workdir / f"{name}.npy").open("wb") as file:
+            np.save(file, array)
+
+
+def summarize(
+    config: ConfigDict,
+    parts: runs.Parts,
+    metrics: Mapping[str, float],
+    seconds: float,
+    devices: list[jax.Device],
+) -> dict[str, Any]:
+    """What ``result.json`` holds of a finished run: ``metrics`` are those of the evaluation at the last step."""
+    return {
         "mode": parts.mode,
         "metrics": metrics,
         "parameters": {"trainable": parts.summary.trainable, "frozen": parts.summary.frozen},
         "step": parts.total_steps,
         "seed": config.seed,
-        "wall_seconds": round(time.monotonic() - began, 2),
-        **artifacts.provenance(list(mesh.devices.flat)),
+        "wall_seconds": round(seconds, 2),
+        **artifacts.provenance(devices),
     }
-    if primary:
-        artifacts.write_result(workdir, result)
+
+
+def finish(parts: runs.Parts, workdir: epath.Path, result: dict[str, Any]) -> None:
+    """Writes ``result.json`` and draws what the task has to show."""
+    artifacts.write_result(workdir, result)
     if parts.task.name == "unshuffling":
         from randmix import unshuffle  # no other task draws
 
         unshuffle.draw([workdir], workdir)
-    return result
 
 
 def open_splits(config: ConfigDict, parts: runs.Parts) -> tuple[feeds.Split, feeds.Split]:
@@ -132,70 +154,12 @@ def open_splits(config: ConfigDict, parts: runs.Parts) -> tuple[feeds.Split, fee
     return train_split, test_split
 
 
-def jit_train_step(
-    config: ConfigDict, parts: runs.Parts, mesh: jax.sharding.Mesh, phase: runs.Phase
-) -> TrainStep:
-    """The one place where the train step is jitted: ``(state, data, order, seed) -> (state, metrics)``.
+class Loop:
+    """One call of ``train`` between its checks and its result.
 
-    The state is donated. ``data``, ``order`` and ``seed`` are as in ``loader.train_batch``.
+    An ensemble takes this very loop (``ensemble.py``): its arrays then have a first axis of ``members``, one for each
+    of ``seeds``, and what it hands over as checkpoints, feed, log and report parts them by member. It has no ``best``.
     """
-
-    def train_step(
-        state: steps.TrainState, data: loader.Data, order: jax.Array | None, seed: jax.Array
-    ) -> tuple[steps.TrainState, dict[str, jax.Array]]:
-        batch = loader.train_batch(
-            data,
-            order,
-            state.step,
-            seed,
-            batch_size=config.batch_size,
-            augmentation=parts.augmentation,
-        )
-        batch = jax.lax.with_sharding_constraint(batch, sharding.split_batch(mesh))
-        if config.defense.epsilon:
-            batch = attacks.perturb_batch(
-                state.variables, batch, model=parts.model, perturb=_fgsm_samples(config)
-            )
-        return steps.train_step(
-            state,
-            batch,
-            model=phase.model,
-            task=parts.task,
-            optimizer=phase.optimizer,
-            labels=phase.labels,
-            channel_masks=parts.channel_masks,
-            label_smoothing=config.label_smoothing,
-        )
-
-    return jax.jit(train_step, donate_argnums=0, out_shardings=sharding.replicated(mesh))
-
-
-def jit_eval_steps(
-    config: ConfigDict, parts: runs.Parts, mesh: jax.sharding.Mesh
-) -> dict[str, eval_loop.EvalStep]:
-    """What an evaluation during the run takes: "eval" and, in a defended run, "eval_pgd"."""
-    jit_eval_step = partial(
-        eval_loop.jit_eval_step, model=parts.model, task=parts.task, mesh=mesh, batch_size=config.batch_size
-    )
-    eval_steps = {"eval": jit_eval_step()}
-    if config.defense.epsilon:
-        eval_steps["eval_pgd"] = jit_eval_step(perturb=_pgd_samples(config))
-    return eval_steps
-
-
-def _fgsm_samples(config: ConfigDict) -> attacks.Perturb:
-    """What training is defended with."""
-    return partial(attacks.fgsm_on_share, epsilon=config.defense.epsilon / 255, share=config.defense.share)
-
-
-def _pgd_samples(config: ConfigDict) -> attacks.Perturb:
-    """What a defended run is also tested with."""
-    count = config.defense.pgd_steps
-    return partial(attacks.pgd, epsilon=config.defense.epsilon / 255, steps=count, step_size=2.5 / count)
-
-
-class _Loop:
-    """One call of ``train`` between its checks and its result."""
 
     def __init__(
         self,
@@ -203,29 +167,35 @@ class _Loop:
         parts: runs.Parts,
         mesh: jax.sharding.Mesh,
         checkpoints: Checkpoints,
-        best: Checkpoints,
+        best: Checkpoints | None,
         stop: StopSignals,
+        seeds: Sequence[int] | None = None,
     ):
         self.config, self.parts, self.mesh = config, parts, mesh
         self.checkpoints, self.best, self.stop = checkpoints, best, stop
+        self.members = None if seeds is None else len(seeds)
+        self.seed = np.asarray(config.seed if seeds is None else seeds, np.uint32)
         self.state = self.first_state()
-        self.start = int(self.state.step)
+        self.start = int(np.max(self.state.step))  # all members are at one step
         self.seconds, self.images = 0.0, 0  # of training since the last log line
-        self.eval_steps = jit_eval_steps(config, parts, mesh)
+        self.eval_steps = jit_eval_steps(config, parts, mesh, self.members)
 
     def first_state(self) -> steps.TrainState:
+        """The state of the latest checkpoint, or that before the first step."""
         saved = self.checkpoints.restore_latest(self.parts.abstract_state(self.mesh))
-        if saved is not None:
-            return saved
+        return self.init(self.seed) if saved is None else saved
+
+    @functools.cached_property
+    def init(self) -> Callable[[np.ndarray], steps.TrainState]:
+        """Makes the state of a seed before the first step."""
         # On a CPU LLVM spends most of a minute on the random numbers of a ResNet's many kernels; at level 1 it is a
         # tenth, and the same bits come out.
         on_cpu = self.mesh.devices.flat[0].platform == "cpu"
-        init = jax.jit(
+        return jax.jit(
             self.parts.init_state,
             out_shardings=sharding.replicated(self.mesh),
             compiler_options={"xla_backend_optimization_level": 1} if on_cpu else None,
         )
-        return init(np.uint32(self.config.seed))
 
     def run(
         self,
@@ -273,7 +243,7 @@ class _Loop:
     def stepper(self, feed: feeds.TrainFeed, report: Reporter) -> Callable[[int], None]:
         """Returns what takes the step of a given number, counted from 1; it compiles a step for each phase."""
         parts, mesh = self.parts, self.mesh
-        seed = sharding.replicate(np.uint32(self.config.seed), mesh)
+        seed = sharding.replicate(self.seed, mesh)
         phase = train_step = None
         previous = ()
 
@@ -283,7 +253,7 @@ class _Loop:
             data, order = feed.arguments(step - 1)
             if phase is not parts.phase_at(step - 1):
                 phase = parts.phase_at(step - 1)
-                train_step = jit_train_step(self.config, parts, mesh, phase)
+                train_step = jit_train_step(self.config, parts, mesh, phase, self.members)
                 lower = partial(train_step.lower, self.state, data, order, seed)
                 train_step = self.stop.interruptible(lambda: lower().compile())
                 self.announce(phase, time.monotonic() - began, report)
@@ -307,10 +277,10 @@ class _Loop:
     def log_interval(self, step: int, log: MetricsLog, report: Reporter) -> None:
         """Logs the means since the last log line and starts the next interval."""
         began = time.monotonic()
-        totals = {name: float(total) for name, total in self.state.totals.items()}
+        totals = {name: np.float64(total) for name, total in jax.device_get(self.state.totals).items()}
         self.seconds += time.monotonic() - began  # the step that was still running
         count = totals.pop("steps")
-        means = {name: total / count for name, total in totals.items()}
+        means = {name: (total / count).tolist() for name, total in totals.items()}
         images_per_second = self.images / self.seconds
         log.write(
             step=step,
@@ -321,13 +291,13 @@ class _Loop:
         )
         report.train(step, **means, images_per_second=images_per_second)
         self.seconds, self.images = 0.0, 0
-        empty = sharding.replicate(steps.empty_totals(self.parts.task), self.mesh)
-        self.state = self.state.replace(totals=empty)
+        empty = jax.tree.map(np.zeros_like, jax.device_get(self.state.totals))
+        self.state = self.state.replace(totals=sharding.replicate(empty, self.mesh))
 
     def save(self, step: int) -> None:
         """Starts a checkpoint; one that isn't finite would be of no use and push a good one out."""
-        if not _all_finite((self.state.params, self.state.batch_stats)):
-            raise UserError(f"step {step}: the parameters aren't finite; {_NOT_FINITE}")
+        if not all_finite((self.state.params, self.state.batch_stats)):
+            raise parameters_not_finite(step)
         self.best.wait()  # or a run that goes on from this one would take the best for saved
         self.checkpoints.save(step, self.state)
 
@@ -335,13 +305,7 @@ class _Loop:
         """Raises a UserError if a step wasn't finite, and writes down which examples it was given."""
         before = int(self.state.failed_step)
         if before >= 0:
-            failed = {"step": before + 1, "examples": feed.rows(before).tolist()}
-            if distributed.is_primary():
-                artifacts.write_atomically(workdir / artifacts.NOT_FINITE, json.dumps(failed) + "\n")
-            raise UserError(
-                f"step {before + 1}: the loss or a gradient isn't finite; {artifacts.NOT_FINITE} lists its examples; "
-                f"{_NOT_FINITE}"
-            )
+            raise step_not_finite(before + 1, feed.rows(before), workdir)
 
     def test_feeds(self, train_split: feeds.Split, test_split: feeds.Split) -> dict[str, feeds.EvalFeed]:
         """What each evaluation shows: the test split, the part of it under PGD, what the training set held out."""
@@ -386,5 +350,21 @@ class _Loop:
 
 
 @jax.jit
-def _all_finite(tree: Any) -> jax.Array:
+def all_finite(tree: Any) -> jax.Array:
+    """[] bool: whether every number of a tree is finite."""
     return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
+
+
+def parameters_not_finite(step: int) -> UserError:
+    """The error of a run whose parameters aren't finite after a step."""
+    return UserError(f"step {step}: the parameters aren't finite; {_NOT_FINITE}")
+
+
+def step_not_finite(step: int, rows: np.ndarray, workdir: epath.Path) -> UserError:
+    """The error of a run whose loss or gradient wasn't finite in a step; writes down which examples that was given."""
+    if distributed.is_primary():
+        failed = {"step": step, "examples": rows.tolist()}
+        artifacts.write_atomically(workdir / artifacts.NOT_FINITE, json.dumps(failed) + "\n")
+    return UserError(
+        f"step {step}: the loss or a gradient isn't finite; {artifacts.NOT_FINITE} lists its examples; {_NOT_FINITE}"
+    )

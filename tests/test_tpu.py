@@ -108,7 +108,7 @@ def test_the_search_for_a_batch_ends_at_one_that_was_compiled(fixed, allowed, mo
         memory = fixed + batch_size
         return aot.Needs(memory, 100, 1.0, flops=None if memory > 100 else 1.0), None
 
-    monkeypatch.setattr(aot, "lower_steps", lower_steps)
+    monkeypatch.setattr(aot.compiled, "lower_steps", lower_steps)
     monkeypatch.setattr(aot, "_compile", compile_step)
     config, where, mesh = (
         small.config(batch_size=640),

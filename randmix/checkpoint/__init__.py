@@ -1,5 +1,5 @@
 """Checkpoints that are whole or refused: Orbax's, each with a manifest of SHA-256 sums."""
 
-from randmix.checkpoint.checkpoints import BEST, FOLDER, Checkpoints
+from randmix.checkpoint.checkpoints import BEST, FOLDER, SET_ASIDE, Checkpoints
 
-__all__ = ["BEST", "FOLDER", "Checkpoints"]
+__all__ = ["BEST", "FOLDER", "SET_ASIDE", "Checkpoints"]

@@ -74,6 +74,16 @@ class Checkpoints:
         """The steps of the checkpoints, intact or not, the newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
+    def intact_steps(self) -> list[int]:
+        """The steps of the intact checkpoints, the newest first."""
+        return [step for step in self.all_steps() if self.damage(step) is None]
+
+    def delete_after(self, step: int) -> None:
+        """Deletes the intact checkpoints of later steps, for a run that goes back to this one and takes them again."""
+        for later in self.intact_steps():
+            if later > step:
+                self._manager.delete(later)
+
     def damage(self, step: int) -> str | None:
         """What is wrong with the files of a checkpoint, or None."""
         return manifest.damage(self._root / str(step))

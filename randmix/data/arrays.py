@@ -1,5 +1,6 @@
 """Sets that are held in memory, whole on every device, as the loops take them."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from functools import partial
 
@@ -39,6 +40,12 @@ class TrainArrays:
         if self._order is None or self._order[0] != epoch:
             self._order = epoch, self._epoch_order(self._seed, epoch)
         return self._data, self._order[1]
+
+    def with_seed(self, seed: int) -> "TrainArrays":
+        """The same set, on the devices once, in the order of another seed."""
+        other = copy.copy(self)
+        other._seed, other._order = seed, None
+        return other
 
     def rows(self, step: int) -> np.ndarray:
         """See ``feeds.TrainFeed``."""
