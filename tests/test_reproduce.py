@@ -197,6 +197,7 @@ cli.run(program.main)
         (["--preset=smoke", "--override=epoch=3"], "no config has the key 'epoch'; did you mean 'epochs'?"),
         (["--preset=cifar", "--experiments=E9"], "cifar10 is not prepared in"),
         (["--preset=smoke", "--seeds=0"], "--seeds"),
+        (["--preset=smoke", "--ensemble=all"], "--ensemble: got 'all', allowed are auto, off and a number"),
         (["--preset=smoke", "positional"], "got 'positional', allowed are flags only"),
     ],
 )

@@ -139,9 +139,9 @@ def test_seeds_are_handed_over_together(groups, tmp_path, trained, monkeypatch):
     handed = []
     inner = training.train_seeds
 
-    def train_seeds(configs, workdirs):
+    def train_seeds(configs, workdirs, together):
         handed.append([config.seed for config in configs])
-        return inner(configs, workdirs)
+        return inner(configs, workdirs, together)
 
     monkeypatch.setattr(sweep, "train_seeds", train_seeds)
     execute(groups, tmp_path)

@@ -54,6 +54,12 @@ def define_flags() -> None:
     )
     flags.DEFINE_string("data_dir", None, "Where TFDS keeps its data sets. Default: TFDS's own.")
     flags.DEFINE_string("shard", None, "i/n: this is job i of n that share the runs; no report.")
+    flags.DEFINE_string(
+        "ensemble",
+        "auto",
+        "auto | off | N: how many seeds of a ConvMixer are trained as one program at most. auto: on a GPU or TPU as many "
+        "as its memory holds, on a CPU none.",
+    )
     flags.DEFINE_bool("dry_run", False, "Print the runs and their cost, and end.")
     flags.DEFINE_bool("report_only", False, "Train nothing; write the report of what is there.")
     flags.DEFINE_bool("tune_host", True, "On a CPU: as in randmix.main.")
@@ -66,7 +72,7 @@ def main(argv: list[str]) -> int:
         host.tune()
     # Only now what imports JAX.
     from randmix.preemption import EXIT_STATUS, Preempted
-    from randmix.reproduce import measurements, plan, presets, report, sweep
+    from randmix.reproduce import measurements, plan, presets, report, sweep, training
 
     if len(argv) > 1:
         raise UserError(f"got {argv[1]!r}, allowed are flags only; see --help")
@@ -74,6 +80,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--preset is missing; allowed are {', '.join(presets.NAMES)}")
     preset = presets.get(options.preset)
     experiments = presets.check_experiments(preset, options.experiments)
+    together = training.parse_ensemble(options.ensemble)
     part = plan.parse_shard(options.shard) if options.shard else None
     preset, overrides = plan.split_overrides(preset, plan.parse_overrides(options.override))
     root = Path(options.workdir or f"runs/reproduce-{preset.name}")
@@ -92,6 +99,7 @@ def main(argv: list[str]) -> int:
                     plan.shard(groups, *part) if part else groups,
                     root,
                     measure=lambda run, stop: measurements.measure(run, root, preset, stop),
+                    together=together,
                 )
             if part:
                 print(f"shard {options.shard} is done; the same command without --shard writes the report")

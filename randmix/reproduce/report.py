@@ -183,7 +183,7 @@ def _facts(groups: Sequence[Group], root: Path) -> dict[str, Any]:
     runs = [run for group in groups for run in group]
     results = {run.name: artifacts.read_result(run.folder(root)) for run in runs}
     finished = [result for result in results.values() if result]
-    seconds = sum(result["wall_seconds"] for result in finished)
+    seconds = sum(map(_seconds, finished))
     return {
         **measurements.provenance(finished),
         "finished": len(finished),
@@ -196,10 +196,15 @@ def _facts(groups: Sequence[Group], root: Path) -> dict[str, Any]:
     }
 
 
+def _seconds(result: Mapping[str, Any]) -> float:
+    """What a run took; of seeds that were trained together its share."""
+    return result["wall_seconds"] / result.get("ensemble", 1)
+
+
 def _row(group: Group, root: Path) -> dict[str, Any]:
     """A line of the appendix: what a group of seeds is, and its runs."""
     results = [artifacts.read_result(run.folder(root)) for run in group]
-    seconds = [result["wall_seconds"] for result in results if result]
+    seconds = [_seconds(result) for result in results if result]
     return {
         "name": group[0].name,
         "title": group[0].title.rpartition(" seed ")[0],

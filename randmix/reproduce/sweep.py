@@ -51,6 +51,7 @@ def execute(
     root: epath.PathLike,
     *,
     measure: Measure = lambda run, stop: None,
+    together: int | str = 1,
     say: Say = lambda line: print(line, flush=True),
 ) -> None:
     """Trains and measures all runs; what fails is written down and passed over.
@@ -61,6 +62,7 @@ def execute(
         groups: runs that differ only in their seed stand together.
         root: the sweep's folder.
         measure: what is done with a finished run, under its lock.
+        together: how many seeds are trained as one program at most; see ``training.train_seeds``.
         say: takes a line for the user.
 
     Raises:
@@ -72,7 +74,7 @@ def execute(
             with contextlib.ExitStack() as stack:
                 mine = [run for run in group if stack.enter_context(_try_lock(run.folder(root)))]
                 progress.begin(group, mine)
-                _train(mine, root)
+                _train(mine, root, together)
                 for run in mine:
                     _check(stop, progress)
                     if state(run, root).name == "finished":
@@ -86,11 +88,12 @@ def _try_lock(folder: epath.Path) -> contextlib.AbstractContextManager[bool]:
     return locks.try_lock(folder / LOCK)
 
 
-def _train(runs: Sequence[PlannedRun], root: epath.PathLike) -> None:
+def _train(runs: Sequence[PlannedRun], root: epath.PathLike, together: int | str) -> None:
     unfinished = [run for run in runs if state(run, root).name != "finished"]
     if not unfinished:
         return
-    reasons = train_seeds([run.config for run in unfinished], [run.folder(root) for run in unfinished])
+    configs, folders = [run.config for run in unfinished], [run.folder(root) for run in unfinished]
+    reasons = train_seeds(configs, folders, together)
     for run, reason in zip(unfinished, reasons, strict=True):
         file = run.folder(root) / FAILED
         if reason is not None:

@@ -1,0 +1,252 @@
+"""Seeds trained as one program: each follows its lone run, stops and goes on exactly, and falls out alone."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import small
+
+import randmix
+from randmix import ensemble, masks, runs, sharding, train
+from randmix.data import loader
+from randmix.errors import UserError
+from randmix.preemption import Preempted
+from randmix.reproduce import training
+
+SEEDS = (0, 3, 7)
+STEPS = {"steps": 10, "eval_every": 5, "data__flip": True, "optimizer__learning_rate": 0.003}
+ONE_DEVICE = jax.devices()[:1]
+
+
+def configs(**overrides):
+    return [small.config(seed=seed, **STEPS, **overrides) for seed in SEEDS]
+
+
+def folders(root):
+    return [root / str(seed) for seed in SEEDS]
+
+
+def together(root, **overrides):
+    return ensemble.train(configs(**overrides), folders(root), devices=ONE_DEVICE)
+
+
+def lines(workdir):
+    """The log without what a clock decides."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An ensemble that was never disturbed."""
+    root = tmp_path_factory.mktemp("whole")
+    assert together(root) == [None] * 3
+    return root
+
+
+def assert_same(one, other, **tolerance):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), one, other)
+
+
+@pytest.mark.parametrize("member", [0, 2])
+def test_a_member_follows_its_lone_run_and_leaves_what_that_leaves(member, whole, tmp_path):
+    workdir = folders(whole)[member]
+    lone = train.train(configs()[member], tmp_path, devices=ONE_DEVICE)
+    # Adam divides by the gradient's size, so that rounding near zero is seen: the losses stay the sharper test.
+    assert_same(randmix.load(tmp_path).variables, randmix.load(workdir).variables, rtol=1e-4, atol=3e-5)
+    assert [row.keys() for row in lines(tmp_path)] == [row.keys() for row in lines(workdir)]
+    assert_same(lines(tmp_path), lines(workdir), rtol=1e-5, atol=1e-6)
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in workdir.iterdir()}
+    for name in ("config.json", "masks.txt"):
+        assert (tmp_path / name).read_text() == (workdir / name).read_text()
+    result = json.loads((workdir / "result.json").read_text())
+    assert result.pop("ensemble") == 3
+    assert result.keys() == lone.keys()
+    assert result["seed"] == SEEDS[member]
+    assert_same(result["metrics"], lone["metrics"], rtol=1e-5)
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["10", "8"]
+    # As any workdir it may be gone on with alone: here only the evaluation is left.
+    shutil.copytree(workdir, tmp_path / "copy")
+    (tmp_path / "copy" / "result.json").unlink()
+    assert_same(
+        train.train(configs()[member], tmp_path / "copy", devices=ONE_DEVICE)["metrics"],
+        lone["metrics"],
+        rtol=1e-5,
+    )
+
+
+def test_members_are_runs_of_their_own(whole):
+    losses = {
+        tuple(row["train_loss"] for row in lines(folder) if "train_loss" in row) for folder in folders(whole)
+    }
+    assert len(losses) == 3
+
+
+def test_a_stopped_ensemble_goes_on_bit_for_bit(whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        small.stop_after(patch, 7)
+        with pytest.raises(Preempted, match="stopped and saved at step 7 of 10"):
+            together(tmp_path)
+    assert [randmix.load(folder).step for folder in folders(tmp_path)] == [7, 7, 7]
+    # As if one had been killed before its save was done: all go back to step 6.
+    shutil.rmtree(folders(tmp_path)[1] / "checkpoints" / "7")
+    assert ensemble.cohorts(configs(), folders(tmp_path), 3) == [[0, 1, 2]]
+    assert together(tmp_path) == [None] * 3
+    for resumed, reference in zip(folders(tmp_path), folders(whole), strict=True):
+        assert not masks.diff(randmix.load(reference).variables, randmix.load(resumed).variables).moved
+        assert lines(resumed) == lines(reference)
+        assert "7" not in {path.name for path in (resumed / "checkpoints").iterdir()}
+
+
+@pytest.mark.parametrize("where", ["loss", "parameters"])
+def test_a_member_that_is_not_finite_falls_out_alone(where, whole, tmp_path, monkeypatch, capsys):
+    inner = ensemble._Loop.init.func
+
+    def init(self):
+        def poisoned(seeds):
+            state = inner(self)(seeds)
+            if where == "loss":
+                bias = state.params["head"]["classifier"]["bias"].at[1].set(np.nan)
+                head = {
+                    **state.params["head"],
+                    "classifier": {**state.params["head"]["classifier"], "bias": bias},
+                }
+                return state.replace(params={**state.params, "head": head})
+            stats = jax.tree.map(lambda x: x.at[1].set(np.inf), state.batch_stats)
+            return state.replace(batch_stats=stats)
+
+        return poisoned
+
+    monkeypatch.setattr(ensemble._Loop, "init", property(init))
+    first, second, third = together(tmp_path)
+    assert first is third is None
+    folder = folders(tmp_path)[1]
+    assert f"seed 3: {second}" in capsys.readouterr().out
+    assert not (folder / "result.json").exists()
+    assert not (folder / "checkpoints").exists()
+    if where == "loss":
+        assert second.startswith(
+            "step 1: the loss or a gradient isn't finite; not_finite.json lists its examples"
+        )
+        assert lines(folder) == []
+        rows = np.asarray(loader.epoch_order(3, 0, examples=1437))[:32].tolist()
+        assert json.loads((folder / "not_finite.json").read_text()) == {"step": 1, "examples": rows}
+    else:
+        assert second.startswith("step 2: the parameters aren't finite")
+        assert [row["step"] for row in lines(folder)] == [2]
+    for i in (0, 2):
+        assert lines(folders(tmp_path)[i]) == lines(folders(whole)[i])
+        assert (folders(tmp_path)[i] / "result.json").exists()
+
+
+def touch_checkpoint(workdir, source, *steps):
+    """Puts copies of a finished run's last checkpoint there, under other steps."""
+    for step in steps:
+        shutil.copytree(source / "checkpoints" / "10", workdir / "checkpoints" / str(step))
+
+
+def test_who_is_trained_together(whole, tmp_path):
+    source = folders(whole)[0]
+    parted = lambda at_most=9: ensemble.cohorts(five, dirs, at_most)  # noqa: E731
+    five = [small.config(seed=seed) for seed in range(5)]
+    dirs = [tmp_path / str(seed) for seed in range(5)]
+    assert parted() == [[0, 1, 2, 3, 4]]
+    assert parted(2) == [[0, 1], [2, 3], [4]]
+    assert parted(1) == [[0], [1], [2], [3], [4]]
+    assert not list(tmp_path.iterdir())
+    touch_checkpoint(dirs[0], source, 4, 6)
+    touch_checkpoint(dirs[1], source, 4)
+    touch_checkpoint(dirs[2], source, 2)
+    (dirs[2] / "checkpoints" / "2" / "manifest.json").unlink()
+    assert parted() == [[2], [0, 1], [3, 4]]
+    touch_checkpoint(dirs[4], source, 6)
+    (dirs[3]).mkdir()
+    (dirs[3] / "result.json").write_text("{}")
+    assert parted() == [[2], [3], [0, 4], [1]]
+    with pytest.raises(ValueError, match="no step is intact in all workdirs"):
+        ensemble._Checkpoints(
+            [ensemble._Member(None, None, d, None) for d in (dirs[1], dirs[4])], None, None
+        ).restore_latest(None)
+
+
+def test_a_composed_resnet_goes_alone(tmp_path):
+    from randmix.config import default
+
+    resnets = [default("resnet"), default("resnet")]
+    assert ensemble.cohorts(resnets, [tmp_path / "0", tmp_path / "1"], 8) == [[0], [1]]
+
+
+def test_as_many_as_the_memory_holds(monkeypatch):
+    asked = []
+
+    def lower_steps(config, parts, mesh, members):
+        asked.append(members)
+        return {"eval": members - 1, "train": members}
+
+    monkeypatch.setattr(ensemble, "lower_steps", lower_steps)
+    monkeypatch.setattr(ensemble, "_needs", lambda lowered: 100 * max(lowered))
+    fitting = [
+        ensemble.largest_that_fits(configs()[0], 7, limit_bytes=limit) for limit in (778, 777, 400, 10)
+    ]
+    assert fitting == [7, 4, 2, 1]
+    assert asked == [7, 7, 4, 7, 4, 2, 7, 4, 2]
+    assert ensemble.largest_that_fits(configs()[0], 7) == 7  # a CPU doesn't say what it has
+
+
+def test_what_an_ensemble_needs_is_what_its_programs_hold(whole):
+    mesh = sharding.make_mesh(ONE_DEVICE)
+    parts = runs.assemble(configs()[0])
+    lowered = ensemble.lower_steps(configs()[0], parts, mesh, 3).values()
+    state = sum(np.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(parts.abstract_state(mesh)))
+    data = small.data()["image"].nbytes + small.data()["label"].nbytes
+    assert 3 * state + data < ensemble._needs(lowered) < 3 * state + data + 100e6
+
+
+def test_a_sweep_hands_seeds_over(tmp_path, monkeypatch):
+    calls = []
+
+    def train_together(configs, workdirs):
+        calls.append([config.seed for config in configs])
+        print("said by all")
+        if error:
+            raise error
+        return ["bad", *[None] * (len(configs) - 1)]
+
+    error = None
+    monkeypatch.setattr(ensemble, "train", train_together)
+    monkeypatch.setattr(training, "train", lambda config, workdir: calls.append(config.seed))
+    assert training.train_seeds(configs(), folders(tmp_path), 2) == ["bad", None, None]
+    assert calls == [[0, 3], 7]
+    assert [(folder / "log.txt").read_text() for folder in folders(tmp_path)] == [*["said by all\n"] * 2, ""]
+    calls.clear()
+    assert training.train_seeds(configs(), folders(tmp_path), "auto") == [None] * 3
+    assert calls == [0, 3, 7]  # on a CPU
+    calls.clear()
+    error = MemoryError("all of it")
+    assert training.train_seeds(configs(), folders(tmp_path), 3) == [None] * 3
+    assert calls == [[0, 3, 7], 0, 3, 7]
+    assert "MemoryError: all of it\ntogether it failed" in (folders(tmp_path)[2] / "log.txt").read_text()
+    error = Preempted("stopped")
+    with pytest.raises(Preempted):
+        training.train_seeds(configs(), folders(tmp_path), 3)
+
+
+def test_on_an_accelerator_auto_takes_what_fits(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(ensemble, "largest_that_fits", lambda config, count: asked.append(count) or 2)
+    monkeypatch.setattr(ensemble, "train", lambda configs, workdirs: [None] * len(configs))
+    monkeypatch.setattr(training, "train", lambda config, workdir: None)
+    assert training._cohorts(configs(), folders(tmp_path), "auto") == [[0, 1], [2]]
+    assert asked == [3]
+
+
+def test_the_flag_reads_auto_off_and_a_number():
+    assert [training.parse_ensemble(text) for text in ("auto", "off", "1", "8")] == ["auto", 1, 1, 8]
+    for text in ("0", "-1", "2.5", "all", "", "²"):
+        with pytest.raises(
+            UserError, match=f"^--ensemble: got '{text}', allowed are auto, off and a number from 1"
+        ):
+            training.parse_ensemble(text)
