@@ -1,0 +1,100 @@
+"""What it costs to train several seeds as one program.
+
+    python benchmarks/ensemble.py
+    python benchmarks/ensemble.py --seeds=8 --cases=cifar_256_8 --out=results/benchmarks/ensemble_gpu.json
+
+A step is what a run takes: gather, augment, forward, backward, AdamW (Chans), on random images of the case's data set.
+`one` is a step of one seed, `in turn` a step of each seed one after the other, `together` one step of all as
+`randmix.ensemble` compiles it. `together / one` is the figure for an accelerator, where the aim is at most 3 for 8
+seeds; `together / in turn` below 1 is what is gained. Bytes are what the larger program needs of the device.
+"""
+
+import timing
+from absl import app, flags
+
+from randmix import host
+
+# name: (data set, width, depth, kernel, patch, batch size)
+CASES = {
+    "digits_64_4": ("digits", 64, 4, 5, 1, 64),
+    "cifar_64_4": ("cifar10", 64, 4, 5, 2, 64),
+    "cifar_256_8": ("cifar10", 256, 8, 5, 2, 128),
+}
+EXAMPLES = 1024
+
+flags.DEFINE_list("cases", ["digits_64_4", "cifar_64_4"], f"Of {', '.join(CASES)}.")
+flags.DEFINE_integer("seeds", 3, "How many.", lower_bound=2)
+flags.DEFINE_integer("rounds", 7, "How often each is timed.", lower_bound=1)
+flags.DEFINE_integer("calls", 2, "Steps a round.", lower_bound=1)
+flags.DEFINE_string("out", None, "Where to write the table as JSON.")
+
+
+def main(argv):
+    print("host settings:", host.tune())
+    options, rows = flags.FLAGS, []
+    for case in options.cases:
+        functions, needs = steps(*CASES[case], options.seeds)
+        seconds = timing.in_turn(functions, rounds=options.rounds, calls=options.calls)
+        rows.append(
+            {"case": case, "seeds": options.seeds}
+            | {f"{name}, ms": timing.milliseconds(seconds[name]) for name in functions}
+            | {
+                f"together / {name}": round(timing.ratio(seconds, "together", name), 3)
+                for name in ("one", "in turn")
+            }
+            | {"MB": round(needs / 1e6, 1)}
+        )
+        print(rows[-1], flush=True)
+    timing.report(rows, options.out)
+
+
+def steps(data_set: str, width: int, depth: int, kernel_size: int, patch_size: int, batch_size: int, n: int):
+    """The three ways to take a step, by name, and the bytes that the program of all seeds needs."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from randmix import runs, sharding
+    from randmix.compiled import jit_train_step, memory_bytes
+    from randmix.config import default
+    from randmix.data import loader
+
+    config = default("convmixer")
+    config.data.name, config.steps, config.batch_size = data_set, 10_000, batch_size
+    config.data.crop_padding, config.data.flip = 1, True
+    config.model.update(width=width, depth=depth, kernel_size=kernel_size, patch_size=patch_size)
+    parts = runs.assemble(config)
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (EXAMPLES, *parts.dataset.image_shape), np.uint8)
+    label = rng.integers(0, 10, EXAMPLES, np.int32)
+    data = sharding.replicate({"image": image, "label": label}, mesh)
+    seeds = np.arange(n, dtype=np.uint32)
+    orders = [loader.epoch_order(seed, 0, examples=EXAMPLES) for seed in seeds]
+    init = jax.jit(parts.init_state)
+    lone = [sharding.replicate(init(seed), mesh) for seed in seeds]
+    stacked = sharding.replicate(jax.tree.map(lambda *leaves: jnp.stack(leaves), *lone), mesh)
+    each = [sharding.replicate((order, seed), mesh) for order, seed in zip(orders, seeds, strict=True)]
+    both = sharding.replicate((jnp.stack(orders), seeds), mesh)
+    one_step = jit_train_step(config, parts, mesh, parts.phases[0]).lower(lone[0], data, *each[0]).compile()
+    all_steps = jit_train_step(config, parts, mesh, parts.phases[0], n).lower(stacked, data, *both).compile()
+
+    def one():
+        lone[0], metrics = one_step(lone[0], data, *each[0])
+        jax.block_until_ready(metrics)
+
+    def in_turn():
+        for i in range(n):
+            lone[i], metrics = one_step(lone[i], data, *each[i])
+            jax.block_until_ready(metrics)
+
+    def together():
+        nonlocal stacked
+        stacked, metrics = all_steps(stacked, data, *both)
+        jax.block_until_ready(metrics)
+
+    return {"one": one, "in turn": in_turn, "together": together}, memory_bytes(all_steps)
+
+
+if __name__ == "__main__":
+    app.run(main)
