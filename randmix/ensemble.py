@@ -105,7 +105,8 @@ def cohorts(
     Together go those that can be brought to one step: the runs yet to begin, and those with an intact checkpoint of
     the same step. Alone go the finished ones, of which nothing is left to do, those whose checkpoints are all
     damaged, and every run that no ensemble takes: one of a composed ResNet (vmap would make its convolutions
-    grouped ones: four seeds 22.5 ms where one takes 2.1), of a streamed data set, or on several processes.
+    grouped ones: four seeds 22.5 ms where one takes 2.1), of a streamed data set, with a best checkpoint
+    (``data.validation``), which comes at another step in each, or on several processes.
 
     Args:
         configs: of the runs.
@@ -171,6 +172,7 @@ def _suited(config: ConfigDict) -> bool:
     data = config.data
     return (
         config.model.name != "resnet"
+        and not data.validation
         and not catalog.get(data.name, data.data_dir, image_size=data.image_size).streamed
         and jax.process_count() == 1
     )
@@ -198,7 +200,7 @@ class _Loop(lone.Loop):
         self.stack, self.unstack = _stacking(len(members), mesh)
         seeds = [member.config.seed for member in members]
         checkpoints = _Checkpoints(members, self.stack, self.unstack)
-        super().__init__(members[0].config, members[0].parts, mesh, checkpoints, stop, seeds)
+        super().__init__(members[0].config, members[0].parts, mesh, checkpoints, None, stop, seeds)
 
     @functools.cached_property
     def init(self) -> Callable[[np.ndarray], steps.TrainState]:
@@ -224,7 +226,8 @@ class _Loop(lone.Loop):
                 mesh=self.mesh,
             )
             feed = _TrainFeed([feed.with_seed(member.config.seed) for member in self.each])
-            return self.run(self.each[0].workdir, feed, test_split, _Logs(self.each, logs, start), report)
+            logs = _Logs(self.each, logs, start)
+            return self.run(self.each[0].workdir, feed, train_split, test_split, logs, report)
 
     def require_finite(self, workdir: epath.Path, feed: "_TrainFeed") -> None:
         """Lets the members fall out of which a step wasn't finite."""
