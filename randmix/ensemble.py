@@ -88,10 +88,10 @@ def train(
         loop = _Loop(members, mesh, stop)
         with contextlib.suppress(_NoneLeft):
             test = loop.run_in_workdirs(*splits)
+            seconds, on = time.monotonic() - began, list(mesh.devices.flat)
             for i, member in enumerate(members):
                 if member.failure is None:
                     own = {name: values[i] for name, values in test.items()}
-                    seconds, on = time.monotonic() - began, list(mesh.devices.flat)
                     result = lone.summarize(member.config, member.parts, own, seconds, on)
                     lone.finish(member.parts, member.workdir, {**result, "ensemble": len(members)})
     return [member.failure for member in members]
