@@ -30,9 +30,8 @@ from randmix.preemption import Preempted, StopSignals
 from randmix.progress import Reporter
 from randmix.trackers import open_trackers
 
-_USABLE = (
-    0.9  # of a device's memory: saving, the test set and what fragmentation wastes come on top of a step
-)
+# Of a device's memory: saving, the test set and what fragmentation wastes come on top of a step.
+_USABLE = 0.9
 
 
 @dataclasses.dataclass
@@ -79,7 +78,8 @@ def train(
         splits = lone.open_splits(configs[0], all_parts[0])
         members = []
         for config, parts, workdir in zip(configs, all_parts, map(epath.Path, workdirs), strict=True):
-            artifacts.open_workdir(workdir, config, parts.description)
+            if stack.enter_context(artifacts.open_workdir(workdir, config, parts.description)) is not None:
+                raise UserError(f"{workdir}: finished meanwhile; start again with the others")
             lone.save_constants(parts, workdir)
             checkpoints = stack.enter_context(Checkpoints(workdir, about=parts.identity))
             members.append(_Member(config, parts, workdir, checkpoints))

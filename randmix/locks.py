@@ -69,9 +69,8 @@ def _try_lock(file: Path) -> int | None:
             return descriptor
         if _is_at(descriptor, file):
             return descriptor
-        os.close(
-            descriptor
-        )  # the holder before has removed it after we opened it: nobody else would see this lock
+        # The holder before has removed the file after we opened it: nobody else would see this lock.
+        os.close(descriptor)
 
 
 def _is_at(descriptor: int, file: Path) -> bool:

@@ -24,7 +24,10 @@ from randmix.preemption import Preempted, StopSignals
 from randmix.progress import Reporter
 from randmix.trackers import open_trackers
 
-_NOT_FINITE = "the last checkpoint before it is kept; lower config.optimizer.learning_rate, or set config.optimizer.clip_norm"
+_NOT_FINITE = (
+    "the last checkpoint before it is kept; "
+    "lower config.optimizer.learning_rate, or set config.optimizer.clip_norm"
+)
 
 
 def train(
