@@ -271,7 +271,7 @@ def test_the_picture_tells_the_lines_apart_and_shows_every_epsilon():
         ),
         (["--attacks=fgsm", "--norm=l1"], "--norm: got 'l1', allowed linf, l2"),
         (["--examples=0"], "--examples=0: expected a positive integer"),
-        (["--split=dev"], "digits has no split 'dev'; it has: train, test"),
+        (["--split=dev"], "split: got 'dev', allowed train, test"),
         (
             ["--data=cifar10"],
             "data set cifar10: got 32 x 32 x 3 images in 10 classes, but the model is for other images; give --data "
