@@ -98,6 +98,16 @@ def test_a_flipped_bit_in_any_file_is_found(workdir):
         assert checkpoints.damage(20) is None
 
 
+def test_every_flipped_bit_of_the_manifest_is_found(workdir):
+    path = workdir / "checkpoints" / "20" / manifest.FILE
+    whole = path.read_bytes()
+    for i in range(len(whole) * 8):
+        content = bytearray(whole)
+        content[i // 8] ^= 1 << i % 8
+        path.write_bytes(content)
+        assert manifest.damage(path.parent) is not None, f"bit {i} of {whole[i // 8 - 20 : i // 8 + 20]}"
+
+
 def test_a_flipped_bit_where_orbax_keeps_times_does_no_harm(workdir):
     rng = np.random.default_rng(1)
     for path in (workdir / "checkpoints").glob("*/_CHECKPOINT_METADATA"):

@@ -27,7 +27,7 @@ def write(folder: epath.Path, about: Mapping[str, str | int]) -> None:
         about: what else to keep: the step, and what the state belongs to.
     """
     files = {name: _measure(path) for name, path in _files(folder)}
-    (folder / FILE).write_text(_text({"about": dict(about), "files": files}))
+    (folder / FILE).write_text(_text(dict(about), files))
 
 
 def read(folder: epath.Path) -> Mapping[str, str | int]:
@@ -40,7 +40,7 @@ def damage(folder: epath.Path) -> str | None:
     try:
         text = (folder / FILE).read_text()
         manifest = json.loads(text)
-        if _text(manifest) != text:
+        if _text(manifest["about"], manifest["files"]) != text:
             raise ValueError
         expected = manifest["files"]
     except FileNotFoundError:
@@ -96,5 +96,8 @@ def _measure(path: epath.Path) -> dict[str, str | int]:
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 
-def _text(manifest: Mapping[str, object]) -> str:
-    return json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+def _text(about: Mapping[str, object], files: Mapping[str, object]) -> str:
+    # With a sum of its own: a flipped bit in a hash that `about` names would look like another config's checkpoint.
+    content = {"about": about, "files": files}
+    own = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**content, "sha256": own}, indent=1, sort_keys=True) + "\n"
