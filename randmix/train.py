@@ -108,8 +108,7 @@ def _train_alone(
             with contextlib.closing(train_feed):
                 metrics = loop.run(workdir, train_feed, train_split, test_split, log, report)
     result = summarize(config, parts, metrics, time.monotonic() - began, list(mesh.devices.flat))
-    if primary:
-        finish(parts, workdir, result)
+    finish(parts, workdir, result)
     return result
 
 
@@ -140,8 +139,9 @@ def summarize(
 
 
 def finish(parts: runs.Parts, workdir: epath.Path, result: dict[str, Any]) -> None:
-    """Writes ``result.json`` and draws what the task has to show."""
-    artifacts.write_result(workdir, result)
+    """Writes ``result.json`` and draws what the task has to show; all processes call it, the drawing is shared."""
+    if distributed.is_primary():
+        artifacts.write_result(workdir, result)
     if parts.task.name == "unshuffling":
         from randmix import unshuffle  # no other task draws
 
