@@ -17,6 +17,7 @@ Variants:
 """
 
 from randmix.config import default, vary
+from randmix.data import catalog
 
 VARIANTS = {
     "default": {},
@@ -45,9 +46,7 @@ def get_config(variant="default"):
     config.model.depth = 8
     config.model.kernel_size = 5
     config.model.patch_size = 2
-    # Of the training pixels, as that repository gives them.
-    config.model.mean = (0.4914, 0.4822, 0.4465)
-    config.model.std = (0.2471, 0.2435, 0.2616)
+    config.model.mean, config.model.std = catalog.channel_statistics("cifar10")
     config.batch_size = 512
     config.epochs = 25.0
     config.optimizer.learning_rate = 0.05

@@ -14,6 +14,7 @@ that of configs/convmixer_cifar10.py. Its variants are that file's too:
 """
 
 from randmix.config import default, vary
+from randmix.data import catalog
 
 VARIANTS = {
     "default": {},
@@ -42,9 +43,7 @@ def get_config(variant="default"):
     config.model.depth = 8
     config.model.kernel_size = 5
     config.model.patch_size = 2
-    # Of the training pixels, as they are commonly given.
-    config.model.mean = (0.5071, 0.4867, 0.4408)
-    config.model.std = (0.2675, 0.2565, 0.2761)
+    config.model.mean, config.model.std = catalog.channel_statistics("cifar100")
     config.batch_size = 512
     config.epochs = 25.0
     config.optimizer.learning_rate = 0.05

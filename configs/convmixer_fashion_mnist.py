@@ -13,6 +13,7 @@ Variants:
 """
 
 from randmix.config import default, vary
+from randmix.data import catalog
 
 VARIANTS = {
     "default": {},
@@ -29,9 +30,7 @@ def get_config(variant="default"):
     config.model.depth = 4
     config.model.kernel_size = 5
     config.model.patch_size = 2
-    # Of the training pixels, from the data set itself.
-    config.model.mean = (0.286,)
-    config.model.std = (0.353,)
+    config.model.mean, config.model.std = catalog.channel_statistics("fashion_mnist")
     config.batch_size = 128
     config.epochs = 5.0
     config.optimizer.learning_rate = 0.01

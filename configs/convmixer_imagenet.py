@@ -22,6 +22,7 @@ A folder of images of your own needs no ImageNet:
 """
 
 from randmix.config import default, vary
+from randmix.data import catalog
 
 _SMALL = {
     "model.kernel_size": 5,
@@ -64,8 +65,7 @@ def get_config(variant="default"):
     config.model.depth = 16
     config.model.kernel_size = 8
     config.model.patch_size = 7
-    config.model.mean = (0.485, 0.456, 0.406)
-    config.model.std = (0.229, 0.224, 0.225)
+    config.model.mean, config.model.std = catalog.channel_statistics("imagenet2012")
     config.batch_size = 640
     config.epochs = 150.0
     config.label_smoothing = 0.1

@@ -14,6 +14,7 @@ Variants:
 """
 
 from randmix.config import default, vary
+from randmix.data import catalog
 
 VARIANTS = {
     "default": {},
@@ -29,9 +30,7 @@ def get_config(variant="default"):
     config.model.depth = 4
     config.model.kernel_size = 5
     config.model.patch_size = 2
-    # Of the training pixels, as they are commonly given.
-    config.model.mean = (0.1307,)
-    config.model.std = (0.3081,)
+    config.model.mean, config.model.std = catalog.channel_statistics("mnist")
     config.batch_size = 128
     config.epochs = 5.0
     config.optimizer.learning_rate = 0.01

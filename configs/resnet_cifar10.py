@@ -15,6 +15,7 @@ Variants:
 """
 
 from randmix.config import default, vary
+from randmix.data import catalog
 
 VARIANTS = {
     "default": {},
@@ -37,9 +38,7 @@ def get_config(variant="default"):
     config.data.flip = True
     config.model.width = 16
     config.model.depth = 3
-    # Of the training pixels, as they are commonly given.
-    config.model.mean = (0.4914, 0.4822, 0.4465)
-    config.model.std = (0.2471, 0.2435, 0.2616)
+    config.model.mean, config.model.std = catalog.channel_statistics("cifar10")
     config.batch_size = 128
     config.epochs = 200.0
     config.optimizer.name = "sgd"

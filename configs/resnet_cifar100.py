@@ -15,6 +15,7 @@ Variants:
 """
 
 from randmix.config import default, vary
+from randmix.data import catalog
 
 VARIANTS = {
     "default": {},
@@ -37,9 +38,7 @@ def get_config(variant="default"):
     config.data.flip = True
     config.model.width = 16
     config.model.depth = 3
-    # Of the training pixels, as they are commonly given.
-    config.model.mean = (0.5071, 0.4867, 0.4408)
-    config.model.std = (0.2675, 0.2565, 0.2761)
+    config.model.mean, config.model.std = catalog.channel_statistics("cifar100")
     config.batch_size = 128
     config.epochs = 200.0
     config.optimizer.name = "sgd"

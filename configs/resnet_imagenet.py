@@ -24,6 +24,7 @@ A folder of images of your own needs no ImageNet:
 """
 
 from randmix.config import default, vary
+from randmix.data import catalog
 
 VARIANTS = {
     "default": {},
@@ -47,8 +48,7 @@ def get_config(variant="default"):
     config.model.stem = "imagenet"
     config.model.width = 64
     config.model.depth = 2
-    config.model.mean = (0.485, 0.456, 0.406)
-    config.model.std = (0.229, 0.224, 0.225)
+    config.model.mean, config.model.std = catalog.channel_statistics("imagenet2012")
     config.batch_size = 256
     config.epochs = 90.0
     config.optimizer.name = "sgd"

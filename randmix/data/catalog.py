@@ -41,6 +41,8 @@ class DataSet:
         streamed: photographs of any size, too many for memory: `randmix.data.stream` decodes and crops them
             while training goes on.
         evaluation_split: TFDS's name of the split that is called "test" here.
+        mean: of the training pixels in [0, 1], a number a channel, as they are commonly given; () where none are.
+        std: their standard deviation, likewise.
     """
 
     name: str
@@ -52,6 +54,8 @@ class DataSet:
     embedded: bool = False
     streamed: bool = False
     evaluation_split: str = "test"
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
     def examples(self, split: str) -> int:
         """The number of examples in a split, 'train' or 'test'."""
@@ -70,10 +74,28 @@ DATA_SETS = {
     data_set.name: data_set
     for data_set in (
         DataSet("digits", (8, 8, 1), 10, 1437, 360, "1.0.0", embedded=True),
-        DataSet("mnist", (28, 28, 1), 10, 60_000, 10_000, "3.0.1"),
-        DataSet("fashion_mnist", (28, 28, 1), 10, 60_000, 10_000, "3.0.1"),
-        DataSet("cifar10", (32, 32, 3), 10, 50_000, 10_000, "3.0.2"),
-        DataSet("cifar100", (32, 32, 3), 100, 50_000, 10_000, "3.0.2"),
+        DataSet("mnist", (28, 28, 1), 10, 60_000, 10_000, "3.0.1", mean=(0.1307,), std=(0.3081,)),
+        DataSet("fashion_mnist", (28, 28, 1), 10, 60_000, 10_000, "3.0.1", mean=(0.286,), std=(0.353,)),
+        DataSet(
+            "cifar10",
+            (32, 32, 3),
+            10,
+            50_000,
+            10_000,
+            "3.0.2",
+            mean=(0.4914, 0.4822, 0.4465),
+            std=(0.2471, 0.2435, 0.2616),
+        ),
+        DataSet(
+            "cifar100",
+            (32, 32, 3),
+            100,
+            50_000,
+            10_000,
+            "3.0.2",
+            mean=(0.5071, 0.4867, 0.4408),
+            std=(0.2675, 0.2565, 0.2761),
+        ),
         DataSet(
             "imagenet2012",
             (IMAGE_SIZE, IMAGE_SIZE, 3),
@@ -83,9 +105,20 @@ DATA_SETS = {
             "5.1.0",
             streamed=True,
             evaluation_split="validation",
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
         ),
     )
 }
+
+
+def channel_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of a data set's training pixels, for ``model.mean`` and ``model.std``.
+
+    >>> channel_statistics("mnist")
+    ((0.1307,), (0.3081,))
+    """
+    return DATA_SETS[name].mean, DATA_SETS[name].std
 
 
 def get(name: str, data_dir: epath.PathLike | None = None, *, image_size: int | None = None) -> DataSet:

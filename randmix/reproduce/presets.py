@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from randmix.data import catalog
 from randmix.errors import UserError, check_choice
 
 Settings = dict[str, Any]
@@ -117,6 +118,11 @@ _UNSHUFFLE = {**_ADAMW, "optimizer.learning_rate": 0.05, "optimizer.weight_decay
 _SHORT = {"log_every": 1000, "eval_every": 10**6, "checkpoint_every": 10**6, "tensorboard": False}
 
 
+def _normalized(name: str) -> Settings:
+    mean, std = catalog.channel_statistics(name)
+    return {"data.name": name, "model.mean": mean, "model.std": std}
+
+
 def _smoke() -> Preset:
     resnet = {**_SGD, **_SHORT, "steps": 3, "batch_size": 32, "model.width": 2, "model.depth": 1}
     small = {"steps": 3, "batch_size": 32, "model.width": 4, "model.depth": 1, "model.kernel_size": 3}
@@ -189,10 +195,8 @@ def _digits() -> Preset:
 def _fashion_mnist() -> Preset:
     shared = {
         **_SHORT,
-        "data.name": "fashion_mnist",
+        **_normalized("fashion_mnist"),
         "data.flip": True,
-        "model.mean": (0.286,),
-        "model.std": (0.353,),
         "batch_size": 256,
         "epochs": 3.0,
         "checkpoint_every": 234,  # once an epoch, so that a job of a few minutes gets somewhere
@@ -243,18 +247,6 @@ def _fashion_mnist() -> Preset:
     )
 
 
-_CIFAR10 = {
-    "data.name": "cifar10",
-    "model.mean": (0.4914, 0.4822, 0.4465),
-    "model.std": (0.247, 0.2435, 0.2616),
-}
-_CIFAR100 = {
-    "data.name": "cifar100",
-    "model.mean": (0.5071, 0.4866, 0.4409),
-    "model.std": (0.2673, 0.2564, 0.2762),
-}
-
-
 def _cifar() -> Preset:
     shared = {"data.flip": True, "data.crop_padding": 4, "eval_every": 5000, "checkpoint_every": 2000}
     resnet = {**_SGD, **shared, "batch_size": 128, "epochs": 200.0, "model.width": 16}
@@ -276,7 +268,8 @@ def _cifar() -> Preset:
         "eval_every": 5000,
         "checkpoint_every": 2000,
     }
-    depths, both = (2, 4, 8, 16), (_CIFAR10, _CIFAR100)
+    cifar10, cifar100 = both = _normalized("cifar10"), _normalized("cifar100")
+    depths = (2, 4, 8, 16)
     e2 = [run for data in both for run in product({**resnet, **data}, {"model.depth": depths, "mode": MODES})]
     e5 = [
         run for data in both for run in product({**convmixer, **data}, {"model.depth": depths, "mode": MODES})
@@ -292,7 +285,7 @@ def _cifar() -> Preset:
         )
     ]
     large = unshuffling({**unshuffle, "data.name": "cifar10"}, widths=(512,), sizes=((16, 7),), space=(0, 0))
-    middle = {**convmixer, **_CIFAR10, "model.depth": 8}
+    middle = {**convmixer, **cifar10, "model.depth": 8}
     return Preset(
         name="cifar",
         purpose="The paper's own sizes on CIFAR-10 and CIFAR-100, and un-shuffling on MNIST, Fashion-MNIST and CIFAR-10.",
@@ -304,7 +297,7 @@ def _cifar() -> Preset:
         runs={
             "E1": (),
             "E2": e2,
-            "E3": banks_of_filters({**resnet, **_CIFAR100, "model.depth": 2}),
+            "E3": banks_of_filters({**resnet, **cifar100, "model.depth": 2}),
             "E4": [
                 run
                 for data in both
@@ -316,7 +309,7 @@ def _cifar() -> Preset:
             "E6": defended(attacked, 8),
             "E7": smoothings(middle, (0, 0.5, 1, 2, 3, 4)),
             "E8": smoothings(middle, (0,)),
-            "E9": product({**convmixer, **_CIFAR10, "model.depth": 4}, {"mode": ("full",)}),
+            "E9": product({**convmixer, **cifar10, "model.depth": 4}, {"mode": ("full",)}),
             "E10": [*pictures, *large],
             "E11": (),
             "E12": fractions(middle, (0, 0.05, 0.1, 0.25, 0.5, 0.75, 1)),
@@ -334,9 +327,7 @@ def _cifar() -> Preset:
 
 def _imagenet() -> Preset:
     shared = {
-        "data.name": "imagenet2012",
-        "model.mean": (0.485, 0.456, 0.406),
-        "model.std": (0.229, 0.224, 0.225),
+        **_normalized("imagenet2012"),
         "data.flip": True,
         "data.crop_scale": 0.08,
         "label_smoothing": 0.1,
