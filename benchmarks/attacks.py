@@ -14,9 +14,9 @@ Passes are timed in batches of as many images as the curve works on at once, and
 work on the machine meets both alike. The ratio is the median over the rounds.
 """
 
-import time
 from functools import partial
 
+import timing
 from absl import app, flags
 
 from randmix import host
@@ -24,6 +24,7 @@ from randmix import host
 flags.DEFINE_integer("examples", 1008, "Images a round.", lower_bound=1)
 flags.DEFINE_integer("rounds", 5, "How often each is timed.", lower_bound=1)
 flags.DEFINE_integer("batch_size", 128, "Images that the device works on at once.", lower_bound=9)
+flags.DEFINE_string("out", None, "Where to write the table as JSON.")
 
 EPSILONS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 
@@ -59,35 +60,29 @@ def main(argv):
     forward = jax.jit(classifier)
     both = jax.jit(jax.value_and_grad(lambda images: attacks.cross_entropy(classifier(images), labels).sum()))
 
-    def seconds(function):
-        began = time.perf_counter()
-        jax.block_until_ready(function())
-        return time.perf_counter() - began
-
     def curve():
         batches = range(-(-options.examples // batch_size))
-        return [curves(variables, data, index, epsilons, np.uint32(0)) for index in batches]
+        jax.block_until_ready([curves(variables, data, index, epsilons, np.uint32(0)) for index in batches])
 
     calls = max(1, options.examples // at_once)
-    timed = {
+    functions = {
         "curve": curve,
-        "forward": lambda: [forward(images) for _ in range(calls)],
-        "forward and back": lambda: [both(images) for _ in range(calls)],
+        "forward": lambda: jax.block_until_ready([forward(images) for _ in range(calls)]),
+        "forward and back": lambda: jax.block_until_ready([both(images) for _ in range(calls)]),
     }
-    for function in timed.values():
-        seconds(function)  # compiles
-    ratios = []
-    for _ in range(options.rounds):
-        took = {name: seconds(function) for name, function in timed.items()}
-        one, two = (took[name] / (calls * at_once) for name in ("forward", "forward and back"))
-        needed = options.examples * ((1 + count) * two + 2 * count * one)
-        ratios.append(took["curve"] / needed)
-        print(
-            f"curve {took['curve']:.2f} s, passes that it needs {needed:.2f} s, ratio {ratios[-1]:.3f} "
-            f"({1e6 * one:.0f} us an image forward, {1e6 * two:.0f} us forward and back)",
-            flush=True,
-        )
-    print(f"median ratio {np.median(ratios):.3f}, {1e3 * took['curve'] / options.examples:.2f} ms an image")
+    seconds = timing.in_turn(functions, rounds=options.rounds)
+    passes = calls * at_once / options.examples
+    seconds["needed"] = [
+        ((1 + count) * two + 2 * count * one) / passes
+        for one, two in zip(seconds["forward"], seconds["forward and back"], strict=True)
+    ]
+    row = {
+        "images": options.examples,
+        "curve ms": timing.milliseconds(seconds["curve"]),
+        "needed ms": timing.milliseconds(seconds["needed"]),
+        "ratio": round(timing.ratio(seconds, "curve", "needed"), 3),
+    }
+    timing.report([row], options.out)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """What augmentation costs, as a share of the train step that it is part of.
 
     python benchmarks/augment.py
-    python benchmarks/augment.py --rounds=7 --json=augment.json
+    python benchmarks/augment.py --rounds=7 --out=results/benchmarks/augment_cpu.json
 
-Three programs are timed in turn, so that other work on the machine meets them alike: the batch as it comes from the data,
-the augmented batch, and the train step (Full, float32, AdamW) without augmentation. The share is the median over the
-rounds of (augmented - plain) / step; of "gather, crop, flip" it is the whole of augmented / step, gathering included.
+Three programs are timed in turn: the batch as it comes from the data, the augmented batch, and the train step (Full,
+float32, AdamW) without augmentation. The share is the median over the rounds of (augmented - plain) / step; of "gather,
+crop, flip" it is the whole of augmented / step, gathering included.
 
     cifar      a ConvMixer-256/8, kernel 5, patch 2, at 32 x 32
     imagenet   a ConvMixer-512/8, kernel 8, patch 7, at 224 x 224
@@ -13,12 +13,10 @@ rounds of (augmented - plain) / step; of "gather, crop, flip" it is the whole of
 Images are random bytes, on which every operation costs what it costs on others.
 """
 
-import json
-import platform
-import time
+import statistics
 from functools import partial
-from pathlib import Path
 
+import timing
 from absl import app, flags
 
 from randmix import host
@@ -27,7 +25,7 @@ flags.DEFINE_integer("rounds", 5, "How often each is timed.", lower_bound=1)
 flags.DEFINE_integer("cifar_batch_size", 128, "Images a step at 32 x 32.", lower_bound=2)
 flags.DEFINE_integer("imagenet_batch_size", 16, "Images a step at 224 x 224.", lower_bound=2)
 flags.DEFINE_multi_enum("cases", ["cifar", "imagenet"], ["cifar", "imagenet"], "What to measure.")
-flags.DEFINE_string("json", None, "A file for the figures.")
+flags.DEFINE_string("out", None, "Where to write the table as JSON.")
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 # Case -> image size, arguments of the model, name -> arguments of Augmentation.
@@ -60,21 +58,15 @@ CASES = {
 
 def main(argv):
     print("host settings:", host.tune())
-    import jax
-
     options = flags.FLAGS
-    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    machine = {"devices": devices, "processor": processor(), "jax": jax.__version__}
-    print(f"{devices}, {machine['processor']}, jax {jax.__version__}")
-    print(f"{'case':9s} {'batch':>5s} {'augmentation':42s} {'ms/image':>9s} {'step':>9s} {'share':>7s}")
     rows = []
     for case in options.cases:
         rows += measure(case, options.flag_values_dict()[f"{case}_batch_size"], options.rounds)
-    if options.json:
-        Path(options.json).write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
+    timing.report(rows, options.out)
 
 
 def measure(case, batch_size, rounds):
+    """The table's rows for one case."""
     import jax
     import numpy as np
 
@@ -93,36 +85,30 @@ def measure(case, batch_size, rounds):
 
     def batch(augmentation):
         make = jax.jit(partial(loader.train_batch, batch_size=batch_size, augmentation=augmentation))
-        return lambda: make(data, order, np.int32(0), np.uint32(0))
+        return lambda: jax.block_until_ready(make(data, order, np.int32(0), np.uint32(0)))
 
     plain = batch(Augmentation())
-    timed = {"plain": plain, "step": train_step(arguments, plain())}
-    timed |= {name: batch(Augmentation(**given)) for name, given in augmentations.items()}
-    for function in timed.values():
-        seconds(function)  # compiles
-    took = [{name: seconds(function) for name, function in timed.items()} for _ in range(rounds)]
-    rows = []
-    for name in augmentations:
-        base = "plain" if "gather" not in name else None
-        extra = [t[name] - (t[base] if base else 0) for t in took]
-        shares = [e / t["step"] for e, t in zip(extra, took, strict=True)]
-        row = {
-            "case": case,
-            "batch_size": batch_size,
-            "augmentation": name,
-            "milliseconds_an_image": 1e3 * float(np.median(extra)) / batch_size,
-            "step_milliseconds_an_image": 1e3 * float(np.median([t["step"] for t in took])) / batch_size,
-            "share_of_the_step": float(np.median(shares)),
-            "shares": shares,
-        }
-        rows.append(row)
-        print(
-            f"{case:9s} {batch_size:5d} {name:42s} {row['milliseconds_an_image']:9.4f} "
-            f"{row['step_milliseconds_an_image']:9.3f} {row['share_of_the_step']:7.1%}"
-            f"  ({min(shares):.1%} to {max(shares):.1%})",
-            flush=True,
-        )
-    return rows
+    functions = {"plain": plain, "step": train_step(arguments, plain())}
+    functions |= {name: batch(Augmentation(**given)) for name, given in augmentations.items()}
+    seconds = timing.in_turn(functions, rounds=rounds)
+    return [row(case, batch_size, name, seconds) for name in augmentations]
+
+
+def row(case, batch_size, name, seconds):
+    """A line of the table."""
+    base = [0.0] * len(seconds[name]) if "gather" in name else seconds["plain"]
+    extra = [augmented - plain for augmented, plain in zip(seconds[name], base, strict=True)]
+    shares = [took / step for took, step in zip(extra, seconds["step"], strict=True)]
+    return {
+        "case": case,
+        "batch": batch_size,
+        "augmentation": name,
+        "ms": timing.milliseconds(extra),
+        "step ms": timing.milliseconds(seconds["step"]),
+        "share": round(statistics.median(shares), 4),
+        "lowest": round(min(shares), 4),
+        "highest": round(max(shares), 4),
+    }
 
 
 def train_step(arguments, batch):
@@ -140,27 +126,7 @@ def train_step(arguments, batch):
     init = partial(steps.init_state, image_shape=shape, **parts)
     state = jax.jit(init)(jax.random.key(0))
     step = jax.jit(partial(steps.train_step, **parts))
-    return lambda: step(state, batch)
-
-
-def seconds(function):
-    import jax
-
-    began = time.perf_counter()
-    jax.block_until_ready(function())
-    return time.perf_counter() - began
-
-
-def processor():
-    """The processor's name and how many of it this process may use."""
-    import os
-
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{name}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+    return lambda: jax.block_until_ready(step(state, batch))
 
 
 if __name__ == "__main__":

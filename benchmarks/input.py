@@ -1,7 +1,7 @@
 """How quickly photographs become training batches, in images a second of one core.
 
     python benchmarks/input.py
-    python benchmarks/input.py --rounds=9 --out=input.json
+    python benchmarks/input.py --rounds=9 --out=results/benchmarks/input_cpu.json
 
 JPEGs of 500 x 400 pixels at quality 95, parts of scikit-learn's two photographs, are decoded and cropped at random to 224
 x 224 (Inception's crop, 8 % of the area and more), one after the other:
@@ -28,6 +28,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import timing
 from absl import app, flags
 from PIL import Image
 from sklearn.datasets import load_sample_images
@@ -205,11 +206,13 @@ def main(argv):
         print(f"resident after each of {EPOCHS} epochs, MB: {', '.join(map(str, megabytes))}")
     if options.out:
         figures = {
+            "machine": timing.machine(),
             "images_per_second_a_core": rates,
             "of_simplejpeg": relative,
             "first_batch_seconds": first,
             "resident_megabytes": megabytes,
         }
+        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
         Path(options.out).write_text(json.dumps(figures, indent=2) + "\n")
 
 
