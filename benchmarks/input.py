@@ -33,6 +33,7 @@ from absl import app, flags
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from randmix import host
 from randmix.data import catalog, photographs, prepare, stream
 
 flags.DEFINE_integer("images", 256, "Photographs a round.", lower_bound=64)
@@ -164,6 +165,7 @@ def memory_by_epoch(data_dir, examples):
 
 
 def main(argv):
+    print("host settings:", host.tune())  # as every run has them: images are large to a malloc
     options = flags.FLAGS
     every = jpegs(PREPARED)
     files = every[: options.images]
