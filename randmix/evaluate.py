@@ -132,7 +132,8 @@ def _attack(
     folder: str,
 ) -> None:
     """Measures, writes and prints the accuracy under attack."""
-    from randmix import progress, robustness, robustness_report, tasks
+    from randmix import progress, robustness, tasks
+    from randmix.robustness import report
 
     if run.config.task != tasks.CLASSIFICATION.name:
         raise UserError(
@@ -142,13 +143,13 @@ def _attack(
     print("  ".join(f"{name}: {value}" for name, value in about.items()), flush=True)
     with distributed.shared_errors():
         if distributed.is_primary():
-            robustness_report.require_writable(folder)  # not after hours of work
+            report.require_writable(folder)  # not after hours of work
     settings = robustness.Settings(**arguments)
     curves = robustness.measure(run.model, run.variables, data, settings, track=progress.track)
     if not distributed.is_primary():
         return
-    files = robustness_report.write(curves, folder, about)
-    print(robustness_report.text(curves))
+    files = report.write(curves, folder, about)
+    print(report.text(curves))
     print("wrote", ", ".join(map(str, files)))
 
 

@@ -17,15 +17,14 @@ from randmix import (
     eval_loop,
     plots,
     robustness,
-    robustness_report,
     runs,
-    sanity,
     sharding,
     spectrum,
     train,
 )
 from randmix.data import arrays
 from randmix.errors import UserError
+from randmix.robustness import report, sanity
 
 QUICK = ("--attacks=fgsm,pgd2,strong", "--examples=50", "--strong_steps=3", "--strong_restarts=2")
 SETTINGS = robustness.Settings(
@@ -109,13 +108,13 @@ def test_attacks_from_the_command_line(workdir, tmp_path):
         (attack, epsilon) for attack in ("noise", "fgsm", "pgd2", "strong") for epsilon in ("0", "8", "64")
     ]
     accuracy = {(row["attack"], row["epsilon"]): float(row["accuracy"]) for row in rows}
-    report = json.loads((tmp_path / "new" / "attacks.json").read_text())
+    written = json.loads((tmp_path / "new" / "attacks.json").read_text())
     for name in ("noise", "fgsm", "pgd2", "strong"):
-        assert accuracy[name, "0"] == pytest.approx(report["clean_accuracy"], abs=1e-7)
+        assert accuracy[name, "0"] == pytest.approx(written["clean_accuracy"], abs=1e-7)
     assert accuracy["strong", "64"] < accuracy["strong", "8"] < accuracy["strong", "0"]
-    assert report["settings"]["strong"] == {"steps": 3, "restarts": 2}
+    assert written["settings"]["strong"] == {"steps": 3, "restarts": 2}
     verdicts = [line for line in done.out.splitlines() if line[:6] in ("pass  ", "FAIL  ", "open  ")]
-    assert [line.split(":")[0][6:] for line in verdicts] == [check["claim"] for check in report["checks"]]
+    assert [line.split(":")[0][6:] for line in verdicts] == [check["claim"] for check in written["checks"]]
     assert verdicts[0].startswith("pass")
 
 
@@ -219,7 +218,7 @@ def test_what_the_numbers_cannot_tell_is_open():
 
 def test_the_picture_tells_the_lines_apart_and_shows_every_epsilon():
     settings = curves(**GOOD)
-    (axes,) = robustness_report.figure(settings, "a title").axes
+    (axes,) = report.figure(settings, "a title").axes
     assert [line.get_label() for line in axes.lines] == ["strong", "FGSM", "PGD-2", "random noise"]
     assert [line.get_ydata()[1] for line in axes.lines] == [20, 30, 25, 88]
     assert len({(line.get_linestyle(), line.get_marker()) for line in axes.lines}) == 4

@@ -53,7 +53,7 @@ ALLOWED = {
             "plots",
             "preemption",
         ),
-        *("ensemble", "robustness", "runs", "sanity", "spectrum", "train", "unshuffle"),
+        *("ensemble", "robustness", "runs", "spectrum", "train", "unshuffle"),
     },
     "torch_files": {"errors"},
     "torch_weights": {"errors", "models", "torch_files"},

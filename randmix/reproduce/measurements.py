@@ -15,10 +15,11 @@ from typing import Any
 
 from etils import epath
 
-from randmix import artifacts, eval_loop, plots, robustness, runs, sanity, spectrum, unshuffle
+from randmix import artifacts, eval_loop, plots, robustness, runs, spectrum, unshuffle
 from randmix.preemption import Preempted, StopSignals
 from randmix.reproduce.plan import PlannedRun
 from randmix.reproduce.presets import Preset
+from randmix.robustness import sanity
 from randmix.spectrum import figures as spectra
 
 FAILED = "failed.json"

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import jax
 from etils import epath
 
-from randmix import artifacts, plots, progress, sanity
+from randmix import artifacts, plots, progress
 from randmix.errors import UserError
-from randmix.robustness import Curves
+from randmix.robustness import sanity
+from randmix.robustness.curves import Curves
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from randmix.robustness import Curves
+from randmix.robustness.curves import Curves
 
 NEAR_ZERO = 0.01
 # The attacks that follow the gradient, by the number of their steps.
