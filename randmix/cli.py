@@ -23,6 +23,7 @@ from absl import app, flags, logging
 from ml_collections import config_dict
 from ml_collections.config_flags import config_flags
 
+from randmix import host
 from randmix.errors import UserError
 
 _HELP = re.compile(r"--?(help|helpfull|helpshort|h|\?)")
@@ -37,6 +38,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         main: takes [program, *positional arguments] once the flags are parsed. `--help` prints the
           docstring of its module and the flags defined there.
     """
+    host.leave_libtpu_alone()
     try:
         try:
             app.run(main, flags_parser=lambda argv: parse(argv, inspect.getmodule(main)))

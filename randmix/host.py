@@ -8,9 +8,12 @@ as large as it once was. Setting it once JAX has started is too late: measured, 
 
 import ctypes
 import glob
+import importlib.metadata
+import importlib.util
 import os
 import platform
 import sys
+from pathlib import Path
 
 # From glibc's malloc.h: one arena for all threads, no block of its own mapping, no trimming of the heap.
 _MALLOPT = {-8: 1, -4: 0, -1: 2**31 - 1}
@@ -26,6 +29,7 @@ _COMPILE_ONLY = {
 }
 _DETERMINISTIC = "--xla_gpu_deterministic_ops"
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
+_GOOGLE = "0x1ae0"  # the PCI vendor by which JAX, too, knows a TPU
 _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*", "/dev/kfd")
 
 
@@ -79,6 +83,26 @@ def keep_compiled(folder: str | None, *, default: str) -> str | None:
         return None
     os.environ[_CACHE] = folder or default
     return os.environ[_CACHE]
+
+
+def leave_libtpu_alone() -> None:
+    """Has JAX not ask an installed libtpu for TPUs where there are none: it complains in half a page.
+
+    Does nothing where JAX_PLATFORMS is set, where anything speaks for an accelerator (a device file, a PCI device of
+    Google's, a variable TPU_..., a plugin for another one).
+    """
+    if os.environ.get("JAX_PLATFORMS") or not importlib.util.find_spec("libtpu"):
+        return
+    plugins = importlib.util.find_spec("jax_plugins") or importlib.metadata.entry_points(group="jax_plugins")
+    announced = any(name.startswith("TPU_") for name in os.environ)
+    if not (plugins or announced or accelerators() or _GOOGLE in _pci_vendors()):
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        if "jax" in sys.modules:  # it reads the variable when it's imported, and looks for devices later
+            sys.modules["jax"].config.update("jax_platforms", "cpu")
+
+
+def _pci_vendors() -> set[str]:
+    return {Path(file).read_text().strip() for file in glob.glob("/sys/bus/pci/devices/*/vendor")}
 
 
 def only_compile_for_tpu() -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -113,3 +114,55 @@ print(faults())
         counts[name] = int(done.stdout.split()[-1])
     assert counts["plain"] > 10_000
     assert counts["tuned"] < 1_000
+
+
+@pytest.fixture
+def laptop(monkeypatch):
+    """A process before JAX, with libtpu installed and nothing that speaks for an accelerator."""
+    monkeypatch.delitem(sys.modules, "jax", raising=False)
+    for name in [*os.environ]:
+        if name.startswith(("TPU_", "JAX_PLATFORM")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("JAX_PLATFORMS", "")  # so that what is set here is undone
+    monkeypatch.setattr(host.importlib.util, "find_spec", lambda name: name == "libtpu" or None)
+    monkeypatch.setattr(host.importlib.metadata, "entry_points", lambda group: ())
+    monkeypatch.setattr(host, "accelerators", list)
+    monkeypatch.setattr(host, "_pci_vendors", lambda: {"0x8086"})
+
+
+def test_without_a_tpu_libtpu_is_not_asked(laptop):
+    host.leave_libtpu_alone()
+    assert os.environ["JAX_PLATFORMS"] == "cpu"
+
+
+def test_nor_by_a_jax_that_is_imported_already(laptop, monkeypatch):
+    set_to = []
+    config = types.SimpleNamespace(update=lambda *setting: set_to.append(setting))
+    monkeypatch.setitem(sys.modules, "jax", types.SimpleNamespace(config=config))
+    host.leave_libtpu_alone()
+    assert set_to == [("jax_platforms", "cpu")]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda patch: patch.setattr(host, "accelerators", lambda: ["/dev/vfio/0"]),
+        lambda patch: patch.setattr(host, "_pci_vendors", lambda: {"0x8086", "0x1ae0"}),
+        lambda patch: patch.setenv("TPU_WORKER_ID", "0"),
+        lambda patch: patch.setattr(
+            host.importlib.util, "find_spec", lambda name: name in ("libtpu", "jax_plugins") or None
+        ),
+        lambda patch: patch.setattr(host.importlib.metadata, "entry_points", lambda group: ("metal",)),
+        lambda patch: patch.setattr(host.importlib.util, "find_spec", lambda name: None),
+    ],
+)
+def test_whatever_speaks_for_an_accelerator_is_believed(laptop, monkeypatch, change):
+    change(monkeypatch)
+    host.leave_libtpu_alone()
+    assert os.environ["JAX_PLATFORMS"] == ""
+
+
+def test_the_users_platform_wins(laptop, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    host.leave_libtpu_alone()
+    assert os.environ["JAX_PLATFORMS"] == "cuda"

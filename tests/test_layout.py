@@ -24,7 +24,7 @@ ALLOWED = {
     "tpu": {"errors"},
     "preemption": set(),
     "progress": set(),
-    "cli": {"errors"},
+    "cli": {"errors", "host"},
     "config": {"errors"},
     "data": {"errors", "cli", "config", "plots", "sharding"},  # what prepare and show are beside the data
     "models": {"errors", "filters", "ops"},
