@@ -17,6 +17,7 @@ bilinear for the one (timm itself draws bilinear or bicubic each time), nearest 
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 
@@ -62,6 +63,11 @@ class Timm:
     operations = _TIMM
     probability = 0.5
     interpolation = warp.BILINEAR
+
+    @property
+    def steepest(self) -> float:
+        """Of ``warp.apply``: the sine of the largest angle, which no shear exceeds."""
+        return math.sin(math.radians(3.0 * self.maximum))
 
     def draw_level(self, key: jax.Array) -> Number:
         """The magnitude of one operation."""
@@ -116,6 +122,11 @@ class Torchvision:
     operations = _TORCHVISION
     probability = 1.0
     interpolation = warp.NEAREST
+
+    @property
+    def steepest(self) -> float:
+        """As ``Timm.steepest``."""
+        return math.sin(math.radians(self.magnitude))
 
     def draw_level(self, key: jax.Array) -> Number:
         """The magnitude: the same for all."""

@@ -79,7 +79,9 @@ def randaugment(
 
     def operation(images: jax.Array, keys: jax.Array) -> tuple[jax.Array, None]:
         drawn = jax.vmap(partial(draw, policy=policy, height=h, width=w))(keys)
-        return apply(images, drawn, fill=fill, interpolation=policy.interpolation), None
+        return apply(
+            images, drawn, fill=fill, interpolation=policy.interpolation, steepest=policy.steepest
+        ), None
 
     # A scan, so that the passes are compiled once and not for each operation.
     keys = jax.vmap(partial(jax.random.split, num=policy.count), out_axes=1)(keys)
@@ -114,13 +116,20 @@ def pack(parameters: Parameters) -> Parameters:
     return Parameters(**packed, matrix=jnp.stack([jnp.asarray(m, jnp.float32) for m in parameters.matrix]))
 
 
-def apply(images: jax.Array, drawn: Parameters, *, fill: tuple[int, ...], interpolation: str) -> jax.Array:
+def apply(
+    images: jax.Array,
+    drawn: Parameters,
+    *,
+    fill: tuple[int, ...],
+    interpolation: str,
+    steepest: float = 1.0,
+) -> jax.Array:
     """The three passes, of which each image takes one.
 
     Args:
         images: [N, H, W, C] uint8.
         drawn: of each image, [N] and [N, 6].
-        fill, interpolation: of ``warp.apply``.
+        fill, interpolation, steepest: of ``warp.apply``.
 
     Returns:
         [N, H, W, C] uint8.
@@ -132,5 +141,5 @@ def apply(images: jax.Array, drawn: Parameters, *, fill: tuple[int, ...], interp
             lookup.apply(images, drawn.stretch, drawn.add, drawn.threshold, drawn.bits),
             enhance.apply(images, drawn.degenerate, drawn.factor),
         ],
-        warp.apply(images, drawn.matrix, fill, interpolation=interpolation),
+        warp.apply(images, drawn.matrix, fill, interpolation=interpolation, steepest=steepest),
     )
