@@ -1,4 +1,4 @@
-"""Operations that give each value of a channel another one: tables of 256 entries, and one gather for all of them.
+"""Operations that give each value of a channel another one: tables of 256 entries, and one look-up for all of them.
 
 Values are those of Pillow's ImageOps, tables included: exact, but for autocontrast, where Pillow's arithmetic is
 double precision's and falls 1 short of some quotients that are whole.
@@ -25,7 +25,7 @@ def apply(
     Returns:
         [N, H, W, C] uint8.
     """
-    # Decided at lowering, as in `randmix.ops.depthwise`: a TPU takes a gather, and a scatter, one value at a time.
+    # Decided at lowering, as in `randmix.ops.depthwise`: gathers and scatters are what a TPU is worst at.
     counts = jax.lax.platform_dependent(images, tpu=_histograms_by_comparison, default=jax.vmap(histograms))
     tables = jax.vmap(_tables)(counts, stretch, add, threshold, bits)
     return jax.lax.platform_dependent(tables, images, tpu=_look_up_by_selection, default=jax.vmap(_look_up))

@@ -2,7 +2,7 @@
 
 Under ``vmap`` a switch over fifteen operations becomes all fifteen on every image. Here an operation is a point in the
 parameters of three passes, each of them one computation for the whole batch: a table for what maps values, a blend for
-what weakens or enhances, a gather for what moves pixels. All three are given the same images, and each image takes one
+what weakens or enhances, a warp for what moves pixels. All three are given the same images, and each image takes one
 result: a chain of them would come to the same, but XLA fuses a chain into one loop that computes the first passes anew
 for each neighbour that a later one reads. `benchmarks/augment.py` says what this costs.
 """
