@@ -26,26 +26,14 @@ float32 x is flattened to [N, C]: on a CPU a step had 100 MB of temporaries that
 
 import functools
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from randmix.ops import sum_dtype
+from randmix.ops import norm_cpu, sum_dtype
+from randmix.ops.activations import ACTIVATIONS
 
 Array = jax.Array
-
-
-def gelu(x: Array) -> Array:
-    """Exact GELU, x Phi(x). `jax.nn.gelu` writes it with erfc, which XLA computes more slowly than erf."""
-    return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
-
-
-def _identity(x: Array) -> Array:
-    return x
-
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"gelu": gelu, "relu": jax.nn.relu, "identity": _identity}
 
 
 def act_norm(
@@ -159,12 +147,8 @@ def _train(before, after, x, scale, bias, epsilon, offset, shift):
     offset, shift = (jnp.zeros_like(scale) if vector is None else vector for vector in (offset, shift))
     _check(before, after, x, scale, bias, offset, shift)
     scale, bias, offset, shift = (a.astype(sum_dtype(x.dtype)) for a in (scale, bias, offset, shift))
-    if x.dtype == jnp.bfloat16:
-        y, mean, variance = _normalize(before, after, epsilon, x, scale, bias, (offset, shift))
-    else:
-        flat = (x + offset).reshape(-1, x.shape[-1])
-        y, mean, variance = _normalize(before, after, epsilon, flat, scale, bias, None)
-        y = y.reshape(x.shape)
+    shift = shift if x.dtype == jnp.bfloat16 else None
+    y, mean, variance = _normalize(before, after, epsilon, x, scale, bias, offset, shift)
     return y, jax.lax.stop_gradient(mean), jax.lax.stop_gradient(variance)
 
 
@@ -196,47 +180,72 @@ def _wide(x: Array) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _normalize(before, after, epsilon, x, scale, bias, one_pass):
+def _normalize(before, after, epsilon, x, scale, bias, offset, shift):
     """``after(scale (before(x + offset) - mean) rsqrt + bias)`` for x [..., C]; also the mean and the variance.
 
-    one_pass: (offset, shift), or None for no offset and moments in two passes.
+    shift: that of the moments in one pass; None for two passes.
     """
-    return _normalize_forward(before, after, epsilon, x, scale, bias, one_pass)[0]
+    return _normalize_forward(before, after, epsilon, x, scale, bias, offset, shift)[0]
 
 
-def _normalize_forward(before, after, epsilon, x, scale, bias, one_pass):
-    if one_pass is None:
-        offset, u = None, ACTIVATIONS[before](_wide(x))
-        mean, variance = _centred_moments(u)
+def _normalize_forward(before, after, epsilon, x, scale, bias, offset, shift):
+    if shift is None:
+        options = {"before": before, "after": after, "epsilon": epsilon}
+        y, mean, variance = jax.lax.platform_dependent(
+            *(x, scale, bias, offset),
+            cpu=functools.partial(norm_cpu.forward, **options),
+            default=functools.partial(_forward, **options),
+        )
     else:
-        offset, shift = one_pass
-        u = ACTIVATIONS[before](_wide(x) + offset)
-        mean, variance = _moments(u, shift)
+        y, mean, variance = _forward(
+            x, scale, bias, offset, shift, before=before, after=after, epsilon=epsilon
+        )
     rsqrt = jax.lax.rsqrt(variance + epsilon)
-    y = ACTIVATIONS[after]((u - mean) * (scale * rsqrt) + bias).astype(x.dtype)
-    return (y, mean, variance), (x, mean, rsqrt, scale, bias, offset)
+    return (y.astype(x.dtype), mean, variance), (x, mean, rsqrt, scale, bias, offset, shift)
 
 
 def _normalize_backward(before, after, epsilon, residuals, cotangents):
-    x, mean, rsqrt, scale, bias, offset = residuals
-    u, before_gradient = jax.vjp(ACTIVATIONS[before], _wide(x) if offset is None else _wide(x) + offset)
+    *arrays, shift = residuals
+    g, options = (
+        cotangents[0],
+        {"before": before, "after": after},
+    )  # mean's and variance's are left out: see act_norm
+    if shift is None:
+        gradients = jax.lax.platform_dependent(
+            *(g, *arrays),
+            cpu=functools.partial(norm_cpu.backward, **options),
+            default=functools.partial(_backward, **options),
+        )
+    else:
+        gradients = _backward(g, *arrays, **options)
+    # Mean and variance are the same for every shift.
+    return gradients[0].astype(g.dtype), *gradients[1:], None if shift is None else jnp.zeros_like(shift)
+
+
+_normalize.defvjp(_normalize_forward, _normalize_backward)
+
+
+def _forward(x, scale, bias, offset, shift=None, *, before, after, epsilon):
+    u = ACTIVATIONS[before](_wide(x) + offset)
+    mean, variance = _centred_moments(u) if shift is None else _moments(u, shift)
+    rsqrt = jax.lax.rsqrt(variance + epsilon)
+    return ACTIVATIONS[after]((u - mean) * (scale * rsqrt) + bias), mean, variance
+
+
+def _backward(g, x, mean, rsqrt, scale, bias, offset, *, before, after):
+    """The cotangents of x, scale, bias and offset."""
+    u, before_gradient = jax.vjp(ACTIVATIONS[before], _wide(x) + offset)
     normal = (u - mean) * rsqrt
     _, after_gradient = jax.vjp(ACTIVATIONS[after], normal * scale + bias)
-    (dz,) = after_gradient(_wide(cotangents[0]))  # those of mean and variance are left out: see act_norm
+    (dz,) = after_gradient(_wide(g))
     dbias, dscale, count = _sum(dz), _sum(dz * normal), math.prod(x.shape[:-1])
     du = (scale * rsqrt) * (dz - (dbias + normal * dscale) / count)
     (dx,) = before_gradient(du)
-    if offset is None:
-        return dx.astype(x.dtype), dscale, dbias, None
     # The sum of dx, from sums that don't wait for those above: one pass and one exchange for all.
     (slope,) = before_gradient(jnp.ones_like(u))
     sums = _sum(dz * slope), _sum(slope), _sum(normal * slope)
     doffset = (scale * rsqrt) * (sums[0] - (dbias * sums[1] + dscale * sums[2]) / count)
-    # Mean and variance are the same for every shift.
-    return dx.astype(x.dtype), dscale, dbias, (doffset, jnp.zeros_like(mean))
-
-
-_normalize.defvjp(_normalize_forward, _normalize_backward)
+    return dx, dscale, dbias, doffset
 
 
 def _moments(u: Array, shift: Array) -> tuple[Array, Array]:

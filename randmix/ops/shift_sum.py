@@ -19,14 +19,13 @@ convolution: `randmix.ops.depthwise` compiles it for CPU alone.
 Images are [N, H, W, C] and kernels [k, k, C, m]; sums are float32 (float64 for float64).
 """
 
-import functools
 import math
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.xla_metadata import set_xla_metadata
 
 from randmix.ops import sum_dtype
+from randmix.ops.calls import not_inlined
 
 Array = jax.Array
 
@@ -83,29 +82,13 @@ def _windows(x: Array, count: int, *, overlap: int) -> Array:
     return jnp.concatenate([x[:, :, i * width : (i + 1) * width + overlap] for i in range(count)])
 
 
-def _not_inlined(function):
-    """Makes a function of arrays, with static keyword arguments, a call that XLA compiles on its own."""
-
-    @functools.partial(jax.jit, static_argnums=0)
-    @functools.wraps(function)
-    def compiled(static, *arrays):
-        return function(*arrays, **dict(static))
-
-    @functools.wraps(function)
-    def call(*arrays, **static):
-        with set_xla_metadata(inlineable="false"):
-            return compiled(tuple(static.items()), *arrays)
-
-    return call
-
-
-@_not_inlined
+@not_inlined
 def _pad(x: Array, *, rows: tuple[int, int], columns: tuple[int, int]) -> Array:
     """x with zeros around it, in the sums' dtype."""
     return jnp.pad(x.astype(sum_dtype(x.dtype)), ((0, 0), rows, columns, (0, 0)))
 
 
-@_not_inlined
+@not_inlined
 def _shift_sum(x: Array, kernel: Array, *, stride: int, flip: bool) -> Array:
     """Correlates each channel of a padded x with its k x k taps, turned by 180 degrees if `flip`.
 
@@ -122,7 +105,7 @@ def _shift_sum(x: Array, kernel: Array, *, stride: int, flip: bool) -> Array:
     )
 
 
-@_not_inlined
+@not_inlined
 def _kernel_row(x: Array, g: Array, *, row: int, kernel_size: int) -> Array:
     """Sums over the columns of x g for one row of the kernel: [N, H, k, C]."""
     _, height, width, _ = g.shape
@@ -130,7 +113,7 @@ def _kernel_row(x: Array, g: Array, *, row: int, kernel_size: int) -> Array:
     return sum(x[:, :, column : column + kernel_size] * g[:, :, column, None] for column in range(width))
 
 
-@_not_inlined
+@not_inlined
 def _sum_rows(*rows: Array) -> Array:
     """The rows' sums over batch and height: [k, k, C]."""
     return jnp.stack([row.sum((0, 1)) for row in rows])
