@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from randmix.ops import dense
 from randmix.ops.separable import compose, separable, separable_reference
 
 # x's shape, k, m, C_out, stride
@@ -77,10 +78,46 @@ def test_the_composed_kernel_is_that_of_the_appendix():
     ("trained", "convolutions"), [((0,), 2), ((0, 1), 3), ((0, 2), 3), ((0, 1, 2), 3), ((1, 2), 2)]
 )
 def test_the_dense_weight_gradient_is_computed_once_and_only_if_asked_for(trained, convolutions):
+    """A convolution of its own on a TPU, and none on a CPU."""
     x, spatial, channel, _ = factors("3x3, m = 9")
-    gradient = jax.grad(lambda *arguments: jnp.square(separable(*arguments)).sum(), trained)
-    program = jax.jit(gradient).lower(x, spatial, channel).as_text()
+    traced = jax.jit(jax.grad(lambda *a: jnp.square(separable(*a)).sum(), trained)).trace(x, spatial, channel)
+    program = traced.lower(lowering_platforms=("tpu",)).as_text()
     assert program.count("stablehlo.convolution") == convolutions
+    program = traced.lower(lowering_platforms=("cpu",)).as_text(debug_info=True)
+    assert program.count("stablehlo.convolution") == 1 + (0 in trained)
+    assert ("/dense_weight_gradient/" in program) == (trained != (0,))
+
+
+# x's shape, C_out, k, stride; bytes of patches at a time
+PATCHES = {
+    "some images at a time": ((12, 8, 8, 16), 4, 3, 1, 4 * 8 * 8 * 144 * 4),
+    "image by image": ((3, 9, 8, 3), 5, 3, 2, 1),
+    "kernel row by row": ((4, 6, 7, 40), 2, 3, 2, 2**20),
+    "7x7": ((4, 16, 15, 3), 4, 7, 2, 2 * 8 * 8 * 147 * 4),
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("case", PATCHES)
+def test_the_weight_gradient_of_patches_is_that_of_the_convolution(case, dtype, monkeypatch):
+    shape, features, k, stride, at_a_time = PATCHES[case]
+    monkeypatch.setattr(dense, "_PATCHES", at_a_time)
+    x, kernel = jnp.asarray(draw(shape, 0), dtype), jnp.zeros((k, k, shape[-1], features), dtype)
+    y, pull = jax.vjp(lambda kernel: dense.convolve(x, kernel, stride=stride), kernel)
+    g = jnp.asarray(draw(y.shape, 1), dtype)
+    (got,) = pull(g)
+    assert got.dtype == dtype
+    patches = jax.lax.conv_general_dilated_patches(
+        x.astype(jnp.float32),
+        (k, k),
+        (stride, stride),
+        [((k - 1) // 2, k // 2)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    expected = np.einsum("nhwp,nhwo->po", np.asarray(patches, np.float64), np.asarray(g, np.float64))
+    expected = expected.reshape(shape[-1], k, k, features).transpose(1, 2, 0, 3)
+    rounding = 1e-5 if dtype == jnp.float32 else 2**-8
+    np.testing.assert_allclose(got.astype(jnp.float32), expected, rtol=rounding, atol=1e-4)
 
 
 def test_frozen_factors_keep_no_input_for_the_backward_pass():
@@ -107,8 +144,10 @@ def test_in_bfloat16_one_rounding_beats_two():
     assert error(separable) < 2**-8
 
 
-def test_a_batch_over_eight_devices_is_never_gathered():
+def test_a_batch_over_eight_devices_is_never_gathered(monkeypatch):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    # The weight gradient in two turns of eight images, one a device.
+    monkeypatch.setattr(dense, "_PATCHES", 8 * 4 * 4 * 72 * 4)
     x, spatial, channel = draw((16, 4, 4, 8), 0), draw((3, 3, 8, 9), 1), draw((72, 8), 2)
     gradient = jax.jit(jax.grad(lambda *a: jnp.sin(separable(jnp.sin(a[0]), *a[1:])).sum(), (0, 1, 2)))
     whole, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
@@ -116,7 +155,9 @@ def test_a_batch_over_eight_devices_is_never_gathered():
         jax.device_put(a, s) for a, s in zip((x, spatial, channel), (split, whole, whole), strict=True)
     ]
     compiled = gradient.lower(*sharded).compile()
-    assert "all-gather" not in compiled.as_text()
+    text = compiled.as_text()
+    assert "all-gather" not in text
+    assert " while(" in text
     for a, b in zip(gradient(x, spatial, channel), compiled(*sharded), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 

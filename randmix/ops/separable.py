@@ -6,14 +6,15 @@ in between are never written. On a 2-core CPU, 3 x 3 with m = 9, batch 128, the 
 and of the one convolution took 80 and 32 ms at 32 x 32 x 16, 45 and 28 ms at 16 x 16 x 32, 29 and 20 ms at
 8 x 8 x 64.
 
-JAX's own differentiation does what freezing asks for: the gradient of W is computed once if D or P is
-differentiated, and contracted to those alone; if neither is, the input isn't saved and the gradient of W
-isn't computed. Unlike a depthwise convolution alone, a pair with a frozen D therefore saves nothing.
+Freezing saves what it can: the gradient of W is computed once if D or P is differentiated, and contracted to
+those alone; if neither is, the input isn't saved and the gradient of W isn't computed (`randmix.ops.dense`). Unlike a
+depthwise convolution alone, a pair with a frozen D therefore saves nothing.
 """
 
 import jax
 import jax.numpy as jnp
 
+from randmix.ops.dense import convolve
 from randmix.ops.depthwise import depthwise
 from randmix.ops.pointwise import pointwise
 
@@ -37,14 +38,7 @@ def separable(x: Array, depthwise_kernel: Array, pointwise_kernel: Array, *, str
         ValueError: shapes that don't fit.
     """
     _check(x, depthwise_kernel, pointwise_kernel, stride)
-    k = depthwise_kernel.shape[0]
-    return jax.lax.conv_general_dilated(
-        x,
-        compose(depthwise_kernel, pointwise_kernel).astype(x.dtype),
-        window_strides=(stride, stride),
-        padding=[((k - 1) // 2, k // 2)] * 2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    return convolve(x, compose(depthwise_kernel, pointwise_kernel).astype(x.dtype), stride=stride)
 
 
 def compose(depthwise_kernel: Array, pointwise_kernel: Array) -> Array:

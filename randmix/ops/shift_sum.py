@@ -37,7 +37,7 @@ def convolve(x: Array, kernel: Array, stride: int) -> Array:
     """The 'same' depthwise convolution: [N, (H - 1) // stride + 1, (W - 1) // stride + 1, C m]."""
     k, _, _, multiplier = kernel.shape
     lo, hi = (k - 1) // 2, k // 2
-    padded = _pad(jnp.repeat(x, multiplier, axis=-1), rows=(lo, hi), columns=(lo, hi))
+    padded = pad(jnp.repeat(x, multiplier, axis=-1), rows=(lo, hi), columns=(lo, hi))
     return _shift_sum(padded, kernel.reshape(k, k, -1), stride=stride, flip=False).astype(x.dtype)
 
 
@@ -45,7 +45,7 @@ def input_gradient(g: Array, kernel: Array, size: tuple[int, int], stride: int) 
     """The cotangent of x, [N, *size, C], given g, that of `convolve`'s result."""
     k, _, channels, multiplier = kernel.shape
     lo, hi = (k - 1) // 2, k // 2
-    padded = _pad(_dilate(g, size, stride), rows=(hi, lo), columns=(hi, lo))
+    padded = pad(_dilate(g, size, stride), rows=(hi, lo), columns=(hi, lo))
     dx = _shift_sum(padded, kernel.reshape(k, k, -1), stride=1, flip=True)
     return dx.reshape(*dx.shape[:-1], channels, multiplier).sum(-1).astype(g.dtype)
 
@@ -57,8 +57,8 @@ def weight_gradient(x: Array, g: Array, kernel_size: int, stride: int) -> Array:
     multiplier = g.shape[-1] // channels
     count = math.ceil(width / _COLUMNS)
     spare = -width % count
-    g = _pad(_dilate(g, x.shape[1:3], stride), rows=(0, 0), columns=(0, spare))
-    x = _pad(jnp.repeat(x, multiplier, axis=-1), rows=(lo, hi), columns=(lo, hi + spare))
+    g = pad(_dilate(g, x.shape[1:3], stride), rows=(0, 0), columns=(0, spare))
+    x = pad(jnp.repeat(x, multiplier, axis=-1), rows=(lo, hi), columns=(lo, hi + spare))
     x, g = _windows(x, count, overlap=k - 1), _windows(g, count, overlap=0)
     rows = [_kernel_row(x, g, row=row, kernel_size=k) for row in range(k)]
     return _sum_rows(*rows).reshape(k, k, channels, multiplier)
@@ -83,7 +83,7 @@ def _windows(x: Array, count: int, *, overlap: int) -> Array:
 
 
 @not_inlined
-def _pad(x: Array, *, rows: tuple[int, int], columns: tuple[int, int]) -> Array:
+def pad(x: Array, *, rows: tuple[int, int], columns: tuple[int, int]) -> Array:
     """x with zeros around it, in the sums' dtype."""
     return jnp.pad(x.astype(sum_dtype(x.dtype)), ((0, 0), rows, columns, (0, 0)))
 
