@@ -10,6 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from randmix.models import norms
 from randmix.ops import act_norm as operators
+from randmix.ops import norm_cpu
 from randmix.ops import pointwise as products
 from randmix.ops.act_norm import act_norm, act_norm_inference, norm_act, norm_act_inference
 from randmix.ops.pointwise import pointwise
@@ -79,6 +80,64 @@ def test_the_variance_survives_a_large_mean():
     x = draw((4096, 3), 0, mean=1000.0)
     _, _, variance = norm_act(x, jnp.ones(3), jnp.zeros(3))
     np.testing.assert_allclose(variance, x.astype(np.float64).var(0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_two_passes_hold_at_a_thousand_deviations_from_zero(order):
+    """float32 x of mean 1,000 and deviation 1: the statistics are as good as x, and the gradients as the mean."""
+    x, g = draw((16, 8, 32, 5), 0, 1000.0), draw((16, 8, 32, 5), 1)
+    scale, bias = draw((5,), 2, 1.0), draw((5,), 3)
+    exact = in_float64(order, "identity", x, scale, bias, g)
+    y, mean, variance, *gradients = result_and_gradients(ORDERS[order][0], "identity", x, scale, bias, g)
+    np.testing.assert_allclose(mean, exact[1], rtol=2**-22)
+    np.testing.assert_allclose(variance, exact[2], rtol=1e-5)
+    # A mean of 1,000 is known to 2^-15, and everything that is centred by it.
+    for array, reference in zip((y, *gradients), (exact[0], *exact[3:]), strict=True):
+        deviation = np.abs(array - reference).max() / np.abs(reference).max()
+        assert deviation < 2**-12
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (2, 37, 7), (64, 7)])
+@pytest.mark.parametrize("order", ORDERS)
+def test_every_platform_computes_the_same(order, shape, monkeypatch):
+    x, g, scale, bias = draw(shape, 0, 0.3), draw(shape, 3), draw((7,), 1, 1.0), draw((7,), 2)
+    offset = draw((7,), 4)
+
+    def run(x, scale, bias, offset):
+        y, *statistics = ORDERS[order][0](x, scale, bias, activation="gelu", offset=offset)
+        return y, statistics
+
+    def results():
+        y, pull, statistics = jax.vjp(run, x, scale, bias, offset, has_aux=True)
+        return y, *statistics, *pull(g)
+
+    on_a_cpu = results()
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *arrays, cpu, default: default(*arrays))
+    monkeypatch.setattr(norm_cpu, "forward", lambda *a, **k: pytest.fail("the form for CPUs was used"))
+    for here, elsewhere in zip(on_a_cpu, results(), strict=True):
+        np.testing.assert_allclose(here, elsewhere, rtol=1e-4, atol=2e-5)
+
+
+def test_float32_on_a_cpu_writes_few_arrays():
+    """None but its results, where XLA alone keeps one more as large as x."""
+    x, vector = jax.ShapeDtypeStruct((8, 32, 32, 16), jnp.float32), jax.ShapeDtypeStruct((16,), jnp.float32)
+    compiled = result_and_gradients.lower(act_norm, "gelu", x, vector, vector, x).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.5 * 4 * x.size
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_float32_over_eight_devices_is_never_gathered(order):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    x, scale, bias, g = (
+        jnp.asarray(a) for a in (draw((16, 3, 4, 7), 0, 0.3), *inputs()[1:3], draw((16, 3, 4, 7), 3))
+    )
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    sharded = jax.device_put(x, split), scale, bias, jax.device_put(g, split)
+    compiled = result_and_gradients.lower(ORDERS[order][0], "gelu", *sharded).compile()
+    assert "all-gather" not in compiled.as_text()
+    expected = result_and_gradients(ORDERS[order][0], "gelu", x, scale, bias, g)
+    for a, b in zip(compiled(*sharded), expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize(("mean", "shift"), [(3.0, 0.0), (100.0, 0.0), (100.0, 98.0)])

@@ -1,6 +1,7 @@
 """A depthwise-pointwise pair as one dense convolution."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -83,9 +84,10 @@ def test_the_dense_weight_gradient_is_computed_once_and_only_if_asked_for(traine
     traced = jax.jit(jax.grad(lambda *a: jnp.square(separable(*a)).sum(), trained)).trace(x, spatial, channel)
     program = traced.lower(lowering_platforms=("tpu",)).as_text()
     assert program.count("stablehlo.convolution") == convolutions
-    program = traced.lower(lowering_platforms=("cpu",)).as_text(debug_info=True)
-    assert program.count("stablehlo.convolution") == 1 + (0 in trained)
-    assert ("/dense_weight_gradient/" in program) == (trained != (0,))
+    program = traced.lower(lowering_platforms=("cpu",))
+    assert program.as_text().count("stablehlo.convolution") == 1 + (0 in trained)
+    named = re.search(r"dense_weight_gradient\b", program.as_text(debug_info=True))
+    assert bool(named) == (trained != (0,))
 
 
 # x's shape, C_out, k, stride; bytes of patches at a time
