@@ -55,8 +55,7 @@ def backward(
     """The cotangents of x, scale, bias and offset, given that of y, g [..., C]."""
     u = _activated(x, offset, before)  # XLA finds it in the forward pass, if that is in the same program
     g, vectors = _flat(g), (mean, rsqrt, scale, bias)
-    dbias = (g if after == "identity" else _bias_terms(g, u, *vectors, after=after)).sum((0, 1))
-    dscale = _scale_terms(g, u, *vectors, after=after).sum((0, 1))
+    dbias, dscale = _gradient_sums(g, u, *vectors, after=after).sum((0, 1))
     dx = _input_gradient(g, _flat(x), offset, *vectors, dbias, dscale, before=before, after=after)
     return dx.reshape(x.shape), dscale, dbias, dx.sum((0, 1))
 
@@ -93,18 +92,16 @@ def _squares(u: Array, mean: Array) -> Array:
 
 
 @not_inlined
-def _bias_terms(g, u, mean, rsqrt, scale, bias, *, after):
-    def term(g, u):
-        return _before_activation(g, (u - mean) * rsqrt, scale, bias, after)
+def _gradient_sums(g, u, mean, rsqrt, scale, bias, *, after):
+    """The terms of dbias and dscale over groups of rows, [N, M / rows, 2, C]."""
+    # As one expression of both, in which either factor is 0: of two, each would read g and u from memory.
+    constant, linear = jnp.eye(2, dtype=scale.dtype)[:, :, None]
 
-    return _added_rows(term, g, u)
-
-
-@not_inlined
-def _scale_terms(g, u, mean, rsqrt, scale, bias, *, after):
     def term(g, u):
         normal = (u - mean) * rsqrt
-        return _before_activation(g, normal, scale, bias, after) * normal
+        return _before_activation(g, normal, scale, bias, after)[..., None, :] * (
+            constant + linear * normal[..., None, :]
+        )
 
     return _added_rows(term, g, u)
 
