@@ -3,10 +3,10 @@
 XLA writes the weight gradient of a convolution as another one, with a kernel as large as the image and the batch for
 channels. On a CPU that was 62 % of a separable ResNet's step. The form here, for CPUs alone, is the definition:
 the product of the output's cotangent with the patches that each output saw. With 3 x 3 kernels and batch 128, on
-two cores, XLA's and this one alternating: 28 and 11 ms at 32 x 32 x 16, 26 and 11 at 16 x 16 x 32, 16 and 7.4 at
+two cores, XLA's and this one alternating: 24 and 14 ms at 32 x 32 x 16, 20 and 12 at 16 x 16 x 32, 11 and 9 at
 8 x 8 x 64. What makes the difference:
 
-- The patches are made some images at a time, so that they stay in the cache: all at once they took 38, 23 and 10 ms.
+- The patches are made some images at a time, so that they stay in the cache.
 - They are a sum of slices padded into their places, which XLA fuses into one pass; concatenated, each slice is
   written first. With all positions of the kernel a patch has many such terms, with one row of it few, and a product
   with few columns is slow: hence `_COLUMNS` and `_POSITIONS`.
