@@ -204,10 +204,8 @@ def _normalize_forward(before, after, epsilon, x, scale, bias, offset, shift):
 
 def _normalize_backward(before, after, epsilon, residuals, cotangents):
     *arrays, shift = residuals
-    g, options = (
-        cotangents[0],
-        {"before": before, "after": after},
-    )  # mean's and variance's are left out: see act_norm
+    g = cotangents[0]  # those of mean and variance are left out: see act_norm
+    options = {"before": before, "after": after}
     if shift is None:
         gradients = jax.lax.platform_dependent(
             *(g, *arrays),
