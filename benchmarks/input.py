@@ -34,7 +34,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from randmix import host
-from randmix.data import catalog, photographs, prepare, stream
+
+SETTINGS = host.tune()  # before JAX, which what follows imports
+from randmix.data import catalog, photographs, prepare, stream  # noqa: E402
 
 flags.DEFINE_integer("images", 256, "Photographs a round.", lower_bound=64)
 flags.DEFINE_integer("rounds", 5, "How often each way is timed.", lower_bound=1)
@@ -165,7 +167,7 @@ def memory_by_epoch(data_dir, examples):
 
 
 def main(argv):
-    print("host settings:", host.tune())  # as every run has them: images are large to a malloc
+    print("host settings:", SETTINGS)  # as every run has them: images are large to a malloc
     options = flags.FLAGS
     every = jpegs(PREPARED)
     files = every[: options.images]
