@@ -1,8 +1,8 @@
 """The programs that a run compiles: its train step and its eval steps, of one run or of an ensemble."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -12,6 +12,27 @@ from randmix import attacks, eval_loop, runs, sharding, steps
 from randmix.data import feeds, loader
 
 TrainStep = Callable[..., tuple[steps.TrainState, dict[str, jax.Array]]]
+Program = TypeVar("Program")
+
+
+class Programs:
+    """What was compiled for a run, for all that differ from it in their seed alone and are on the same devices.
+
+    The seed is an argument of every program, so that those of one run serve the others. Reading them back from the
+    persistent cache instead takes half a second each, since they are traced and lowered again to be found there.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[Hashable, Any] = {}
+
+    def __contains__(self, name: Hashable) -> bool:
+        return name in self._made
+
+    def once(self, name: Hashable, make: Callable[[], Program]) -> Program:
+        """The program of a name; the first to ask for it makes it."""
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
 
 
 def jit_train_step(

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from randmix import artifacts, runs, sharding, steps
 from randmix import train as lone
 from randmix.checkpoint import SET_ASIDE, Checkpoints
-from randmix.compiled import lower_steps, memory_bytes
+from randmix.compiled import Programs, lower_steps, memory_bytes
 from randmix.data import arrays, catalog, loader
 from randmix.errors import UserError
 from randmix.metrics_log import MetricsLog
@@ -50,6 +50,7 @@ def train(
     workdirs: Sequence[epath.PathLike],
     *,
     devices: list[jax.Device] | None = None,
+    programs: Programs | None = None,
 ) -> list[str | None]:
     """Trains runs together, or goes on with them where all were, and evaluates them; on one process.
 
@@ -61,6 +62,7 @@ def train(
         configs: equal but for ``seed`` and what is shown; two or more.
         workdirs: of the runs, a cohort of ``cohorts``.
         devices: to train on; by default all there are.
+        programs: what ensembles of one size and runs that go alone compile once, if the same is given to each.
 
     Returns:
         For each run why it failed, in one line, or None.
@@ -85,7 +87,7 @@ def train(
             members.append(_Member(config, parts, workdir, checkpoints))
         if stop.signalled:
             raise Preempted("stopped before the first step, with nothing new to save")
-        loop = _Loop(members, mesh, stop)
+        loop = _Loop(members, mesh, programs or Programs(), stop)
         with contextlib.suppress(_NoneLeft):
             test = loop.run_in_workdirs(*splits)
             seconds, on = time.monotonic() - began, list(mesh.devices.flat)
@@ -195,12 +197,14 @@ class _NoneLeft(Exception):
 class _Loop(lone.Loop):
     """The loop of ``train`` over stacked members: what is checked of one run is checked of each."""
 
-    def __init__(self, members: Sequence[_Member], mesh: jax.sharding.Mesh, stop: StopSignals):
+    def __init__(
+        self, members: Sequence[_Member], mesh: jax.sharding.Mesh, programs: Programs, stop: StopSignals
+    ):
         self.each = members
         self.stack, self.unstack = _stacking(len(members), mesh)
         seeds = [member.config.seed for member in members]
         checkpoints = _Checkpoints(members, self.stack, self.unstack)
-        super().__init__(members[0].config, members[0].parts, mesh, checkpoints, None, stop, seeds)
+        super().__init__(members[0].config, members[0].parts, mesh, checkpoints, None, programs, stop, seeds)
 
     @functools.cached_property
     def init(self) -> Callable[[np.ndarray], steps.TrainState]:

@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 
 from randmix import artifacts, distributed, eval_loop, runs, sharding, steps
 from randmix.checkpoint import BEST, Checkpoints
-from randmix.compiled import jit_eval_steps, jit_train_step
-from randmix.data import feeds
+from randmix.compiled import Programs, jit_eval_steps, jit_train_step
+from randmix.data import feeds, loader
 from randmix.errors import UserError
 from randmix.metrics_log import MetricsLog
 from randmix.preemption import Preempted, StopSignals
@@ -31,7 +31,11 @@ _NOT_FINITE = (
 
 
 def train(
-    config: ConfigDict, workdir: epath.PathLike, *, devices: list[jax.Device] | None = None
+    config: ConfigDict,
+    workdir: epath.PathLike,
+    *,
+    devices: list[jax.Device] | None = None,
+    programs: Programs | None = None,
 ) -> dict[str, Any]:
     """Trains what ``config`` describes, or goes on where ``workdir`` was left, and evaluates it.
 
@@ -39,6 +43,7 @@ def train(
         config: see ``randmix.config``.
         workdir: the run's folder; it is made where it doesn't exist.
         devices: to train on; by default all there are, on all hosts.
+        programs: what runs that differ only in their seed compile once, if the same is given to each.
 
     Returns:
         What ``result.json`` holds. A finished workdir gives its result again without training.
@@ -51,11 +56,15 @@ def train(
         Preempted: SIGTERM or SIGINT came; the state is saved.
     """
     with StopSignals() as stop:
-        return _train(config, epath.Path(workdir), devices, stop)
+        return _train(config, epath.Path(workdir), devices, programs or Programs(), stop)
 
 
 def _train(
-    config: ConfigDict, workdir: epath.Path, devices: list[jax.Device] | None, stop: StopSignals
+    config: ConfigDict,
+    workdir: epath.Path,
+    devices: list[jax.Device] | None,
+    programs: Programs,
+    stop: StopSignals,
 ) -> dict[str, Any]:
     began = time.monotonic()
     with distributed.shared_errors():
@@ -67,7 +76,7 @@ def _train(
         if result is not None:
             print(f"{workdir}: finished before, at step {result['step']}; nothing to do", flush=True)
             return result
-        return _train_alone(config, workdir, parts, mesh, train_split, test_split, stop, began)
+        return _train_alone(config, workdir, parts, mesh, train_split, test_split, programs, stop, began)
 
 
 def _train_alone(
@@ -77,6 +86,7 @@ def _train_alone(
     mesh: jax.sharding.Mesh,
     train_split: feeds.Split,
     test_split: feeds.Split,
+    programs: Programs,
     stop: StopSignals,
     began: float,
 ) -> dict[str, Any]:
@@ -90,7 +100,7 @@ def _train_alone(
         Checkpoints(workdir, about=parts.identity) as checkpoints,
         Checkpoints(workdir, about=parts.identity, folder=BEST, kept=1) as best,
     ):
-        loop = Loop(config, parts, mesh, checkpoints, best, stop)
+        loop = Loop(config, parts, mesh, checkpoints, best, programs, stop)
         with (
             open_trackers(config, workdir, loop.start, active=primary) as trackers,
             MetricsLog(workdir / artifacts.METRICS, loop.start, writes=primary, trackers=trackers) as log,
@@ -171,17 +181,20 @@ class Loop:
         mesh: jax.sharding.Mesh,
         checkpoints: Checkpoints,
         best: Checkpoints | None,
+        programs: Programs,
         stop: StopSignals,
         seeds: Sequence[int] | None = None,
     ):
         self.config, self.parts, self.mesh = config, parts, mesh
-        self.checkpoints, self.best, self.stop = checkpoints, best, stop
+        self.checkpoints, self.best, self.programs, self.stop = checkpoints, best, programs, stop
         self.members = None if seeds is None else len(seeds)
         self.seed = np.asarray(config.seed if seeds is None else seeds, np.uint32)
         self.state = self.first_state()
         self.start = int(np.max(self.state.step))  # all members are at one step
         self.seconds, self.images = 0.0, 0  # of training since the last log line
-        self.eval_steps = jit_eval_steps(config, parts, mesh, self.members)
+        self.eval_steps = programs.once(
+            ("eval", self.members), lambda: jit_eval_steps(config, parts, mesh, self.members)
+        )
 
     def first_state(self) -> steps.TrainState:
         """The state of the latest checkpoint, or that before the first step."""
@@ -191,6 +204,10 @@ class Loop:
     @functools.cached_property
     def init(self) -> Callable[[np.ndarray], steps.TrainState]:
         """Makes the state of a seed before the first step."""
+        return self.programs.once("init", self.jit_init)
+
+    def jit_init(self) -> Callable[[np.ndarray], steps.TrainState]:
+        """Compiles, on first use, ``seed -> state``."""
         # On a CPU LLVM spends most of a minute on the random numbers of a ResNet's many kernels; at level 1 it is a
         # tenth, and the same bits come out.
         on_cpu = self.mesh.devices.flat[0].platform == "cpu"
@@ -245,7 +262,7 @@ class Loop:
 
     def stepper(self, feed: feeds.TrainFeed, report: Reporter) -> Callable[[int], None]:
         """Returns what takes the step of a given number, counted from 1; it compiles a step for each phase."""
-        parts, mesh = self.parts, self.mesh
+        parts, mesh, programs = self.parts, self.mesh, self.programs
         seed = sharding.replicate(self.seed, mesh)
         phase = train_step = None
         previous = ()
@@ -256,10 +273,11 @@ class Loop:
             data, order = feed.arguments(step - 1)
             if phase is not parts.phase_at(step - 1):
                 phase = parts.phase_at(step - 1)
-                train_step = jit_train_step(self.config, parts, mesh, phase, self.members)
-                lower = partial(train_step.lower, self.state, data, order, seed)
-                train_step = self.stop.interruptible(lambda: lower().compile())
-                self.announce(phase, time.monotonic() - began, report)
+                name = ("train", phase.start_step, self.members)
+                made_before = name in programs
+                compile_step = partial(self.compile_step, phase, data, order, seed)
+                train_step = programs.once(name, partial(self.stop.interruptible, compile_step))
+                self.announce(phase, None if made_before else time.monotonic() - began, report)
                 began = time.monotonic()
             self.state, metrics = train_step(self.state, data, order, seed)
             # The host stays one step ahead: the device never waits, and a signal is answered at once.
@@ -270,9 +288,19 @@ class Loop:
 
         return take
 
-    def announce(self, phase: runs.Phase, seconds: float, report: Reporter) -> None:
-        """Says that a step was compiled and, where groups start at different times, which it trains."""
-        report.say(f"compiled the train step in {seconds:.1f} s")
+    def compile_step(
+        self, phase: runs.Phase, data: loader.Data, order: jax.Array | None, seed: jax.Array
+    ) -> jax.stages.Compiled:
+        """The compiled train step of a phase, for the state as it is and a feed's arguments."""
+        train_step = jit_train_step(self.config, self.parts, self.mesh, phase, self.members)
+        return train_step.lower(self.state, data, order, seed).compile()
+
+    def announce(self, phase: runs.Phase, seconds: float | None, report: Reporter) -> None:
+        """Says in how many seconds a step was compiled, None for one of another seed's, and which groups it trains."""
+        if seconds is None:
+            report.say("took the train step that was compiled for another seed")
+        else:
+            report.say(f"compiled the train step in {seconds:.1f} s")
         if len(self.parts.phases) > 1:
             trained = [group.label for group in self.parts.groups if group.start_step <= phase.start_step]
             report.say(f"from step {phase.start_step} on it trains: {', '.join(trained)}")

@@ -207,7 +207,7 @@ def test_what_an_ensemble_needs_is_what_its_programs_hold(whole):
 def test_a_sweep_hands_seeds_over(tmp_path, monkeypatch):
     calls = []
 
-    def train_together(configs, workdirs):
+    def train_together(configs, workdirs, programs):
         calls.append([config.seed for config in configs])
         print("said by all")
         if error:
@@ -216,7 +216,7 @@ def test_a_sweep_hands_seeds_over(tmp_path, monkeypatch):
 
     error = None
     monkeypatch.setattr(ensemble, "train", train_together)
-    monkeypatch.setattr(training, "train", lambda config, workdir: calls.append(config.seed))
+    monkeypatch.setattr(training, "train", lambda config, workdir, programs: calls.append(config.seed))
     assert training.train_seeds(configs(), folders(tmp_path), 2) == ["bad", None, None]
     assert calls == [[0, 3], 7]
     assert [(folder / "log.txt").read_text() for folder in folders(tmp_path)] == [*["said by all\n"] * 2, ""]
@@ -237,8 +237,8 @@ def test_on_an_accelerator_auto_takes_what_fits(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(ensemble, "largest_that_fits", lambda config, count: asked.append(count) or 2)
-    monkeypatch.setattr(ensemble, "train", lambda configs, workdirs: [None] * len(configs))
-    monkeypatch.setattr(training, "train", lambda config, workdir: None)
+    monkeypatch.setattr(ensemble, "train", lambda configs, workdirs, programs: [None] * len(configs))
+    monkeypatch.setattr(training, "train", lambda config, workdir, programs: None)
     assert training._cohorts(configs(), folders(tmp_path), "auto") == [[0, 1], [2]]
     assert asked == [3]
 

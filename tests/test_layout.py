@@ -43,6 +43,7 @@ ALLOWED = {
         *(
             "artifacts",
             "cli",
+            "compiled",
             "config",
             "data",
             "errors",

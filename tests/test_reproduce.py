@@ -167,7 +167,7 @@ def test_a_sweep_that_is_stopped_or_fails_says_so_in_its_status(tmp_path, error,
 import sys
 from randmix import cli, preemption
 from randmix.reproduce import __main__ as program, training
-def train(config, workdir):
+def train(config, workdir, **rest):
     raise {error}
 training.train = train
 sys.argv = ["reproduce", "--preset=smoke", "--experiments=E9", "--seeds=1", "--workdir={root}"]

@@ -23,7 +23,7 @@ def trained(monkeypatch):
     """Replaces the trainer; gives the list of what it was called with, and what it raises by run."""
     calls, errors = [], {}
 
-    def train(config, workdir):
+    def train(config, workdir, *, programs):
         calls.append(workdir.name)
         with artifacts.open_workdir(workdir, config, ""):
             print("said by the run")
@@ -48,7 +48,7 @@ def execute(groups, root, **arguments):
 def test_every_run_is_trained_once_and_measured(groups, tmp_path, trained, capsys):
     calls, _ = trained
     measured = []
-    said = execute(groups, tmp_path, measure=lambda run, stop: measured.append(run.name))
+    said = execute(groups, tmp_path, measure=lambda run, *rest: measured.append(run.name))
     assert calls == measured == names(groups)
     assert f"run 1-2 of {len(calls)}" in said
     assert "left" in said
@@ -93,7 +93,7 @@ def test_a_preempted_run_stops_the_sweep_which_goes_on(groups, tmp_path, trained
 def test_a_signal_between_two_runs_stops_the_sweep(groups, tmp_path, trained, number):
     calls, _ = trained
 
-    def measure(run, stop):
+    def measure(run, stop, programs):
         if len(calls) == 4:
             os.kill(os.getpid(), number)
 
@@ -139,9 +139,9 @@ def test_seeds_are_handed_over_together(groups, tmp_path, trained, monkeypatch):
     handed = []
     inner = training.train_seeds
 
-    def train_seeds(configs, workdirs, together):
+    def train_seeds(configs, workdirs, together, programs):
         handed.append([config.seed for config in configs])
-        return inner(configs, workdirs, together)
+        return inner(configs, workdirs, together, programs)
 
     monkeypatch.setattr(sweep, "train_seeds", train_seeds)
     execute(groups, tmp_path)

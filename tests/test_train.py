@@ -54,6 +54,20 @@ def test_a_stopped_run_goes_on_bit_for_bit(stop, whole, tmp_path, monkeypatch, c
     assert resumed["metrics"] == result["metrics"]
 
 
+def test_programs_of_one_seed_serve_another(whole, tmp_path, capsys):
+    _, result = whole
+    programs = train.Programs()
+    of_another = train.train(
+        small.config(seed=5), tmp_path / "5", devices=jax.devices()[:1], programs=programs
+    )
+    own = train.train(small.config(), tmp_path / "own", devices=jax.devices()[:1], programs=programs)
+    assert own["metrics"] == result["metrics"] != of_another["metrics"]
+    assert lines(tmp_path / "own") == lines(whole[0])
+    out = capsys.readouterr().out
+    assert out.count("compiled the train step in") == 1
+    assert out.count("took the train step that was compiled for another seed") == 1
+
+
 def signal_before(function):
     """The function, after a real SIGTERM to this process."""
 

@@ -98,7 +98,7 @@ def main(argv: list[str]) -> int:
                 sweep.execute(
                     plan.shard(groups, *part) if part else groups,
                     root,
-                    measure=lambda run, stop: measurements.measure(run, root, preset, stop),
+                    measure=lambda run, *rest: measurements.measure(run, root, preset, *rest),
                     together=together,
                 )
             if part:

@@ -16,6 +16,7 @@ from typing import Any
 from etils import epath
 
 from randmix import artifacts, eval_loop, plots, robustness, runs, spectrum, unshuffle
+from randmix.compiled import Programs
 from randmix.preemption import Preempted, StopSignals
 from randmix.reproduce.plan import PlannedRun
 from randmix.reproduce.presets import Preset
@@ -42,15 +43,28 @@ def kept(file: epath.Path, compute: Callable[[], Any]) -> Any:
     return json.loads(file.read_text())
 
 
-def measure(run: PlannedRun, root: epath.PathLike, preset: Preset, stop: StopSignals) -> None:
+def measure(
+    run: PlannedRun,
+    root: epath.PathLike,
+    preset: Preset,
+    stop: StopSignals,
+    programs: Programs | None = None,
+) -> None:
     """Measures what the experiments of a finished run ask for.
+
+    Args:
+        run: which.
+        root: the sweep's folder.
+        preset: how it is attacked.
+        stop: asked meanwhile.
+        programs: the same for runs that differ only in their seed.
 
     Raises:
         Preempted: a signal came; what was finished is kept.
     """
     failures = {}
     for name, needed_by, function in (
-        ("accuracy under attack", {"E6", "E7"}, lambda: attacks(run, root, preset, stop)),
+        ("accuracy under attack", {"E6", "E7"}, lambda: attacks(run, root, preset, stop, programs)),
         ("spectrum of each layer", {"E9"}, lambda: layers(run, root)),
     ):
         if not needed_by & set(run.experiments):
@@ -91,7 +105,13 @@ def attacks_file(run: PlannedRun, root: epath.PathLike, preset: Preset) -> epath
     return run.folder(root) / _FOLDER / f"attacks-{key(dict(preset.attack))}.json"
 
 
-def attacks(run: PlannedRun, root: epath.PathLike, preset: Preset, stop: StopSignals) -> dict[str, Any]:
+def attacks(
+    run: PlannedRun,
+    root: epath.PathLike,
+    preset: Preset,
+    stop: StopSignals,
+    programs: Programs | None = None,
+) -> dict[str, Any]:
     """Accuracy under noise, FGSM, PGD-2 and the strong attack at every epsilon of the preset, and the sanity checks.
 
     Returns:
@@ -103,7 +123,12 @@ def attacks(run: PlannedRun, root: epath.PathLike, preset: Preset, stop: StopSig
         data = eval_loop.open_split(trained, "test").arrays(preset.attack["examples"])
         settings = attack_settings(preset, trained.config.batch_size)
         curves = robustness.measure(
-            trained.model, trained.variables, data, settings, track=lambda items, *_: _stoppable(items, stop)
+            trained.model,
+            trained.variables,
+            data,
+            settings,
+            track=lambda items, *_: _stoppable(items, stop),
+            programs=programs,
         )
         rows = [
             {"attack": name, "epsilon": epsilon, "accuracy": float(accuracy)}

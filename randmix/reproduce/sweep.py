@@ -18,6 +18,7 @@ from typing import NamedTuple
 from etils import epath
 
 from randmix import artifacts, locks
+from randmix.compiled import Programs
 from randmix.data import catalog
 from randmix.preemption import Preempted, StopSignals
 from randmix.reproduce.plan import Group, PlannedRun
@@ -26,7 +27,7 @@ from randmix.reproduce.training import train_seeds
 FAILED = "failed.json"
 LOCK = "sweep.lock"  # not the one that `train` takes inside of it
 Say = Callable[[str], None]
-Measure = Callable[[PlannedRun, StopSignals], None]
+Measure = Callable[[PlannedRun, StopSignals, Programs], None]
 
 
 class State(NamedTuple):
@@ -50,7 +51,7 @@ def execute(
     groups: Sequence[Group],
     root: epath.PathLike,
     *,
-    measure: Measure = lambda run, stop: None,
+    measure: Measure = lambda run, stop, programs: None,
     together: int | str = 1,
     say: Say = lambda line: print(line, flush=True),
 ) -> None:
@@ -61,7 +62,7 @@ def execute(
     Args:
         groups: runs that differ only in their seed stand together.
         root: the sweep's folder.
-        measure: what is done with a finished run, under its lock.
+        measure: what is done with a finished run, under its lock; the programs are the same for all of a group.
         together: how many seeds are trained as one program at most; see ``training.train_seeds``.
         say: takes a line for the user.
 
@@ -74,11 +75,12 @@ def execute(
             with contextlib.ExitStack() as stack:
                 mine = [run for run in group if stack.enter_context(_try_lock(run.folder(root)))]
                 progress.begin(group, mine)
-                _train(mine, root, together)
+                programs = Programs()
+                _train(mine, root, together, programs)
                 for run in mine:
                     _check(stop, progress)
                     if state(run, root).name == "finished":
-                        measure(run, stop)
+                        measure(run, stop, programs)
                 progress.end(mine, root)
             _check(stop, progress)
 
@@ -88,12 +90,12 @@ def _try_lock(folder: epath.Path) -> contextlib.AbstractContextManager[bool]:
     return locks.try_lock(folder / LOCK)
 
 
-def _train(runs: Sequence[PlannedRun], root: epath.PathLike, together: int | str) -> None:
+def _train(runs: Sequence[PlannedRun], root: epath.PathLike, together: int | str, programs: Programs) -> None:
     unfinished = [run for run in runs if state(run, root).name != "finished"]
     if not unfinished:
         return
     configs, folders = [run.config for run in unfinished], [run.folder(root) for run in unfinished]
-    reasons = train_seeds(configs, folders, together)
+    reasons = train_seeds(configs, folders, together, programs)
     for run, reason in zip(unfinished, reasons, strict=True):
         file = run.folder(root) / FAILED
         if reason is not None:

@@ -11,6 +11,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from randmix import ensemble
+from randmix.compiled import Programs
 from randmix.errors import UserError
 from randmix.preemption import Preempted
 from randmix.train import train
@@ -35,7 +36,10 @@ def parse_ensemble(text: str) -> int | str:
 
 
 def train_seeds(
-    configs: Sequence[ConfigDict], workdirs: Sequence[epath.PathLike], together: int | str = 1
+    configs: Sequence[ConfigDict],
+    workdirs: Sequence[epath.PathLike],
+    together: int | str = 1,
+    programs: Programs | None = None,
 ) -> list[str | None]:
     """Trains runs that differ only in their seed: as one program, or one after the other.
 
@@ -47,6 +51,7 @@ def train_seeds(
         workdirs: of the runs; those that were begun go on, finished ones are left as they are.
         together: how many are trained as one program at most (see ``ensemble.cohorts``); "auto": on a GPU or TPU as
             many as its memory holds, on a CPU, which gains nothing by it, 1.
+        programs: of these runs, where something else is compiled for them too.
 
     Returns:
         For each run why it failed, in one line, or None.
@@ -56,11 +61,12 @@ def train_seeds(
     """
     folders = [epath.Path(folder) for folder in workdirs]
     reasons: list[str | None] = [None] * len(configs)
+    programs = programs or Programs()
     for cohort in _cohorts(configs, folders, together):
         mine = [configs[i] for i in cohort], [folders[i] for i in cohort]
-        found = _train_together(*mine) if len(cohort) > 1 else None
+        found = _train_together(*mine, programs) if len(cohort) > 1 else None
         if found is None:
-            found = [_train_one(config, folder) for config, folder in zip(*mine, strict=True)]
+            found = [_train_one(config, folder, programs) for config, folder in zip(*mine, strict=True)]
         for i, reason in zip(cohort, found, strict=True):
             reasons[i] = reason
     return reasons
@@ -81,11 +87,13 @@ def _cohorts(
         return alone
 
 
-def _train_together(configs: Sequence[ConfigDict], folders: Sequence[epath.Path]) -> list[str | None] | None:
+def _train_together(
+    configs: Sequence[ConfigDict], folders: Sequence[epath.Path], programs: Programs
+) -> list[str | None] | None:
     """As ``train_seeds``, in one program; None where that failed as a whole."""
     with _logged(folders):
         try:
-            return ensemble.train(configs, folders)
+            return ensemble.train(configs, folders, programs=programs)
         except Preempted:
             raise
         except Exception:
@@ -94,10 +102,10 @@ def _train_together(configs: Sequence[ConfigDict], folders: Sequence[epath.Path]
     return None
 
 
-def _train_one(config: ConfigDict, workdir: epath.Path) -> str | None:
+def _train_one(config: ConfigDict, workdir: epath.Path, programs: Programs) -> str | None:
     with _logged([workdir]):
         try:
-            train(config, workdir)
+            train(config, workdir, programs=programs)
         except Preempted:
             raise
         except UserError as error:

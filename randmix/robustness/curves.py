@@ -15,6 +15,7 @@ import numpy as np
 from flax import linen as nn
 
 from randmix import attacks, eval_loop, sharding, tasks
+from randmix.compiled import Programs
 from randmix.data import arrays, loader
 
 Track = Callable[[Iterable[Any], int, str], Iterator[Any]]
@@ -80,6 +81,7 @@ def measure(
     *,
     devices: list[jax.Device] | None = None,
     track: Track = lambda items, total, what: iter(items),
+    programs: Programs | None = None,
 ) -> Curves:
     """Attacks every example of a split at every epsilon.
 
@@ -90,20 +92,28 @@ def measure(
         settings: what is measured.
         devices: to work on; by default all there are.
         track: ``(items, how many, what is done) -> items``, to show how far it is.
+        programs: what runs that differ only in their seed compile once, if the same is given to each.
     """
     mesh = sharding.make_mesh(devices)
+    once = (programs or Programs()).once
     model = model.clone(dtype=jnp.float32)
     examples = len(data["label"])
     variables, data = sharding.replicate(dict(variables), mesh), sharding.replicate(dict(data), mesh)
     whole = eval_loop.round_up(min(settings.batch_size, examples), mesh)
-    step = eval_loop.jit_eval_step(model=model, task=tasks.CLASSIFICATION, mesh=mesh, batch_size=whole)
-    clean = eval_loop.evaluate_split(step, variables, arrays.EvalArrays(data, batch_size=whole, mesh=mesh))[
-        "accuracy"
-    ]
-    correct = _quick_curves(model, variables, data, settings, mesh, track)
+    one_batch = {"model": model, "mesh": mesh, "batch_size": whole}
+    jit_clean = partial(eval_loop.jit_eval_step, task=tasks.CLASSIFICATION, **one_batch)
+    batches = arrays.EvalArrays(data, batch_size=whole, mesh=mesh)
+    clean = eval_loop.evaluate_split(once(("clean", whole), jit_clean), variables, batches)["accuracy"]
+    # All epsilons are in the air at once, so the images must be fewer. It's also quicker on a CPU, by a factor of 1.4.
+    fewer = eval_loop.round_up(max(1, settings.batch_size // len(settings.epsilons)), mesh)
+    how = {"settings": settings, "model": model, "mesh": mesh}
+    jit_quick = partial(jit_quick_curves, batch_size=fewer, **how)
+    quick = once(("quick", fewer, repr(settings)), jit_quick)
+    correct = _quick_curves(quick, variables, data, settings, track, batch_size=fewer)
     missed = None
     if "strong" in settings.attacks:
-        alone = _strong_curve(model, variables, data, settings, mesh, track, batch_size=whole)
+        strong = once(("strong", whole, repr(settings)), partial(jit_strong, batch_size=whole, **how))
+        alone = _strong_curve(strong, variables, data, settings, track, batch_size=whole)
         by_others = np.logical_and.reduce(list(correct.values()))
         missed = int((alone & ~by_others).sum())
         correct["strong"] = alone & by_others
@@ -173,17 +183,15 @@ def jit_strong(*, model: nn.Module, settings: Settings, mesh: jax.sharding.Mesh,
 
 
 def _quick_curves(
-    model: nn.Module,
+    program: Program,
     variables: Any,
     data: loader.Data,
     settings: Settings,
-    mesh: jax.sharding.Mesh,
     track: Track,
+    *,
+    batch_size: int,
 ) -> dict[str, np.ndarray]:
     epsilons = np.asarray(settings.epsilons, np.float32) / 255
-    # All epsilons are in the air at once, so the images must be fewer. It's also quicker on a CPU, by a factor of 1.4.
-    batch_size = eval_loop.round_up(max(1, settings.batch_size // len(epsilons)), mesh)
-    program = jit_quick_curves(model=model, settings=settings, mesh=mesh, batch_size=batch_size)
     examples = data["label"].shape[0]
     batches = -(-examples // batch_size)
     what = ", ".join(name for name in settings.attacks if name != "strong")
@@ -195,16 +203,14 @@ def _quick_curves(
 
 
 def _strong_curve(
-    model: nn.Module,
+    program: Program,
     variables: Any,
     data: loader.Data,
     settings: Settings,
-    mesh: jax.sharding.Mesh,
     track: Track,
     *,
     batch_size: int,
 ) -> np.ndarray:
-    program = jit_strong(model=model, settings=settings, mesh=mesh, batch_size=batch_size)
     examples = data["label"].shape[0]
     batches = -(-examples // batch_size)
     # Epsilon by epsilon and not all at once: where it's large, the search soon ends.
