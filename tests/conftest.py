@@ -3,13 +3,15 @@
 import os
 import tempfile
 
-# What one test has compiled the next one reads, in processes of their own too: the suite takes half the time.
-_CACHE = tempfile.TemporaryDirectory(prefix="randmix-tests-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+# What one test has compiled the next one reads, in processes of their own too: the suite takes half the time. The
+# workers of pytest-xdist inherit it from the process that starts them.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory(prefix="randmix-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
-import jax  # noqa: E402 (reads the two)
-import pytest  # noqa: E402
+import jax
+import pytest
 
 # Before anything starts a backend. Processes that tests start inherit the variable: with libtpu installed JAX would
 # first look for a TPU.
