@@ -11,8 +11,8 @@ x 224 (Inception's crop, 8 % of the area and more), one after the other:
     torchvision's way with Pillow: decode, crop, resize with antialiasing
     tf.data      tf.image.decode_and_crop_jpeg and tf.image.resize, where TensorFlow is installed
 
-and by the whole stream, records, threads and batches included, with one thread and with two. Flips come later, on the
-device, for nothing. The ways take turns, so that other work on the machine meets all alike, and what is counted is
+and by the whole stream, records, threads and batches included, with one thread and with two; the data set is opened
+before, since a run does that once. Flips come later, on the device, for nothing. The ways take turns, so that other work on the machine meets all alike, and what is counted is
 the processor's time, of all threads: on a quiet machine one core needs as long. Medians over the rounds.
 
 Then the wait for the first batch of 64 at a step far into a run, by the clock, and the resident memory of the process
@@ -38,11 +38,11 @@ from randmix import host
 SETTINGS = host.tune()  # before JAX, which what follows imports
 from randmix.data import catalog, photographs, prepare, stream  # noqa: E402
 
-flags.DEFINE_integer("images", 256, "Photographs a round.", lower_bound=64)
+flags.DEFINE_integer("images", 512, "Photographs a round.", lower_bound=64)
 flags.DEFINE_integer("rounds", 5, "How often each way is timed.", lower_bound=1)
 flags.DEFINE_string("out", None, "A JSON file for the figures.")
 
-SIZE, SCALE, ASPECT, BATCH, EPOCHS, PREPARED = 224, 0.08, 4 / 3, 64, 10, 512
+SIZE, SCALE, ASPECT, BATCH, EPOCHS, PREPARED = 224, 0.08, 4 / 3, 64, 10, 2048
 NAME = "imagefolder/photographs"
 
 
@@ -121,9 +121,12 @@ def folder_of(files, root):
     return root
 
 
-def iterate(data_dir, *, workers, start, steps):
+def open_source(data_dir):
     data_set = catalog.get(NAME, data_dir, image_size=SIZE)
-    source = stream.Photographs(data_set, "train", data_dir, stream.Reading(workers=workers))
+    return stream.Photographs(data_set, "train", data_dir, stream.Reading())
+
+
+def iterate(source, *, workers, start, steps):
     positions = stream.train_positions(
         source, seed=0, batch_size=BATCH, rows=range(BATCH), start=start, stop=start + steps
     )
@@ -131,10 +134,10 @@ def iterate(data_dir, *, workers, start, steps):
 
 
 def streamed(data_dir, workers, images):
-    steps = images // BATCH
+    steps, source = images // BATCH, open_source(data_dir)
 
     def work(round_number):
-        iterator = iterate(data_dir, workers=workers, start=round_number * steps, steps=steps)
+        iterator = iterate(source, workers=workers, start=round_number * steps, steps=steps)
         assert sum(1 for _ in iterator) == steps
         iterator.close()
 
@@ -147,7 +150,7 @@ def resident_megabytes():
 
 def first_batch_seconds(data_dir):
     began = time.perf_counter()
-    iterator = iterate(data_dir, workers=0, start=1_000_000, steps=100)
+    iterator = iterate(open_source(data_dir), workers=0, start=1_000_000, steps=100)
     next(iterator)
     seconds = time.perf_counter() - began
     iterator.close()
@@ -157,7 +160,7 @@ def first_batch_seconds(data_dir):
 def memory_by_epoch(data_dir, examples):
     """Megabytes after each epoch."""
     steps = examples // BATCH
-    iterator = iterate(data_dir, workers=2, start=0, steps=steps * EPOCHS)
+    iterator = iterate(open_source(data_dir), workers=2, start=0, steps=steps * EPOCHS)
     megabytes = []
     for k, _ in enumerate(iterator, start=1):
         if k % steps == 0:

@@ -1,6 +1,6 @@
 """What the benchmarks share: timing in turn, and the machine's name.
 
-All that is compared runs in one process, a round of each after a round of the other, so that whatever else the
+All that is compared is timed in one run, a round of each after a round of the other, so that whatever else the
 machine does meets all alike. The figure to trust is the median of the ratios within a round, not of the times.
 """
 
@@ -12,7 +12,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from randmix import host
+
 Seconds = dict[str, list[float]]
+
+# Every benchmark imports this before JAX looks for devices; processes that it starts inherit it.
+host.leave_libtpu_alone()
 
 
 def in_turn(functions: Mapping[str, Callable[[], object]], *, rounds: int, calls: int = 1) -> Seconds:

@@ -198,7 +198,7 @@ def test_closing_ends_the_threads(data_dir):
     until = time.monotonic() + 5
     while threading.active_count() > before and time.monotonic() < until:
         time.sleep(0.01)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # one of an earlier test may have ended meanwhile
 
 
 def test_the_first_batch_comes_within_a_second(data_dir):
