@@ -7,15 +7,21 @@
 A step is forward, cross-entropy, backward and AdamW on one fixed batch. Ours is `randmix.steps.train_step`, jitted as in
 training; PyTorch's is the ConvMixer as its authors publish it, and the usual pre-activation ResNet with convolutions
 grouped by channel, in channels_last, eager and, with --compile, under torch.compile. In Chans the spatial weights of
-either are frozen (PyTorch: requires_grad False). On a GPU both compute in bfloat16. `vs torch` is our time divided by the
-quicker of PyTorch's, `chans vs full` our own two steps. --plain adds the same model from XLA's grouped convolutions and
-JAX's own differentiation.
+either are frozen (PyTorch: requires_grad False). On a GPU both compute in bfloat16. --plain adds the same model from XLA's
+grouped convolutions and JAX's own differentiation.
+
+Each has a process of its own, as it has with its users: allocator and threads of one don't meet the other's. They take
+turns, one at a time. On a CPU PyTorch runs twice, as it comes and with the host settings that a run of ours makes
+(`randmix.host`), from which it gains, too: "tuned". `vs torch` is our time divided by the quicker of PyTorch's as it comes, `vs
+tuned torch` by the quicker with those settings, `vs our full` by that of our own Full step.
 """
 
 import contextlib
 import functools
+import multiprocessing
 import sys
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from unittest import mock
 
@@ -49,6 +55,8 @@ CASES = {
     "resnet_2": ("cifar10", {"name": "resnet", "width": 16, "depth": 2, "multiplier": 9}, (128, 512)),
 }
 
+MODES = ("full", "chans")
+
 flags.DEFINE_list("cases", list(CASES), f"Of {', '.join(CASES)}.")
 flags.DEFINE_integer("rounds", 7, "How often each step is timed.", lower_bound=1)
 flags.DEFINE_integer("calls", 2, "Steps a round.", lower_bound=1)
@@ -59,46 +67,135 @@ flags.DEFINE_string("out", None, "Where to write the table as JSON.")
 
 
 def main(argv):
-    print("host settings:", host.tune())
-    import jax
-
     options = flags.FLAGS
-    gpu = jax.default_backend() == "gpu"
     rows = []
     for name in options.cases:
-        dataset, model, batch_sizes = CASES[name]
-        batch_size = options.batch_size or batch_sizes[gpu]
-        steps = {}
-        for mode in ("full", "chans"):
-            config = make_config(dataset, model, mode, batch_size, gpu)
-            steps[f"ours {mode}"] = our_step(config)
+        with contextlib.ExitStack() as stack:
+
+            def start(framework, name=name, stack=stack, **settings):
+                return stack.enter_context(Peer(framework, name, options.batch_size, **settings))
+
+            ours = start("ours")
+            gpu = ours.backend == "gpu"
+            peers = {"ours": ours}
+            for framework in ("torch", "torch.compile")[: 1 + options.compile]:
+                peers[framework] = start(framework, gpu=gpu, tuned=False)
+                if not gpu:
+                    peers[f"tuned {framework}"] = start(framework, gpu=gpu)
             if options.plain:
-                with plain_operators():
-                    steps[f"plain {mode}"] = our_step(config)
-            steps[f"torch {mode}"] = torch_step(config, compiled=False)
-            if options.compile:
-                steps[f"torch.compile {mode}"] = torch_step(config, compiled=True)
-        seconds = timing.in_turn(steps, rounds=options.rounds, calls=options.calls)
-        rows += [row(name, mode, batch_size, seconds) for mode in ("full", "chans")]
+                peers["plain"] = start("plain")
+            steps = {
+                f"{peer} {mode}": functools.partial(process.take, mode)
+                for mode in MODES
+                for peer, process in peers.items()
+            }
+            seconds = timing.in_turn(steps, rounds=options.rounds, calls=options.calls)
+        batch_size = options.batch_size or CASES[name][2][gpu]
+        rows += [row(name, mode, batch_size, [*peers], seconds) for mode in MODES]
         print(rows[-2], rows[-1], sep="\n", flush=True)
     timing.report(rows, options.out)
 
 
-def row(name: str, mode: str, batch_size: int, seconds: timing.Seconds) -> dict[str, object]:
+def row(
+    name: str, mode: str, batch_size: int, peers: list[str], seconds: timing.Seconds
+) -> dict[str, object]:
     """A line of the table."""
-    peers = [f"torch {mode}", f"torch.compile {mode}"]
     found = {"case": name, "mode": mode, "batch": batch_size}
-    found |= {
-        f"{peer} ms": timing.milliseconds(seconds[f"{peer} {mode}"])
-        for peer in ("ours", "plain", "torch", "torch.compile")
-        if f"{peer} {mode}" in seconds
-    }
-    ratios = [timing.ratio(seconds, f"ours {mode}", peer) for peer in peers if peer in seconds]
-    found["vs torch"] = round(max(ratios), 3)
-    if f"plain {mode}" in seconds:
+    found |= {f"{peer} ms": timing.milliseconds(seconds[f"{peer} {mode}"]) for peer in peers}
+    for prefix in ("", "tuned "):
+        ratios = [
+            timing.ratio(seconds, f"ours {mode}", f"{peer} {mode}")
+            for peer in peers
+            if peer in (f"{prefix}torch", f"{prefix}torch.compile")
+        ]
+        if ratios:
+            found[f"vs {prefix}torch"] = round(max(ratios), 3)
+    if "plain" in peers:
         found["plain vs ours"] = round(timing.ratio(seconds, f"plain {mode}", f"ours {mode}"), 1)
     found["vs our full"] = round(timing.ratio(seconds, f"ours {mode}", "ours full"), 3)
     return found
+
+
+class Peer:
+    """A process that takes training steps when it is told to.
+
+    Attributes:
+        backend: where JAX computes; None of PyTorch's.
+    """
+
+    def __init__(
+        self, framework: str, case: str, batch_size: int | None, *, gpu: bool = False, tuned: bool = True
+    ):
+        """Starts it.
+
+        Args:
+            framework: "ours", "plain", "torch" or "torch.compile".
+            case: of ``CASES``.
+            batch_size: None for the case's own.
+            gpu: whether PyTorch computes there; JAX knows.
+            tuned: whether it makes our host settings first.
+        """
+        spawn = multiprocessing.get_context("spawn")
+        self._pipe, child = spawn.Pipe()
+        self._process = spawn.Process(
+            target=serve, args=(child, framework, case, batch_size, gpu, tuned), daemon=True
+        )
+        self._process.start()
+        child.close()  # so that the end of the process ends the pipe
+        self.backend: str | None = self._answer()
+
+    def take(self, mode: str) -> None:
+        """Takes a step and waits for it; the first of a mode compiles."""
+        self._pipe.send(mode)
+        self._answer()
+
+    def _answer(self) -> str | None:
+        try:
+            return self._pipe.recv()
+        except EOFError:
+            raise SystemExit("a process of the benchmark failed; what it said is above") from None
+
+    def __enter__(self) -> "Peer":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._pipe.close()  # which ends the process, in the middle of nothing
+        self._process.join()
+
+
+def serve(
+    pipe: Connection, framework: str, case: str, batch_size: int | None, gpu: bool, tuned: bool
+) -> None:
+    """What a ``Peer``'s process does."""
+    if tuned:
+        host.tune()
+    backend = None
+    if framework in ("ours", "plain"):
+        import jax
+
+        backend = jax.default_backend()
+        gpu = backend == "gpu"
+    dataset, model, batch_sizes = CASES[case]
+    steps = {}
+    pipe.send(backend)
+    while mode := _next(pipe):
+        if mode not in steps:
+            config = make_config(dataset, model, mode, batch_size or batch_sizes[gpu], gpu)
+            if framework.startswith("torch"):
+                steps[mode] = torch_step(config, compiled=framework == "torch.compile")
+            else:
+                with plain_operators() if framework == "plain" else contextlib.nullcontext():
+                    steps[mode] = our_step(config)
+        steps[mode]()
+        pipe.send(None)
+
+
+def _next(pipe: Connection) -> str | None:
+    """The mode of the step to take; None at the end."""
+    try:
+        return pipe.recv()
+    except EOFError:
+        return None
 
 
 def make_config(dataset, model, mode, batch_size, gpu):
