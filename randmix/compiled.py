@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from randmix import attacks, eval_loop, runs, sharding, steps
+from randmix.config import differences
 from randmix.data import feeds, loader
 
 TrainStep = Callable[..., tuple[steps.TrainState, dict[str, jax.Array]]]
@@ -24,6 +25,21 @@ class Programs:
 
     def __init__(self) -> None:
         self._made: dict[Hashable, Any] = {}
+        self._first: tuple[ConfigDict, jax.sharding.Mesh] | None = None
+
+    def require_alike(self, config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
+        """Raises a ValueError for a run that isn't like the first one that this was called for."""
+        if self._first is None:
+            self._first = (config.copy_and_resolve_references(), mesh)
+        first, devices = self._first
+        other = [line for line in differences(first, config) if not line.startswith("seed:")]
+        if mesh != devices:
+            other.append("devices")
+        if other:
+            raise ValueError(
+                f"these programs are of another run ({'; '.join(other)}); share them between runs that differ in their "
+                "seed only"
+            )
 
     def __contains__(self, name: Hashable) -> bool:
         return name in self._made

@@ -187,6 +187,7 @@ class Loop:
     ):
         self.config, self.parts, self.mesh = config, parts, mesh
         self.checkpoints, self.best, self.programs, self.stop = checkpoints, best, programs, stop
+        programs.require_alike(config, mesh)
         self.members = None if seeds is None else len(seeds)
         self.seed = np.asarray(config.seed if seeds is None else seeds, np.uint32)
         self.state = self.first_state()

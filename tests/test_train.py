@@ -66,6 +66,10 @@ def test_programs_of_one_seed_serve_another(whole, tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.count("compiled the train step in") == 1
     assert out.count("took the train step that was compiled for another seed") == 1
+    with pytest.raises(ValueError, match=r"of another run \(model.width: 16 -> 8; devices\); share them"):
+        train.train(
+            small.config(model__width=8), tmp_path / "8", devices=jax.devices()[:2], programs=programs
+        )
 
 
 def signal_before(function):
