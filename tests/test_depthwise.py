@@ -22,6 +22,11 @@ CASES = {
     "stride 3, even": ((1, 8, 10, 2), (6, 6, 2), 3),
     "stride beyond the image": ((1, 4, 3, 2), (2, 2, 2), 5),
     "wide map": ((1, 3, 67, 2), (5, 5, 2), 1),
+    "pairs": ((2, 5, 7, 32), (8, 8, 32), 1),
+    "pairs, larger than the image": ((1, 3, 2, 16), (9, 9, 16), 1),
+    "pairs, multiplier, stride 2": ((2, 8, 9, 8), (7, 7, 8, 2), 2),
+    "pairs, stride 3, even": ((1, 8, 10, 16), (6, 6, 16), 3),
+    "pairs, stride beyond the image": ((1, 4, 3, 16), (6, 6, 16), 5),
     "1x1": ((3, 4, 4, 3), (1, 1, 3), 1),
 }
 
@@ -163,9 +168,12 @@ def test_the_backward_pass_keeps_only_what_it_needs():
     assert kernel.size not in map(np.prod, saved_shapes(lambda kernel: depthwise(x, kernel), kernel))
 
 
-@pytest.mark.parametrize("method", ["shift_sum", "grouped"])
-def test_vmap_over_kernels_and_remat_change_no_value(method):
-    x, kernels = draw((2, 5, 4, 3), 0), draw((2, 4, 4, 3, 2), 1)
+@pytest.mark.parametrize(
+    ("method", "kernel_shape"),
+    [("shift_sum", (4, 4, 3, 2)), ("shift_sum", (6, 6, 16)), ("grouped", (4, 4, 3, 2))],
+)
+def test_vmap_over_kernels_and_remat_change_no_value(method, kernel_shape):
+    x, kernels = draw((2, 5, 4, kernel_shape[2]), 0), draw((2, *kernel_shape), 1)
 
     def gradients(kernel, x):
         return jax.grad(lambda kernel, x: jnp.sin(depthwise(x, kernel, method=method)).sum(), (0, 1))(
@@ -201,7 +209,7 @@ def test_the_form_follows_the_platform_that_a_program_is_lowered_for():
 
 
 @pytest.mark.parametrize("method", ["shift_sum", "grouped"])
-@pytest.mark.parametrize("kernel_shape", [(3, 3, 16), (3, 3, 4, 2)])
+@pytest.mark.parametrize("kernel_shape", [(3, 3, 16), (3, 3, 4, 2), (6, 6, 16)])
 def test_a_batch_over_eight_devices_is_never_gathered(method, kernel_shape):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     x, kernel = draw((16, 4, 4, kernel_shape[2]), 0), draw(kernel_shape, 1)
