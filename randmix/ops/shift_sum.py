@@ -1,8 +1,8 @@
 """Depthwise convolution for XLA:CPU: a sum of shifted products.
 
 XLA:CPU has no quick grouped convolution: with 8 x 8 kernels, 128 channels, 32 x 32 maps and batch 32 the
-result took 388 ms with it and 10 ms with the form here, both gradients 1,079 and 30 ms, on two cores. What
-makes the difference:
+result took 388 ms with it and 7 to 10 ms with the form here, both gradients 1,079 and 30 ms, on two cores.
+What makes the difference:
 
 - Each piece is a call that XLA must not inline. Otherwise it fuses the padding, and the activation
   before that, into every one of the k^2 products, and computes them k^2 times; an
