@@ -40,7 +40,9 @@ def main(argv):
     options = flags.FLAGS
     count = len(EPSILONS)
     batch_size = options.batch_size // count
-    model = models.build("convmixer", width=64, depth=4, kernel_size=5, patch_size=2, num_classes=10)
+    model = models.build(
+        "convmixer", width=64, depth=4, kernel_size=5, patch_size=2, num_classes=10
+    )
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
     rng = np.random.default_rng(0)
     data = {
@@ -49,7 +51,9 @@ def main(argv):
     }
     settings = robustness.Settings(("noise", "fgsm", "pgd2"), EPSILONS)
     mesh = sharding.make_mesh(jax.devices()[:1])
-    curves = robustness.jit_quick_curves(model=model, settings=settings, mesh=mesh, batch_size=batch_size)
+    curves = robustness.jit_quick_curves(
+        model=model, settings=settings, mesh=mesh, batch_size=batch_size
+    )
     epsilons = np.asarray(EPSILONS, np.float32) / 255
     variables, data = sharding.replicate(variables, mesh), sharding.replicate(data, mesh)
 
@@ -58,11 +62,15 @@ def main(argv):
     labels = jnp.asarray(rng.integers(0, 10, at_once, np.int32))
     classifier = partial(model.apply, variables, train=False)
     forward = jax.jit(classifier)
-    both = jax.jit(jax.value_and_grad(lambda images: attacks.cross_entropy(classifier(images), labels).sum()))
+    both = jax.jit(
+        jax.value_and_grad(lambda images: attacks.cross_entropy(classifier(images), labels).sum())
+    )
 
     def curve():
         batches = range(-(-options.examples // batch_size))
-        jax.block_until_ready([curves(variables, data, index, epsilons, np.uint32(0)) for index in batches])
+        jax.block_until_ready(
+            [curves(variables, data, index, epsilons, np.uint32(0)) for index in batches]
+        )
 
     calls = max(1, options.examples // at_once)
     functions = {

@@ -84,7 +84,9 @@ def measure(case, batch_size, rounds):
     order = jax.jit(partial(loader.epoch_order, examples=examples))(0, 0)
 
     def batch(augmentation):
-        make = jax.jit(partial(loader.train_batch, batch_size=batch_size, augmentation=augmentation))
+        make = jax.jit(
+            partial(loader.train_batch, batch_size=batch_size, augmentation=augmentation)
+        )
         return lambda: jax.block_until_ready(make(data, order, np.int32(0), np.uint32(0)))
 
     plain = batch(Augmentation())
@@ -122,7 +124,12 @@ def train_step(arguments, batch):
     shape = batch["image"].shape[1:]
     params, _ = models.split(jax.jit(model.init)(jax.random.key(0), batch["image"][:1]))
     labels = masks.labels(params, [("train", masks.everything)])
-    parts = {"model": model, "task": tasks.CLASSIFICATION, "optimizer": optax.adamw(1e-3), "labels": labels}
+    parts = {
+        "model": model,
+        "task": tasks.CLASSIFICATION,
+        "optimizer": optax.adamw(1e-3),
+        "labels": labels,
+    }
     init = partial(steps.init_state, image_shape=shape, **parts)
     state = jax.jit(init)(jax.random.key(0))
     step = jax.jit(partial(steps.train_step, **parts))

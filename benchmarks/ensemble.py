@@ -48,7 +48,15 @@ def main(argv):
     timing.report(rows, options.out)
 
 
-def steps(data_set: str, width: int, depth: int, kernel_size: int, patch_size: int, batch_size: int, n: int):
+def steps(
+    data_set: str,
+    width: int,
+    depth: int,
+    kernel_size: int,
+    patch_size: int,
+    batch_size: int,
+    n: int,
+):
     """The three ways to take a step, by name, and the bytes that the program of all seeds needs."""
     import jax
     import jax.numpy as jnp
@@ -74,10 +82,20 @@ def steps(data_set: str, width: int, depth: int, kernel_size: int, patch_size: i
     init = jax.jit(parts.init_state)
     lone = [sharding.replicate(init(seed), mesh) for seed in seeds]
     stacked = sharding.replicate(jax.tree.map(lambda *leaves: jnp.stack(leaves), *lone), mesh)
-    each = [sharding.replicate((order, seed), mesh) for order, seed in zip(orders, seeds, strict=True)]
+    each = [
+        sharding.replicate((order, seed), mesh) for order, seed in zip(orders, seeds, strict=True)
+    ]
     both = sharding.replicate((jnp.stack(orders), seeds), mesh)
-    one_step = jit_train_step(config, parts, mesh, parts.phases[0]).lower(lone[0], data, *each[0]).compile()
-    all_steps = jit_train_step(config, parts, mesh, parts.phases[0], n).lower(stacked, data, *both).compile()
+    one_step = (
+        jit_train_step(config, parts, mesh, parts.phases[0])
+        .lower(lone[0], data, *each[0])
+        .compile()
+    )
+    all_steps = (
+        jit_train_step(config, parts, mesh, parts.phases[0], n)
+        .lower(stacked, data, *both)
+        .compile()
+    )
 
     def one():
         lone[0], metrics = one_step(lone[0], data, *each[0])

@@ -63,7 +63,9 @@ def one_by_one(files, decoder):
     def work(round_number):
         for k, data in enumerate(files):
             draws = stream._uniform(round_number, k)
-            photographs.random_crop(data, draws, image_size=SIZE, scale=SCALE, aspect=ASPECT, decoder=decoder)
+            photographs.random_crop(
+                data, draws, image_size=SIZE, scale=SCALE, aspect=ASPECT, decoder=decoder
+            )
 
     return work
 
@@ -101,7 +103,8 @@ def as_tf_data(files):
     def work(round_number):
         dataset = tf.data.Dataset.from_tensor_slices(files).enumerate()
         dataset = dataset.map(
-            lambda k, data: crop(data, tf.stack([tf.cast(k, tf.int32), round_number])), num_parallel_calls=1
+            lambda k, data: crop(data, tf.stack([tf.cast(k, tf.int32), round_number])),
+            num_parallel_calls=1,
         )
         options = tf.data.Options()
         options.threading.private_threadpool_size = 1
@@ -187,7 +190,8 @@ def main(argv):
             ways["tf.data"] = as_tf_data(files)
         seconds = {name: [] for name in ways}
         images = {
-            name: options.images // BATCH * BATCH if "stream" in name else options.images for name in ways
+            name: options.images // BATCH * BATCH if "stream" in name else options.images
+            for name in ways
         }
         for work in ways.values():
             work(0)  # imports, and TensorFlow's tracing

@@ -46,7 +46,13 @@ def main(argv):
                 images = v if axis == "batch_size" else BASE["batch_size"]
                 ratio = round(timing.ratio(seconds, str(v), str(values[0])), 2)
                 rows.append(
-                    {"axis": axis, "mode": mode, "value": v, "ms": ms, "ms an image": round(ms / images, 3)}
+                    {
+                        "axis": axis,
+                        "mode": mode,
+                        "value": v,
+                        "ms": ms,
+                        "ms an image": round(ms / images, 3),
+                    }
                     | {"ratio to the first": ratio}
                 )
                 print(rows[-1], flush=True)

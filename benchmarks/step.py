@@ -52,7 +52,11 @@ CASES = {
         {**CONVMIXER, "width": 512, "depth": 8, "kernel_size": 8, "patch_size": 7},
         (4, 128),
     ),
-    "resnet_2": ("cifar10", {"name": "resnet", "width": 16, "depth": 2, "multiplier": 9}, (128, 512)),
+    "resnet_2": (
+        "cifar10",
+        {"name": "resnet", "width": 16, "depth": 2, "multiplier": 9},
+        (128, 512),
+    ),
 }
 
 MODES = ("full", "chans")
@@ -60,9 +64,13 @@ MODES = ("full", "chans")
 flags.DEFINE_list("cases", list(CASES), f"Of {', '.join(CASES)}.")
 flags.DEFINE_integer("rounds", 7, "How often each step is timed.", lower_bound=1)
 flags.DEFINE_integer("calls", 2, "Steps a round.", lower_bound=1)
-flags.DEFINE_integer("batch_size", None, "Examples a step; by default each case's own.", lower_bound=1)
+flags.DEFINE_integer(
+    "batch_size", None, "Examples a step; by default each case's own.", lower_bound=1
+)
 flags.DEFINE_bool("compile", False, "Also time torch.compile, which takes minutes to compile.")
-flags.DEFINE_bool("plain", False, "Also time our model from plain operators: on a CPU 5 to 20 times slower.")
+flags.DEFINE_bool(
+    "plain", False, "Also time our model from plain operators: on a CPU 5 to 20 times slower."
+)
 flags.DEFINE_string("out", None, "Where to write the table as JSON.")
 
 
@@ -124,7 +132,13 @@ class Peer:
     """
 
     def __init__(
-        self, framework: str, case: str, batch_size: int | None, *, gpu: bool = False, tuned: bool = True
+        self,
+        framework: str,
+        case: str,
+        batch_size: int | None,
+        *,
+        gpu: bool = False,
+        tuned: bool = True,
     ):
         """Starts it.
 
@@ -260,7 +274,9 @@ def plain_operators() -> Iterator[None]:
 
     def plain(reference):
         def by_batch(x, scale, bias, *, offset=None, shift=None, **options):
-            return reference(x if offset is None else x + offset.astype(x.dtype), scale, bias, **options)
+            return reference(
+                x if offset is None else x + offset.astype(x.dtype), scale, bias, **options
+            )
 
         return staticmethod(by_batch)
 

@@ -20,7 +20,9 @@ Seconds = dict[str, list[float]]
 host.leave_libtpu_alone()
 
 
-def in_turn(functions: Mapping[str, Callable[[], object]], *, rounds: int, calls: int = 1) -> Seconds:
+def in_turn(
+    functions: Mapping[str, Callable[[], object]], *, rounds: int, calls: int = 1
+) -> Seconds:
     """Seconds a call of each function, one figure a round; each is called once before, to compile.
 
     Args:
@@ -72,7 +74,9 @@ def machine() -> dict[str, object]:
 
 def _cpu() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    return next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown"
+    )
 
 
 def report(rows: Sequence[Mapping[str, object]], out: str | None) -> None:
@@ -83,5 +87,7 @@ def report(rows: Sequence[Mapping[str, object]], out: str | None) -> None:
     print("measured on:", json.dumps(machine()))
     if out:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
-        Path(out).write_text(json.dumps({"machine": machine(), "rows": list(rows)}, indent=1) + "\n")
+        Path(out).write_text(
+            json.dumps({"machine": machine(), "rows": list(rows)}, indent=1) + "\n"
+        )
         print(f"written: {out}")

@@ -18,7 +18,13 @@ from randmix.data import catalog
 
 VARIANTS = {
     "default": {},
-    "laptop": {"data.subset": 0.1, "epochs": 3.0, "log_every": 23, "eval_every": 46, "checkpoint_every": 46},
+    "laptop": {
+        "data.subset": 0.1,
+        "epochs": 3.0,
+        "log_every": 23,
+        "eval_every": 46,
+        "checkpoint_every": 46,
+    },
     "tiny": {"model.width": 8, "model.depth": 1, "batch_size": 8, "steps": 2},
 }
 

@@ -27,7 +27,13 @@ VARIANTS = {
         "eval_every": 156,
         "checkpoint_every": 156,
     },
-    "tiny": {"model.width": 2, "model.depth": 1, "model.multiplier": 2, "batch_size": 8, "steps": 2},
+    "tiny": {
+        "model.width": 2,
+        "model.depth": 1,
+        "model.multiplier": 2,
+        "batch_size": 8,
+        "steps": 2,
+    },
 }
 
 

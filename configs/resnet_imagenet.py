@@ -35,7 +35,13 @@ VARIANTS = {
         "batch_size": 64,
         "epochs": 20.0,
     },
-    "tiny": {"data.image_size": 32, "model.width": 4, "model.depth": 1, "batch_size": 8, "steps": 4},
+    "tiny": {
+        "data.image_size": 32,
+        "model.width": 4,
+        "model.depth": 1,
+        "batch_size": 8,
+        "steps": 4,
+    },
 }
 
 

@@ -103,10 +103,14 @@ def report(config: ConfigDict, where: Slice, workdir: epath.PathLike) -> str:
 def make_mesh(where: Slice) -> jax.sharding.Mesh:
     """The mesh that a run on this slice would have, of devices that are described and not there."""
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError('--compile_for needs libtpu, which isn\'t installed; run `pip install "jax[tpu]"`')
+        raise UserError(
+            '--compile_for needs libtpu, which isn\'t installed; run `pip install "jax[tpu]"`'
+        )
     options = {"chips_per_host_bounds": (1, 1, 1)} if where.layout == "1x1" else {}
     if where.chip.name == "v4":
-        options["chip_config_name"] = "megacore"  # a chip's two cores as one device, as on Cloud TPU
+        options["chip_config_name"] = (
+            "megacore"  # a chip's two cores as one device, as on Cloud TPU
+        )
     topology = topologies.get_topology_desc(str(where), "tpu", **options)
     return sharding.make_mesh(topology.devices)
 
@@ -173,14 +177,18 @@ def batch_size_that_fits(
     """
     batch_size = config.batch_size
     for _ in range(_TRIALS):
-        excess = max(step.memory_bytes / step.limit_bytes for step in needs.values() if not step.fits)
+        excess = max(
+            step.memory_bytes / step.limit_bytes for step in needs.values() if not step.fits
+        )
         batch_size = int(batch_size / (1.05 * excess)) // mesh.size * mesh.size
         if not batch_size:
             return None
         smaller = config.copy_and_resolve_references()
         smaller.batch_size = batch_size
         lowered = compiled.lower_steps(smaller, runs.assemble(smaller), mesh)
-        needs = {name: _compile(lowered[name], where)[0] for name, step in needs.items() if not step.fits}
+        needs = {
+            name: _compile(lowered[name], where)[0] for name, step in needs.items() if not step.fits
+        }
         if all(step.fits for step in needs.values()):
             return batch_size
     return None
@@ -210,9 +218,13 @@ def table(needs: dict[str, Needs], where: Slice, chips: int) -> str:
     )
 
 
-def _does_not_fit(config: ConfigDict, where: Slice, step: Needs, name: str, content: dict[str, Any]) -> str:
+def _does_not_fit(
+    config: ConfigDict, where: Slice, step: Needs, name: str, content: dict[str, Any]
+) -> str:
     smaller = content["batch_size_that_fits"]
-    advice = f"{smaller} fits" if smaller else "no smaller batch was found that fits; take larger chips"
+    advice = (
+        f"{smaller} fits" if smaller else "no smaller batch was found that fits; take larger chips"
+    )
     return (
         f"config.batch_size: got {config.batch_size}, whose step {name!r} needs {step.memory_bytes / _GIB:.2f} GiB of "
         f"each of the {content['chips']} chips of {where}, allowed {step.limit_bytes / _GIB:.2f}; {advice}"

@@ -20,12 +20,25 @@ MASKS = "masks.txt"
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
 LOCK = "train.lock"  # while a process trains
-NOT_FINITE = "not_finite.json"  # of a run that stopped so: the step, and the examples that it was given
-_PACKAGES = ("randmix", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
+NOT_FINITE = (
+    "not_finite.json"  # of a run that stopped so: the step, and the examples that it was given
+)
+_PACKAGES = (
+    "randmix",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "tensorflow-datasets",
+    "numpy",
+)
 
 
 @contextlib.contextmanager
-def open_workdir(workdir: epath.Path, config: ConfigDict, summary: object) -> Iterator[dict[str, Any] | None]:
+def open_workdir(
+    workdir: epath.Path, config: ConfigDict, summary: object
+) -> Iterator[dict[str, Any] | None]:
     """Makes the folder and writes config and table into it, or checks that it holds this very run.
 
     Process 0 does, and keeps other runs out of the folder for as long as the context lasts, unless it is finished or
@@ -86,7 +99,9 @@ def read_config(workdir: epath.PathLike) -> ConfigDict:
     """The config of the run in a folder; a UserError where there is none."""
     file = epath.Path(workdir) / CONFIG
     if not file.exists():
-        raise UserError(f"{workdir}: no run there ({CONFIG} is missing); give the --workdir of a run")
+        raise UserError(
+            f"{workdir}: no run there ({CONFIG} is missing); give the --workdir of a run"
+        )
     return configs.from_json(file.read_text())
 
 
@@ -106,7 +121,11 @@ def provenance(devices: list[jax.Device]) -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in _PACKAGES},
-        "device": {"kind": devices[0].device_kind, "platform": devices[0].platform, "count": len(devices)},
+        "device": {
+            "kind": devices[0].device_kind,
+            "platform": devices[0].platform,
+            "count": len(devices),
+        },
     }
 
 

@@ -34,7 +34,9 @@ from randmix.errors import UserError
 Array = jax.Array
 Classifier = Callable[[Array], Array]
 Loss = Callable[[Array, Array], Array]
-Perturb = Callable[[Classifier, Array, Array], Array]  # an attack whose radius is set and that draws nothing
+Perturb = Callable[
+    [Classifier, Array, Array], Array
+]  # an attack whose radius is set and that draws nothing
 
 
 class Attempt(NamedTuple):
@@ -45,7 +47,13 @@ class Attempt(NamedTuple):
 
 
 def noise(
-    classifier: Classifier, images: Array, labels: Array, epsilon: Array, keys: Array, *, norm: str = "linf"
+    classifier: Classifier,
+    images: Array,
+    labels: Array,
+    epsilon: Array,
+    keys: Array,
+    *,
+    norm: str = "linf",
 ) -> Array:
     """The control: a perturbation as large as FGSM's in a direction that has nothing to do with the classifier.
 
@@ -56,7 +64,13 @@ def noise(
 
 
 def ascent(
-    classifier: Classifier, images: Array, labels: Array, epsilon: Array, *, steps: int, norm: str = "linf"
+    classifier: Classifier,
+    images: Array,
+    labels: Array,
+    epsilon: Array,
+    *,
+    steps: int,
+    norm: str = "linf",
 ) -> tuple[Attempt, ...]:
     """The points that equation 4 visits when it is applied again and again, from the clean images on.
 
@@ -139,7 +153,9 @@ def pgd(
 
     def step(points: Array) -> Array:
         _, gradient = _differentiate(classifier, cross_entropy, points, labels)
-        return _move(images, points, step_size * epsilon * balls.get(norm).steepest(gradient), epsilon, norm)
+        return _move(
+            images, points, step_size * epsilon * balls.get(norm).steepest(gradient), epsilon, norm
+        )
 
     if restarts == 1:
         return climb(0)
@@ -194,7 +210,9 @@ def strong(
         restart, worst = carry
 
         def loss(logits: Array, labels: Array) -> Array:
-            return jnp.where(restart % 2 == 0, cross_entropy(logits, labels), margin(logits, labels))
+            return jnp.where(
+                restart % 2 == 0, cross_entropy(logits, labels), margin(logits, labels)
+            )
 
         def step(_: int, carry: tuple[Array, Attempt]) -> tuple[Array, Attempt]:
             points, worst = carry
@@ -277,12 +295,16 @@ def _own_and_others(logits: Array, labels: Array) -> tuple[Array, Array]:
     return own, jnp.where(is_own, -jnp.inf, logits)
 
 
-def _differentiate(classifier: Classifier, loss: Loss, images: Array, labels: Array) -> tuple[Array, Array]:
+def _differentiate(
+    classifier: Classifier, loss: Loss, images: Array, labels: Array
+) -> tuple[Array, Array]:
     """The logits, and the gradient of each example's loss with respect to its own image."""
 
     def total(images: Array) -> tuple[Array, Array]:
         logits = classifier(images)
-        return loss(logits, labels).sum(), logits  # a sum: no example's gradient depends on the batch size
+        return loss(
+            logits, labels
+        ).sum(), logits  # a sum: no example's gradient depends on the batch size
 
     gradient, logits = jax.grad(total, has_aux=True)(images)
     return logits, gradient

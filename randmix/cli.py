@@ -20,8 +20,7 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 
 from absl import app, flags, logging
-from ml_collections import config_dict
-from ml_collections.config_flags import config_flags
+from ml_collections import config_dict, config_flags
 
 from randmix import host
 from randmix.errors import UserError
@@ -89,9 +88,13 @@ def parse(argv: list[str], module: ModuleType) -> list[str]:
     try:
         arguments = flags.FLAGS(argv)
         for name, _ in _config_files(options):
-            getattr(flags.FLAGS[name].value, "is_locked", None)  # an unread file raises at its first use
+            getattr(
+                flags.FLAGS[name].value, "is_locked", None
+            )  # an unread file raises at its first use
         if "verbosity" in flags.FLAGS and flags.FLAGS["verbosity"].using_default_value:
-            flags.FLAGS.verbosity = logging.WARNING  # else absl shows INFO: dozens of lines for each save
+            flags.FLAGS.verbosity = (
+                logging.WARNING
+            )  # else absl shows INFO: dozens of lines for each save
         return arguments
     except Exception as error:
         mistake = error
@@ -127,7 +130,9 @@ def _check_exists(path: str) -> None:
     if not os.path.isfile(file):
         folder = os.path.dirname(file)
         siblings = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
-        nearest = _nearest(file, [os.path.join(folder, name) for name in siblings if name.endswith(".py")])
+        nearest = _nearest(
+            file, [os.path.join(folder, name) for name in siblings if name.endswith(".py")]
+        )
         raise UserError(f"there is no config file {file!r}{nearest}")
 
 
@@ -147,9 +152,13 @@ def _load(name: str, path: str):
             chain.append(inner)
         reason = next((link for link in chain if _frames_from(link, file)), chain[-1])
         frames = _frames_from(reason, file)
-        if any(frame.filename.startswith(_PACKAGE) for frame in frames) and not isinstance(reason, UserError):
+        if any(frame.filename.startswith(_PACKAGE) for frame in frames) and not isinstance(
+            reason, UserError
+        ):
             raise reason from None
-        line = frames[0].lineno if frames else getattr(reason, "lineno", None)  # a SyntaxError of the file
+        line = (
+            frames[0].lineno if frames else getattr(reason, "lineno", None)
+        )  # a SyntaxError of the file
         where = f"{file}, line {line}" if line else file
         raise UserError(f"config file {where}: {_message(reason)}") from error
 
@@ -157,7 +166,11 @@ def _load(name: str, path: str):
 def _frames_from(error: BaseException, file: str) -> list[traceback.FrameSummary]:
     """The frames of an error's traceback from the last one in `file` on; [] if it has none there."""
     frames = traceback.extract_tb(error.__traceback__)
-    inside = [i for i, frame in enumerate(frames) if os.path.abspath(frame.filename) == os.path.abspath(file)]
+    inside = [
+        i
+        for i, frame in enumerate(frames)
+        if os.path.abspath(frame.filename) == os.path.abspath(file)
+    ]
     return frames[inside[-1] :] if inside else []
 
 

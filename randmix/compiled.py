@@ -141,7 +141,9 @@ def lower_steps(
 
     def stacked(tree: Any) -> Any:
         axis, whole = () if members is None else (members,), sharding.replicated(mesh)
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*axis, *x.shape), x.dtype, sharding=whole), tree)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((*axis, *x.shape), x.dtype, sharding=whole), tree
+        )
 
     batches = {"batch_size": config.batch_size, "mesh": mesh}
     state = stacked(parts.abstract_state(mesh))
@@ -162,13 +164,17 @@ def lower_steps(
 
 def _fgsm_samples(config: ConfigDict) -> attacks.Perturb:
     """What training is defended with."""
-    return partial(attacks.fgsm_on_share, epsilon=config.defense.epsilon / 255, share=config.defense.share)
+    return partial(
+        attacks.fgsm_on_share, epsilon=config.defense.epsilon / 255, share=config.defense.share
+    )
 
 
 def _pgd_samples(config: ConfigDict) -> attacks.Perturb:
     """What a defended run is also tested with."""
     count = config.defense.pgd_steps
-    return partial(attacks.pgd, epsilon=config.defense.epsilon / 255, steps=count, step_size=2.5 / count)
+    return partial(
+        attacks.pgd, epsilon=config.defense.epsilon / 255, steps=count, step_size=2.5 / count
+    )
 
 
 def memory_bytes(compiled: jax.stages.Compiled) -> int:

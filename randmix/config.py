@@ -42,7 +42,9 @@ def default(model: str = "convmixer") -> ConfigDict:
             "seed": 0,
             # What is trained: `groups` over `train` over `mode`, the first that is set.
             "mode": "chans",  # full | chans | space
-            "train": config_dict.placeholder(str),  # a selector, "~role('spatial')"; see randmix/masks
+            "train": config_dict.placeholder(
+                str
+            ),  # a selector, "~role('spatial')"; see randmix/masks
             "groups": config_dict.placeholder(
                 tuple
             ),  # (label, selector, settings), ...; see randmix/groups.py
@@ -52,7 +54,9 @@ def default(model: str = "convmixer") -> ConfigDict:
             "model": {"name": model} | MODEL_KEYS[model],
             "data": {
                 "name": "digits",  # None in the workdir of a converted model without a data set
-                "data_dir": config_dict.placeholder(str),  # TFDS's own default: ~/tensorflow_datasets
+                "data_dir": config_dict.placeholder(
+                    str
+                ),  # TFDS's own default: ~/tensorflow_datasets
                 "subset": 1.0,  # the share of the training set that is used, from its beginning
                 # The share of those that is held out, from their end: the checkpoint that is best on them is kept too.
                 "validation": 0.0,
@@ -112,7 +116,9 @@ def default(model: str = "convmixer") -> ConfigDict:
             "eval_every": 500,  # steps; the end is always evaluated
             "checkpoint_every": 500,  # steps; the end is always saved
             "tensorboard": True,  # events in the workdir, for `tensorboard --logdir=runs`
-            "wandb_project": config_dict.placeholder(str),  # also log to Weights & Biases, under this project
+            "wandb_project": config_dict.placeholder(
+                str
+            ),  # also log to Weights & Biases, under this project
             "precision": "float32",  # float32 | bfloat16: the arithmetic; parameters stay float32
         }
     ).lock()
@@ -197,7 +203,9 @@ def from_json(text: str) -> ConfigDict:
 
 def fingerprint(config: Mapping[str, Any]) -> str:
     """Eight hex digits that name the run: equal for configs that differ in display keys only."""
-    text = json.dumps({k: v for k, v in flatten(config).items() if k not in DISPLAY_KEYS}, sort_keys=True)
+    text = json.dumps(
+        {k: v for k, v in flatten(config).items() if k not in DISPLAY_KEYS}, sort_keys=True
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -219,10 +227,15 @@ def check(config: ConfigDict) -> None:
     for key in ("seed", "permutation_seed"):
         _check_range(f"config.{key}", config[key], 0 <= config[key] < 2**32, "0 to 4294967295")
     _check_range(
-        "config.data.subset", config.data.subset, 0 < config.data.subset <= 1, "more than 0, up to 1"
+        "config.data.subset",
+        config.data.subset,
+        0 < config.data.subset <= 1,
+        "more than 0, up to 1",
     )
     validation = config.data.validation
-    _check_range("config.data.validation", validation, 0 <= validation < 1, "0 up to, not including, 1")
+    _check_range(
+        "config.data.validation", validation, 0 <= validation < 1, "0 up to, not including, 1"
+    )
     _check_reading(config.data)
     _check_range(
         "config.label_smoothing",
@@ -246,7 +259,9 @@ def check(config: ConfigDict) -> None:
 
 def _check_reading(data: ConfigDict) -> None:
     _check_range("config.data.image_size", data.image_size, data.image_size >= 1, "1 or more")
-    _check_range("config.data.eval_crop", data.eval_crop, 0 < data.eval_crop <= 1, "more than 0, up to 1")
+    _check_range(
+        "config.data.eval_crop", data.eval_crop, 0 < data.eval_crop <= 1, "more than 0, up to 1"
+    )
     _check_range("config.data.workers", data.workers, data.workers >= 0, "0 or more")
     check_choice("config.data.decoder", data.decoder, ("auto", "simplejpeg", "pillow"))
     check_choice("config.data.corrupt", data.corrupt, ("fatal", "skip"))
@@ -257,15 +272,21 @@ def _check_defense(config: ConfigDict) -> None:
     _check_range("config.defense.epsilon", epsilon, 0 <= epsilon <= 255, "0 to 255 (in 1/255)")
     _check_range("config.defense.share", share, 0 < share <= 1, "more than 0, up to 1")
     for key in ("pgd_steps", "pgd_examples"):
-        _check_range(f"config.defense.{key}", config.defense[key], config.defense[key] >= 1, "1 or more")
+        _check_range(
+            f"config.defense.{key}", config.defense[key], config.defense[key] >= 1, "1 or more"
+        )
     if config.task != "classification":
-        _check_range("config.defense.epsilon", epsilon, epsilon == 0, f"0 with the task {config.task}")
+        _check_range(
+            "config.defense.epsilon", epsilon, epsilon == 0, f"0 with the task {config.task}"
+        )
 
 
 def _check_no_mixing(config: ConfigDict, other: str) -> None:
     """Refuses what gives an image two labels or values outside of [0, 1]."""
     for key in ("mixup", "cutmix", "random_erasing"):
-        _check_range(f"config.data.{key}", config.data[key], config.data[key] == 0, f"0 with {other}")
+        _check_range(
+            f"config.data.{key}", config.data[key], config.data[key] == 0, f"0 with {other}"
+        )
 
 
 def total_steps(config: ConfigDict, train_examples: int) -> int:

@@ -93,7 +93,9 @@ def _check_fits(data: str, model: models.ConvMixer, variables: Mapping[str, Any]
         ("classes", data_set.num_classes, model.num_classes),
     ):
         if got != allowed:
-            raise UserError(f"data set {data}: got {got} {name}, allowed {allowed} as the weights have it")
+            raise UserError(
+                f"data set {data}: got {got} {name}, allowed {allowed} as the weights have it"
+            )
     model.check_image_shape(data_set.image_shape)
 
 
@@ -112,7 +114,9 @@ def define_flags() -> None:
     """Defines the command line's flags; not at import, which a program with flags of its own may do."""
     flags.DEFINE_string("workdir", None, "The folder to make; it must be new or empty.")
     flags.DEFINE_string("activation", "gelu", "gelu | relu: what the weights were trained with.")
-    flags.DEFINE_list("mean", [], "Normalisation, a number a channel for images in [0, 1]. Default: none.")
+    flags.DEFINE_list(
+        "mean", [], "Normalisation, a number a channel for images in [0, 1]. Default: none."
+    )
     flags.DEFINE_list("std", [], "The same.")
     flags.DEFINE_string(
         "data", None, "The data set that the weights are for, for example cifar10. Default: none."
@@ -141,7 +145,9 @@ def _numbers(name: str) -> tuple[float, ...]:
     try:
         return tuple(float(word) for word in words)
     except ValueError as error:
-        raise UserError(f"--{name}={','.join(words)}: expected numbers, such as 0.5,0.5,0.5") from error
+        raise UserError(
+            f"--{name}={','.join(words)}: expected numbers, such as 0.5,0.5,0.5"
+        ) from error
 
 
 def _description(model: models.ConvMixer, variables: Mapping[str, Any]) -> str:

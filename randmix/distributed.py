@@ -66,7 +66,9 @@ def start(*, saves_when_stopped: bool) -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (to the end of the process)
 
 
-def _explicit(coordinator: str | None, num_processes: int | None, process_id: int | None) -> dict | None:
+def _explicit(
+    coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> dict | None:
     """The arguments of jax.distributed.initialize that the flags give; None without them."""
     given = dict(zip(_FLAGS, (coordinator, num_processes, process_id), strict=True))
     missing = [name for name, value in given.items() if value is None]
@@ -77,7 +79,9 @@ def _explicit(coordinator: str | None, num_processes: int | None, process_id: in
             f"--{missing[0]} is missing; give all of --coordinator, --num_processes and --process_id, or none"
         )
     if not _ADDRESS.fullmatch(coordinator):
-        raise UserError(f"--coordinator: got {coordinator!r}, allowed HOST:PORT, for example 10.0.0.2:8476")
+        raise UserError(
+            f"--coordinator: got {coordinator!r}, allowed HOST:PORT, for example 10.0.0.2:8476"
+        )
     if process_id >= num_processes:
         raise UserError(f"--process_id: got {process_id}, allowed 0 to {num_processes - 1}")
     return {
@@ -106,7 +110,9 @@ def _started_as_one_of_several(environment: Mapping[str, str]) -> bool:
         several_slices = _number(environment, "MEGASCALE_NUM_SLICES") > 1
         # GKE lists the hosts. A Cloud TPU VM asks its metadata server, and one host alone is fine there.
         return several_slices or hosts is None or "," in hosts
-    return "JOB_COMPLETION_INDEX" in environment and importlib.util.find_spec("kubernetes") is not None
+    return (
+        "JOB_COMPLETION_INDEX" in environment and importlib.util.find_spec("kubernetes") is not None
+    )
 
 
 def _number(environment: Mapping[str, str], *names: str) -> int:

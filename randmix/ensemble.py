@@ -79,8 +79,13 @@ def train(
         sharding.check_batch_size(configs[0].batch_size, mesh)
         splits = lone.open_splits(configs[0], all_parts[0])
         members = []
-        for config, parts, workdir in zip(configs, all_parts, map(epath.Path, workdirs), strict=True):
-            if stack.enter_context(artifacts.open_workdir(workdir, config, parts.description)) is not None:
+        for config, parts, workdir in zip(
+            configs, all_parts, map(epath.Path, workdirs), strict=True
+        ):
+            if (
+                stack.enter_context(artifacts.open_workdir(workdir, config, parts.description))
+                is not None
+            ):
                 raise UserError(f"{workdir}: finished meanwhile; start again with the others")
             lone.save_constants(parts, workdir)
             checkpoints = stack.enter_context(Checkpoints(workdir, about=parts.identity))
@@ -125,7 +130,9 @@ def cohorts(
     left = [i for i, intact in steps_of.items() if intact]
     while left:
         counts = collections.Counter(step for i in left for step in steps_of[i])
-        step = max(counts, key=lambda step: (counts[step], step))  # shared by the most, the latest of equals
+        step = max(
+            counts, key=lambda step: (counts[step], step)
+        )  # shared by the most, the latest of equals
         cohort = [i for i in left if step in steps_of[i]]
         found += [cohort[first : first + at_most] for first in range(0, len(cohort), at_most)]
         left = [i for i in left if i not in cohort]
@@ -198,13 +205,19 @@ class _Loop(lone.Loop):
     """The loop of ``train`` over stacked members: what is checked of one run is checked of each."""
 
     def __init__(
-        self, members: Sequence[_Member], mesh: jax.sharding.Mesh, programs: Programs, stop: StopSignals
+        self,
+        members: Sequence[_Member],
+        mesh: jax.sharding.Mesh,
+        programs: Programs,
+        stop: StopSignals,
     ):
         self.each = members
         self.stack, self.unstack = _stacking(len(members), mesh)
         seeds = [member.config.seed for member in members]
         checkpoints = _Checkpoints(members, self.stack, self.unstack)
-        super().__init__(members[0].config, members[0].parts, mesh, checkpoints, None, programs, stop, seeds)
+        super().__init__(
+            members[0].config, members[0].parts, mesh, checkpoints, None, programs, stop, seeds
+        )
 
     @functools.cached_property
     def init(self) -> Callable[[np.ndarray], steps.TrainState]:
@@ -221,7 +234,9 @@ class _Loop(lone.Loop):
                 log = MetricsLog(member.workdir / artifacts.METRICS, start, trackers=trackers)
                 logs.append(stack.enter_context(log))
             report = stack.enter_context(_Reporter(self.each, parts.total_steps, start))
-            report.say(f"{len(self.each)} seeds together from step {start}; what is shown are their means")
+            report.say(
+                f"{len(self.each)} seeds together from step {start}; what is shown are their means"
+            )
             feed = train_split.for_training(
                 seed=self.config.seed,
                 batch_size=self.config.batch_size,
@@ -238,7 +253,9 @@ class _Loop(lone.Loop):
         for i, before in enumerate(jax.device_get(self.state.failed_step).tolist()):
             if before >= 0 and self.each[i].failure is None:
                 rows = feed.each[i].rows(before)
-                self.drop(self.each[i], lone.step_not_finite(before + 1, rows, self.each[i].workdir))
+                self.drop(
+                    self.each[i], lone.step_not_finite(before + 1, rows, self.each[i].workdir)
+                )
 
     def save(self, step: int) -> None:
         """Starts the checkpoints of the members that are finite; the others fall out."""

@@ -35,4 +35,6 @@ def check_choice(what: str, got: object, allowed: Iterable[str]) -> None:
     """
     allowed = list(allowed)
     if got not in allowed:
-        raise UserError(f"{what}: got {got!r}, allowed {', '.join(allowed)}{did_you_mean(got, allowed)}")
+        raise UserError(
+            f"{what}: got {got!r}, allowed {', '.join(allowed)}{did_you_mean(got, allowed)}"
+        )

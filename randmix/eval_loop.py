@@ -34,7 +34,9 @@ def jit_eval_step(
         members: of how many an ensemble is; its variables and sums then have a first axis of that length.
     """
 
-    def eval_step(variables: dict[str, Any], data: loader.Data, index: jax.Array) -> dict[str, jax.Array]:
+    def eval_step(
+        variables: dict[str, Any], data: loader.Data, index: jax.Array
+    ) -> dict[str, jax.Array]:
         batch = loader.eval_batch(data, index, batch_size=batch_size)
         batch = jax.lax.with_sharding_constraint(batch, sharding.split_batch(mesh))
         if perturb is not None:
@@ -93,7 +95,9 @@ def evaluate_run(
     """
     mesh = sharding.make_mesh()
     task = tasks.build(
-        run.config.task, image_shape=split.data_set.image_shape, permutation_seed=run.config.permutation_seed
+        run.config.task,
+        image_shape=split.data_set.image_shape,
+        permutation_seed=run.config.permutation_seed,
     )
     batch_size = round_up(min(batch_size, split.examples(examples)), mesh)
     eval_step = jit_eval_step(model=run.model, task=task, mesh=mesh, batch_size=batch_size)

@@ -52,15 +52,24 @@ EPSILONS = ("0", "0.5", "1", "2", "4", "8", "16", "32", "64")
 def define_flags() -> None:
     """Defines the command line's flags; not at import, which a program with flags of its own may do."""
     flags.DEFINE_string("workdir", None, "The folder of a run, or of converted weights.")
-    flags.DEFINE_bool("best", False, "The checkpoint that was best on held-out examples, not the latest.")
+    flags.DEFINE_bool(
+        "best", False, "The checkpoint that was best on held-out examples, not the latest."
+    )
     flags.DEFINE_string("split", "test", "test | train.")
     flags.DEFINE_string("data", None, "Evaluate on this data set. Default: the run's.")
-    flags.DEFINE_string("data_dir", None, "Where TFDS keeps its data sets. Default: as for the run.")
+    flags.DEFINE_string(
+        "data_dir", None, "Where TFDS keeps its data sets. Default: as for the run."
+    )
     flags.DEFINE_integer("examples", None, "Take the first ones of the split only.", lower_bound=1)
     flags.DEFINE_integer(
-        "batch_size", None, "Images that the devices work on at once. Default: the run's.", lower_bound=1
+        "batch_size",
+        None,
+        "Images that the devices work on at once. Default: the run's.",
+        lower_bound=1,
     )
-    flags.DEFINE_list("attacks", None, "Of noise, fgsm, pgd2, pgd and strong, one or more. Default: none.")
+    flags.DEFINE_list(
+        "attacks", None, "Of noise, fgsm, pgd2, pgd and strong, one or more. Default: none."
+    )
     flags.DEFINE_list("epsilons", list(EPSILONS), "Radii of the ball, in 1/255.")
     flags.DEFINE_string("norm", "linf", "linf | l2: of the ball.")
     flags.DEFINE_string("out", None, "The folder for what the attacks give. Default: the workdir.")
@@ -71,7 +80,9 @@ def define_flags() -> None:
     flags.DEFINE_integer("strong_restarts", 10, "Restarts of the strong attack.")
     flags.DEFINE_integer("pgd_steps", 10, "Steps of the attack pgd.")
     flags.DEFINE_float("pgd_step_size", 0.25, "Of each of them, as a multiple of epsilon.")
-    flags.DEFINE_bool("pgd_random_start", True, "Start anywhere in the ball, not at the clean image.")
+    flags.DEFINE_bool(
+        "pgd_random_start", True, "Start anywhere in the ball, not at the clean image."
+    )
     flags.DEFINE_integer("pgd_restarts", 1, "How often; the worst counts.")
     flags.DEFINE_float(
         "smoothing",
@@ -99,13 +110,19 @@ def main(argv: list[str]) -> None:
     distributed.start(saves_when_stopped=False)
     with distributed.shared_errors():
         artifacts.read_config(options.workdir)
-    run = runs.load(options.workdir, best=options.best)  # for which the processes wait for each other
+    run = runs.load(
+        options.workdir, best=options.best
+    )  # for which the processes wait for each other
     with distributed.shared_errors():
-        split = eval_loop.open_split(run, options.split, name=options.data, data_dir=options.data_dir)
+        split = eval_loop.open_split(
+            run, options.split, name=options.data, data_dir=options.data_dir
+        )
     got, total = split.examples(options.examples), split.examples()
     out = options.out or options.workdir
     if options.smoothing:
-        run = dataclasses.replace(run, variables=spectrum.smooth_filters(run.variables, options.smoothing))
+        run = dataclasses.replace(
+            run, variables=spectrum.smooth_filters(run.variables, options.smoothing)
+        )
         out = options.out or f"{options.workdir}/smoothing_{options.smoothing:g}"
     about = {
         "workdir": options.workdir,
@@ -118,10 +135,14 @@ def main(argv: list[str]) -> None:
         # Gaussians one after the other are one whose variance is the sum.
         about["smoothing_index"] = math.hypot(run.config.model.smoothing_index, options.smoothing)
     if arguments is None:
-        metrics = eval_loop.evaluate_run(run, split, batch_size=batch_size, examples=options.examples)
+        metrics = eval_loop.evaluate_run(
+            run, split, batch_size=batch_size, examples=options.examples
+        )
         print(progress.table([{**about, **progress.metrics_row(metrics)}]))
     else:
-        _attack(run, split.arrays(options.examples), about, {**arguments, "batch_size": batch_size}, out)
+        _attack(
+            run, split.arrays(options.examples), about, {**arguments, "batch_size": batch_size}, out
+        )
 
 
 def _attack(
@@ -179,7 +200,8 @@ def _attack_flags(options: flags.FlagValues) -> dict[str, Any]:
         "norm": options.norm,
         "seed": options.seed,
         "pgd": {
-            name: options[f"pgd_{name}"].value for name in ("steps", "step_size", "random_start", "restarts")
+            name: options[f"pgd_{name}"].value
+            for name in ("steps", "step_size", "random_start", "restarts")
         },
         "strong": {name: options[f"strong_{name}"].value for name in ("steps", "restarts")},
     }
@@ -188,7 +210,9 @@ def _attack_flags(options: flags.FlagValues) -> dict[str, Any]:
 def _epsilons(words: list[str], norm: str) -> tuple[float, ...]:
     """The radii, ascending and each once."""
     if not any(word.strip() for word in words):
-        raise UserError(f"--epsilons is empty; give some, for example --epsilons={','.join(EPSILONS)}")
+        raise UserError(
+            f"--epsilons is empty; give some, for example --epsilons={','.join(EPSILONS)}"
+        )
     largest, allowed = (255, "0 to 255") if norm == "linf" else (sys.float_info.max, "0 or more")
     epsilons = set()
     for word in words:

@@ -46,7 +46,9 @@ def build(name: str, *, index: float = 0.0, keep_norm: bool = True) -> Bank:
     if name == "smoothed":
         return _Smoothed(index, keep_norm)
     if index:
-        raise UserError(f"filters: got smoothing index {index} for {name!r}; an index goes with 'smoothed'")
+        raise UserError(
+            f"filters: got smoothing index {index} for {name!r}; an index goes with 'smoothed'"
+        )
     return BANKS[name]
 
 
@@ -61,7 +63,9 @@ class _Smoothed:
         return smooth(random(key, shape, dtype), self.index, keep_norm=self.keep_norm)
 
 
-def uniform_fan_in(key: Array, shape: tuple[int, ...], fan_in: int, dtype: jnp.dtype = jnp.float32) -> Array:
+def uniform_fan_in(
+    key: Array, shape: tuple[int, ...], fan_in: int, dtype: jnp.dtype = jnp.float32
+) -> Array:
     """PyTorch's default for kernels and biases of convolutions: uniform in +-1 / sqrt(fan_in)."""
     bound = 1 / math.sqrt(fan_in)
     return jax.random.uniform(key, shape, dtype, -bound, bound)
@@ -119,7 +123,9 @@ def smooth(kernels: Array, index: float, *, keep_norm: bool = True) -> Array:
         return kernels
     wide = kernels.astype(jnp.float32)
     matrix = jnp.asarray(_mirrored_gaussian(k, SIGMA_PER_INDEX * index), jnp.float32)
-    low = jnp.einsum("ia,jb,ab...->ij...", matrix, matrix, wide, precision=jax.lax.Precision.HIGHEST)
+    low = jnp.einsum(
+        "ia,jb,ab...->ij...", matrix, matrix, wide, precision=jax.lax.Precision.HIGHEST
+    )
     if keep_norm:
         norm, low_norm = _norm(wide), _norm(low)
         low = low * jnp.where(low_norm > 0, norm / jnp.where(low_norm > 0, low_norm, 1), 0)

@@ -57,12 +57,16 @@ def from_config(config: ConfigDict, steps_per_epoch: int, total_steps: int) -> t
         if key == "mode":
             check_choice("config.mode", config.mode, masks.MODES)
         return (Group(TRAIN, _parse(f"config.{key}", config[key])),)
-    groups = tuple(_group(i, entry, config, steps_per_epoch) for i, entry in enumerate(config.groups, 1))
+    groups = tuple(
+        _group(i, entry, config, steps_per_epoch) for i, entry in enumerate(config.groups, 1)
+    )
     labels = [group.label for group in groups]
     if len(set(labels)) < len(labels):
         raise UserError(f"config.groups: got the labels {', '.join(labels)}, allowed once each")
     if all(group.start_step for group in groups):
-        raise UserError("config.groups: every group starts later; at least one must start with the run")
+        raise UserError(
+            "config.groups: every group starts later; at least one must start with the run"
+        )
     for group in groups:
         if group.start_step >= total_steps:
             raise UserError(
@@ -75,12 +79,16 @@ def from_config(config: ConfigDict, steps_per_epoch: int, total_steps: int) -> t
 def _group(number: int, entry: Any, config: ConfigDict, steps_per_epoch: int) -> Group:
     key = f"config.groups, entry {number}"
     if not isinstance(entry, tuple | list) or len(entry) != 3 or not isinstance(entry[2], Mapping):
-        raise UserError(f"{key}: got {entry!r}, allowed (label, selector text, settings such as {{}})")
+        raise UserError(
+            f"{key}: got {entry!r}, allowed (label, selector text, settings such as {{}})"
+        )
     label, text, settings = entry
     if not isinstance(label, str) or label in ("", FREEZE):
         raise UserError(f"{key}: got the label {label!r}, allowed a name other than {FREEZE!r}")
     settings = dict(settings)
-    optimizer_keys = [name for name in config.optimizer if name != "clip_norm"]  # it clips all groups at once
+    optimizer_keys = [
+        name for name in config.optimizer if name != "clip_norm"
+    ]  # it clips all groups at once
     for name, value in settings.items():
         check_choice(f"{key} ({label!r})", name, [*_OWN_SETTINGS, *optimizer_keys])
         numeric = name in _OWN_SETTINGS or isinstance(config.optimizer[name], float)

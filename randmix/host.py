@@ -93,11 +93,15 @@ def leave_libtpu_alone() -> None:
     """
     if os.environ.get("JAX_PLATFORMS") or not importlib.util.find_spec("libtpu"):
         return
-    plugins = importlib.util.find_spec("jax_plugins") or importlib.metadata.entry_points(group="jax_plugins")
+    plugins = importlib.util.find_spec("jax_plugins") or importlib.metadata.entry_points(
+        group="jax_plugins"
+    )
     announced = any(name.startswith("TPU_") for name in os.environ)
     if not (plugins or announced or accelerators() or _GOOGLE in _pci_vendors()):
         os.environ["JAX_PLATFORMS"] = "cpu"
-        if "jax" in sys.modules:  # it reads the variable when it's imported, and looks for devices later
+        if (
+            "jax" in sys.modules
+        ):  # it reads the variable when it's imported, and looks for devices later
             sys.modules["jax"].config.update("jax_platforms", "cpu")
 
 

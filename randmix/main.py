@@ -31,7 +31,8 @@ from randmix import config as configs
 from randmix.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", help_string="The config file, for example configs/digits.py, or configs/NAME.py:VARIANT."
+    "config",
+    help_string="The config file, for example configs/digits.py, or configs/NAME.py:VARIANT.",
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder. Default: runs/NAME-DIGITS.")
 _TUNE_HOST = flags.DEFINE_bool(
@@ -40,7 +41,9 @@ _TUNE_HOST = flags.DEFINE_bool(
     "On a CPU: let malloc keep its memory and XLA use 512-bit vectors; see randmix/host.py.",
 )
 _SUMMARY = flags.DEFINE_bool(
-    "summary", False, "Print every parameter with its role, label, count and multiply-adds, and end."
+    "summary",
+    False,
+    "Print every parameter with its role, label, count and multiply-adds, and end.",
 )
 _COMPILE_FOR = flags.DEFINE_string(
     "compile_for",
@@ -48,7 +51,9 @@ _COMPILE_FOR = flags.DEFINE_string(
     "Compile the steps for this Cloud TPU slice, for example v5e:4x4, tell what they need, and end.",
 )
 _DETERMINISTIC = flags.DEFINE_bool(
-    "deterministic", False, "The same bits every time on a GPU too, which costs time; see randmix/host.py."
+    "deterministic",
+    False,
+    "The same bits every time on a GPU too, which costs time; see randmix/host.py.",
 )
 _COMPILED = flags.DEFINE_string(
     "compiled",
@@ -70,7 +75,9 @@ def main(argv: list[str]) -> int:
     if _CONFIG.value is None:
         raise UserError("--config is missing; give one, for example --config=configs/digits.py")
     workdir = _WORKDIR.value or f"runs/{_config_name()}-{configs.fingerprint(_CONFIG.value)}"
-    compiled = host.keep_compiled(_COMPILED.value, default=f"{workdir.rpartition('/')[0] or '.'}/.compiled")
+    compiled = host.keep_compiled(
+        _COMPILED.value, default=f"{workdir.rpartition('/')[0] or '.'}/.compiled"
+    )
     # Only now what imports JAX.
     from randmix import progress
     from randmix.preemption import EXIT_STATUS, Preempted

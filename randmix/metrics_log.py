@@ -39,7 +39,9 @@ class MetricsLog:
         """
         self._path, self._writes, self._file = epath.Path(path), writes, None
         self._trackers = trackers
-        rows = [row for row in map(json.loads, _whole_lines(self._path)) if row["step"] <= start_step]
+        rows = [
+            row for row in map(json.loads, _whole_lines(self._path)) if row["step"] <= start_step
+        ]
         self.names_at_start = {name for row in rows if row["step"] == start_step for name in row}
         self._largest: dict[str, float] = {}
         for row in rows:

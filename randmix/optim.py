@@ -27,7 +27,9 @@ def build_schedule(settings: ConfigDict, peak: float, total_steps: int) -> optax
         return optax.piecewise_constant_schedule(peak, dict.fromkeys(steps, settings.factor))
     if settings.name == "cosine":
         warmup = round(settings.warmup * total_steps)
-        return optax.warmup_cosine_decay_schedule(0.0 if warmup else peak, peak, warmup, total_steps)
+        return optax.warmup_cosine_decay_schedule(
+            0.0 if warmup else peak, peak, warmup, total_steps
+        )
     return optax.constant_schedule(peak)
 
 
@@ -36,7 +38,9 @@ def _linear_schedule(
 ) -> optax.Schedule:
     shares = [share for share, _ in points]
     if not points or shares != sorted(shares) or shares[0] < 0 or shares[-1] > 1:
-        raise UserError(f"config.schedule.points: got shares {shares}, allowed rising numbers from 0 to 1")
+        raise UserError(
+            f"config.schedule.points: got shares {shares}, allowed rising numbers from 0 to 1"
+        )
     steps = jnp.asarray([share * total_steps for share in shares])
     rates = jnp.asarray([multiple * peak for _, multiple in points])
     return lambda step: jnp.interp(jnp.asarray(step, jnp.float32), steps, rates)
@@ -74,7 +78,9 @@ def _descent(config: ConfigDict, total_steps: int, group: Group) -> optax.Gradie
     of_run = build_schedule(config.schedule, settings.learning_rate * group.lr_scale, total_steps)
 
     def schedule(count: jax.Array) -> jax.Array:
-        return of_run(count + group.start_step)  # a group counts its own steps, the schedule the run's
+        return of_run(
+            count + group.start_step
+        )  # a group counts its own steps, the schedule the run's
 
     if settings.name == "adamw":
         return optax.adamw(
@@ -93,7 +99,9 @@ def _descent(config: ConfigDict, total_steps: int, group: Group) -> optax.Gradie
 
 def _paused(inner: optax.GradientTransformation) -> optax.GradientTransformation:
     """The state of ``inner``, left as it is; what is paused has no gradients, so there is nothing to update."""
-    return optax.GradientTransformation(inner.init, lambda updates, state, params=None: (updates, state))
+    return optax.GradientTransformation(
+        inner.init, lambda updates, state, params=None: (updates, state)
+    )
 
 
 def kernels_only(params: Any) -> Any:

@@ -119,7 +119,9 @@ def mean_and_spread(
     (line,) = axes.plot(x, mean, label=label, **appearance)
     if len(values) > 1:
         spread = values.std(axis=0, ddof=1)
-        axes.fill_between(x, mean - spread, mean + spread, color=line.get_color(), alpha=0.2, linewidth=0)
+        axes.fill_between(
+            x, mean - spread, mean + spread, color=line.get_color(), alpha=0.2, linewidth=0
+        )
 
 
 def tile(images: np.ndarray, *, gap: int = 1) -> np.ndarray:
@@ -138,7 +140,9 @@ def tile(images: np.ndarray, *, gap: int = 1) -> np.ndarray:
     ]
 
 
-def save(figure: "Figure", path: epath.PathLike, rows: Sequence[Mapping[str, Any]] = ()) -> list[epath.Path]:
+def save(
+    figure: "Figure", path: epath.PathLike, rows: Sequence[Mapping[str, Any]] = ()
+) -> list[epath.Path]:
     """Writes a figure, and the data that it shows, side by side; folders are made.
 
     Args:
@@ -178,5 +182,7 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({k: f"{v:.6g}" if isinstance(v, float | np.floating) else v for k, v in row.items()})
+        writer.writerow(
+            {k: f"{v:.6g}" if isinstance(v, float | np.floating) else v for k, v in row.items()}
+        )
     return text.getvalue()

@@ -57,7 +57,11 @@ class StopSignals:
 
     def requested(self, step: int) -> bool:
         """Whether to stop after this step. On several processes all must ask, after every step."""
-        return multihost_utils.reached_preemption_sync_point(step) if self._several else self._requested
+        return (
+            multihost_utils.reached_preemption_sync_point(step)
+            if self._several
+            else self._requested
+        )
 
     def interruptible(self, function: Callable[[], Result]) -> Result:
         """The function's result; on one process a signal raises `Preempted` before it is there.

@@ -38,7 +38,9 @@ class Reporter:
                 TextColumn("left"),
                 console=self.console,
             )
-            self._task = self._bar.add_task("train", total=total_steps, completed=start_step, numbers="")
+            self._task = self._bar.add_task(
+                "train", total=total_steps, completed=start_step, numbers=""
+            )
 
     def __enter__(self) -> "Reporter":
         if self._bar:
@@ -84,7 +86,9 @@ def _console() -> Console:
 
 def _in_words(metrics: dict[str, float]) -> str:
     """Metrics on one line, each split's loss first; out of a compiled step they come sorted by name."""
-    names = sorted(metrics, key=lambda name: (name.startswith("validation_"), not name.endswith("loss")))
+    names = sorted(
+        metrics, key=lambda name: (name.startswith("validation_"), not name.endswith("loss"))
+    )
     return "  ".join(f"{name.replace('_', ' ')} {_shown(name, metrics[name])}" for name in names)
 
 
@@ -146,4 +150,6 @@ def track(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
         yield item
         if done * 10 // total > (done - 1) * 10 // total:
             seconds = time.monotonic() - began
-            console.print(f"{what}: {100 * done // total} %, {seconds:.0f} s", markup=False, highlight=False)
+            console.print(
+                f"{what}: {100 * done // total} %, {seconds:.0f} s", markup=False, highlight=False
+            )

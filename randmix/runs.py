@@ -115,7 +115,9 @@ def assemble(config: ConfigDict) -> Parts:
     """
     configs.check(config)
     dataset = catalog.get(config.data.name, config.data.data_dir, image_size=config.data.image_size)
-    task = tasks.build(config.task, image_shape=dataset.image_shape, permutation_seed=config.permutation_seed)
+    task = tasks.build(
+        config.task, image_shape=dataset.image_shape, permutation_seed=config.permutation_seed
+    )
     model = _build_model(config, dataset.num_classes)
     model.check_image_shape(dataset.image_shape)
     variables = jax.eval_shape(
@@ -181,7 +183,9 @@ def _hash(labels: Any) -> str:
 def _build_model(config: ConfigDict, num_classes: int | None) -> nn.Module:
     """The config's model with the read-out that its task takes."""
     if config.task == "unshuffling" and config.model.name == "resnet":
-        raise UserError("config.model.name: got 'resnet', allowed with the task unshuffling is convmixer")
+        raise UserError(
+            "config.model.name: got 'resnet', allowed with the task unshuffling is convmixer"
+        )
     readout = tasks.model_arguments(config.task, num_classes)
     # Which blocks a scan may take is known once there are parameters.
     arguments = {key: value for key, value in config.model.items() if key != "scan"}
@@ -230,7 +234,9 @@ def load(workdir: epath.PathLike, *, best: bool = False) -> Run:
     return Run(config=config, model=model, variables=variables, step=step)
 
 
-def _check_fits(workdir: epath.PathLike, config: ConfigDict, model: nn.Module, saved: dict[str, Any]) -> None:
+def _check_fits(
+    workdir: epath.PathLike, config: ConfigDict, model: nn.Module, saved: dict[str, Any]
+) -> None:
     """Raises a UserError where a checkpoint doesn't hold the variables that the config's model has."""
     if config.data.name is None:  # one patch [p, p, C] of a converted ConvMixer's stem
         image_shape = saved["spatial"]["stem"]["kernel"].shape[:3]
@@ -239,7 +245,8 @@ def _check_fits(workdir: epath.PathLike, config: ConfigDict, model: nn.Module, s
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     expected = jax.eval_shape(model.init, jax.random.key(0), images)
     got, allowed = (
-        {path: leaf.shape for path, leaf in flatten_dict(tree, sep="/").items()} for tree in (saved, expected)
+        {path: leaf.shape for path, leaf in flatten_dict(tree, sep="/").items()}
+        for tree in (saved, expected)
     )
     for path in sorted(got.keys() | allowed.keys()):
         if got.get(path) != allowed.get(path):

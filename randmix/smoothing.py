@@ -62,7 +62,9 @@ def read(folder: epath.PathLike, attack: str) -> Curve:
         (float(row["epsilon"]), float(row["accuracy"])) for row in rows if row["attack"] == attack
     )
     epsilons, accuracies = zip(*points, strict=True)
-    return Curve(about["smoothing_index"], f"{about['data']}: {about['examples']}", epsilons, accuracies)
+    return Curve(
+        about["smoothing_index"], f"{about['data']}: {about['examples']}", epsilons, accuracies
+    )
 
 
 def relative_gains(curves: Sequence[Curve]) -> np.ndarray:
@@ -79,7 +81,9 @@ def relative_gains(curves: Sequence[Curve]) -> np.ndarray:
     """
     baselines = [curve for curve in curves if curve.index == 0]
     if len(baselines) != 1:
-        raise UserError(f"--folders: got {len(baselines)} of smoothing index 0, allowed one, the baseline")
+        raise UserError(
+            f"--folders: got {len(baselines)} of smoothing index 0, allowed one, the baseline"
+        )
     (baseline,) = baselines
     for curve in curves:
         for name in ("data", "epsilons"):
@@ -144,7 +148,9 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"got {argv[1]!r}, allowed are flags only; see --help")
     if len(options.folders) < 2:
-        raise UserError("--folders: give two or more, for example --folders=runs/s0,runs/s2; see --help")
+        raise UserError(
+            "--folders: give two or more, for example --folders=runs/s0,runs/s2; see --help"
+        )
     for file in draw(options.folders, options.attack, options.out):
         print(file)
 

@@ -113,7 +113,9 @@ def train_step(
 
     def loss_fn(trainable: Any) -> tuple[jax.Array, Any]:
         variables = {**masks.merge(trainable, frozen), "batch_stats": state.batch_stats}
-        outputs, updates = model.apply(variables, batch["image"], train=True, mutable=["batch_stats"])
+        outputs, updates = model.apply(
+            variables, batch["image"], train=True, mutable=["batch_stats"]
+        )
         metrics = task.metrics(outputs, batch, label_smoothing)
         means = {name: values.mean() for name, values in metrics.items()}
         return means["loss"], (means, updates["batch_stats"])

@@ -91,7 +91,11 @@ def unshuffling(permutation: np.ndarray) -> Task:
         return {**batch, "image": shuffle(batch["image"], permutation), "target": batch["image"]}
 
     return Task(
-        "unshuffling", ("loss", "psnr"), unshuffling_metrics, prepare, constants={"permutation": permutation}
+        "unshuffling",
+        ("loss", "psnr"),
+        unshuffling_metrics,
+        prepare,
+        constants={"permutation": permutation},
     )
 
 

@@ -37,7 +37,9 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
     except ImportError as error:
-        raise UserError(f"{path}: reading it takes safetensors; run `pip install safetensors`") from error
+        raise UserError(
+            f"{path}: reading it takes safetensors; run `pip install safetensors`"
+        ) from error
     import ml_dtypes  # noqa: F401 (JAX's own; gives NumPy the name bfloat16)
 
     try:

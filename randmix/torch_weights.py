@@ -36,7 +36,13 @@ class _Sizes(NamedTuple):
 
     def shapes(self, path: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """PyTorch's shape of the leaf at our path, and ours."""
-        w, k, p, c, n = self.width, self.kernel_size, self.patch_size, self.channels, self.num_classes
+        w, k, p, c, n = (
+            self.width,
+            self.kernel_size,
+            self.patch_size,
+            self.channels,
+            self.num_classes,
+        )
         layer, leaf = path.split("/")[-2:]
         vector = (n,) if layer == "classifier" else (w,)
         kernels = {
@@ -122,13 +128,20 @@ def convmixer_to_torch(
     check_choice("naming", naming, NAMINGS)
     if not isinstance(model, models.ConvMixer) or model.head != "classifier":
         raise UserError(f"got {type(model).__name__}, allowed is a ConvMixer with a classifier")
-    flat = {path: np.asarray(leaf, np.float32) for path, leaf in flatten_dict(variables, sep="/").items()}
+    flat = {
+        path: np.asarray(leaf, np.float32)
+        for path, leaf in flatten_dict(variables, sep="/").items()
+    }
     leaves = dict(_leaves(naming, model.depth))
     if differing := sorted(flat.keys() ^ set(filter(None, leaves.values()))):
         is_there = "is no leaf of this model" if differing[0] in flat else "is missing"
-        raise UserError(f"variables: {differing[0]} {is_there}; give the variables of this very model")
+        raise UserError(
+            f"variables: {differing[0]} {is_there}; give the variables of this very model"
+        )
     *_, channels, _ = (0, 0, *flat["spatial/stem/kernel"].shape)
-    sizes = _Sizes(model.width, model.depth, model.kernel_size, model.patch_size, channels, model.num_classes)
+    sizes = _Sizes(
+        model.width, model.depth, model.kernel_size, model.patch_size, channels, model.num_classes
+    )
     return {
         key: _to_torch(path, flat[path], *sizes.shapes(path)) if path else np.zeros((), np.int64)
         for key, path in leaves.items()
@@ -153,7 +166,9 @@ def _leaves(naming: str, depth: int) -> Iterator[tuple[str, str | None]]:
 def _layers(naming: str, depth: int) -> Iterator[tuple[str, str]]:
     """PyTorch's prefix and our place of every layer: the authors' is one Sequential, timm names its parts."""
     authors = naming == "locuslab"
-    stem, block, first, head = ("", "", 3, f"{depth + 5}") if authors else ("stem.", "blocks.", 0, "head")
+    stem, block, first, head = (
+        ("", "", 3, f"{depth + 5}") if authors else ("stem.", "blocks.", 0, "head")
+    )
     yield f"{stem}0", "spatial/stem"
     yield f"{stem}2", "norm/stem_norm"
     for i in range(depth):
@@ -176,7 +191,9 @@ def _naming(what: str, keys: Mapping[str, Any]) -> str:
     )
 
 
-def _check_keys(what: str, model: str, arrays: Mapping[str, Any], leaves: Mapping[str, str | None]) -> None:
+def _check_keys(
+    what: str, model: str, arrays: Mapping[str, Any], leaves: Mapping[str, str | None]
+) -> None:
     """Raises a UserError that names the first key that is missing, or that isn't a ConvMixer's."""
     expected = f"expected are the {len(leaves)} keys of {model}"
     if missing := [key for key, path in leaves.items() if path and key not in arrays]:
@@ -194,7 +211,9 @@ def _sizes(what: str, arrays: Mapping[str, Any], keys: Mapping[str, str], depth:
             raise UserError(f"{what}: {keys[path]}: got shape {found}, expected {form}")
         return found
 
-    width, channels, patch_size, _ = shape("spatial/stem/kernel", 4, "(width, channels, patch, patch)")
+    width, channels, patch_size, _ = shape(
+        "spatial/stem/kernel", 4, "(width, channels, patch, patch)"
+    )
     *_, kernel_size = shape("spatial/block_00/depthwise/kernel", 4, f"({width}, 1, kernel, kernel)")
     num_classes, _ = shape("head/classifier/kernel", 2, f"(classes, {width})")
     return _Sizes(width, depth, kernel_size, patch_size, channels, num_classes)
@@ -213,7 +232,9 @@ def _to_ours(what: str, value: Any, theirs: tuple[int, ...], ours: tuple[int, ..
     return np.array(np.asarray(value, np.float32).transpose(axes).reshape(ours), order="C")
 
 
-def _to_torch(path: str, value: np.ndarray, theirs: tuple[int, ...], ours: tuple[int, ...]) -> np.ndarray:
+def _to_torch(
+    path: str, value: np.ndarray, theirs: tuple[int, ...], ours: tuple[int, ...]
+) -> np.ndarray:
     """The other way."""
     if value.shape != ours:
         raise UserError(f"variables: {path}: got shape {value.shape}, expected {ours}")

@@ -69,5 +69,7 @@ def parse(name: str) -> Slice:
     chip, _, layout = name.partition(":")
     if chip not in CHIPS or layout not in CHIPS[chip].layouts:
         names = [f"{chip.name}:{layout}" for chip in CHIPS.values() for layout in chip.layouts]
-        raise UserError(f"--compile_for: got {name!r}, allowed {', '.join(names)}{did_you_mean(name, names)}")
+        raise UserError(
+            f"--compile_for: got {name!r}, allowed {', '.join(names)}{did_you_mean(name, names)}"
+        )
     return Slice(CHIPS[chip], layout)

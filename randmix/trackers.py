@@ -51,7 +51,11 @@ class _TensorBoard:
         for name, value in metrics.items():
             # "train_loss" as "train/loss": TensorBoard groups by what precedes the slash.
             split, underscore, rest = name.partition("_")
-            tag = f"{split}/{rest}" if underscore and split in ("train", "validation", "test") else name
+            tag = (
+                f"{split}/{rest}"
+                if underscore and split in ("train", "validation", "test")
+                else name
+            )
             self._writer.add_scalar(tag, value, step)
         self._writer.flush()  # a killed run keeps what it logged
 
@@ -61,7 +65,9 @@ def _tensorboard(folder: epath.Path, start_step: int) -> Iterator[Tracker]:
     from tensorboardX import SummaryWriter
 
     # Hides the steps after the one that this run starts from: they will run again.
-    writer = SummaryWriter(str(folder), purge_step=start_step + 1 if start_step else None, write_to_disk=True)
+    writer = SummaryWriter(
+        str(folder), purge_step=start_step + 1 if start_step else None, write_to_disk=True
+    )
     try:
         yield _TensorBoard(writer)
     finally:

@@ -74,9 +74,13 @@ def _train(
         train_split, test_split = open_splits(config, parts)
     with artifacts.open_workdir(workdir, config, parts.description) as result:
         if result is not None:
-            print(f"{workdir}: finished before, at step {result['step']}; nothing to do", flush=True)
+            print(
+                f"{workdir}: finished before, at step {result['step']}; nothing to do", flush=True
+            )
             return result
-        return _train_alone(config, workdir, parts, mesh, train_split, test_split, programs, stop, began)
+        return _train_alone(
+            config, workdir, parts, mesh, train_split, test_split, programs, stop, began
+        )
 
 
 def _train_alone(
@@ -103,7 +107,9 @@ def _train_alone(
         loop = Loop(config, parts, mesh, checkpoints, best, programs, stop)
         with (
             open_trackers(config, workdir, loop.start, active=primary) as trackers,
-            MetricsLog(workdir / artifacts.METRICS, loop.start, writes=primary, trackers=trackers) as log,
+            MetricsLog(
+                workdir / artifacts.METRICS, loop.start, writes=primary, trackers=trackers
+            ) as log,
             Reporter(parts.total_steps, loop.start) as report,
         ):
             if loop.start:
@@ -162,7 +168,8 @@ def open_splits(config: ConfigDict, parts: runs.Parts) -> tuple[feeds.Split, fee
     """The training and the test split; in memory, if they are of a kind that fits there."""
     reading = feeds.reading(config.data)
     train_split, test_split = (
-        feeds.Split(parts.dataset, split, config.data.data_dir, reading) for split in ("train", "test")
+        feeds.Split(parts.dataset, split, config.data.data_dir, reading)
+        for split in ("train", "test")
     )
     return train_split, test_split
 
@@ -233,7 +240,9 @@ class Loop:
         take_step = self.stepper(train_feed, report)
         test_feeds = self.test_feeds(train_split, test_split)
         if self.tests_after(self.start) and "test_loss" not in log.names_at_start:
-            test = self.test(self.start, test_feeds, log, report)  # the run was stopped in the middle of this
+            test = self.test(
+                self.start, test_feeds, log, report
+            )  # the run was stopped in the middle of this
             if test is None:
                 raise Preempted(f"stopped in the evaluation after step {self.start} of {total}")
         for step in range(self.start + 1, total + 1):
@@ -303,13 +312,17 @@ class Loop:
         else:
             report.say(f"compiled the train step in {seconds:.1f} s")
         if len(self.parts.phases) > 1:
-            trained = [group.label for group in self.parts.groups if group.start_step <= phase.start_step]
+            trained = [
+                group.label for group in self.parts.groups if group.start_step <= phase.start_step
+            ]
             report.say(f"from step {phase.start_step} on it trains: {', '.join(trained)}")
 
     def log_interval(self, step: int, log: MetricsLog, report: Reporter) -> None:
         """Logs the means since the last log line and starts the next interval."""
         began = time.monotonic()
-        totals = {name: np.float64(total) for name, total in jax.device_get(self.state.totals).items()}
+        totals = {
+            name: np.float64(total) for name, total in jax.device_get(self.state.totals).items()
+        }
         self.seconds += time.monotonic() - began  # the step that was still running
         count = totals.pop("steps")
         means = {name: (total / count).tolist() for name, total in totals.items()}
@@ -339,14 +352,19 @@ class Loop:
         if before >= 0:
             raise step_not_finite(before + 1, feed.rows(before), workdir)
 
-    def test_feeds(self, train_split: feeds.Split, test_split: feeds.Split) -> dict[str, feeds.EvalFeed]:
+    def test_feeds(
+        self, train_split: feeds.Split, test_split: feeds.Split
+    ) -> dict[str, feeds.EvalFeed]:
         """What each evaluation shows: the test split, the part of it under PGD, what the training set held out."""
         defense, held_out = self.config.defense, self.parts.validation_examples
         parts = {"test": (test_split, {})}
         if "eval_pgd" in self.eval_steps:
             parts["test_pgd"] = (test_split, {"examples": defense.pgd_examples})
         if held_out:
-            parts["validation"] = (train_split, {"start": self.parts.train_examples, "examples": held_out})
+            parts["validation"] = (
+                train_split,
+                {"start": self.parts.train_examples, "examples": held_out},
+            )
         return {
             name: split.for_evaluation(batch_size=self.config.batch_size, mesh=self.mesh, **part)
             for name, (split, part) in parts.items()

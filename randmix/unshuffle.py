@@ -73,7 +73,9 @@ def draw(
     ]
     if not distributed.is_primary():
         return []
-    return plots.save(figure([original, shuffled, *reconstructed]), epath.Path(folder) / _NAME, table)
+    return plots.save(
+        figure([original, shuffled, *reconstructed]), epath.Path(folder) / _NAME, table
+    )
 
 
 def reconstructions(workdirs: Sequence[epath.PathLike], *, examples: int) -> list[Row]:
@@ -84,12 +86,16 @@ def reconstructions(workdirs: Sequence[epath.PathLike], *, examples: int) -> lis
     run_configs = [_read_config(workdir) for workdir in workdirs]
     _check_comparable(workdirs, run_configs)
     config = run_configs[0]
-    data_set = catalog.get(config.data.name, config.data.data_dir, image_size=config.data.image_size)
+    data_set = catalog.get(
+        config.data.name, config.data.data_dir, image_size=config.data.image_size
+    )
     split = feeds.Split(data_set, "test", config.data.data_dir, feeds.reading(config.data))
     images = split.arrays(examples)["image"]
     images = images.astype(np.float32) / 255
     _, height, width, _ = images.shape
-    shuffled = tasks.shuffle(images, tasks.pixel_permutation(config.permutation_seed, height, width))
+    shuffled = tasks.shuffle(
+        images, tasks.pixel_permutation(config.permutation_seed, height, width)
+    )
     labels = _labels(run_configs)
     return [
         Row("original", images),
@@ -109,7 +115,11 @@ def figure(rows: Sequence[Row]) -> "Figure":
             image = np.clip(image, 0, 1)
             gray = image.shape[-1] == 1
             axis.imshow(
-                image[..., 0] if gray else image, cmap="gray", vmin=0, vmax=1, interpolation="nearest"
+                image[..., 0] if gray else image,
+                cmap="gray",
+                vmin=0,
+                vmax=1,
+                interpolation="nearest",
             )
             axis.grid(False)
             axis.set(xticks=[], yticks=[])
@@ -129,7 +139,9 @@ def _read_config(workdir: epath.PathLike) -> ConfigDict:
     return config
 
 
-def _check_comparable(workdirs: Sequence[epath.PathLike], run_configs: Sequence[ConfigDict]) -> None:
+def _check_comparable(
+    workdirs: Sequence[epath.PathLike], run_configs: Sequence[ConfigDict]
+) -> None:
     first, *others = (configs.flatten(config) for config in run_configs)
     for workdir, other in zip(workdirs[1:], others, strict=True):
         for key in _SHARED_KEYS:
@@ -144,18 +156,23 @@ def _labels(run_configs: Sequence[ConfigDict]) -> list[str]:
     """What tells runs apart: what each trains, and every key in which they differ."""
     sources = [groups.source(config) for config in run_configs]
     trained = [
-        key if key == "groups" else config[key] for key, config in zip(sources, run_configs, strict=True)
+        key if key == "groups" else config[key]
+        for key, config in zip(sources, run_configs, strict=True)
     ]
     flat = [configs.flatten(config) for config in run_configs]
     ignored = configs.DISPLAY_KEYS | {"mode", "train", "groups"}
-    differing = [key for key in flat[0] if key not in ignored and any(f[key] != flat[0][key] for f in flat)]
+    differing = [
+        key for key in flat[0] if key not in ignored and any(f[key] != flat[0][key] for f in flat)
+    ]
     return [
         "\n".join([*textwrap.wrap(name, _LABEL_WIDTH), *(f"{key} {f[key]}" for key in differing)])
         for name, f in zip(trained, flat, strict=True)
     ]
 
 
-def _reconstruct(workdir: epath.PathLike, label: str, shuffled: np.ndarray, images: np.ndarray) -> Row:
+def _reconstruct(
+    workdir: epath.PathLike, label: str, shuffled: np.ndarray, images: np.ndarray
+) -> Row:
     run = runs.load(workdir)
     outputs = jax.jit(run.model.apply)(run.variables, shuffled)
     psnr = tasks.unshuffling_metrics(outputs, {"target": images})["psnr"]
@@ -170,7 +187,9 @@ def define_flags() -> None:
     """Defines the command line's flags; not at import, which a program with flags of its own may do."""
     flags.DEFINE_list("workdirs", [], "The folders of the runs, in the order of their rows.")
     flags.DEFINE_string(
-        "out", None, "The folder to write to. Default: the run's where there is one run, else runs/unshuffle."
+        "out",
+        None,
+        "The folder to write to. Default: the run's where there is one run, else runs/unshuffle.",
     )
     flags.DEFINE_integer("examples", 8, "How many test images.", lower_bound=1, upper_bound=32)
 

@@ -27,7 +27,8 @@ def stand_in(folder):
 
     def listed(original, path, *args, **kwargs):
         return [
-            os.fspath(p).replace(os.fspath(folder), BUCKET) for p in original(local(path), *args, **kwargs)
+            os.fspath(p).replace(os.fspath(folder), BUCKET)
+            for p in original(local(path), *args, **kwargs)
         ]
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -51,7 +52,10 @@ def stand_in(folder):
         def log_message(self, *args):
             pass
 
-    calls = dict.fromkeys(("open", "exists", "isdir", "stat"), led) | {"listdir": led, "glob": listed}
+    calls = dict.fromkeys(("open", "exists", "isdir", "stat"), led) | {
+        "listdir": led,
+        "glob": listed,
+    }
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         endpoint = {"CLOUD_STORAGE_EMULATOR_ENDPOINT": f"http://127.0.0.1:{server.server_port}"}

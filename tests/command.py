@@ -35,7 +35,9 @@ def run(
     """``python -m module arguments...``, to its end within so many seconds."""
     with started(module, *arguments, env=env, cwd=cwd) as program:
         program.process.join(limit)
-        assert program.process.exitcode is not None, f"{module} {arguments}: still running after {limit} s"
+        assert program.process.exitcode is not None, (
+            f"{module} {arguments}: still running after {limit} s"
+        )
         return Done(program.process.exitcode, program.out(), program.err())
 
 
@@ -62,7 +64,11 @@ def started(
     """``python -m module arguments...`` while it runs; what still does at the end of the context is killed."""
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        environment = {"JAX_PLATFORMS": "cpu", "TFDS_DATA_DIR": os.environ["TFDS_DATA_DIR"], **(env or {})}
+        environment = {
+            "JAX_PLATFORMS": "cpu",
+            "TFDS_DATA_DIR": os.environ["TFDS_DATA_DIR"],
+            **(env or {}),
+        }
         process = _PROCESSES.Process(
             target=_main,
             args=(module, [str(a) for a in arguments], str(out), str(err), environment, str(cwd)),

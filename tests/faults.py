@@ -105,10 +105,14 @@ class Case:
         """Raises Lost unless a finished run ended as the one that was left alone."""
         rows, leaves = end_of(workdir)
         expected_rows, expected_leaves = self.expected
-        require(rows == expected_rows, f"{workdir}: other lines in metrics.jsonl than {self.reference}")
+        require(
+            rows == expected_rows, f"{workdir}: other lines in metrics.jsonl than {self.reference}"
+        )
         require(leaves.keys() == expected_leaves.keys(), f"{workdir}: another state")
         for path, leaf in leaves.items():
-            require(leaf == expected_leaves[path], f"{workdir}: another {path} than {self.reference}")
+            require(
+                leaf == expected_leaves[path], f"{workdir}: another {path} than {self.reference}"
+            )
         shutil.rmtree(workdir)
 
 
@@ -120,14 +124,23 @@ def require(condition: bool, message: str) -> None:
 def end_of(workdir: Path) -> tuple[list[dict[str, Any]], dict[str, tuple[str, bytes]]]:
     """The lines of the log without the clock's, and the bytes of every array of the last state."""
     rows = [json.loads(line) for line in (workdir / artifacts.METRICS).read_text().splitlines()]
-    rows = [{name: value for name, value in row.items() if name != "images_per_second"} for row in rows]
+    rows = [
+        {name: value for name, value in row.items() if name != "images_per_second"} for row in rows
+    ]
     parts = runs.assemble(artifacts.read_config(workdir))
     with Checkpoints(workdir, about=parts.identity) as checkpoints:
-        require(checkpoints.latest_step() == parts.total_steps, f"{workdir}: no checkpoint of the last step")
-        state = checkpoints.restore_latest(parts.abstract_state(sharding.make_mesh(jax.devices()[:1])))
+        require(
+            checkpoints.latest_step() == parts.total_steps,
+            f"{workdir}: no checkpoint of the last step",
+        )
+        state = checkpoints.restore_latest(
+            parts.abstract_state(sharding.make_mesh(jax.devices()[:1]))
+        )
     leaves = jax.tree_util.tree_flatten_with_path(jax.device_get(state))[0]
     named = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
-    return rows, {name: (f"{leaf.dtype}{leaf.shape}", leaf.tobytes()) for name, leaf in named.items()}
+    return rows, {
+        name: (f"{leaf.dtype}{leaf.shape}", leaf.tobytes()) for name, leaf in named.items()
+    }
 
 
 def wait_for(program: command.Started, text: str) -> float:
@@ -152,7 +165,11 @@ def phase(program: command.Started, workdir: Path, began: float) -> str:
     if "workdir:" not in said:
         return "starting"
     if "compiled the train step" not in said:
-        return "restoring or compiling" if any(workdir.glob("checkpoints/*")) else "initialising or compiling"
+        return (
+            "restoring or compiling"
+            if any(workdir.glob("checkpoints/*"))
+            else "initialising or compiling"
+        )
     rows = (workdir / artifacts.METRICS).read_text().splitlines()
     last = json.loads(rows[-1]) if rows and rows[-1].endswith("}") else {}
     return "evaluating" if last.get("step", 1) % 4 == 0 and "test_loss" not in last else "training"
@@ -204,7 +221,9 @@ def damage(case: Case, rng: np.random.Generator, *, cut: bool) -> str:
     whole = stopped_run(case, 20, case.workdir())
     folder = newest(whole)
     names = sorted(
-        path.relative_to(folder) for path in folder.rglob("*") if path.stat().st_size * path.is_file()
+        path.relative_to(folder)
+        for path in folder.rglob("*")
+        if path.stat().st_size * path.is_file()
     )
     for name in names:
         workdir = shutil.copytree(whole, case.workdir())
@@ -228,7 +247,8 @@ def damage(case: Case, rng: np.random.Generator, *, cut: bool) -> str:
 
 def newest(workdir: Path) -> Path:
     return max(
-        (p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()), key=lambda p: int(p.name)
+        (p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()),
+        key=lambda p: int(p.name),
     )
 
 
@@ -245,10 +265,15 @@ def full_disk(case: Case, disk: Path) -> str:
                 pass
         program.process.join(LIMIT)
         status, err = program.process.exitcode, program.err()
-    require(status not in (None, 0) and "No space left" in err, f"{workdir}: status {status}: {err[-2000:]}")
+    require(
+        status not in (None, 0) and "No space left" in err,
+        f"{workdir}: status {status}: {err[-2000:]}",
+    )
     with Checkpoints(workdir) as checkpoints:
         left = {step: checkpoints.damage(step) for step in checkpoints.all_steps()}
-    require(any(damage is None for damage in left.values()), f"{workdir}: no intact checkpoint: {left}")
+    require(
+        any(damage is None for damage in left.values()), f"{workdir}: no intact checkpoint: {left}"
+    )
     (disk / "filler").unlink()
     case.finish(workdir)
     case.compare(workdir)
@@ -266,7 +291,9 @@ def read_only(case: Case, disk: Path) -> str:
                 f"randmix: {workdir}: can't be written (Read-only file system); give a --workdir that you may "
                 "write to"
             )
-            require(done.status == 2 and done.err.splitlines()[-1:] == [expected], f"{workdir}: {done}")
+            require(
+                done.status == 2 and done.err.splitlines()[-1:] == [expected], f"{workdir}: {done}"
+            )
     finally:
         subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
     case.finish(disk / "begun")
@@ -285,7 +312,10 @@ def two_at_once(case: Case) -> str:
         first.process.join(LIMIT)
         require(first.process.exitcode == 0, f"{workdir}: the first: {first.err()[-2000:]}")
         expected = f"randmix: {workdir}: another process is training in this workdir ("
-        require(second.status == 2 and second.err.startswith(expected), f"{workdir}: the second: {second}")
+        require(
+            second.status == 2 and second.err.startswith(expected),
+            f"{workdir}: the second: {second}",
+        )
         require(f"process {first.process.pid})" in second.err, f"{workdir}: the second: {second}")
     case.compare(workdir)
     return "the second refused"
@@ -307,7 +337,9 @@ def on_a_disk(case: Case, fault: Callable[[Case, Path], str]) -> str:
     """What takes a disk of its own: 8 MB of memory, which only root may mount."""
     disk = case.workdir()
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], capture_output=True
+    )
     if mounted.returncode:
         return "NOT TRIED: only root can mount a disk"
     try:
@@ -316,7 +348,9 @@ def on_a_disk(case: Case, fault: Callable[[Case, Path], str]) -> str:
         subprocess.run(["umount", "-l", disk], check=True)
 
 
-def campaign(folder: Path, *, kills: int, seed: int, cases: Sequence[str], faults: Sequence[str]) -> int:
+def campaign(
+    folder: Path, *, kills: int, seed: int, cases: Sequence[str], faults: Sequence[str]
+) -> int:
     """Prints a table, a line a case and fault, and returns how many lines lost something.
 
     Args:
@@ -354,8 +388,12 @@ def main() -> int:
         "--kills", type=int, default=30, help="SIGKILLs over all cases; half as many SIGTERMs"
     )
     parser.add_argument("--seed", type=int, default=0, help="of moments, bits and cuts")
-    parser.add_argument("--cases", default=",".join(CASES), help="of the default, with commas between")
-    parser.add_argument("--faults", default=",".join(FAULTS), help="of the default, with commas between")
+    parser.add_argument(
+        "--cases", default=",".join(CASES), help="of the default, with commas between"
+    )
+    parser.add_argument(
+        "--faults", default=",".join(FAULTS), help="of the default, with commas between"
+    )
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="randmix-faults-"))
     # Before the first process: what one has compiled the next ones read.

@@ -22,7 +22,8 @@ def model_params(width: int = 4) -> dict:
     norm = {"scale": np.ones(width, np.float32), "bias": np.zeros(width, np.float32)}
     blocks = [f"block_{index:02d}" for index in range(3)]
     return {
-        "spatial": {"stem": copy.deepcopy(conv)} | {b: {"depthwise": copy.deepcopy(conv)} for b in blocks},
+        "spatial": {"stem": copy.deepcopy(conv)}
+        | {b: {"depthwise": copy.deepcopy(conv)} for b in blocks},
         "channel": {b: {"pointwise": copy.deepcopy(dense)} for b in blocks},
         "norm": {b: {"depthwise_norm": copy.deepcopy(norm)} for b in blocks},
         "head": {"classifier": copy.deepcopy(dense)},
@@ -99,7 +100,9 @@ def holds(kind: str, argument: Any, joined: str, value: Any) -> bool:
     r, p, n = joined.split("/")
     if kind == "depth":
         low, high = argument
-        return NUMBERS[p] is not None and (low or 0) <= NUMBERS[p] < (high if high is not None else 99)
+        return NUMBERS[p] is not None and (low or 0) <= NUMBERS[p] < (
+            high if high is not None else 99
+        )
     plain = {"role": r == argument, "leaf": n == argument, "path": p == argument}
     return {**plain, "everything": True, "nothing": False, "floats": isinstance(value, float)}[kind]
 
@@ -113,7 +116,8 @@ terms = st.one_of(
     st.tuples(st.sampled_from(["everything", "nothing", "floats"]), st.none()),
 )
 expressions = st.recursive(
-    terms, lambda inner: st.tuples(st.sampled_from("&|-"), inner, inner) | st.tuples(st.just("~"), inner)
+    terms,
+    lambda inner: st.tuples(st.sampled_from("&|-"), inner, inner) | st.tuples(st.just("~"), inner),
 )
 OPERATORS = {"&": operator.and_, "|": operator.or_, "-": operator.sub}
 

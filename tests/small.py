@@ -56,7 +56,11 @@ def compiled_step(mode="full", devices=1, phase_step=0, **overrides):
     mesh = sharding.make_mesh(jax.devices()[:devices])
     run = parts(mode, **overrides)
     step = train.jit_train_step(config(mode=mode, **overrides), run, mesh, run.phase_at(phase_step))
-    arguments = (sharding.replicate(data(), mesh), order(mesh), sharding.replicate(np.uint32(0), mesh))
+    arguments = (
+        sharding.replicate(data(), mesh),
+        order(mesh),
+        sharding.replicate(np.uint32(0), mesh),
+    )
     state = first(mode, devices, **overrides)
     return step.lower(state, *arguments).compile(), arguments
 

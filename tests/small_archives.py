@@ -45,7 +45,9 @@ class Small:
         """Has the builder and the catalog expect these archives, at a URL of the test."""
         infos = {f"{base_url}/{name}": url_info(data, name) for name, data in self.files.items()}
         monkeypatch.setattr(builders.BUILDERS[self.name], "url_infos", infos)
-        small = dataclasses.replace(catalog.get(self.name), train_examples=TRAIN, test_examples=TEST)
+        small = dataclasses.replace(
+            catalog.get(self.name), train_examples=TRAIN, test_examples=TEST
+        )
         monkeypatch.setitem(catalog.DATA_SETS, self.name, small)
 
 
@@ -53,7 +55,10 @@ def small_mnist(name="mnist"):
     rng = np.random.default_rng(0)
     files, truth = {}, {}
     for split, prefix, n in (("train", "train", TRAIN), ("test", "t10k", TEST)):
-        images, labels = rng.integers(0, 256, (n, 28, 28), np.uint8), rng.integers(0, 10, n, np.uint8)
+        images, labels = (
+            rng.integers(0, 256, (n, 28, 28), np.uint8),
+            rng.integers(0, 10, n, np.uint8),
+        )
         files[f"{prefix}-images-idx3-ubyte.gz"] = gzip.compress(idx(images))
         files[f"{prefix}-labels-idx1-ubyte.gz"] = gzip.compress(idx(labels))
         truth[split] = {"image": images[..., None], "label": labels}
@@ -67,7 +72,10 @@ def small_cifar(name):
         rng.integers(0, 256, (TRAIN, 32, 32, 3), np.uint8),
         rng.integers(0, 256, (TEST, 32, 32, 3), np.uint8),
     )
-    labels = {"train": rng.integers(0, 10, TRAIN, np.uint8), "test": rng.integers(0, 10, TEST, np.uint8)}
+    labels = {
+        "train": rng.integers(0, 10, TRAIN, np.uint8),
+        "test": rng.integers(0, 10, TEST, np.uint8),
+    }
 
     def records(images, labels):
         extra = b"\x07" if name == "cifar100" else b""
@@ -89,12 +97,21 @@ def small_cifar(name):
             )
         }
         members |= {"test_batch.bin": records(test, labels["test"])}
-        members |= {"batches.meta.txt": "\n".join(f"class {k}" for k in range(10)).encode() + b"\n\n"}
+        members |= {
+            "batches.meta.txt": "\n".join(f"class {k}" for k in range(10)).encode() + b"\n\n"
+        }
     else:
         folder, archive = "cifar-100-binary", "cifar-100-binary.tar.gz"
-        members = {"train.bin": records(train, labels["train"]), "test.bin": records(test, labels["test"])}
-        members |= {"coarse_label_names.txt": "\n".join(f"group {k}" for k in range(20)).encode() + b"\n"}
-        members |= {"fine_label_names.txt": "\n".join(f"class {k}" for k in range(100)).encode() + b"\n"}
+        members = {
+            "train.bin": records(train, labels["train"]),
+            "test.bin": records(test, labels["test"]),
+        }
+        members |= {
+            "coarse_label_names.txt": "\n".join(f"group {k}" for k in range(20)).encode() + b"\n"
+        }
+        members |= {
+            "fine_label_names.txt": "\n".join(f"class {k}" for k in range(100)).encode() + b"\n"
+        }
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
         for member, data in members.items():

@@ -31,8 +31,14 @@ def inputs(mean=0.0):
 def in_float64(order, activation, x, scale, bias, g, statistics=None):
     """PyTorch's result, mean, variance, and cotangents of x, scale and bias."""
     torch = pytest.importorskip("torch")
-    functions = {"gelu": torch.nn.functional.gelu, "relu": torch.nn.functional.relu, "identity": lambda u: u}
-    x, scale, bias = (torch.tensor(a, dtype=torch.float64, requires_grad=True) for a in (x, scale, bias))
+    functions = {
+        "gelu": torch.nn.functional.gelu,
+        "relu": torch.nn.functional.relu,
+        "identity": lambda u: u,
+    }
+    x, scale, bias = (
+        torch.tensor(a, dtype=torch.float64, requires_grad=True) for a in (x, scale, bias)
+    )
     u = functions[activation](x) if order == "act_norm" else x
     flat = u.reshape(-1, u.shape[-1])
     mean, variance = flat.mean(0), flat.var(0, unbiased=False)
@@ -50,12 +56,16 @@ def in_float64(order, activation, x, scale, bias, g, statistics=None):
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def result_and_gradients(function, activation, x, scale, bias, g):
     run = functools.partial(function, activation=activation)
-    y, pull, statistics = jax.vjp(lambda *a: (run(*a)[0], run(*a)[1:]), x, scale, bias, has_aux=True)
+    y, pull, statistics = jax.vjp(
+        lambda *a: (run(*a)[0], run(*a)[1:]), x, scale, bias, has_aux=True
+    )
     return y, *statistics, *pull(g)
 
 
 @pytest.mark.parametrize("activation", operators.ACTIVATIONS)
-@pytest.mark.parametrize("name", ["act_norm", "norm_act", "act_norm_reference", "norm_act_reference"])
+@pytest.mark.parametrize(
+    "name", ["act_norm", "norm_act", "act_norm_reference", "norm_act_reference"]
+)
 def test_values_and_gradients_are_those_of_float64(name, activation):
     x, scale, bias, g = inputs(mean=0.3)
     expected = in_float64(name.removesuffix("_reference"), activation, x, scale, bias, g)
@@ -88,7 +98,9 @@ def test_two_passes_hold_at_a_thousand_deviations_from_zero(order):
     x, g = draw((16, 8, 32, 5), 0, 1000.0), draw((16, 8, 32, 5), 1)
     scale, bias = draw((5,), 2, 1.0), draw((5,), 3)
     exact = in_float64(order, "identity", x, scale, bias, g)
-    y, mean, variance, *gradients = result_and_gradients(ORDERS[order][0], "identity", x, scale, bias, g)
+    y, mean, variance, *gradients = result_and_gradients(
+        ORDERS[order][0], "identity", x, scale, bias, g
+    )
     np.testing.assert_allclose(mean, exact[1], rtol=2**-22)
     np.testing.assert_allclose(variance, exact[2], rtol=1e-5)
     # A mean of 1,000 is known to 2^-15, and everything that is centred by it.
@@ -112,15 +124,22 @@ def test_every_platform_computes_the_same(order, shape, monkeypatch):
         return y, *statistics, *pull(g)
 
     on_a_cpu = results()
-    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *arrays, cpu, default: default(*arrays))
-    monkeypatch.setattr(norm_cpu, "forward", lambda *a, **k: pytest.fail("the form for CPUs was used"))
+    monkeypatch.setattr(
+        jax.lax, "platform_dependent", lambda *arrays, cpu, default: default(*arrays)
+    )
+    monkeypatch.setattr(
+        norm_cpu, "forward", lambda *a, **k: pytest.fail("the form for CPUs was used")
+    )
     for here, elsewhere in zip(on_a_cpu, results(), strict=True):
         np.testing.assert_allclose(here, elsewhere, rtol=1e-4, atol=2e-5)
 
 
 def test_float32_on_a_cpu_writes_few_arrays():
     """None but its results, where XLA alone keeps one more as large as x."""
-    x, vector = jax.ShapeDtypeStruct((8, 32, 32, 16), jnp.float32), jax.ShapeDtypeStruct((16,), jnp.float32)
+    x, vector = (
+        jax.ShapeDtypeStruct((8, 32, 32, 16), jnp.float32),
+        jax.ShapeDtypeStruct((16,), jnp.float32),
+    )
     compiled = result_and_gradients.lower(act_norm, "gelu", x, vector, vector, x).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 0.5 * 4 * x.size
 
@@ -129,7 +148,8 @@ def test_float32_on_a_cpu_writes_few_arrays():
 def test_float32_over_eight_devices_is_never_gathered(order):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     x, scale, bias, g = (
-        jnp.asarray(a) for a in (draw((16, 3, 4, 7), 0, 0.3), *inputs()[1:3], draw((16, 3, 4, 7), 3))
+        jnp.asarray(a)
+        for a in (draw((16, 3, 4, 7), 0, 0.3), *inputs()[1:3], draw((16, 3, 4, 7), 3))
     )
     split = NamedSharding(mesh, PartitionSpec("data"))
     sharded = jax.device_put(x, split), scale, bias, jax.device_put(g, split)
@@ -193,7 +213,9 @@ def test_an_offset_is_added_first_and_has_its_gradient(order, dtype):
         np.testing.assert_allclose(got.astype(jnp.float32), reference, rtol=rounding, atol=2e-5)
     np.testing.assert_allclose(dscale, expected[4], rtol=2e-5, atol=2e-5)
     np.testing.assert_allclose(dbias, expected[5], rtol=2e-5, atol=2e-5)
-    np.testing.assert_allclose(doffset, expected[3].reshape(-1, SHAPE[-1]).sum(0), rtol=2e-5, atol=5e-5)
+    np.testing.assert_allclose(
+        doffset, expected[3].reshape(-1, SHAPE[-1]).sum(0), rtol=2e-5, atol=5e-5
+    )
     assert not dshift.any()
 
 
@@ -203,7 +225,11 @@ def test_bfloat16_exchanges_its_sums_once_each_way(order):
     split = NamedSharding(mesh, PartitionSpec("data"))
     x = jax.ShapeDtypeStruct((16, 3, 3, 4), jnp.bfloat16, sharding=split)
     vector = jax.ShapeDtypeStruct((4,), jnp.float32)
-    text = result_and_gradients.lower(ORDERS[order][0], "gelu", x, vector, vector, x).compile().as_text()
+    text = (
+        result_and_gradients.lower(ORDERS[order][0], "gelu", x, vector, vector, x)
+        .compile()
+        .as_text()
+    )
     assert text.count(" all-reduce(") == 2
     assert "all-gather" not in text
 
@@ -214,7 +240,12 @@ def test_bfloat16_keeps_its_statistics_in_float32(order):
     x, g = jnp.asarray(x, jnp.bfloat16), jnp.asarray(g, jnp.bfloat16)
     expected = in_float64(order, "gelu", *(np.asarray(a, np.float64) for a in (x, scale, bias, g)))
     got = result_and_gradients(ORDERS[order][0], "gelu", x, scale, bias, g)
-    assert [a.dtype for a in got] == [jnp.bfloat16, *[jnp.float32] * 2, jnp.bfloat16, *[jnp.float32] * 2]
+    assert [a.dtype for a in got] == [
+        jnp.bfloat16,
+        *[jnp.float32] * 2,
+        jnp.bfloat16,
+        *[jnp.float32] * 2,
+    ]
     for i, (array, reference) in enumerate(zip(got, expected, strict=True)):
         rounding = 2**-8 if i in (0, 3) else 2e-5  # y and dx are rounded once, all else never
         np.testing.assert_allclose(array.astype(jnp.float32), reference, rtol=rounding, atol=2e-5)
@@ -251,7 +282,9 @@ def test_vmap_remat_and_a_constant_input_change_no_value(order):
             everything(x, scale, bias),
             jax.grad(jax.checkpoint(loss), (0, 1, 2))(x, scale, bias),
             jax.grad(lambda scale, bias: loss(x, scale, bias), (0, 1))(scale, bias),
-            jax.vmap(everything, (None, 0, 0))(x, jnp.stack([2 * scale, scale]), jnp.stack([bias, bias])),
+            jax.vmap(everything, (None, 0, 0))(
+                x, jnp.stack([2 * scale, scale]), jnp.stack([bias, bias])
+            ),
         )
 
     plain, remat, constant, models = in_four_ways(x, scale, bias)
@@ -280,7 +313,9 @@ def test_the_statistics_are_those_of_the_global_batch(order):
 
 def test_what_does_not_fit_is_refused():
     x, scale, bias, _ = inputs()
-    with pytest.raises(ValueError, match="unknown activation 'swish'; choose one of gelu, relu, identity"):
+    with pytest.raises(
+        ValueError, match="unknown activation 'swish'; choose one of gelu, relu, identity"
+    ):
         act_norm(x, scale, bias, activation="swish")
     with pytest.raises(ValueError, match=r"of x \[4, 5, 6, 7\] are \[7\], got \[3\]"):
         norm_act(x, scale[:3], bias)
@@ -298,9 +333,15 @@ def test_pointwise_is_a_matrix_product_for_every_pixel():
 def test_the_forms_for_each_platform_agree():
     x, kernel = draw((2, 6, 9, 5), 0), draw((3, 3, 5, 4), 1)
     patches = np.einsum(
-        "nhpwqc,pqco->nhwo", x.reshape(2, 2, 3, 3, 3, 5).astype(np.float64), kernel.astype(np.float64)
+        "nhpwqc,pqco->nhwo",
+        x.reshape(2, 2, 3, 3, 3, 5).astype(np.float64),
+        kernel.astype(np.float64),
     )
-    for form in (products._product_of_patches, products._strided_convolution, products.patch_product):
+    for form in (
+        products._product_of_patches,
+        products._strided_convolution,
+        products.patch_product,
+    ):
         np.testing.assert_allclose(form(x, kernel), patches, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(
         products._flat_product(x, kernel[0, 0]), x @ kernel[0, 0], rtol=1e-5, atol=1e-5

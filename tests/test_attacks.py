@@ -116,7 +116,8 @@ def test_gradient_attacks_agree_with_numpy_in_float64(name, options, norm):
     for epsilon in (0.03, 0.3):
         got = attack(name, norm, epsilon)
         expected = [
-            numpy_pgd(x, y, epsilon, norm=norm, **options) for x, y in zip(IMAGES, LABELS, strict=True)
+            numpy_pgd(x, y, epsilon, norm=norm, **options)
+            for x, y in zip(IMAGES, LABELS, strict=True)
         ]
         np.testing.assert_allclose(got, expected, atol=2e-6)
 
@@ -130,8 +131,12 @@ def test_two_classes_of_a_linear_classifier_in_closed_form(norm):
     def linear(images):
         return images.reshape(len(images), -1) @ weights
 
-    away = np.where(labels[:, None] == 0, weights[:, 1] - weights[:, 0], weights[:, 0] - weights[:, 1])
-    direction = np.sign(away) if norm == "linf" else away / np.linalg.norm(away, axis=1, keepdims=True)
+    away = np.where(
+        labels[:, None] == 0, weights[:, 1] - weights[:, 0], weights[:, 0] - weights[:, 1]
+    )
+    direction = (
+        np.sign(away) if norm == "linf" else away / np.linalg.norm(away, axis=1, keepdims=True)
+    )
     expected = INNER + 0.05 * direction.reshape(INNER.shape)
     for name in ("fgsm", "pgd2", "pgd"):
         got = jax.jit(partial(ATTACKS[name], linear, norm=norm))(INNER, labels, 0.05, KEYS)
@@ -146,7 +151,9 @@ def test_a_convmixer_against_pytorch_by_hand(activation):
     two = jax.jit(partial(attacks.ascent, classifier, steps=2))(images, labels, 8 / 255)
     for got in two[1:]:  # PGD-2 goes on where FGSM ended
         x = x.clone().requires_grad_()
-        loss = torch.nn.functional.cross_entropy(twin(x), torch.tensor(labels).long(), reduction="sum")
+        loss = torch.nn.functional.cross_entropy(
+            twin(x), torch.tensor(labels).long(), reduction="sum"
+        )
         (gradient,) = torch.autograd.grad(loss, x)
         delta = (x.detach() + 8 / 255 * gradient.sign() - clean).clamp(-8 / 255, 8 / 255)
         x = (clean + delta).clamp(0, 1)
@@ -224,7 +231,13 @@ def test_nothing_leaves_the_ball_or_the_cube(name, norm):
 
 @pytest.mark.parametrize(
     ("name", "norm"),
-    [("noise", "linf"), ("fgsm", "linf"), ("pgd2", "l2"), ("pgd_restarts", "l2"), ("strong", "linf")],
+    [
+        ("noise", "linf"),
+        ("fgsm", "linf"),
+        ("pgd2", "l2"),
+        ("pgd_restarts", "l2"),
+        ("strong", "linf"),
+    ],
 )
 def test_a_curve_is_its_points(name, norm):
     epsilons = np.array([0.0, 0.02, 0.1, 0.5], np.float32)
@@ -240,7 +253,9 @@ def test_an_example_is_attacked_alike_wherever_it_stands_and_whenever(name, norm
     np.testing.assert_array_equal(once, attack(name, norm, 0.1))
     turned = attack(name, norm, 0.1, IMAGES[::-1], LABELS[::-1], KEYS[::-1])[::-1]
     np.testing.assert_allclose(once, turned, atol=1e-6)
-    assert np.array_equal(once, attack(name, norm, 0.1, keys=KEYS[::-1])) == (name in ("fgsm", "pgd2", "pgd"))
+    assert np.array_equal(once, attack(name, norm, 0.1, keys=KEYS[::-1])) == (
+        name in ("fgsm", "pgd2", "pgd")
+    )
 
 
 @both_norms
@@ -260,7 +275,13 @@ def test_restarts_find_more_and_never_lose_what_fewer_have_found(norm):
         survivors(
             jax.jit(
                 partial(
-                    attacks.pgd, perceptron, norm=norm, steps=1, step_size=0.0, random_start=True, restarts=n
+                    attacks.pgd,
+                    perceptron,
+                    norm=norm,
+                    steps=1,
+                    step_size=0.0,
+                    random_start=True,
+                    restarts=n,
                 )
             )(IMAGES, LABELS, epsilon, KEYS)
         )
@@ -283,7 +304,9 @@ def test_the_strong_attack_counts_the_others_in_where_its_own_search_finds_nothi
         wrong = jnp.stack([at_fgsm[0], at_noise[1]])
         return jnp.stack([jnp.where(wrong, -1.0, 1.0) - 1e-3 * slope, jnp.zeros(2)], -1)
 
-    got = jax.jit(partial(attacks.strong, classifier, steps=1, restarts=1))(images, labels, 0.1, keys)
+    got = jax.jit(partial(attacks.strong, classifier, steps=1, restarts=1))(
+        images, labels, 0.1, keys
+    )
     assert not attacks.is_correct(classifier(got), labels).any()
 
 
@@ -294,7 +317,9 @@ def test_a_wrong_answer_counts_over_one_that_is_right_with_the_same_margin():
     one = attacks.Attempt(jnp.zeros((2, 1, 1, 1)), jnp.stack([wrong, right]))
     other = attacks.Attempt(jnp.ones((2, 1, 1, 1)), jnp.stack([right, wrong]))
     assert (
-        attacks.margin(one.logits, labels).tolist() == attacks.margin(other.logits, labels).tolist() == [0, 0]
+        attacks.margin(one.logits, labels).tolist()
+        == attacks.margin(other.logits, labels).tolist()
+        == [0, 0]
     )
     assert attacks.is_correct(one.logits, labels).tolist() == [False, True]
     assert attacks._worse(labels, one, other).images.ravel().tolist() == [0, 1]
@@ -308,7 +333,9 @@ def test_the_gradient_of_a_sure_classifier_keeps_its_direction_in_float32():
     p = np.exp(logits - logits.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)
     others = np.where(np.eye(10)[labels] == 1, 0, p)
-    expected = others - np.eye(10)[labels] * others.sum(1, keepdims=True)  # p - 1 without cancellation
+    expected = others - np.eye(10)[labels] * others.sum(
+        1, keepdims=True
+    )  # p - 1 without cancellation
     got = jax.grad(lambda z: attacks.cross_entropy(z, labels).sum())(logits.astype(np.float32))
     np.testing.assert_allclose(got, expected, rtol=2e-5, atol=0)
     value = attacks.cross_entropy(logits.astype(np.float32), labels)
@@ -396,8 +423,12 @@ def test_without_a_defence_the_step_is_the_program_that_knows_of_none(monkeypatc
     def program(**overrides):
         run = small.parts("full", **overrides)
         mesh = sharding.make_mesh(jax.devices()[:1])
-        step = train.jit_train_step(small.config(mode="full", **overrides), run, mesh, run.phases[0])
-        return step.lower(run.abstract_state(mesh), small.data(), small.order(mesh), np.uint32(0)).as_text()
+        step = train.jit_train_step(
+            small.config(mode="full", **overrides), run, mesh, run.phases[0]
+        )
+        return step.lower(
+            run.abstract_state(mesh), small.data(), small.order(mesh), np.uint32(0)
+        ).as_text()
 
     with monkeypatch.context() as context:
         context.delattr(attacks, "perturb_batch")

@@ -11,7 +11,15 @@ import small
 
 from randmix import sharding, tasks, train
 from randmix.data import keys as streams
-from randmix.data.augment import Augmentation, crops, enhance, erasing, mixing, policies, randaugment
+from randmix.data.augment import (
+    Augmentation,
+    crops,
+    enhance,
+    erasing,
+    mixing,
+    policies,
+    randaugment,
+)
 from randmix.errors import UserError
 
 N, H, W = 16, 12, 10
@@ -32,15 +40,22 @@ EVERYTHING = Augmentation(
 
 def batch(n=N):
     rng = np.random.default_rng(0)
-    return {"image": rng.integers(0, 256, (n, H, W, 3), np.uint8), "label": np.arange(n, dtype=np.int32)}
+    return {
+        "image": rng.integers(0, 256, (n, H, W, 3), np.uint8),
+        "label": np.arange(n, dtype=np.int32),
+    }
 
 
 @cache
 def compiled(augmentation, devices):
     mesh = sharding.make_mesh(jax.devices()[:devices])
     split = sharding.split_batch(mesh)
-    example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), batch())
-    run = jax.jit(lambda batch, seed, step: augmentation(batch, seed=seed, step=step), out_shardings=split)
+    example = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), batch()
+    )
+    run = jax.jit(
+        lambda batch, seed, step: augmentation(batch, seed=seed, step=step), out_shardings=split
+    )
     step = run.lower(example, jnp.uint32(0), jnp.int32(0)).compile(small.QUICK_COMPILATION)
     return lambda seed, step_: jax.device_get(
         step(jax.device_put(batch(), split), jnp.uint32(seed), jnp.int32(step_))
@@ -185,7 +200,9 @@ def test_magnitudes_by_hand(text, expected):
     assert set(values.add[where["solarize_add"]].tolist()) == expected["solarize_add"]
     for name in ("brightness", "contrast", "color", "sharpness"):
         assert {round(float(f), 5) for f in values.factor[where[name]]} == expected["factor"]
-    angles = np.degrees(np.arctan2(values.matrix[where["rotate"], 3], values.matrix[where["rotate"], 0]))
+    angles = np.degrees(
+        np.arctan2(values.matrix[where["rotate"], 3], values.matrix[where["rotate"], 0])
+    )
     assert {round(float(a), 3) for a in angles} == {-expected["rotate"], expected["rotate"]}
     for name, column, key in (("shear_x", 1, "shear"), ("shear_y", 3, "shear"), ("translate_x", 2, "x"), ("translate_y", 5, "y")):  # fmt: skip
         got = {round(float(v), 4) for v in values.matrix[where[name], column]}
@@ -225,7 +242,9 @@ def test_erased_boxes_have_timms_areas_and_places():
     assert area.mean() == pytest.approx((0.02 + 1 / 3) / 2, abs=0.01)
     assert abs(np.log(aspect[area < 0.1])).max() < np.log(1 / 0.3) + 0.15  # rounding
     assert np.log(aspect[area < 0.1]).mean() == pytest.approx(0, abs=0.03)
-    assert ((top >= 0) & (top + h <= 40) & (left >= 0) & (left + w <= 60) & (h < 40) & (w < 60)).all()
+    assert (
+        (top >= 0) & (top + h <= 40) & (left >= 0) & (left + w <= 60) & (h < 40) & (w < 60)
+    ).all()
     assert (top / (40 - h)).mean() == pytest.approx(0.5, abs=0.01)
 
 
@@ -244,7 +263,12 @@ def test_erased_pixels_are_normal_after_the_models_normalisation_and_others_unto
 
 
 def draw_mixes(**settings):
-    settings = {"mixup": 0.5, "cutmix": 1.0, "probability": 1.0, "switch_probability": 0.5} | settings
+    settings = {
+        "mixup": 0.5,
+        "cutmix": 1.0,
+        "probability": 1.0,
+        "switch_probability": 0.5,
+    } | settings
     shares, weights = jax.device_get(
         jax.jit(jax.vmap(lambda key: mixing.draw(key, H, W, **settings)))(keys(4000))
     )
@@ -283,7 +307,13 @@ def test_one_of_the_two_is_used_alone(name, monkeypatch):
         return jnp.float32(0.36)
 
     monkeypatch.setattr(jax.random, "beta", beta)
-    settings = {"mixup": 0.0, "cutmix": 0.0, "probability": 1.0, "switch_probability": 0.5, name: 0.7}
+    settings = {
+        "mixup": 0.0,
+        "cutmix": 0.0,
+        "probability": 1.0,
+        "switch_probability": 0.5,
+        name: 0.7,
+    }
     for i in range(4):
         share, weight = mixing.draw(jax.random.key(i), 10, 20, **settings)
         if name == "mixup":
@@ -362,7 +392,10 @@ def test_resized_crops_have_torchvisions_areas_and_places():
         ({"color_jitter": -0.1}, "config.data.color_jitter: got -0.1"),
         ({"mixup": -1.0}, "config.data.mixup: got -1.0, allowed 0 or more"),
         ({"mix_probability": 1.5}, "config.data.mix_probability: got 1.5, allowed 0 to 1"),
-        ({"mix_switch_probability": -1}, "config.data.mix_switch_probability: got -1, allowed 0 to 1"),
+        (
+            {"mix_switch_probability": -1},
+            "config.data.mix_switch_probability: got -1, allowed 0 to 1",
+        ),
         ({"random_erasing": 2.0}, "config.data.random_erasing: got 2.0, allowed 0 to 1"),
     ],
 )
@@ -374,7 +407,9 @@ def test_a_value_that_no_augmentation_could_have(settings, message):
 
 def test_the_train_step_takes_mixed_labels_on_eight_devices():
     parts, mesh = small.parts(data__mixup=0.5), sharding.make_mesh(jax.devices())
-    step = train.jit_train_step(small.config(mode="full", data__mixup=0.5), parts, mesh, parts.phases[0])
+    step = train.jit_train_step(
+        small.config(mode="full", data__mixup=0.5), parts, mesh, parts.phases[0]
+    )
     data, seed = (sharding.replicate(x, mesh) for x in (small.data(), np.uint32(0)))
     arguments = (small.first("full", 8), data, small.order(mesh), seed)
     step = step.lower(*arguments).compile(small.QUICK_COMPILATION)

@@ -44,7 +44,9 @@ def solarize_add(image, add):
 
 def posterize(image, bits):
     # Pillow refuses to keep none, which timm's magnitude 10 asks for: by the definition all is black.
-    return ImageOps.posterize(image, bits) if bits else image.point([0] * 256 * len(image.getbands()))
+    return (
+        ImageOps.posterize(image, bits) if bits else image.point([0] * 256 * len(image.getbands()))
+    )
 
 
 def affine(image, matrix, resample):
@@ -63,9 +65,18 @@ VALUES = {
         [0.1, 0.3, 0.64, 1.0, 1.36, 1.81, 1.9],
         lambda i, f: ImageEnhance.Brightness(i).enhance(f),
     ),
-    "contrast": ([0.1, 0.3, 0.64, 1.0, 1.36, 1.81, 1.9], lambda i, f: ImageEnhance.Contrast(i).enhance(f)),
-    "color": ([0.1, 0.3, 0.64, 1.0, 1.36, 1.81, 1.9], lambda i, f: ImageEnhance.Color(i).enhance(f)),
-    "sharpness": ([0.1, 0.3, 0.64, 1.0, 1.36, 1.81, 1.9], lambda i, f: ImageEnhance.Sharpness(i).enhance(f)),
+    "contrast": (
+        [0.1, 0.3, 0.64, 1.0, 1.36, 1.81, 1.9],
+        lambda i, f: ImageEnhance.Contrast(i).enhance(f),
+    ),
+    "color": (
+        [0.1, 0.3, 0.64, 1.0, 1.36, 1.81, 1.9],
+        lambda i, f: ImageEnhance.Color(i).enhance(f),
+    ),
+    "sharpness": (
+        [0.1, 0.3, 0.64, 1.0, 1.36, 1.81, 1.9],
+        lambda i, f: ImageEnhance.Sharpness(i).enhance(f),
+    ),
 }
 POSITIONS = {
     "rotate": ([-30, -12.3, 0, 4.5, 27], None),
@@ -120,7 +131,10 @@ def test_values_are_pillows(name, of):
         if blended or name == "autocontrast":
             # 1 in few pixels: Pillow blends and divides in another precision.
             assert apart.max() <= 1
-            assert (apart > 0).mean() < (0.05 if name == "autocontrast" else 0.005), (argument, apart.mean())
+            assert (apart > 0).mean() < (0.05 if name == "autocontrast" else 0.005), (
+                argument,
+                apart.mean(),
+            )
         else:
             np.testing.assert_array_equal(ours, theirs, err_msg=f"{name} {argument}")
     if of == "digits" and name == "color":
@@ -132,7 +146,9 @@ def test_values_are_pillows(name, of):
 @pytest.mark.parametrize("name", POSITIONS)
 def test_positions_are_pillows(name, interpolation, of):
     images, (arguments, function) = IMAGES[of](), POSITIONS[name]
-    for argument, ours in zip(arguments, results(name, images, arguments, interpolation), strict=True):
+    for argument, ours in zip(
+        arguments, results(name, images, arguments, interpolation), strict=True
+    ):
         theirs = pillow(function or rotate, images, argument, RESAMPLE[interpolation])
         apart = difference(ours, theirs)
         if argument == 0:
@@ -175,7 +191,8 @@ def test_a_resized_crop_is_pillows(of):
         top, left, height, width = box
         part = (left, top, left + width, top + height)
         theirs = pillow(
-            lambda image, part=part: image.crop(part).resize((w, h), Image.Resampling.BILINEAR), images
+            lambda image, part=part: image.crop(part).resize((w, h), Image.Resampling.BILINEAR),
+            images,
         )
         apart = difference(np.asarray(resize(images, *box)), theirs)
         assert apart.max() <= 1, box

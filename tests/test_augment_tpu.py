@@ -57,7 +57,9 @@ def test_pixels_by_shears_are_those_by_a_gather(shape, steepest, interpolation):
 
     @partial(jax.jit, static_argnums=0)
     def run(pixels, images, many):
-        return warp._apply(images, many, fill=(9, 8, 7)[:c], interpolation=interpolation, pixels=pixels)
+        return warp._apply(
+            images, many, fill=(9, 8, 7)[:c], interpolation=interpolation, pixels=pixels
+        )
 
     by_shears = run(partial(shears.pixels, steepest=steepest), images, many)
     by_gather = run(warp._gather, images, many)
@@ -85,7 +87,8 @@ def test_values_by_comparisons_are_those_by_a_table(shape):
     tables = noise(4, shape[-1], 256)
     counts = jax.jit(lookup._histograms_by_comparison)(images)
     expected = [
-        [np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(i, -1, 0)] for i in images
+        [np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(i, -1, 0)]
+        for i in images
     ]
     np.testing.assert_array_equal(counts, expected)
     np.testing.assert_array_equal(jax.jit(jax.vmap(lookup.histograms))(images), expected)
@@ -97,7 +100,9 @@ def test_values_by_comparisons_are_those_by_a_table(shape):
 def indices(text):
     """How many indices each gather and scatter of a lowered program has."""
     operation = r'"stablehlo\.(?:\w*gather|scatter)".*?: \(tensor<[^>]*>, tensor<([\dx]+)xi32>'
-    return [math.prod(map(int, shape.split("x"))) for shape in re.findall(operation, text, re.DOTALL)]
+    return [
+        math.prod(map(int, shape.split("x"))) for shape in re.findall(operation, text, re.DOTALL)
+    ]
 
 
 @pytest.mark.parametrize("text", ["rand-m9-mstd0.5-inc1", "torchvision-n2-m12"])
@@ -108,7 +113,9 @@ def test_a_tpu_is_given_no_gather_or_scatter_of_pixels(text):
         "label": jax.ShapeDtypeStruct((16,), jnp.int32),
     }
     traced = jax.jit(partial(augmentation, seed=0, step=0)).trace(batch)
-    tpu, cpu = (indices(traced.lower(lowering_platforms=(name,)).as_text()) for name in ("tpu", "cpu"))
+    tpu, cpu = (
+        indices(traced.lower(lowering_platforms=(name,)).as_text()) for name in ("tpu", "cpu")
+    )
     # Three numbers an image say which of its own parameters it takes.
     assert max(tpu) <= 16 * 3
     assert max(cpu) >= 16 * 12 * 10

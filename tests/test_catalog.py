@@ -44,25 +44,37 @@ def digest(*arrays):
 def test_the_catalog_agrees_with_the_builders(data_set, tmp_path):
     info = builders.BUILDERS[data_set.name](data_dir=tmp_path).info
     assert str(info.version) == data_set.version
-    assert info.features["image"].shape == ((None, None, 3) if data_set.streamed else data_set.image_shape)
+    assert info.features["image"].shape == (
+        (None, None, 3) if data_set.streamed else data_set.image_shape
+    )
     assert info.features["label"].num_classes == data_set.num_classes
     assert builders.BUILDERS.keys() == catalog.DATA_SETS.keys()
 
 
 @pytest.mark.parametrize(
     ("name", "stock"),
-    [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST"), ("cifar10", "Cifar10"), ("cifar100", "Cifar100")],
+    [
+        ("mnist", "MNIST"),
+        ("fashion_mnist", "FashionMNIST"),
+        ("cifar10", "Cifar10"),
+        ("cifar100", "Cifar100"),
+    ],
 )
 def test_the_builders_are_the_stock_ones_to_tfds(name, stock):
     ours, theirs = builders.BUILDERS[name], getattr(tfds.image_classification, stock)
-    assert (ours.name, ours.VERSION, ours.url_infos) == (theirs.name, theirs.VERSION, theirs.url_infos)
+    assert (ours.name, ours.VERSION, ours.url_infos) == (
+        theirs.name,
+        theirs.VERSION,
+        theirs.url_infos,
+    )
     assert len(ours.url_infos) in (1, 4)
     assert tfds.builder_cls(name) is theirs  # the registry still has the stock class
 
 
 def test_an_unknown_name_gets_the_nearest_and_the_list():
     with pytest.raises(
-        UserError, match=r"'fashon_mnist' \(did you mean 'fashion_mnist'\?\); there are: digits, mnist"
+        UserError,
+        match=r"'fashon_mnist' \(did you mean 'fashion_mnist'\?\); there are: digits, mnist",
     ):
         catalog.get("fashon_mnist")
     with pytest.raises(UserError, match=r"'svhn'; there are.*imagefolder/NAME"):
@@ -90,7 +102,9 @@ def test_digits_are_scikit_learns(data_dir, split):
     assert arrays["image"].shape == (catalog.get("digits").examples(split), 8, 8, 1)
     values = np.rint(arrays["image"][..., 0] * (16 / 255))  # another way back than pixels_to_digits
     np.testing.assert_array_equal(values, truth.images[rows])
-    np.testing.assert_array_equal(builders.pixels_to_digits(arrays["image"][..., 0]), truth.images[rows])
+    np.testing.assert_array_equal(
+        builders.pixels_to_digits(arrays["image"][..., 0]), truth.images[rows]
+    )
     np.testing.assert_array_equal(arrays["label"], truth.target[rows])
 
 
@@ -101,7 +115,10 @@ def test_digits_are_split_once_and_by_class():
     assert np.unique(test).size == 360
     # Every number published on digits rests on this split: it must never move.
     assert test[:8].tolist() == [8, 9, 39, 46, 47, 49, 50, 51]
-    assert digest(test.astype("<i8")) == "445abd84043940a5f4eecd660a6055eef1555a366cb66543abb228ffc3092082"
+    assert (
+        digest(test.astype("<i8"))
+        == "445abd84043940a5f4eecd660a6055eef1555a366cb66543abb228ffc3092082"
+    )
 
 
 def test_the_order_is_the_same_on_every_machine(data_dir):
@@ -114,7 +131,10 @@ def test_the_order_does_not_depend_on_the_number_of_shards(data_dir, tmp_path):
     directory = prepare.prepare("digits", tmp_path, num_shards=3, progress=False)
     assert len(list(directory.glob("digits-train.array_record-*-of-00003"))) == 3
     for split in catalog.SPLITS:
-        one, three = catalog.load("digits", split, data_dir), catalog.load("digits", split, tmp_path)
+        one, three = (
+            catalog.load("digits", split, data_dir),
+            catalog.load("digits", split, tmp_path),
+        )
         np.testing.assert_array_equal(one["image"], three["image"])
         np.testing.assert_array_equal(one["label"], three["label"])
 
@@ -191,7 +211,11 @@ logging.use_absl_handler()
 images = catalog.load("digits", "train", {str(tmp_path)!r})["image"]
 assert not {{"tensorflow", "jax", "grain"}} & sys.modules.keys()
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if "Logging before flag parsing" not in line]
+    (line,) = [
+        line for line in done.stderr.splitlines() if "Logging before flag parsing" not in line
+    ]
     assert line.endswith(f"preparing digits in {tmp_path}")

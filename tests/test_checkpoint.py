@@ -28,7 +28,9 @@ def states():
 
 def abstract():
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), states()[0])
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), states()[0]
+    )
 
 
 def equal(a, b):
@@ -59,7 +61,9 @@ def files(workdir):
     """Every file of the newest checkpoint but the two that Orbax writes after the manifest."""
     folder = workdir / "checkpoints" / "20"
     found = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return [path for path in found if path.name not in {"_CHECKPOINT_METADATA", "commit_success.txt"}]
+    return [
+        path for path in found if path.name not in {"_CHECKPOINT_METADATA", "commit_success.txt"}
+    ]
 
 
 def flip_a_bit(path, rng):
@@ -105,7 +109,9 @@ def test_every_flipped_bit_of_the_manifest_is_found(workdir):
         content = bytearray(whole)
         content[i // 8] ^= 1 << i % 8
         path.write_bytes(content)
-        assert manifest.damage(path.parent) is not None, f"bit {i} of {whole[i // 8 - 20 : i // 8 + 20]}"
+        assert manifest.damage(path.parent) is not None, (
+            f"bit {i} of {whole[i // 8 - 20 : i // 8 + 20]}"
+        )
 
 
 def test_a_flipped_bit_where_orbax_keeps_times_does_no_harm(workdir):
@@ -174,7 +180,10 @@ def test_a_step_set_aside_twice_keeps_both(workdir):
 
 def test_nothing_saved_is_no_error(tmp_path):
     assert restore(tmp_path) is None
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="no checkpoint there; train"):
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(UserError, match="no checkpoint there; train"),
+    ):
         checkpoints.restore_variables()
 
 
@@ -191,7 +200,9 @@ def test_the_older_ones_go_only_when_the_newest_is_intact(workdir):
     with Checkpoints(workdir, about=ABOUT) as checkpoints:
         checkpoints.save(30, states()[0])
         checkpoints._manager.wait_until_finished()
-        flip_a_bit(workdir / "checkpoints" / "30" / "default" / "_METADATA", np.random.default_rng(5))
+        flip_a_bit(
+            workdir / "checkpoints" / "30" / "default" / "_METADATA", np.random.default_rng(5)
+        )
         checkpoints.save(40, states()[1])
         checkpoints._manager.wait_until_finished()
         assert checkpoints.all_steps() == [40, 30, 20, 10]
@@ -218,7 +229,10 @@ def test_a_full_disk_while_saving_keeps_what_was_there(workdir, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(manifest, "write", full)
-    with pytest.raises(OSError, match="No space left"), Checkpoints(workdir, about=ABOUT) as checkpoints:
+    with (
+        pytest.raises(OSError, match="No space left"),
+        Checkpoints(workdir, about=ABOUT) as checkpoints,
+    ):
         checkpoints.save(30, states()[0])
     monkeypatch.undo()
     assert equal(restore(workdir), states()[1])

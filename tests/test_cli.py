@@ -69,7 +69,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*load_module:DeprecationWarning
 
 def test_flags_overrides_and_arguments_are_parsed(parse):
     rest, config = parse(
-        "--config=config.py", "--config.model.depth=2", "--config.steps", "5", "--noconfig.augment", "word"
+        "--config=config.py",
+        "--config.model.depth=2",
+        "--config.steps",
+        "5",
+        "--noconfig.augment",
+        "word",
     )
     assert rest == ["program", "word"]
     assert (config.model.depth, config.steps, config.augment, config.seed) == (2, 5, False, 0)
@@ -158,7 +163,12 @@ def program(tmp_path_factory):
     [
         (["--width", "4", "word"], 0, "width 4 word\n", ""),
         (["mistake"], 2, "", "randmix: no such thing\n"),
-        (["--widht=4"], 2, "", "randmix: unknown flag --widht; did you mean 'width'?; see --help\n"),
+        (
+            ["--widht=4"],
+            2,
+            "",
+            "randmix: unknown flag --widht; did you mean 'width'?; see --help\n",
+        ),
         (["interrupt"], 130, "", "randmix: interrupted\n"),
         (["preempted"], 75, "", ""),
     ],

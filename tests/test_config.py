@@ -40,7 +40,10 @@ def test_a_key_that_is_not_there_cannot_be_set():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ({"mode": "chan"}, "config.mode: got 'chan', allowed full, chans, space; did you mean 'chans'?"),
+        (
+            {"mode": "chan"},
+            "config.mode: got 'chan', allowed full, chans, space; did you mean 'chans'?",
+        ),
         (
             {"optimizer__name": "adamv"},
             "config.optimizer.name: got 'adamv', allowed adamw, sgd; did you mean 'adamw'?",
@@ -52,7 +55,10 @@ def test_a_key_that_is_not_there_cannot_be_set():
         ({"task": "clasification"}, "did you mean 'classification'?"),
         ({"precision": "float16"}, "config.precision: got 'float16', allowed float32, bfloat16"),
         ({"batch_size": 0}, "config.batch_size: got 0, allowed 1 or more"),
-        ({"batch_size": 2048}, "config.batch_size: got 2048, allowed up to the 1437 training examples"),
+        (
+            {"batch_size": 2048},
+            "config.batch_size: got 2048, allowed up to the 1437 training examples",
+        ),
         ({"steps": 0}, "config.steps: got 0, allowed 1 or more"),
         ({"seed": -1}, "config.seed: got -1, allowed 0 to 4294967295"),
         ({"data__subset": 0.0}, "config.data.subset: got 0.0, allowed more than 0, up to 1"),
@@ -68,7 +74,10 @@ def test_a_key_that_is_not_there_cannot_be_set():
         ),
         ({"label_smoothing": 1.0}, "config.label_smoothing: got 1.0"),
         ({"data__name": "digit"}, "did you mean 'digits'?"),
-        ({"model__patch_size": 3}, "patch_size: got 3, which doesn't divide the image's 8 x 8 pixels"),
+        (
+            {"model__patch_size": 3},
+            "patch_size: got 3, which doesn't divide the image's 8 x 8 pixels",
+        ),
         ({"model__mean": (0.1, 0.2), "model__std": (1.0, 1.0)}, "mean: got 2 numbers, allowed 1"),
         ({"train": "role('spacial')"}, "config.train: "),
         ({"train": "__import__('os')"}, "config.train: "),
@@ -85,7 +94,9 @@ def test_a_value_that_no_run_could_have(override, message):
 def test_a_selector_text_is_what_is_trained():
     summary = runs.assemble(small.config(train="role('head') | depth(1, None)")).summary
     trained = {row.path for row in summary.rows if row.label == "train"}
-    assert trained == {row.path for row in summary.rows if row.role == "head" or "block_01" in row.path}
+    assert trained == {
+        row.path for row in summary.rows if row.role == "head" or "block_01" in row.path
+    }
 
 
 @pytest.mark.parametrize(
@@ -94,7 +105,10 @@ def test_a_selector_text_is_what_is_trained():
         ({"schedule__name": "constant"}, {0: 1.0, 99: 1.0}),
         ({"schedule__name": "linear"}, {0: 0.0, 20: 0.5, 40: 1.0, 60: 0.525, 80: 0.05, 90: 0.025}),
         ({"schedule__name": "step"}, {0: 1.0, 49: 1.0, 51: 0.1, 74: 0.1, 76: 0.01}),
-        ({"schedule__name": "cosine", "schedule__warmup": 0.1}, {0: 0.0, 5: 0.5, 10: 1.0, 55: 0.5, 100: 0.0}),
+        (
+            {"schedule__name": "cosine", "schedule__warmup": 0.1},
+            {0: 0.0, 5: 0.5, 10: 1.0, 55: 0.5, 100: 0.0},
+        ),
         ({"schedule__name": "cosine"}, {0: 1.0, 50: 0.5}),
     ],
 )

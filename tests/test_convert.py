@@ -23,7 +23,13 @@ def program(*arguments):
 def test_the_command_line_makes_a_workdir_that_loads(tmp_path):
     safetensors.save_file(arrays(patch_size=2, activation="relu"), tmp_path / "a.safetensors")
     workdir = tmp_path / "run"
-    flags = ("--activation=relu", "--mean=0.3", "--std=0.35", "--data=digits", f"--workdir={workdir}")
+    flags = (
+        "--activation=relu",
+        "--mean=0.3",
+        "--std=0.35",
+        "--data=digits",
+        f"--workdir={workdir}",
+    )
     done = program(tmp_path / "a.safetensors", *flags)
     assert (done.status, done.err) == (0, "")
     assert done.out == (
@@ -50,7 +56,9 @@ def test_the_command_line_makes_a_workdir_that_loads(tmp_path):
 
 
 def test_a_model_of_no_data_set_loads_too(tmp_path):
-    model, variables = convert.convmixer_from_torch(arrays(channels=5, num_classes=77, patch_size=3))
+    model, variables = convert.convmixer_from_torch(
+        arrays(channels=5, num_classes=77, patch_size=3)
+    )
     convert.write_run(tmp_path / "run", model, variables)
     run = randmix.load(tmp_path / "run")
     assert run.config.data.name is None
@@ -59,7 +67,9 @@ def test_a_model_of_no_data_set_loads_too(tmp_path):
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     config["model"]["kernel_size"] = 5
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"depthwise/kernel: got shape \(3, 3, 6\), expected \(5, 5, 6\)\)"):
+    with pytest.raises(
+        UserError, match=r"depthwise/kernel: got shape \(3, 3, 6\), expected \(5, 5, 6\)\)"
+    ):
         randmix.load(tmp_path / "run")
 
 
@@ -67,14 +77,24 @@ def test_a_model_of_no_data_set_loads_too(tmp_path):
     ("data", "sizes", "message"),
     [
         ("cifar10", {}, "data set cifar10: got 3 channels, allowed 1 as the weights have it"),
-        ("digits", {"num_classes": 9}, "data set digits: got 10 classes, allowed 9 as the weights have it"),
-        ("digits", {"patch_size": 3}, "patch_size: got 3, which doesn't divide the image's 8 x 8 pixels"),
+        (
+            "digits",
+            {"num_classes": 9},
+            "data set digits: got 10 classes, allowed 9 as the weights have it",
+        ),
+        (
+            "digits",
+            {"patch_size": 3},
+            "patch_size: got 3, which doesn't divide the image's 8 x 8 pixels",
+        ),
         ("digit", {}, "no data set is named 'digit' (did you mean 'digits'?)"),
     ],
 )
 def test_a_data_set_that_does_not_fit_the_weights(tmp_path, data, sizes, message):
     with pytest.raises(UserError) as error:
-        convert.write_run(tmp_path / "run", *convert.convmixer_from_torch(arrays(**sizes)), data=data)
+        convert.write_run(
+            tmp_path / "run", *convert.convmixer_from_torch(arrays(**sizes)), data=data
+        )
     assert str(error.value).startswith(message)
     assert not (tmp_path / "run").exists()
 
@@ -82,12 +102,23 @@ def test_a_data_set_that_does_not_fit_the_weights(tmp_path, data, sizes, message
 def test_mistakes_on_the_command_line(tmp_path):
     done = program("--help")
     assert done.status == 0
-    for words in ("CHECKPOINT", "--workdir", "--activation", "--mean", "--std", "--data", "randmix.load"):
+    for words in (
+        "CHECKPOINT",
+        "--workdir",
+        "--activation",
+        "--mean",
+        "--std",
+        "--data",
+        "randmix.load",
+    ):
         assert words in done.out
     safetensors.save_file(arrays(), tmp_path / "a.safetensors")
     for arguments, message in [
         (("a.pth",), "--workdir is missing; give one, for example --workdir=runs/converted"),
-        (("a.pth", "b.pth", "--workdir=x"), "expected one checkpoint, got ['a.pth', 'b.pth']; see --help"),
+        (
+            ("a.pth", "b.pth", "--workdir=x"),
+            "expected one checkpoint, got ['a.pth', 'b.pth']; see --help",
+        ),
         (
             (tmp_path / "a.safetensors", "--workdir=x", "--mean=half", "--std=1"),
             "--mean=half: expected numbers, such as 0.5,0.5,0.5",

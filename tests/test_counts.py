@@ -42,7 +42,9 @@ def test_equations_1_to_3_hold_for_every_convolution_of_the_resnet(kernel_size, 
         k, _, inputs, m = shapes[path]
         mixing = shapes[path.replace("spatial", "channel").replace("depthwise", "pointwise")]
         outputs = mixing[1]
-        assert math.prod(shapes[path]) + math.prod(mixing) == counts.separable(k, inputs, outputs, m)
+        assert math.prod(shapes[path]) + math.prod(mixing) == counts.separable(
+            k, inputs, outputs, m
+        )
         assert math.prod(mixing) == counts.chans(inputs, outputs, m)
         dense = math.prod((k, k, inputs, outputs))
         assert dense == counts.standard(k, inputs, outputs)

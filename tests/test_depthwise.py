@@ -43,7 +43,9 @@ def expected(x, kernel, g, stride):
     lo, hi = (k - 1) // 2, k - 1 - (k - 1) // 2
     _, h, w, _ = x.shape
     padded = np.pad(x, ((0, 0), (lo, hi), (lo, hi), (0, 0)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (k, k), (1, 2))[:, ::stride, ::stride]
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (k, k), (1, 2))[
+        :, ::stride, ::stride
+    ]
     y = np.einsum("nhwcij,ijcm->nhwcm", windows, kernel)
     g = g.reshape(y.shape)
     dpadded = np.zeros_like(padded)
@@ -57,13 +59,20 @@ def expected(x, kernel, g, stride):
 
 @functools.partial(jax.jit, static_argnames=("stride", "method"))
 def result_and_gradients(x, kernel, g, stride=1, method=None):
-    y, pull = jax.vjp(lambda x, kernel: depthwise(x, kernel, stride=stride, method=method), x, kernel)
+    y, pull = jax.vjp(
+        lambda x, kernel: depthwise(x, kernel, stride=stride, method=method), x, kernel
+    )
     return y, *pull(g)
 
 
 def output_shape(x, kernel, stride):
     n, h, w, c = x.shape
-    return n, (h - 1) // stride + 1, (w - 1) // stride + 1, c * (kernel.shape[3] if kernel.ndim == 4 else 1)
+    return (
+        n,
+        (h - 1) // stride + 1,
+        (w - 1) // stride + 1,
+        c * (kernel.shape[3] if kernel.ndim == 4 else 1),
+    )
 
 
 @pytest.mark.parametrize("method", ["shift_sum", "grouped"])
@@ -89,7 +98,9 @@ def test_same_padding_and_channel_order_are_pytorchs(kernel_size):
         y = torch.nn.functional.conv2d(
             torch.tensor(x.transpose(0, 3, 1, 2)), weight, padding="same", groups=3
         )
-    np.testing.assert_allclose(depthwise(x, kernel), y.numpy().transpose(0, 2, 3, 1), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        depthwise(x, kernel), y.numpy().transpose(0, 2, 3, 1), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_bfloat16_sums_in_float32():
@@ -123,7 +134,9 @@ def test_a_frozen_kernel_has_no_weight_gradient_in_the_compiled_program(method):
     x, kernel = draw((1, 4, 4, 2), 0), draw((3, 3, 2), 1)
 
     def compiled(argnums):
-        gradient = jax.grad(lambda kernel, x: depthwise(jnp.sin(x), kernel, method=method).var(), argnums)
+        gradient = jax.grad(
+            lambda kernel, x: depthwise(jnp.sin(x), kernel, method=method).var(), argnums
+        )
         return jax.jit(gradient).lower(kernel, x).compile().as_text()
 
     assert SCOPE in compiled((0, 1))
@@ -138,7 +151,9 @@ def scanned(kernel, x):
     "freeze",
     [
         lambda kernel, x: jax.grad(lambda x: loss(kernel, x))(x),
-        lambda kernel, x: jax.grad(lambda both: loss(jax.lax.stop_gradient(both[0]), both[1]))((kernel, x)),
+        lambda kernel, x: jax.grad(lambda both: loss(jax.lax.stop_gradient(both[0]), both[1]))(
+            (kernel, x)
+        ),
         lambda kernel, x: jax.grad(jax.checkpoint(lambda x: loss(kernel, x)))(x),
         lambda kernel, x: jax.vmap(x_gradient, (0, None))(jnp.stack([kernel, kernel]), x),
         lambda kernel, x: jax.grad(scanned, 1)(kernel, x),
@@ -152,7 +167,9 @@ def test_every_way_to_freeze_is_seen(freeze):
 
 def test_a_trained_kernel_has_its_weight_gradient_and_an_input_that_is_data_has_none():
     x, kernel = draw((1, 4, 4, 2), 0), draw((3, 3, 2), 1)
-    program = text(jax.grad(lambda kernel, x: depthwise(x, kernel, method="grouped").var()), kernel, x)
+    program = text(
+        jax.grad(lambda kernel, x: depthwise(x, kernel, method="grouped").var()), kernel, x
+    )
     assert SCOPE in program
     assert program.count("stablehlo.convolution") == 2  # the result and the weight gradient
 
@@ -165,7 +182,9 @@ def test_the_backward_pass_keeps_only_what_it_needs():
     x, kernel = draw((1, 4, 5, 2), 0), draw((3, 3, 2), 1)
     assert x.shape not in saved_shapes(lambda x: depthwise(x, kernel), x)
     assert x.shape in saved_shapes(lambda kernel: depthwise(x, kernel), kernel)
-    assert kernel.size not in map(np.prod, saved_shapes(lambda kernel: depthwise(x, kernel), kernel))
+    assert kernel.size not in map(
+        np.prod, saved_shapes(lambda kernel: depthwise(x, kernel), kernel)
+    )
 
 
 @pytest.mark.parametrize(
@@ -176,12 +195,14 @@ def test_vmap_over_kernels_and_remat_change_no_value(method, kernel_shape):
     x, kernels = draw((2, 5, 4, kernel_shape[2]), 0), draw((2, *kernel_shape), 1)
 
     def gradients(kernel, x):
-        return jax.grad(lambda kernel, x: jnp.sin(depthwise(x, kernel, method=method)).sum(), (0, 1))(
-            kernel, x
-        )
+        return jax.grad(
+            lambda kernel, x: jnp.sin(depthwise(x, kernel, method=method)).sum(), (0, 1)
+        )(kernel, x)
 
     def rematerialised(kernel, x):
-        function = jax.checkpoint(lambda kernel, x: jnp.sin(depthwise(x, kernel, method=method)).sum())
+        function = jax.checkpoint(
+            lambda kernel, x: jnp.sin(depthwise(x, kernel, method=method)).sum()
+        )
         return jax.grad(function, (0, 1))(kernel, x)
 
     one_by_one = [jax.jit(gradients)(kernel, x) for kernel in kernels]
@@ -193,7 +214,9 @@ def test_vmap_over_kernels_and_remat_change_no_value(method, kernel_shape):
             one_by_one[i],
             together,
         )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), one_by_one[0], again)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), one_by_one[0], again
+    )
 
 
 def test_the_form_follows_the_platform_that_a_program_is_lowered_for():
@@ -226,7 +249,9 @@ def test_a_batch_over_eight_devices_is_never_gathered(method, kernel_shape):
     )
     compiled = jax.jit(gradients).lower(*sharded).compile()
     assert "all-gather" not in compiled.as_text()
-    assert "all-reduce" in compiled.as_text()  # the weight gradient's sum, and so the text was the right one
+    assert (
+        "all-reduce" in compiled.as_text()
+    )  # the weight gradient's sum, and so the text was the right one
     for a, b in zip(one, compiled(*sharded), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
@@ -235,7 +260,12 @@ def test_a_batch_over_eight_devices_is_never_gathered(method, kernel_shape):
     ("x_shape", "kernel_shape", "options", "message"),
     [
         ((4, 4, 2), (3, 3, 2), {}, r"x is \[N, H, W, C\], got \[4, 4, 2\]"),
-        ((1, 4, 4, 2), (3, 2, 2), {}, r"x \[1, 4, 4, 2\] is \[k, k, 2\] or \[k, k, 2, m\], got \[3, 2, 2\]"),
+        (
+            (1, 4, 4, 2),
+            (3, 2, 2),
+            {},
+            r"x \[1, 4, 4, 2\] is \[k, k, 2\] or \[k, k, 2, m\], got \[3, 2, 2\]",
+        ),
         ((1, 4, 4, 2), (3, 3, 5), {}, r"got \[3, 3, 5\]"),
         ((1, 4, 4, 2), (3, 3), {}, r"got \[3, 3\]"),
         ((1, 4, 4, 2), (), {}, r"got \[\]"),

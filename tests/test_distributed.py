@@ -30,8 +30,14 @@ NO_TPU = {"TPU_SKIP_MDS_QUERY": "1"}  # as JAX sets it
         (NO_TPU | SLURM, True),
         (NO_TPU | SLURM | {"SLURM_STEP_NUM_TASKS": ""}, True),  # an old SLURM
         (NO_TPU | SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, False),  # salloc's interactive step
-        (NO_TPU | SLURM | {"SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1"}, False),  # srun --pty bash
-        (NO_TPU | {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, False),  # the batch script
+        (
+            NO_TPU | SLURM | {"SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1"},
+            False,
+        ),  # srun --pty bash
+        (
+            NO_TPU | {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"},
+            False,
+        ),  # the batch script
         (NO_TPU | {"OMPI_MCA_orte_hnp_uri": "1;tcp://a:1", "OMPI_COMM_WORLD_SIZE": "2"}, True),
         (NO_TPU | {"OMPI_MCA_orte_hnp_uri": "1;tcp://a:1", "OMPI_COMM_WORLD_SIZE": "1"}, False),
         ({}, True),  # a Cloud TPU VM
@@ -51,7 +57,10 @@ def test_when_jax_may_look_for_other_processes(environment, several):
 def test_an_indexed_job_counts_if_jax_can_ask_kubernetes(monkeypatch):
     for spec, several in ((None, False), ("found", True)):
         monkeypatch.setattr(distributed.importlib.util, "find_spec", lambda name, spec=spec: spec)
-        assert distributed._started_as_one_of_several(NO_TPU | {"JOB_COMPLETION_INDEX": "0"}) == several
+        assert (
+            distributed._started_as_one_of_several(NO_TPU | {"JOB_COMPLETION_INDEX": "0"})
+            == several
+        )
 
 
 @pytest.fixture
@@ -72,7 +81,9 @@ def started(monkeypatch):
             for kind in ("DEFINE_string", "DEFINE_integer"):
                 inner = getattr(distributed.flags, kind)
                 patch.setattr(
-                    distributed.flags, kind, lambda *a, inner=inner, **k: inner(*a, flag_values=values, **k)
+                    distributed.flags,
+                    kind,
+                    lambda *a, inner=inner, **k: inner(*a, flag_values=values, **k),
                 )
             distributed.define_flags()
             values(["program", *flags])
@@ -89,7 +100,12 @@ def test_one_process_starts_nothing(started):
 def test_flags_win_over_what_jax_would_find(started, monkeypatch):
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
-    flags = ("--coordinator=10.0.0.2:8476", "--num_processes=3", "--process_id=0", "--heartbeat_timeout=9")
+    flags = (
+        "--coordinator=10.0.0.2:8476",
+        "--num_processes=3",
+        "--process_id=0",
+        "--heartbeat_timeout=9",
+    )
     assert started(*flags, saves_when_stopped=False) == [
         ("jax_enable_preemption_service", False),
         {
@@ -161,7 +177,9 @@ def three(monkeypatch):
     def others(before, after):
         def allgather(row):
             texts = [before.encode(), bytes(row[row != 0]), after.encode()]
-            return np.stack([np.frombuffer(text.ljust(len(row), b"\0"), np.uint8) for text in texts])
+            return np.stack(
+                [np.frombuffer(text.ljust(len(row), b"\0"), np.uint8) for text in texts]
+            )
 
         monkeypatch.setattr("jax.experimental.multihost_utils.process_allgather", allgather)
 
@@ -170,7 +188,10 @@ def three(monkeypatch):
 
 def test_an_error_on_any_process_is_raised_here(three):
     three("", "no such folder: ä")
-    with pytest.raises(UserError, match=r"^process 2: no such folder: ä$"), distributed.shared_errors():
+    with (
+        pytest.raises(UserError, match=r"^process 2: no such folder: ä$"),
+        distributed.shared_errors(),
+    ):
         pass
     three("", "")
     with distributed.shared_errors():

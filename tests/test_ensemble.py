@@ -55,7 +55,9 @@ def test_a_member_follows_its_lone_run_and_leaves_what_that_leaves(member, whole
     workdir = folders(whole)[member]
     lone = train.train(configs()[member], tmp_path, devices=ONE_DEVICE)
     # Adam divides by the gradient's size, so that rounding near zero is seen: the losses stay the sharper test.
-    assert_same(randmix.load(tmp_path).variables, randmix.load(workdir).variables, rtol=1e-4, atol=3e-5)
+    assert_same(
+        randmix.load(tmp_path).variables, randmix.load(workdir).variables, rtol=1e-4, atol=3e-5
+    )
     assert [row.keys() for row in lines(tmp_path)] == [row.keys() for row in lines(workdir)]
     assert_same(lines(tmp_path), lines(workdir), rtol=1e-5, atol=1e-6)
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in workdir.iterdir()}
@@ -79,7 +81,8 @@ def test_a_member_follows_its_lone_run_and_leaves_what_that_leaves(member, whole
 
 def test_members_are_runs_of_their_own(whole):
     losses = {
-        tuple(row["train_loss"] for row in lines(folder) if "train_loss" in row) for folder in folders(whole)
+        tuple(row["train_loss"] for row in lines(folder) if "train_loss" in row)
+        for folder in folders(whole)
     }
     assert len(losses) == 3
 
@@ -95,7 +98,9 @@ def test_a_stopped_ensemble_goes_on_bit_for_bit(whole, tmp_path, monkeypatch):
     assert ensemble.cohorts(configs(), folders(tmp_path), 3) == [[0, 1, 2]]
     assert together(tmp_path) == [None] * 3
     for resumed, reference in zip(folders(tmp_path), folders(whole), strict=True):
-        assert not masks.diff(randmix.load(reference).variables, randmix.load(resumed).variables).moved
+        assert not masks.diff(
+            randmix.load(reference).variables, randmix.load(resumed).variables
+        ).moved
         assert lines(resumed) == lines(reference)
         assert "7" not in {path.name for path in (resumed / "checkpoints").iterdir()}
 
@@ -188,7 +193,8 @@ def test_as_many_as_the_memory_holds(monkeypatch):
     monkeypatch.setattr(ensemble, "lower_steps", lower_steps)
     monkeypatch.setattr(ensemble, "_needs", lambda lowered: 100 * max(lowered))
     fitting = [
-        ensemble.largest_that_fits(configs()[0], 7, limit_bytes=limit) for limit in (778, 777, 400, 10)
+        ensemble.largest_that_fits(configs()[0], 7, limit_bytes=limit)
+        for limit in (778, 777, 400, 10)
     ]
     assert fitting == [7, 4, 2, 1]
     assert asked == [7, 7, 4, 7, 4, 2, 7, 4, 2]
@@ -199,7 +205,9 @@ def test_what_an_ensemble_needs_is_what_its_programs_hold(whole):
     mesh = sharding.make_mesh(ONE_DEVICE)
     parts = runs.assemble(configs()[0])
     lowered = ensemble.lower_steps(configs()[0], parts, mesh, 3).values()
-    state = sum(np.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(parts.abstract_state(mesh)))
+    state = sum(
+        np.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(parts.abstract_state(mesh))
+    )
     data = small.data()["image"].nbytes + small.data()["label"].nbytes
     assert 3 * state + data < ensemble._needs(lowered) < 3 * state + data + 100e6
 
@@ -216,10 +224,15 @@ def test_a_sweep_hands_seeds_over(tmp_path, monkeypatch):
 
     error = None
     monkeypatch.setattr(ensemble, "train", train_together)
-    monkeypatch.setattr(training, "train", lambda config, workdir, programs: calls.append(config.seed))
+    monkeypatch.setattr(
+        training, "train", lambda config, workdir, programs: calls.append(config.seed)
+    )
     assert training.train_seeds(configs(), folders(tmp_path), 2) == ["bad", None, None]
     assert calls == [[0, 3], 7]
-    assert [(folder / "log.txt").read_text() for folder in folders(tmp_path)] == [*["said by all\n"] * 2, ""]
+    assert [(folder / "log.txt").read_text() for folder in folders(tmp_path)] == [
+        *["said by all\n"] * 2,
+        "",
+    ]
     calls.clear()
     assert training.train_seeds(configs(), folders(tmp_path), "auto") == [None] * 3
     assert calls == [0, 3, 7]  # on a CPU
@@ -227,7 +240,10 @@ def test_a_sweep_hands_seeds_over(tmp_path, monkeypatch):
     error = MemoryError("all of it")
     assert training.train_seeds(configs(), folders(tmp_path), 3) == [None] * 3
     assert calls == [[0, 3, 7], 0, 3, 7]
-    assert "MemoryError: all of it\ntogether it failed" in (folders(tmp_path)[2] / "log.txt").read_text()
+    assert (
+        "MemoryError: all of it\ntogether it failed"
+        in (folders(tmp_path)[2] / "log.txt").read_text()
+    )
     error = Preempted("stopped")
     with pytest.raises(Preempted):
         training.train_seeds(configs(), folders(tmp_path), 3)
@@ -236,15 +252,24 @@ def test_a_sweep_hands_seeds_over(tmp_path, monkeypatch):
 def test_on_an_accelerator_auto_takes_what_fits(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(ensemble, "largest_that_fits", lambda config, count: asked.append(count) or 2)
-    monkeypatch.setattr(ensemble, "train", lambda configs, workdirs, programs: [None] * len(configs))
+    monkeypatch.setattr(
+        ensemble, "largest_that_fits", lambda config, count: asked.append(count) or 2
+    )
+    monkeypatch.setattr(
+        ensemble, "train", lambda configs, workdirs, programs: [None] * len(configs)
+    )
     monkeypatch.setattr(training, "train", lambda config, workdir, programs: None)
     assert training._cohorts(configs(), folders(tmp_path), "auto") == [[0, 1], [2]]
     assert asked == [3]
 
 
 def test_the_flag_reads_auto_off_and_a_number():
-    assert [training.parse_ensemble(text) for text in ("auto", "off", "1", "8")] == ["auto", 1, 1, 8]
+    assert [training.parse_ensemble(text) for text in ("auto", "off", "1", "8")] == [
+        "auto",
+        1,
+        1,
+        8,
+    ]
     for text in ("0", "-1", "2.5", "all", "", "²"):
         with pytest.raises(
             UserError, match=f"^--ensemble: got '{text}', allowed are auto, off and a number from 1"

@@ -71,9 +71,9 @@ def test_a_defended_run_logs_a_multi_step_attack_at_each_evaluation(workdir):
     data = eval_loop.open_split(run, "test").arrays()
     images, labels = data["image"][:70] / np.float32(255), data["label"][:70]
     classifier = jax.jit(lambda x: run.model.apply(run.variables, x, train=False))
-    attacked = jax.jit(lambda x: attacks.pgd(classifier, x, labels, 4 / 255, steps=10, step_size=0.25))(
-        images
-    )
+    attacked = jax.jit(
+        lambda x: attacks.pgd(classifier, x, labels, 4 / 255, steps=10, step_size=0.25)
+    )(images)
     expected = (classifier(attacked).argmax(-1) == labels).mean()
     assert result["test_pgd_accuracy"] == pytest.approx(float(expected), abs=1e-6)
 
@@ -95,7 +95,9 @@ def test_the_clean_evaluation_gives_the_run_s_result_and_writes_nothing(workdir)
 
 
 def test_attacks_from_the_command_line(workdir, tmp_path):
-    done = evaluate(f"--workdir={workdir}", f"--out={tmp_path / 'new'}", "--epsilons=64,0,8", *QUICK)
+    done = evaluate(
+        f"--workdir={workdir}", f"--out={tmp_path / 'new'}", "--epsilons=64,0,8", *QUICK
+    )
     assert done.status == 0, done.err
     assert "examples: the first 50 of 360" in done.out
     assert "strong: 100 %, " in done.out
@@ -105,7 +107,9 @@ def test_attacks_from_the_command_line(workdir, tmp_path):
     with (tmp_path / "new" / "attacks.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["attack"], row["epsilon"]) for row in rows] == [
-        (attack, epsilon) for attack in ("noise", "fgsm", "pgd2", "strong") for epsilon in ("0", "8", "64")
+        (attack, epsilon)
+        for attack in ("noise", "fgsm", "pgd2", "strong")
+        for epsilon in ("0", "8", "64")
     ]
     accuracy = {(row["attack"], row["epsilon"]): float(row["accuracy"]) for row in rows}
     written = json.loads((tmp_path / "new" / "attacks.json").read_text())
@@ -113,8 +117,12 @@ def test_attacks_from_the_command_line(workdir, tmp_path):
         assert accuracy[name, "0"] == pytest.approx(written["clean_accuracy"], abs=1e-7)
     assert accuracy["strong", "64"] < accuracy["strong", "8"] < accuracy["strong", "0"]
     assert written["settings"]["strong"] == {"steps": 3, "restarts": 2}
-    verdicts = [line for line in done.out.splitlines() if line[:6] in ("pass  ", "FAIL  ", "open  ")]
-    assert [line.split(":")[0][6:] for line in verdicts] == [check["claim"] for check in written["checks"]]
+    verdicts = [
+        line for line in done.out.splitlines() if line[:6] in ("pass  ", "FAIL  ", "open  ")
+    ]
+    assert [line.split(":")[0][6:] for line in verdicts] == [
+        check["claim"] for check in written["checks"]
+    ]
     assert verdicts[0].startswith("pass")
 
 
@@ -162,7 +170,9 @@ def test_curves_depend_neither_on_batches_nor_on_devices(workdir):
     )
     assert one.clean == expected["accuracy"] == one.accuracy("strong")[0]
     assert [check.passed for check in sanity.checks(one)] == [True, True, True, True, True, True]
-    others = np.logical_and.reduce([one.correct[name] for name in SETTINGS.attacks if name != "strong"])
+    others = np.logical_and.reduce(
+        [one.correct[name] for name in SETTINGS.attacks if name != "strong"]
+    )
     assert not (one.correct["strong"] & ~others).any()
     assert one.correct["strong"].sum() < others.sum()
 
@@ -191,7 +201,11 @@ def test_good_curves_pass():
         (1, {"fgsm": (90, 30, 60)}, "fgsm rises from 0.3000 to 0.6000 at 64"),
         (2, {"strong": (90, 20, 2)}, "0.0200 at 64, strong"),
         (3, {"pgd2": (90, 60, 2)}, "pgd2 0.6000 over fgsm 0.3000 at 8"),
-        (4, {"noise": (90, 50, 20)}, "noise costs 0.4000, fgsm 0.6000 at 8, the first that costs half"),
+        (
+            4,
+            {"noise": (90, 50, 20)},
+            "noise costs 0.4000, fgsm 0.6000 at 8, the first that costs half",
+        ),
         (5, {"missed": 1}, "1 example was missed over all epsilons, and counted as fooled"),
     ],
 )
@@ -211,7 +225,9 @@ def test_what_chance_explains_does_not_fail():
 def test_what_the_numbers_cannot_tell_is_open():
     noise_only = sanity.checks(curves(epsilons=(8.0,), noise=(88,)))
     assert [check.passed for check in noise_only] == [None] * 6
-    weak = sanity.checks(curves(epsilons=(0.0, 8.0), noise=(90, 90), fgsm=(90, 85), strong=(90, 80)))
+    weak = sanity.checks(
+        curves(epsilons=(0.0, 8.0), noise=(90, 90), fgsm=(90, 85), strong=(90, 80))
+    )
     assert [check.passed for check in weak] == [True, True, None, True, None, True]
     assert str(weak[2]).startswith("open  ")
 
@@ -260,9 +276,15 @@ def test_the_picture_tells_the_lines_apart_and_shows_every_epsilon():
             ["--attacks=fgsm", "--epsilons=nan"],
             "--epsilons: got 'nan', allowed are numbers, 0 to 255 (in 1/255)",
         ),
-        (["--attacks=fgsm", "--epsilons=a"], "--epsilons: got 'a', allowed are numbers, 0 to 255 (in 1/255)"),
+        (
+            ["--attacks=fgsm", "--epsilons=a"],
+            "--epsilons: got 'a', allowed are numbers, 0 to 255 (in 1/255)",
+        ),
         (["--attacks=strong", "--strong_steps=0"], "--strong_steps: got 0, allowed 1 or more"),
-        (["--attacks=strong", "--strong_restarts=0"], "--strong_restarts: got 0, allowed 1 or more"),
+        (
+            ["--attacks=strong", "--strong_restarts=0"],
+            "--strong_restarts: got 0, allowed 1 or more",
+        ),
         (["--attacks=pgd", "--pgd_step_size=0"], "--pgd_step_size: got 0.0, allowed more than 0"),
         (
             ["--attacks=pgd", "--pgd_restarts=2", "--nopgd_random_start"],
@@ -277,7 +299,10 @@ def test_the_picture_tells_the_lines_apart_and_shows_every_epsilon():
             "one that it fits",
         ),
         (["--data=digit"], "no data set is named 'digit' (did you mean 'digits'?)"),
-        (["--attacks=fgsm", "--out=/dev/null/x"], "/dev/null/x: can't be written (Not a directory)"),
+        (
+            ["--attacks=fgsm", "--out=/dev/null/x"],
+            "/dev/null/x: can't be written (Not a directory)",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(workdir, arguments, message):
@@ -307,13 +332,18 @@ def test_a_workdir_without_a_checkpoint_and_one_without_a_data_set(workdir, tmp_
 
 def test_a_run_without_an_accuracy_is_evaluated_clean_only(tmp_path):
     train.train(
-        small.config(task="unshuffling", steps=2, model__patch_size=1, data__crop_padding=0, model__depth=1),
+        small.config(
+            task="unshuffling", steps=2, model__patch_size=1, data__crop_padding=0, model__depth=1
+        ),
         tmp_path,
         devices=jax.devices()[:1],
     )
     done = evaluate(f"--workdir={tmp_path}")
     assert done.status == 0, done.err
-    assert f"{json.loads((tmp_path / 'result.json').read_text())['metrics']['test_psnr']:.2f} dB" in done.out
+    assert (
+        f"{json.loads((tmp_path / 'result.json').read_text())['metrics']['test_psnr']:.2f} dB"
+        in done.out
+    )
     done = evaluate(f"--workdir={tmp_path}", "--attacks=fgsm")
     assert (done.status, done.err) == (
         2,

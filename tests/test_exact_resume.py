@@ -44,7 +44,9 @@ def test_steps_are_steps_and_what_was_saved(model, mode, devices, keys, tmp_path
         small.order(mesh),
         sharding.replicate(np.uint32(config.seed), mesh),
     )
-    first = jax.device_get(jax.jit(parts.init_state, compiler_options=small.QUICK_COMPILATION)(np.uint32(0)))
+    first = jax.device_get(
+        jax.jit(parts.init_state, compiler_options=small.QUICK_COMPILATION)(np.uint32(0))
+    )
     step = (
         train.jit_train_step(config, parts, mesh, parts.phase_at(0))
         .lower(sharding.replicate(first, mesh), *arguments)
@@ -74,5 +76,6 @@ def _differing(one, other):
     return [
         jax.tree_util.keystr(path)
         for (path, a), b in zip(leaves, others, strict=True)
-        if (np.asarray(a).dtype, np.asarray(a).tobytes()) != (np.asarray(b).dtype, np.asarray(b).tobytes())
+        if (np.asarray(a).dtype, np.asarray(a).tobytes())
+        != (np.asarray(b).dtype, np.asarray(b).tobytes())
     ]

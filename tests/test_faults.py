@@ -25,7 +25,11 @@ def test_what_is_lost_is_seen(case):
     case.finish(workdir)
     log = workdir / "metrics.jsonl"
     lines = log.read_text().splitlines(keepends=True)
-    for wrong in (lines[:-2] + lines[-1:], lines + lines[-1:], [lines[0].replace("1", "2", 1), *lines[1:]]):
+    for wrong in (
+        lines[:-2] + lines[-1:],
+        lines + lines[-1:],
+        [lines[0].replace("1", "2", 1), *lines[1:]],
+    ):
         log.write_text("".join(wrong))
         with pytest.raises(faults.Lost, match=r"other lines in metrics\.jsonl"):
             case.compare(workdir)

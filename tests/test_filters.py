@@ -35,7 +35,9 @@ def test_random_filters_follow_pytorchs_default():
     kernels = bank("random", (5, 5, 4096))
     assert abs(kernels).max() <= 1 / 5
     levels = np.linspace(0, 1, 11)
-    np.testing.assert_allclose(np.quantile(kernels, levels), np.quantile(weight, levels), atol=0.005)
+    np.testing.assert_allclose(
+        np.quantile(kernels, levels), np.quantile(weight, levels), atol=0.005
+    )
 
 
 def test_random_filters_differ_and_follow_the_key():
@@ -65,12 +67,17 @@ def test_identity_passes_images_unchanged(kernel_size):
     assert (depthwise(x, bank("identity", (kernel_size, kernel_size, 3))) == x).all()
 
 
-FREQUENCIES = np.fft.fftfreq(512), np.fft.rfftfreq(512)  # cycles a pixel; the other half is its mirror image
+FREQUENCIES = (
+    np.fft.fftfreq(512),
+    np.fft.rfftfreq(512),
+)  # cycles a pixel; the other half is its mirror image
 
 
 def spectrum(kernels):
     """The energy of a whole bank of [k, k, C] at each frequency, filters padded to 512 x 512."""
-    rows, columns = (np.exp(-2j * np.pi * np.outer(f, np.arange(kernels.shape[0]))) for f in FREQUENCIES)
+    rows, columns = (
+        np.exp(-2j * np.pi * np.outer(f, np.arange(kernels.shape[0]))) for f in FREQUENCIES
+    )
     return sum(np.square(abs(rows @ kernel @ columns.T)) for kernel in np.moveaxis(kernels, 2, 0))
 
 
@@ -79,7 +86,8 @@ def spectrum(kernels):
 def test_a_higher_index_leaves_less_energy_above_any_cut(kernel_size, keep_norm):
     kernels = bank("random", (kernel_size, kernel_size, 16))
     spectra = [
-        spectrum(np.asarray(filters.smooth(kernels, i, keep_norm=keep_norm))) for i in (0, 0.5, 1, 2, 4, 8)
+        spectrum(np.asarray(filters.smooth(kernels, i, keep_norm=keep_norm)))
+        for i in (0, 0.5, 1, 2, 4, 8)
     ]
     for cut in (0.15, 0.25, 0.4):
         above = np.hypot(FREQUENCIES[0][:, None], FREQUENCIES[1]) > cut
@@ -112,7 +120,9 @@ def test_smoothing_keeps_the_norm_or_the_sum():
 def test_smoothing_draws_the_random_bank_and_at_index_0_changes_nothing():
     shape = (4, 4, 6)
     np.testing.assert_array_equal(bank("smoothed", shape), bank("random", shape))
-    np.testing.assert_array_equal(bank("smoothed", shape, index=2), filters.smooth(bank("random", shape), 2))
+    np.testing.assert_array_equal(
+        bank("smoothed", shape, index=2), filters.smooth(bank("random", shape), 2)
+    )
 
 
 def test_smoothing_a_filter_of_zeros_leaves_zeros():
@@ -137,7 +147,11 @@ def test_biases_and_dense_kernels_share_the_bound_of_their_fan_in():
         ("smoothed", {"index": -1}, "smoothing index: got -1, allowed a number from 0"),
         ("smoothed", {"index": float("nan")}, "smoothing index: got nan, allowed a number from 0"),
         ("smoothed", {"index": "2"}, "smoothing index: got '2', allowed a number from 0"),
-        ("box", {"index": 2}, "filters: got smoothing index 2 for 'box'; an index goes with 'smoothed'"),
+        (
+            "box",
+            {"index": 2},
+            "filters: got smoothing index 2 for 'box'; an index goes with 'smoothed'",
+        ),
     ],
 )
 def test_a_mistake_is_answered_in_one_line(name, settings, message):
@@ -148,7 +162,9 @@ def test_a_mistake_is_answered_in_one_line(name, settings, message):
 
 @pytest.mark.parametrize("name", filters.NAMES)
 def test_filters_are_square(name):
-    with pytest.raises(ValueError, match=r"filters are \[k, k, C\] or \[k, k, C, m\], got \[3, 4, 2\]"):
+    with pytest.raises(
+        ValueError, match=r"filters are \[k, k, C\] or \[k, k, C, m\], got \[3, 4, 2\]"
+    ):
         bank(name, (3, 4, 2))
 
 

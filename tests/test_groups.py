@@ -18,7 +18,11 @@ from randmix.preemption import Preempted
 PLAIN = {"optimizer__clip_norm": 0.0, "optimizer__weight_decay": 0.01, "schedule__name": "constant"}
 SLOW = (
     ("slow", "role('spatial')", {"lr_scale": 0.1}),
-    ("sgd", "role('head')", {"name": "sgd", "learning_rate": 0.5, "momentum": 0.0, "weight_decay": 0.0}),
+    (
+        "sgd",
+        "role('head')",
+        {"name": "sgd", "learning_rate": 0.5, "momentum": 0.0, "weight_decay": 0.0},
+    ),
     ("train", "everything", {}),
 )
 LATE = (("late", "role('spatial')", {"start_step": 3}), ("train", "~role('spatial')", {}))
@@ -75,9 +79,14 @@ def test_each_group_moves_as_under_an_optimizer_of_its_own():
     def gradients(params, batch_stats, batch):
         def loss(params):
             logits, updates = parts.model.apply(
-                {**params, "batch_stats": batch_stats}, batch["image"], train=True, mutable=["batch_stats"]
+                {**params, "batch_stats": batch_stats},
+                batch["image"],
+                train=True,
+                mutable=["batch_stats"],
             )
-            loss = -jnp.take_along_axis(jax.nn.log_softmax(logits), batch["label"][:, None], 1).mean()
+            loss = -jnp.take_along_axis(
+                jax.nn.log_softmax(logits), batch["label"][:, None], 1
+            ).mean()
             return loss, updates["batch_stats"]
 
         return jax.grad(loss, has_aux=True)(params)
@@ -98,7 +107,9 @@ def test_each_group_moves_as_under_an_optimizer_of_its_own():
 def test_filters_left_out_of_a_fraction_stay_bit_for_bit():
     text = "fraction(role('spatial') & leaf('kernel') - path('.*stem.*'), 0.25, 7)"
     groups_ = (("some", text, {}), ("train", "~role('spatial')", {}))
-    parts = runs.assemble(small.config(groups=groups_, optimizer__clip_norm=1.0, optimizer__weight_decay=0.1))
+    parts = runs.assemble(
+        small.config(groups=groups_, optimizer__clip_norm=1.0, optimizer__weight_decay=0.1)
+    )
     start = state = initial(parts)
     train_step = stepper(parts)
     for batch in batches(3):
@@ -119,7 +130,11 @@ def test_filters_left_out_of_a_fraction_stay_bit_for_bit():
 
 def test_the_clipped_norm_leaves_unlearned_filters_out():
     """The share 0 of the spatial filters takes the very step of Chans, clipping included."""
-    settings = {"optimizer__name": "sgd", "optimizer__clip_norm": 0.01, "schedule__name": "constant"}
+    settings = {
+        "optimizer__name": "sgd",
+        "optimizer__clip_norm": 0.01,
+        "schedule__name": "constant",
+    }
     none = (("none", "fraction(role('spatial'), 0.0, 0)", {}), ("train", "~role('spatial')", {}))
     fraction = runs.assemble(small.config(groups=none, **settings))
     chans = runs.assemble(small.config(mode="chans", **settings))
@@ -168,9 +183,13 @@ def test_the_late_groups_learning_rate_is_the_runs_at_that_step():
     (batch,) = batches(1)
     moved, _ = stepper(parts, 2)(state, batch)
     size = np.abs(
-        np.asarray(moved.params["spatial"]["stem"]["kernel"] - state.params["spatial"]["stem"]["kernel"])
+        np.asarray(
+            moved.params["spatial"]["stem"]["kernel"] - state.params["spatial"]["stem"]["kernel"]
+        )
     )
-    np.testing.assert_allclose(size, 0.01 * 2 / 3, rtol=1e-3)  # after 2 of 6 steps, on the way up to step 3
+    np.testing.assert_allclose(
+        size, 0.01 * 2 / 3, rtol=1e-3
+    )  # after 2 of 6 steps, on the way up to step 3
 
 
 def test_a_run_of_two_phases_is_announced_and_resumes_bit_for_bit(tmp_path, monkeypatch, capsys):
@@ -250,7 +269,9 @@ def test_a_bad_selector_in_a_group_names_the_group(text):
 
 
 def test_an_epoch_is_a_start_too():
-    config = small.config(groups=(("a", "role('head')", {}), ("b", "role('norm')", {"start_epoch": 0.5})))
+    config = small.config(
+        groups=(("a", "role('head')", {}), ("b", "role('norm')", {"start_epoch": 0.5}))
+    )
     config.steps = 100
     (a, b) = groups.from_config(config, 40, 100)
     assert (a.start_step, b.start_step) == (0, 20)

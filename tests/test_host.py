@@ -42,7 +42,9 @@ def test_the_users_own_xla_flags_win(fresh, monkeypatch):
     assert os.environ["XLA_FLAGS"] == "--xla_cpu_prefer_vector_width=256 --xla_dump_to=x"
 
 
-@pytest.mark.parametrize(("platforms", "devices"), [("cuda", []), ("tpu,cpu", []), ("", ["/dev/nvidia0"])])
+@pytest.mark.parametrize(
+    ("platforms", "devices"), [("cuda", []), ("tpu,cpu", []), ("", ["/dev/nvidia0"])]
+)
 def test_an_accelerator_leaves_everything_alone(platforms, devices, fresh, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", platforms)
     monkeypatch.setattr(host.glob, "glob", lambda pattern: devices)
@@ -85,7 +87,9 @@ def test_where_compiled_programs_are_kept(platforms, before, asked, kept, monkey
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", before or "")
     if before is None:
         monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-    assert host.keep_compiled(asked, default="runs/.compiled") == (None if kept == "theirs" else kept)
+    assert host.keep_compiled(asked, default="runs/.compiled") == (
+        None if kept == "theirs" else kept
+    )
     assert os.environ.get("JAX_COMPILATION_CACHE_DIR") == kept
 
 
@@ -152,7 +156,9 @@ def test_nor_by_a_jax_that_is_imported_already(laptop, monkeypatch):
         lambda patch: patch.setattr(
             host.importlib.util, "find_spec", lambda name: name in ("libtpu", "jax_plugins") or None
         ),
-        lambda patch: patch.setattr(host.importlib.metadata, "entry_points", lambda group: ("metal",)),
+        lambda patch: patch.setattr(
+            host.importlib.metadata, "entry_points", lambda group: ("metal",)
+        ),
         lambda patch: patch.setattr(host.importlib.util, "find_spec", lambda name: None),
     ],
 )

@@ -58,7 +58,9 @@ def test_folders_that_are_split_become_splits_byte_for_byte(tmp_path, test_folde
     data_set = catalog.get(NAME, tmp_path)
     assert (data_set.train_examples, data_set.test_examples, data_set.num_classes) == (20, 3, 2)
     assert len(catalog.open_source(data_set, "test", tmp_path)) == 3
-    source = tfds.data_source(NAME, data_dir=tmp_path, split="train", download=False)  # decoded by TFDS
+    source = tfds.data_source(
+        NAME, data_dir=tmp_path, split="train", download=False
+    )  # decoded by TFDS
     assert source[0]["image"].shape == (30, 40, 3)
 
 
@@ -88,7 +90,10 @@ SMALLEST = ["09.png", "13.jpg", "21.png"]
         ("palette.png", lambda: pictures.encode(pictures.noise(0), "PNG", mode="P")),
         ("bits.png", lambda: pictures.encode(pictures.noise(0, channels=1), "PNG", mode="1")),
         ("opaque.png", lambda: pictures.encode(pictures.noise(0), "PNG", mode="RGBA")),
-        ("opaque_grey.png", lambda: pictures.encode(pictures.noise(0, channels=1), "PNG", mode="LA")),
+        (
+            "opaque_grey.png",
+            lambda: pictures.encode(pictures.noise(0, channels=1), "PNG", mode="LA"),
+        ),
     ],
 )
 def test_what_has_one_meaning_in_rgb_is_converted_without_loss(tmp_path, file_name, content):
@@ -105,7 +110,9 @@ def colour_png_of_16_bits():
     import zlib
 
     def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
     return (
@@ -141,7 +148,11 @@ def transparent(mode):
         ("a.png", lambda: transparent("RGB"), "transparent in places"),
         ("a.jpg", lambda: b"<html>not found</html>", "no whole image (no JPEG or PNG)"),
         ("a.jpg", lambda: b"", "no whole image (no JPEG or PNG)"),
-        ("a.jpg", lambda: pictures.encode(pictures.noise(0), "GIF"), "no whole image (no JPEG or PNG)"),
+        (
+            "a.jpg",
+            lambda: pictures.encode(pictures.noise(0), "GIF"),
+            "no whole image (no JPEG or PNG)",
+        ),
         (
             "a.jpg",
             lambda: pictures.encode(pictures.noise(0))[:-700],
@@ -168,7 +179,8 @@ def test_folders_that_are_not_laid_out_so(tmp_path):
     source = pictures.folder(tmp_path / "source")
     (source / "empty").mkdir()
     assert (
-        refused(source, tmp_path) == f"--source: class folder {source / 'empty'} is empty; fill or remove it"
+        refused(source, tmp_path)
+        == f"--source: class folder {source / 'empty'} is empty; fill or remove it"
     )
     (source / "empty" / "one.jpg").write_bytes(pictures.encode(pictures.noise(0)))
     assert "class 'empty' has one image, and splitting takes two" in refused(source, tmp_path)
@@ -195,7 +207,9 @@ def test_a_name_that_is_taken_by_other_files(tmp_path):
     assert prepared(source, tmp_path / "data") == directory
     assert directory.stat().st_mtime_ns == before
     (source / "cat" / "new.jpg").write_bytes(pictures.encode(pictures.noise(5)))
-    with pytest.raises(UserError, match=r"was prepared from other files than .*; choose another --name"):
+    with pytest.raises(
+        UserError, match=r"was prepared from other files than .*; choose another --name"
+    ):
         prepared(source, tmp_path / "data")
 
 
@@ -203,14 +217,14 @@ def test_tfrecords_get_the_conversion_command(tmp_path):
     directory = prepared(pictures.folder(tmp_path / "source"), tmp_path)
     info = json.loads((directory / "dataset_info.json").read_text())
     (directory / "dataset_info.json").write_text(json.dumps(info | {"fileFormat": "tfrecord"}))
-    with pytest.raises(UserError, match=r"holds tfrecord files, not array_record; .*`tfds convert_format"):
+    with pytest.raises(
+        UserError, match=r"holds tfrecord files, not array_record; .*`tfds convert_format"
+    ):
         catalog.get(NAME, tmp_path)
 
 
 def test_an_unprepared_folder_names_the_command(tmp_path):
-    command_line = (
-        f"`python -m randmix.data.prepare imagefolder --source=DIR --name=pets --data_dir={tmp_path}`"
-    )
+    command_line = f"`python -m randmix.data.prepare imagefolder --source=DIR --name=pets --data_dir={tmp_path}`"
     with pytest.raises(UserError) as error:
         catalog.get(NAME, tmp_path)
     assert str(error.value) == f"{NAME} is not prepared in {tmp_path}; run {command_line}"
@@ -252,7 +266,9 @@ def _denied(path, *args, **kwargs):
 def test_two_processes_prepare_it_once(tmp_path):
     source = pictures.folder(tmp_path / "source", each=40)
     context = multiprocessing.get_context("fork" if os.name == "nt" else "spawn")
-    processes = [context.Process(target=prepared, args=(source, tmp_path / "data")) for _ in range(2)]
+    processes = [
+        context.Process(target=prepared, args=(source, tmp_path / "data")) for _ in range(2)
+    ]
     for process in processes:
         process.start()
     for process in processes:
@@ -268,7 +284,9 @@ def test_the_command_line(tmp_path):
     arguments = ("imagefolder", f"--source={source}", f"--data_dir={tmp_path}", "--num_shards=2")
     done = command.run("randmix.data.prepare", *arguments)
     assert (done.status, done.err) == (0, "")
-    where = f"imagefolder/source: 18 train and 2 test examples in {tmp_path}/imagefolder/source/1.0.0 ("
+    where = (
+        f"imagefolder/source: 18 train and 2 test examples in {tmp_path}/imagefolder/source/1.0.0 ("
+    )
     assert done.out.startswith(where)
     assert len(list((tmp_path / "imagefolder/source/1.0.0").glob("*train*-of-00002"))) == 2
     mistakes = {
@@ -284,7 +302,10 @@ def test_the_command_line(tmp_path):
             f"--source={source}",
             "--num_shards=9",
         ): "num_shards of imagefolder/source is 1..2, got 9",
-        ("digits", f"--source={source}"): "--source and --name are for imagefolder, got the data set digits",
+        (
+            "digits",
+            f"--source={source}",
+        ): "--source and --name are for imagefolder, got the data set digits",
         (
             *arguments[:2],
             "--data_dir=gs://bucket/data",

@@ -19,8 +19,12 @@ VALIDATION = [f"ILSVRC2012_val_{k:08d}.JPEG" for k in range(1, 6)]
 
 def training_images():
     """{class: {file name: bytes}}, with a CMYK JPEG and a PNG among them, by their true names."""
-    images = {"n01440764": {f"n01440764_{k}.JPEG": pictures.encode(pictures.noise(k)) for k in range(3)}}
-    images["n01739381"] = {CMYK: pictures.encode(pictures.photograph(0, 60, 50), mode="CMYK", quality=95)}
+    images = {
+        "n01440764": {f"n01440764_{k}.JPEG": pictures.encode(pictures.noise(k)) for k in range(3)}
+    }
+    images["n01739381"] = {
+        CMYK: pictures.encode(pictures.photograph(0, 60, 50), mode="CMYK", quality=95)
+    }
     images["n02105855"] = {PNG: pictures.encode(pictures.photograph(1, 60, 50), "PNG")}
     return images
 
@@ -31,7 +35,9 @@ def validation_images():
 
 def archives():
     train = {f"{name}.tar": pictures.tar(files) for name, files in training_images().items()}
-    shuffled = {name: validation_images()[name] for name in VALIDATION[::-1]}  # the labels go by name
+    shuffled = {
+        name: validation_images()[name] for name in VALIDATION[::-1]
+    }  # the labels go by name
     return {imagenet.TRAIN: pictures.tar(train), imagenet.VALIDATION: pictures.tar(shuffled)}
 
 
@@ -92,7 +98,9 @@ def test_archives_become_what_they_hold(manual, tmp_path):
         for x in map(source["train"].__getitem__, range(5))
     }
     truth = {
-        (label, name): data for label, files in training_images().items() for name, data in files.items()
+        (label, name): data
+        for label, files in training_images().items()
+        for name, data in files.items()
     }
     assert got.keys() == truth.keys()
     for (label, name), data in got.items():
@@ -123,7 +131,9 @@ def test_the_order_is_by_the_stock_builders_keys(manual, tmp_path):
     source = catalog.open_source(catalog.get("imagenet2012"), "train", tmp_path / "data")
     order = b" ".join(source[k]["file_name"] for k in range(5))
     hasher = tfds.core.hashing.Hasher("train")
-    keys = sorted((name for files in training_images().values() for name in files), key=hasher.hash_key)
+    keys = sorted(
+        (name for files in training_images().values() for name in files), key=hasher.hash_key
+    )
     assert order == " ".join(keys).encode()
 
 
@@ -137,7 +147,9 @@ def test_missing_archives_are_named(manual, tmp_path, missing):
 
 
 def test_without_a_directory_it_says_where_to_get_the_archives(tmp_path):
-    with pytest.raises(UserError, match=r"ILSVRC2012_img_val\.tar.*registered users.*--manual_dir=DIR$"):
+    with pytest.raises(
+        UserError, match=r"ILSVRC2012_img_val\.tar.*registered users.*--manual_dir=DIR$"
+    ):
         prepare.prepare("imagenet2012", tmp_path)
 
 
@@ -156,13 +168,27 @@ def test_a_truncated_archive_is_seen_by_its_size(manual, tmp_path):
     ("name", "change", "message"),
     [
         (imagenet.TRAIN, lambda data: data[: len(data) // 2], "is truncated or no tar archive"),
-        (imagenet.VALIDATION, lambda data: data[: len(data) // 4], "is truncated or no tar archive"),
-        (imagenet.VALIDATION, lambda data: b"<html>not found</html>" * 100, "is truncated or no tar archive"),
-        (imagenet.TRAIN, lambda data: pictures.tar({"n01440764.tar": b"x" * 600}), "no tar archive"),
+        (
+            imagenet.VALIDATION,
+            lambda data: data[: len(data) // 4],
+            "is truncated or no tar archive",
+        ),
+        (
+            imagenet.VALIDATION,
+            lambda data: b"<html>not found</html>" * 100,
+            "is truncated or no tar archive",
+        ),
+        (
+            imagenet.TRAIN,
+            lambda data: pictures.tar({"n01440764.tar": b"x" * 600}),
+            "no tar archive",
+        ),
         (imagenet.TRAIN, lambda data: data[: data.index(b"n01739381.tar")], "4 train|3 train"),
     ],
 )
-def test_an_archive_of_the_right_size_but_damaged(manual, tmp_path, monkeypatch, name, change, message):
+def test_an_archive_of_the_right_size_but_damaged(
+    manual, tmp_path, monkeypatch, name, change, message
+):
     files = archives()
     write(manual, files | {name: change(files[name])}, monkeypatch)
     with pytest.raises(UserError, match=message) as error:

@@ -53,7 +53,9 @@ def headers():
 
 def test_shellcheck_has_nothing_to_say():
     assert len(SCRIPTS) == 3
-    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    shellcheck = shutil.which(
+        "shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    )
     done = subprocess.run([shellcheck, *SCRIPTS], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
@@ -66,7 +68,9 @@ def test_the_commands_in_the_headers_parse():
     ran = []
     for path, words in headers():
         flags = [word for word in words if word.startswith(("--config", "--workdir"))]
-        assert all((command.REPOSITORY / word).exists() for word in words if word.startswith("launch/"))
+        assert all(
+            (command.REPOSITORY / word).exists() for word in words if word.startswith("launch/")
+        )
         if any(flag.startswith("--config") for flag in flags):
             assert_parses(flags)
             ran.append(path.name)
@@ -86,7 +90,9 @@ def test_the_jobset_fails_on_a_mistake_and_restarts_on_the_rest():
     assert spec["backoffLimit"] == 0
     assert spec["parallelism"] == spec["completions"]
     policy = JOBSET["spec"]["failurePolicy"]
-    assert policy["rules"] == [{"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}]
+    assert policy["rules"] == [
+        {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    ]
     assert policy["maxRestarts"] > 1
     assert_parses(container["args"])
 
@@ -165,12 +171,16 @@ esac
         (["75 75", "75 75", "75 75"], 1, ["create", *["run 75 75"] * 3, "delete"]),
     ],
 )
-def test_the_pod_is_started_again_after_preemption_and_never_after_a_mistake(outcomes, status, log, tmp_path):
+def test_the_pod_is_started_again_after_preemption_and_never_after_a_mistake(
+    outcomes, status, log, tmp_path
+):
     (tmp_path / "gcloud").write_text(GCLOUD)
     (tmp_path / "gcloud").chmod(0o755)
     (tmp_path / "outcomes").write_text("\n".join(outcomes) + "\n")
     path = f"{tmp_path}:{os.environ['PATH']}"
-    done = launch("tpu_pod.sh", *POD, "--", *RUN, PATH=path, CLOUD=str(tmp_path), POLL="0", RESTARTS="2")
+    done = launch(
+        "tpu_pod.sh", *POD, "--", *RUN, PATH=path, CLOUD=str(tmp_path), POLL="0", RESTARTS="2"
+    )
     assert done.returncode == status, done.stderr
     assert (tmp_path / "log").read_text().splitlines() == log
 

@@ -26,7 +26,13 @@ ALLOWED = {
     "progress": set(),
     "cli": {"errors", "host"},
     "config": {"errors"},
-    "data": {"errors", "cli", "config", "plots", "sharding"},  # what prepare and show are beside the data
+    "data": {
+        "errors",
+        "cli",
+        "config",
+        "plots",
+        "sharding",
+    },  # what prepare and show are beside the data
     "models": {"errors", "filters", "ops"},
     "groups": {"errors", "masks"},
     "optim": {"errors", "groups"},
@@ -62,11 +68,19 @@ ALLOWED = {
 
 
 def imports(room):
-    files = [PACKAGE / f"{room}.py"] if (PACKAGE / f"{room}.py").exists() else (PACKAGE / room).rglob("*.py")
+    files = (
+        [PACKAGE / f"{room}.py"]
+        if (PACKAGE / f"{room}.py").exists()
+        else (PACKAGE / room).rglob("*.py")
+    )
     for file in files:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "randmix":
-                names = [node.module] if "." in node.module else [f"randmix.{a.name}" for a in node.names]
+                names = (
+                    [node.module]
+                    if "." in node.module
+                    else [f"randmix.{a.name}" for a in node.names]
+                )
             elif isinstance(node, ast.Import):
                 names = [a.name for a in node.names if a.name.split(".")[0] == "randmix"]
             else:

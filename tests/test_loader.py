@@ -47,7 +47,9 @@ def test_epochs_and_seeds_have_orders_of_their_own():
 def test_images_are_in_0_to_1_and_go_with_their_labels():
     batch = batch_at(jnp.int32(2), 3, DATA)
     assert batch["image"].dtype == jnp.float32
-    expected = np.broadcast_to(np.asarray(batch["label"])[:, None, None, None] / 255, batch["image"].shape)
+    expected = np.broadcast_to(
+        np.asarray(batch["label"])[:, None, None, None] / 255, batch["image"].shape
+    )
     np.testing.assert_allclose(batch["image"], expected, rtol=1e-6)
 
 

@@ -67,7 +67,10 @@ def test_without_a_workdir_each_config_has_a_folder_of_its_own(tmp_path):
     name, _, digits = folder.name.rpartition("-")
     assert name == "digits"
     assert len(digits) == 8
-    assert main(*flags, "--config.log_every=1", cwd=tmp_path).out.splitlines()[0] == first.out.splitlines()[0]
+    assert (
+        main(*flags, "--config.log_every=1", cwd=tmp_path).out.splitlines()[0]
+        == first.out.splitlines()[0]
+    )
 
 
 def test_help_is_enough():
@@ -97,7 +100,10 @@ def test_a_summary_shows_the_parameters_and_their_cost_and_ends(tmp_path):
     [
         ([], "--config is missing; give one, for example --config=configs/digits.py"),
         (["--config=configs/digit.py"], "configs/digit.py"),
-        ([DIGITS, "--config.modle=full"], "--config.modle: the config has no such key; did you mean 'mode'?"),
+        (
+            [DIGITS, "--config.modle=full"],
+            "--config.modle: the config has no such key; did you mean 'mode'?",
+        ),
         (
             [DIGITS, "--config.model.widht=3"],
             "--config.model.widht: the config has no such key; did you mean 'model.width'?",
@@ -143,7 +149,9 @@ def test_a_mistake_is_one_line_and_status_2(arguments, message, tmp_path):
 
 def test_a_batch_that_the_devices_cannot_share(tmp_path):
     done = main(
-        DIGITS, f"--workdir={tmp_path / 'run'}", env={"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}
+        DIGITS,
+        f"--workdir={tmp_path / 'run'}",
+        env={"XLA_FLAGS": "--xla_force_host_platform_device_count=3"},
     )
     assert done.status == 2
     assert done.err == (
@@ -168,7 +176,9 @@ def test_a_mistake_in_a_config_file_is_one_line(tmp_path):
 
 
 def test_a_bug_keeps_its_traceback_and_status_1(tmp_path):
-    (tmp_path / "checkpoints").write_text("not a folder: nothing a person does, and nothing we foresee")
+    (tmp_path / "checkpoints").write_text(
+        "not a folder: nothing a person does, and nothing we foresee"
+    )
     done = main(*QUICK, f"--workdir={tmp_path}")
     assert done.status == 1
     assert "Traceback (most recent call last)" in done.err

@@ -39,7 +39,9 @@ from randmix.masks import MODES, MaskError, depth, everything, fraction, leaf, p
 @given(trees, st.lists(selectors, max_size=3))
 def test_every_leaf_gets_the_label_of_the_first_rule_that_selects_it(flat, given_selectors):
     tree = nested(flat)
-    rules = [(f"rule {index}", s) for index, s in enumerate(given_selectors)] + [("rest", everything)]
+    rules = [(f"rule {index}", s) for index, s in enumerate(given_selectors)] + [
+        ("rest", everything)
+    ]
     assume(all(masks.paths(tree, selector) for _, selector in rules))
     labels = masks.labels(tree, rules)
     assert jax.tree.structure(labels) == jax.tree.structure(tree)
@@ -88,12 +90,18 @@ def test_every_leaf_gets_the_label_of_the_first_rule_that_selects_it(flat, given
             [("train", "~path('head/classifier/bias')")],
             "no rule covers 'head/classifier/bias': end the rules with ('freeze', everything)",
         ),
-        ({"train": everything}, "rules are a list of (label, selector) pairs, got {'train': everything}"),
+        (
+            {"train": everything},
+            "rules are a list of (label, selector) pairs, got {'train': everything}",
+        ),
         ("everything", "rules are a list of (label, selector) pairs, got 'everything'"),
         ([everything], "rule 1 is a pair (label, selector), got everything"),
         ([("", everything)], "rule 1 has a label, a non-empty str: got ''"),
         ([("train", 3)], "rule 1 ('train') has a selector, a fraction or a text: got 3"),
-        ([("train", "rôle('a')")], "rule 1 ('train'): unknown selector 'rôle', did you mean role(name)?"),
+        (
+            [("train", "rôle('a')")],
+            "rule 1 ('train'): unknown selector 'rôle', did you mean role(name)?",
+        ),
         (
             [("freeze", fraction(everything, 0.5))],
             "rule 1 ('freeze'): a fraction says which share is learned, label it 'train'",
@@ -136,7 +144,8 @@ def test_strict_finds_the_misspelt_word_that_selects_everything():
 def test_modes_are_what_is_trained():
     params = model_params()
     frozen = {
-        mode: {p.split("/")[0] for p in masks.paths(params, ~selector)} for mode, selector in MODES.items()
+        mode: {p.split("/")[0] for p in masks.paths(params, ~selector)}
+        for mode, selector in MODES.items()
     }
     assert frozen == {"full": set(), "chans": {"spatial"}, "space": {"channel"}}
     assert masks.trainable("space | late", names={"late": depth(2, None)}) == [
@@ -160,7 +169,9 @@ def test_modes_are_what_is_trained():
     ],
 )
 def test_paths_of_all_kinds_of_trees(tree, expected):
-    linear = [f"{place}/{name}" for place in ("layers/0", "layers/1") for name in ("bias", "kernel")]
+    linear = [
+        f"{place}/{name}" for place in ("layers/0", "layers/1") for name in ("bias", "kernel")
+    ]
     of_nnx = [*linear, "norm/bias", "norm/scale", "spatial/bias", "spatial/kernel"]
     assert masks.paths(tree) == (of_nnx if expected is None else expected)
     labels = masks.labels(tree, [("train", everything)])
@@ -194,7 +205,9 @@ def test_apply_changes_the_selected_leaves_only():
     assert masks.diff(params, zeroed).moved == masks.paths(params, role("spatial") & leaf("kernel"))
 
 
-@pytest.mark.parametrize("tree", [model_params(), nnx.state(NnxModel(), nnx.Param)], ids=["dict", "nnx"])
+@pytest.mark.parametrize(
+    "tree", [model_params(), nnx.state(NnxModel(), nnx.Param)], ids=["dict", "nnx"]
+)
 def test_multi_transform_trains_what_is_labelled(tree):
     tree = jax.tree.map(jnp.asarray, tree)
     labels = masks.labels(tree, masks.trainable("chans"))
@@ -206,7 +219,9 @@ def test_multi_transform_trains_what_is_labelled(tree):
     moved = masks.diff(tree, optax.apply_updates(tree, updates)).moved
     assert moved == [p for p in masks.paths(tree) if not p.startswith("spatial/")]
     learned, _ = masks.partition(tree, labels)
-    assert sum(x.size for x in jax.tree.leaves(state)) == sum(x.size for x in jax.tree.leaves(learned))
+    assert sum(x.size for x in jax.tree.leaves(state)) == sum(
+        x.size for x in jax.tree.leaves(learned)
+    )
 
 
 def test_labels_of_ten_thousand_leaves_are_quick():
@@ -214,7 +229,9 @@ def test_labels_of_ten_thousand_leaves_are_quick():
         f"role{r}": {f"block_{b:03d}": {"conv": {"kernel": 0.0, "bias": 0.0}} for b in range(500)}
         for r in range(10)
     }
-    rules = masks.trainable("~role('role1') & depth(4, None) | path('role2/.*/kernel') - leaf('bias')")
+    rules = masks.trainable(
+        "~role('role1') & depth(4, None) | path('role2/.*/kernel') - leaf('bias')"
+    )
     seconds = []  # of this process, as the machine may be busy with others
     for _ in range(5):
         start = time.process_time()
@@ -239,7 +256,12 @@ def test_merge_is_the_inverse_of_partition(flat, selector):
 
 @pytest.mark.parametrize(
     "tree",
-    [model_params(), nnx.state(NnxModel(), nnx.Param), [1.0, (2.0, None)], Module(Pair(1.0, None), 3.0)],
+    [
+        model_params(),
+        nnx.state(NnxModel(), nnx.Param),
+        [1.0, (2.0, None)],
+        Module(Pair(1.0, None), 3.0),
+    ],
     ids=["dict", "nnx", "list", "dataclass"],
 )
 def test_partition_keeps_the_structure(tree):

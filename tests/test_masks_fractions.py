@@ -22,10 +22,14 @@ from randmix.masks import MaskError, everything, fraction, path, role
 )
 def test_fractions_are_exact_and_nested(shape, shares, seed):
     tree = {
-        "spatial": {"block_00": {"depthwise": {"kernel": jax.ShapeDtypeStruct(tuple(shape), jnp.float32)}}}
+        "spatial": {
+            "block_00": {"depthwise": {"kernel": jax.ShapeDtypeStruct(tuple(shape), jnp.float32)}}
+        }
     }
     small, large = (
-        jax.tree.leaves(masks.channel_masks(tree, [("train", fraction(everything, share, seed))]))[0]
+        jax.tree.leaves(masks.channel_masks(tree, [("train", fraction(everything, share, seed))]))[
+            0
+        ]
         for share in shares
     )
     filters = int(np.prod(shape[2:] if len(shape) > 2 else shape[-1:]))
@@ -47,7 +51,9 @@ def test_fraction_draws_are_a_function_of_seed_and_path():
     np.testing.assert_array_equal(
         first["block_01"]["depthwise"]["kernel"], alone["block_01"]["depthwise"]["kernel"]
     )
-    assert (first["block_01"]["depthwise"]["kernel"] != first["block_00"]["depthwise"]["kernel"]).any()
+    assert (
+        first["block_01"]["depthwise"]["kernel"] != first["block_00"]["depthwise"]["kernel"]
+    ).any()
     assert (first["stem"]["kernel"] != draw(params, seed=1)["stem"]["kernel"]).any()
     # A filter is learned with its bias.
     np.testing.assert_array_equal(first["stem"]["kernel"][0, 0], first["stem"]["bias"])
@@ -61,7 +67,11 @@ def test_channel_masks_follow_the_first_rule_and_fit_kernels():
         "spatial": {"a": np.ones((3, 3, 4)), "b": np.ones((3, 3, 4, 2)), "c": np.ones(8)},
         "channel": {"d": np.ones((2, 6))},
     }
-    rules = [("train", path("spatial/c")), ("train", "fraction(everything, 0.5, 3)"), ("freeze", everything)]
+    rules = [
+        ("train", path("spatial/c")),
+        ("train", "fraction(everything, 0.5, 3)"),
+        ("freeze", everything),
+    ]
     result = masks.channel_masks(tree, rules)
     assert result["spatial"]["c"] is None
     assert result["spatial"]["a"].shape == (1, 1, 4)
@@ -86,8 +96,12 @@ def test_fractions_read_back_and_stand_alone():
         with pytest.raises(MaskError, match=r"^fraction\(\.\.\.\) is a rule, not a selector: "):
             combination()
     for misuse in (lambda: masks.mask({"a": 1}, rule), lambda: masks.paths({"a": 1}, repr(rule))):
-        with pytest.raises(MaskError, match=r"is a rule, not a selector: use it in the rules of labels$"):
+        with pytest.raises(
+            MaskError, match=r"is a rule, not a selector: use it in the rules of labels$"
+        ):
             misuse()
     for share in (-0.1, 1.1, float("nan"), True, "0.5", None):
-        with pytest.raises(MaskError, match=r"^the share of a fraction is a number from 0 to 1, got "):
+        with pytest.raises(
+            MaskError, match=r"^the share of a fraction is a number from 0 to 1, got "
+        ):
             fraction(everything, share)

@@ -48,7 +48,8 @@ def test_repr_reads_back(selector):
     text = repr(selector)
     assert masks.parse(text, names={"floats": FLOATS}) == selector
     public = {
-        name: getattr(masks, name) for name in ("role", "path", "depth", "leaf", "everything", "nothing")
+        name: getattr(masks, name)
+        for name in ("role", "path", "depth", "leaf", "everything", "nothing")
     }
     by_python = eval(text, {**public, "where": {"floats": FLOATS}.get})
     assert by_python == selector
@@ -113,7 +114,8 @@ def test_where_equals_by_name_and_predicate():
 
 
 @pytest.mark.parametrize(
-    "logic", [lambda a, b: a and b, lambda a, b: a or b, lambda a, b: not a, lambda a, b: 1 if a else 2]
+    "logic",
+    [lambda a, b: a and b, lambda a, b: a or b, lambda a, b: not a, lambda a, b: 1 if a else 2],
 )
 def test_python_logic_is_refused(logic):
     with pytest.raises(
@@ -144,8 +146,19 @@ def test_depth_is_the_first_number(joined, number):
 @pytest.mark.parametrize(
     "text",
     [
-        *["__import__('os').system('true')", "role.__class__", "role('a').name", "().__class__.__bases__[0]"],
-        *["[x for x in ()]", "{role('a') for _ in (1,)}", "(role('a') for _ in (1,))", "lambda: 0", "f'{1}'"],
+        *[
+            "__import__('os').system('true')",
+            "role.__class__",
+            "role('a').name",
+            "().__class__.__bases__[0]",
+        ],
+        *[
+            "[x for x in ()]",
+            "{role('a') for _ in (1,)}",
+            "(role('a') for _ in (1,))",
+            "lambda: 0",
+            "f'{1}'",
+        ],
         *[
             "role(*'a')",
             "role(**{})",
@@ -161,7 +174,13 @@ def test_depth_is_the_first_number(joined, number):
             "role('a') if 1 else role('b')",
             "role('a') + role('b')",
         ],
-        *["role('a') ^ role('b')", "-role('a')", "role('a') == role('b')", "(a := role('a'))", "role('a'),"],
+        *[
+            "role('a') ^ role('b')",
+            "-role('a')",
+            "role('a') == role('b')",
+            "(a := role('a'))",
+            "role('a'),",
+        ],
         *[
             "",
             " ",
@@ -175,15 +194,34 @@ def test_depth_is_the_first_number(joined, number):
             "await role('a')",
             "yield",
         ],
-        *["role('a'); role('b')", "import os", "x = 1", "role('a'", "role('a'))", "role('\0')\0", "\ud800"],
-        *["everything()", "nothing('a')", "where('a')", "depth(True, 2)", "depth(-1, 2)", "depth(2, 1)"],
+        *[
+            "role('a'); role('b')",
+            "import os",
+            "x = 1",
+            "role('a'",
+            "role('a'))",
+            "role('\0')\0",
+            "\ud800",
+        ],
+        *[
+            "everything()",
+            "nothing('a')",
+            "where('a')",
+            "depth(True, 2)",
+            "depth(-1, 2)",
+            "depth(2, 1)",
+        ],
         *[
             "depth(1.0, 2)",
             "depth('1', 2)",
             "depth(1, 2) & fraction(everything, 0.5, 0)",
             "~fraction(nothing, 1)",
         ],
-        *["fraction(everything)", "fraction('fraction(nothing, 1)', 1)", "fraction(everything, 2, 0)"],
+        *[
+            "fraction(everything)",
+            "fraction('fraction(nothing, 1)', 1)",
+            "fraction(everything, 2, 0)",
+        ],
         *[
             "fraction(everything, 0.5, -1)",
             "fraction(everything, nothing)",
@@ -196,9 +234,28 @@ def test_depth_is_the_first_number(joined, number):
             "(" * 2000,
             "~" * 4000 + "a",
         ],
-        *["~" * 65 + "everything", "(" * 65 + "everything" + ")" * 65, "-" * 4000 + "1", "a." * 2000 + "a"],
-        *["everything" + "()" * 2000, "everything" + "[0]" * 1300, "x" * 4097, "9" * 4000, "print('x')"],
-        *["eval('1')", "exec", "globals()['x']", "role('a')\nrole('b')", "role('a') if role('b')", "\\", "#"],
+        *[
+            "~" * 65 + "everything",
+            "(" * 65 + "everything" + ")" * 65,
+            "-" * 4000 + "1",
+            "a." * 2000 + "a",
+        ],
+        *[
+            "everything" + "()" * 2000,
+            "everything" + "[0]" * 1300,
+            "x" * 4097,
+            "9" * 4000,
+            "print('x')",
+        ],
+        *[
+            "eval('1')",
+            "exec",
+            "globals()['x']",
+            "role('a')\nrole('b')",
+            "role('a') if role('b')",
+            "\\",
+            "#",
+        ],
     ],
 )
 def test_anything_but_selectors_is_refused_in_one_line(text):
@@ -209,9 +266,7 @@ def test_anything_but_selectors_is_refused_in_one_line(text):
     assert 10 < len(message) < 320
 
 
-READABLE = (
-    "a selector text holds role, path, depth, leaf, where, everything, nothing and the operators & | ~ -"
-)
+READABLE = "a selector text holds role, path, depth, leaf, where, everything, nothing and the operators & | ~ -"
 
 
 @pytest.mark.parametrize(
@@ -231,11 +286,17 @@ READABLE = (
         ("role('a', 'b')", "role got 2 arguments: write role(name)"),
         ("depth(start=1, stop=2)", "depth takes no keywords in a text: write depth(start, stop)"),
         ("everything()", "everything takes no brackets: write everything"),
-        ("where('k')", "where('k') stands for a predicate: give it by parse(text, names={'k': selector})"),
+        (
+            "where('k')",
+            "where('k') stands for a predicate: give it by parse(text, names={'k': selector})",
+        ),
         ("depth(-1, 2)", "depth(start, stop) takes whole numbers from 0 or None for open, got -1"),
         ("depth(5, 2)", "depth(5, 2) ends before it starts: write depth(2, 5)"),
         ("role(3)", "role takes a name as a non-empty str, got 3"),
-        ("path('[')", "path takes a regular expression, got '[': unterminated character set at position 0"),
+        (
+            "path('[')",
+            "path takes a regular expression, got '[': unterminated character set at position 0",
+        ),
         ("x" * 4097, "a selector text has at most 4,096 characters, got 4,097"),
         (
             "~" * 65 + "nothing",

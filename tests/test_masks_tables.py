@@ -33,8 +33,14 @@ def test_summary_counts():
     labels = masks.labels(params, masks.trainable("chans"))
     summary = masks.summary(params, labels)
     sizes = {"spatial": 4 * (9 * 8 + 8), "channel": 3 * (64 + 8), "norm": 3 * 16, "head": 64 + 8}
-    assert summary.totals == {"train": sum(sizes.values()) - sizes["spatial"], "freeze": sizes["spatial"]}
-    assert (summary.trainable, summary.frozen) == (summary.totals["train"], summary.totals["freeze"])
+    assert summary.totals == {
+        "train": sum(sizes.values()) - sizes["spatial"],
+        "freeze": sizes["spatial"],
+    }
+    assert (summary.trainable, summary.frozen) == (
+        summary.totals["train"],
+        summary.totals["freeze"],
+    )
     assert sum(row.share for row in summary.rows) == pytest.approx(1)
     row = next(row for row in summary.rows if row.path == "spatial/stem/kernel")
     assert row == (
@@ -62,7 +68,10 @@ def test_summary_counts_the_learned_part_of_a_leaf():
 
 
 def test_summary_text_and_html_hold_the_same_cells():
-    params = {"<script>": {"kernel & co": np.ones((2, 1000), np.float16)}, "a": {"f": jax.nn.relu, "n": 1}}
+    params = {
+        "<script>": {"kernel & co": np.ones((2, 1000), np.float16)},
+        "a": {"f": jax.nn.relu, "n": 1},
+    }
     summary = masks.summary(params, masks.labels(params, [("train", everything)]))
     html = summary._repr_html_()
     parsed = Cells(html)
@@ -92,7 +101,9 @@ def test_summary_refuses_trees_that_do_not_fit():
         MaskError, match=r"^the channel mask of 'a' has shape \(2,\), which doesn't broadcast to"
     ):
         masks.summary(params, labels, {"a": np.ones(2, bool)})
-    with pytest.raises(MaskError, match=r"^channel_masks is not a tree of the parameters' structure"):
+    with pytest.raises(
+        MaskError, match=r"^channel_masks is not a tree of the parameters' structure"
+    ):
         masks.summary(params, labels, {"a": None, "b": None})
 
 
@@ -113,7 +124,9 @@ def test_summary_refuses_trees_that_do_not_fit():
     ],
 )
 def test_diff_compares_bits(before, after, changed, max_abs, relative):
-    kind = {int: np.uint8, complex: np.complex64}.get(type(before[0]) if before else float, np.float32)
+    kind = {int: np.uint8, complex: np.complex64}.get(
+        type(before[0]) if before else float, np.float32
+    )
     (row,) = masks.diff({"a": np.array(before, kind)}, {"a": np.array(after, kind)}).rows
     assert row[3:5] == (len(before), changed)
     np.testing.assert_allclose(row[5:], [max_abs, relative], rtol=1e-6)
@@ -151,8 +164,16 @@ def test_diff_shows_labels_and_totals():
 
 def test_messages_of_diff():
     for a, b, message in [
-        ({"a": {"b": 1.0}}, {"a": {"c": 1.0}}, "the trees differ in structure: only the first has 'a/b'"),
-        ({"a": 1.0}, {"a": 1.0, "d": 2.0}, "the trees differ in structure: only the second has 'd'"),
+        (
+            {"a": {"b": 1.0}},
+            {"a": {"c": 1.0}},
+            "the trees differ in structure: only the first has 'a/b'",
+        ),
+        (
+            {"a": 1.0},
+            {"a": 1.0, "d": 2.0},
+            "the trees differ in structure: only the second has 'd'",
+        ),
         (
             {"a": np.ones(2)},
             {"a": np.ones(3, np.float32)},

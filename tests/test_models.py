@@ -46,7 +46,8 @@ def test_every_parameter_is_in_the_subtree_of_its_role(small):
     ]
     # A bias has the role of its kernel; normalisation is a role; its statistics are no parameters.
     assert {
-        path.replace("bias", "kernel") for path in masks.paths(params, "leaf('bias') - role('norm')")
+        path.replace("bias", "kernel")
+        for path in masks.paths(params, "leaf('bias') - role('norm')")
     } == (set(kernels))
     assert set(masks.paths(params, "leaf('scale')")) <= set(masks.paths(params, "role('norm')"))
     assert {path.rpartition("/")[2] for path in masks.paths(batch_stats)} == {"mean", "var"}
@@ -92,7 +93,9 @@ def test_a_parameter_of_another_shape_is_named(small):
         **variables,
         "head": {"classifier": {**variables["head"]["classifier"], "kernel": jnp.zeros((16, 9))}},
     }
-    with pytest.raises(ValueError, match=r"head/classifier/kernel: got shape \(16, 9\), expected \(16, 10\)"):
+    with pytest.raises(
+        ValueError, match=r"head/classifier/kernel: got shape \(16, 9\), expected \(16, 10\)"
+    ):
         model.apply(wrong, jnp.zeros((1, 8, 8, 3)))
 
 
@@ -154,9 +157,15 @@ def test_arithmetic_promotes_no_dtype_silently():
         ),
         ({"width": 0}, "model convmixer: width: got 0, allowed a whole number from 1"),
         ({"depth": 0}, "model convmixer: depth: got 0, allowed a whole number from 1"),
-        ({"kernel_size": 2.5}, "model convmixer: kernel_size: got 2.5, allowed a whole number from 1"),
+        (
+            {"kernel_size": 2.5},
+            "model convmixer: kernel_size: got 2.5, allowed a whole number from 1",
+        ),
         ({"width": True}, "model convmixer: width: got True, allowed a whole number from 1"),
-        ({"num_classes": None}, "model convmixer: num_classes: got None, allowed a whole number from 1"),
+        (
+            {"num_classes": None},
+            "model convmixer: num_classes: got None, allowed a whole number from 1",
+        ),
         ({"mean": (0.5,)}, "model convmixer: mean and std: give both, of one length, or neither"),
         (
             {"mean": (0.5,), "std": (0.0,)},
@@ -197,11 +206,15 @@ def test_arguments_that_no_model_could_have(arguments, message):
 
 
 def test_an_unknown_argument_is_named_with_the_nearest():
-    with pytest.raises(UserError, match=r"no argument 'kernelsize'.*; did you mean 'kernel_size'\?$"):
+    with pytest.raises(
+        UserError, match=r"no argument 'kernelsize'.*; did you mean 'kernel_size'\?$"
+    ):
         models.build("convmixer", **ARGUMENTS, kernelsize=3)
 
 
-@pytest.mark.parametrize(("name", "foreign"), [("convmixer", "multiplier"), ("resnet", "patch_size")])
+@pytest.mark.parametrize(
+    ("name", "foreign"), [("convmixer", "multiplier"), ("resnet", "patch_size")]
+)
 def test_an_argument_of_the_other_family_is_refused_with_what_is_allowed(name, foreign):
     with pytest.raises(
         UserError, match=rf"^model {name}: no argument '{foreign}', allowed .*\bkernel_size\b"
@@ -224,7 +237,9 @@ def test_every_model_has_its_config_keys(name):
 
 
 def test_a_published_model_takes_what_its_name_leaves_open():
-    model = models.build("convmixer_768_32", num_classes=10, width=768, dtype="bfloat16", filters="same")
+    model = models.build(
+        "convmixer_768_32", num_classes=10, width=768, dtype="bfloat16", filters="same"
+    )
     assert (model.width, model.depth, model.kernel_size, model.patch_size) == (768, 32, 7, 7)
     assert (model.activation, model.num_classes, model.dtype) == ("relu", 10, jnp.bfloat16)
 
@@ -235,7 +250,9 @@ def test_the_image_head_maps_each_pixel_to_the_images_channels():
     variables = model.init(jax.random.key(0), images)
     head = variables["head"]["projection"]
     assert (head["kernel"].shape, head["bias"].shape) == ((6, 3), (3,))
-    _, captured = model.apply(variables, images, capture_intermediates=True, mutable=["intermediates"])
+    _, captured = model.apply(
+        variables, images, capture_intermediates=True, mutable=["intermediates"]
+    )
     (features,) = captured["intermediates"]["block_00"]["__call__"]
     expected = np.einsum("nhwc,cd->nhwd", features, head["kernel"]) + head["bias"]
     result = model.apply(variables, images)
@@ -245,23 +262,35 @@ def test_the_image_head_maps_each_pixel_to_the_images_channels():
 
 def spatial_kernels(model):
     """{path: initial value} of the depthwise kernels; only they are compiled."""
-    spatial = jax.jit(lambda key: model.init(key, jnp.zeros((1, 8, 8, 3)))["spatial"])(jax.random.key(0))
+    spatial = jax.jit(lambda key: model.init(key, jnp.zeros((1, 8, 8, 3)))["spatial"])(
+        jax.random.key(0)
+    )
     flat = flatten_dict(spatial, sep="/")
-    return {path: np.asarray(kernel) for path, kernel in flat.items() if path.endswith("depthwise/kernel")}
+    return {
+        path: np.asarray(kernel)
+        for path, kernel in flat.items()
+        if path.endswith("depthwise/kernel")
+    }
 
 
 @pytest.mark.parametrize(("name", "layers"), [("convmixer", 2), ("resnet", 13)])
 def test_a_filter_bank_fills_every_depthwise_layer(name, layers):
     sizes = {"patch_size": 1} if name == "convmixer" else {"multiplier": 9}
-    model = models.build(name, width=4, depth=2, kernel_size=3, num_classes=2, filters="box", **sizes)
+    model = models.build(
+        name, width=4, depth=2, kernel_size=3, num_classes=2, filters="box", **sizes
+    )
     kernels = spatial_kernels(model)
     assert len(kernels) == layers
     assert all((kernel == np.float32(1 / 9)).all() for kernel in kernels.values())
 
 
 def test_the_bank_same_draws_one_set_for_each_layer_of_a_resnet():
-    kernels = spatial_kernels(models.build("resnet", width=4, depth=1, num_classes=2, filters="same"))
-    assert all(kernel.shape[3] == 9 and (kernel == kernel[:, :, :1]).all() for kernel in kernels.values())
+    kernels = spatial_kernels(
+        models.build("resnet", width=4, depth=1, num_classes=2, filters="same")
+    )
+    assert all(
+        kernel.shape[3] == 9 and (kernel == kernel[:, :, :1]).all() for kernel in kernels.values()
+    )
     sets = [kernel[:, :, 0].reshape(9, 9) for kernel in kernels.values()]
     assert len(np.unique(np.concatenate(sets, axis=1), axis=1).T) == 9 * len(kernels)
 
@@ -302,11 +331,14 @@ def test_every_method_of_depthwise_convolution_gives_the_same(name, more):
     arguments = {"width": 4, "depth": 1, "kernel_size": 3, "num_classes": 3, **more}
     images = jax.random.uniform(jax.random.key(0), (2, 8, 8, 3))
     one, other = (
-        models.build(name, **arguments, depthwise_method=method) for method in ("shift_sum", "grouped")
+        models.build(name, **arguments, depthwise_method=method)
+        for method in ("shift_sum", "grouped")
     )
     variables = one.init(jax.random.key(1), images)
     texts = [str(jax.make_jaxpr(model.apply)(variables, images)) for model in (one, other)]
-    assert ["feature_group_count=3" in text or "feature_group_count=4" in text for text in texts] == [
+    assert [
+        "feature_group_count=3" in text or "feature_group_count=4" in text for text in texts
+    ] == [
         False,
         True,
     ]

@@ -48,7 +48,9 @@ def executed(tmp_path_factory):
     notebook.cells.append(nbformat.v4.new_code_cell(FACTS))
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(command.REPOSITORY)}
     client = NotebookClient(
-        notebook, timeout=600, resources={"metadata": {"path": str(tmp_path_factory.mktemp("notebook"))}}
+        notebook,
+        timeout=600,
+        resources={"metadata": {"path": str(tmp_path_factory.mktemp("notebook"))}},
     )
     client.execute(env=environment)
     return notebook

@@ -59,7 +59,9 @@ def test_a_run_whose_workdir_is_there(bucket, tmp_path, monkeypatch, capsys):
     assert {name: value for name, value in rows[-1].items() if name != "step"} == result["metrics"]
     capsys.readouterr()
     assert train.train(config, workdir) == json.loads(json.dumps(result))
-    assert capsys.readouterr().out == "gs://bucket/runs/a: finished before, at step 3; nothing to do\n"
+    assert (
+        capsys.readouterr().out == "gs://bucket/runs/a: finished before, at step 3; nothing to do\n"
+    )
     with pytest.raises(UserError, match=r"^gs://bucket/runs/a: holds a run with another config"):
         train.train(small.config(steps=3, seed=1), workdir)
 
@@ -83,4 +85,7 @@ def test_without_the_package_for_it(monkeypatch):
     folder = epath.Path("gs://bucket/a")
     with pytest.raises(UserError) as error, artifacts.open_workdir(folder, small.config(), ""):
         pass
-    assert str(error.value) == "gs://bucket/a: Please install gcsfs; pip install 'randmix[gcs]' for gs://"
+    assert (
+        str(error.value)
+        == "gs://bucket/a: Please install gcsfs; pip install 'randmix[gcs]' for gs://"
+    )

@@ -25,14 +25,29 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
 BATCH, CLASSES = 6, 10
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 CONVMIXER = {"width": 6, "depth": 2, "kernel_size": 3, "patch_size": 1, "activation": "gelu"}
-RESNET = {"width": 4, "depth": 1, "kernel_size": 3, "multiplier": 3, "between": "none", "stem": "cifar"}
+RESNET = {
+    "width": 4,
+    "depth": 1,
+    "kernel_size": 3,
+    "multiplier": 3,
+    "between": "none",
+    "stem": "cifar",
+}
 CASES = {
     "convmixer": ("convmixer", (8, 8, 3), {"patch_size": 2}),
-    "convmixer, even kernel, relu, gray": ("convmixer", (7, 9, 1), {"kernel_size": 4, "activation": "relu"}),
+    "convmixer, even kernel, relu, gray": (
+        "convmixer",
+        (7, 9, 1),
+        {"kernel_size": 4, "activation": "relu"},
+    ),
     "convmixer, kernel larger than the image": ("convmixer", (5, 6, 3), {"kernel_size": 9}),
     "resnet": ("resnet", (9, 8, 3), {"depth": 2, "multiplier": 9}),
     "resnet, norm and relu between": ("resnet", (8, 8, 1), {"between": "bn_relu"}),
-    "resnet, norm between, larger kernel": ("resnet", (8, 8, 3), {"between": "bn", "kernel_size": 5}),
+    "resnet, norm between, larger kernel": (
+        "resnet",
+        (8, 8, 3),
+        {"between": "bn", "kernel_size": 5},
+    ),
     "resnet, relu between": ("resnet", (8, 8, 3), {"between": "relu", "multiplier": 2}),
     "resnet, imagenet": ("resnet", (33, 32, 3), {"stem": "imagenet"}),
 }
@@ -51,7 +66,10 @@ class Pair:
 
     def __init__(self, family, shape, overrides, dtype="float32"):
         self.family = family
-        self.arguments = arguments = {**(CONVMIXER if family == "convmixer" else RESNET), **overrides}
+        self.arguments = arguments = {
+            **(CONVMIXER if family == "convmixer" else RESNET),
+            **overrides,
+        }
         generator = torch.Generator().manual_seed(0)
         torch.manual_seed(0)
         self.mean, self.std = MEAN[: shape[-1]], STD[: shape[-1]]
@@ -65,7 +83,10 @@ class Pair:
             self.places = twins.conv_mixer_places(self.twin, arguments["depth"])
         else:
             self.places = twins.resnet_places(self.twin)
-        self.params, self.batch_stats = twins.parameters(self.places), twins.batch_stats(self.places)
+        self.params, self.batch_stats = (
+            twins.parameters(self.places),
+            twins.batch_stats(self.places),
+        )
         self.images = torch.rand((BATCH, *shape), generator=generator)
         self.labels = torch.randint(CLASSES, (BATCH,), generator=generator)
 
@@ -115,7 +136,9 @@ def all_outputs(model, params, batch_stats, batch):
 
     def loss(params):
         variables = {**params, "batch_stats": batch_stats}
-        logits, updates = model.apply(variables, batch["image"], train=True, mutable=["batch_stats"])
+        logits, updates = model.apply(
+            variables, batch["image"], train=True, mutable=["batch_stats"]
+        )
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         return losses.mean(), (logits, updates["batch_stats"])
 
@@ -127,7 +150,9 @@ def all_outputs(model, params, batch_stats, batch):
 @pytest.mark.parametrize("case", CASES)
 def test_a_step_computes_what_pytorch_computes(case):
     pair = Pair(*CASES[case])
-    logits, batch_stats, gradients = all_outputs(pair.model, pair.params, pair.batch_stats, pair.batch)
+    logits, batch_stats, gradients = all_outputs(
+        pair.model, pair.params, pair.batch_stats, pair.batch
+    )
     pair.twin.eval()
     expected = {"eval": pair.logits().detach().numpy(), "train": pair.backward()}
     assert_close(logits, expected, 1e-5)
@@ -139,7 +164,9 @@ def test_a_step_computes_what_pytorch_computes(case):
 def test_bfloat16_is_as_near_to_float32_as_pytorchs(case):
     """Gradients through BatchNorms of small batches magnify 2^-9 to some ten percent, PyTorch's as ours."""
     pair, rounding = Pair(*CASES[case], dtype="bfloat16"), Pair(*CASES[case])
-    logits, batch_stats, gradients = all_outputs(pair.model, pair.params, pair.batch_stats, pair.batch)
+    logits, batch_stats, gradients = all_outputs(
+        pair.model, pair.params, pair.batch_stats, pair.batch
+    )
     pair.twin.eval()
     expected = {"eval": pair.logits().detach().numpy(), "train": pair.backward()}
     assert_close(logits, expected, 0.02)
@@ -195,7 +222,11 @@ def test_three_training_steps_end_where_pytorchs_end(case, mode):
     )
     step = jax.jit(
         functools.partial(
-            steps.train_step, model=parts.model, task=parts.task, optimizer=optimizer, labels=parts.labels
+            steps.train_step,
+            model=parts.model,
+            task=parts.task,
+            optimizer=optimizer,
+            labels=parts.labels,
         )
     )
     frozen_role = {"full": None, "chans": "spatial"}[mode]

@@ -18,7 +18,9 @@ FILES = {
     "landscape": lambda: pictures.encode(pictures.photograph(0)),
     "odd": lambda: pictures.encode(pictures.photograph(1, 401, 333)),
     "narrow": lambda: pictures.encode(pictures.photograph(1, 33, 700)),
-    "large": lambda: pictures.encode(pictures.photograph(0, 1601, 1203)),  # decoded at 1/2, 1/4 and 1/8
+    "large": lambda: pictures.encode(
+        pictures.photograph(0, 1601, 1203)
+    ),  # decoded at 1/2, 1/4 and 1/8
     "smaller": lambda: pictures.encode(pictures.photograph(0, 50, 40)),
     "full colour": lambda: pictures.encode(pictures.photograph(0), subsampling="4:4:4", quality=95),
     "progressive": lambda: pictures.encode(pictures.photograph(0), progressive=True),
@@ -79,7 +81,8 @@ def test_a_large_crop_is_decoded_smaller_and_looks_the_same():
 
 def test_random_boxes_have_the_areas_and_ratios_of_inceptions():
     boxes = [
-        photographs.random_box(draws(seed), 1000, 1000, scale=0.25, aspect=4 / 3) for seed in range(1500)
+        photographs.random_box(draws(seed), 1000, 1000, scale=0.25, aspect=4 / 3)
+        for seed in range(1500)
     ]
     for left, top, width, height in boxes:
         assert 0 <= left <= 1000 - width
@@ -98,10 +101,18 @@ def test_random_boxes_have_the_areas_and_ratios_of_inceptions():
 
 @pytest.mark.parametrize(
     ("width", "height", "box"),
-    [(100, 10, (43, 0, 13, 10)), (10, 100, (0, 43, 10, 13)), (7, 7, (0, 0, 7, 7)), (1, 1, (0, 0, 1, 1))],
+    [
+        (100, 10, (43, 0, 13, 10)),
+        (10, 100, (0, 43, 10, 13)),
+        (7, 7, (0, 0, 7, 7)),
+        (1, 1, (0, 0, 1, 1)),
+    ],
 )
 def test_where_no_try_fits_it_is_the_largest_centred_box(width, height, box):
-    assert photographs.random_box(np.ones((10, 4)) - 1e-9, width, height, scale=1.0, aspect=4 / 3) == box
+    assert (
+        photographs.random_box(np.ones((10, 4)) - 1e-9, width, height, scale=1.0, aspect=4 / 3)
+        == box
+    )
 
 
 @pytest.mark.parametrize(("width", "height"), [(500, 400), (333, 401), (224, 224), (100, 90)])
@@ -122,7 +133,12 @@ def test_evaluation_crops_as_timm_does(width, height):
 @pytest.mark.parametrize("decoder", ["simplejpeg", "pillow"])
 @pytest.mark.parametrize(
     "data",
-    [b"", b"no image", pictures.encode(pictures.photograph(0))[:9000], b"\xff\xd8\xff\xe0" + b"\0" * 99],
+    [
+        b"",
+        b"no image",
+        pictures.encode(pictures.photograph(0))[:9000],
+        b"\xff\xd8\xff\xe0" + b"\0" * 99,
+    ],
 )
 def test_damaged_files_are_noticed(data, decoder):
     with pytest.raises(photographs.BAD_IMAGE):
@@ -144,7 +160,11 @@ def test_a_harmless_warning_is_no_damage():
 
 
 def test_the_decoder_is_what_is_installed(monkeypatch):
-    assert photographs.choose_decoder("auto") == photographs.choose_decoder("simplejpeg") == "simplejpeg"
+    assert (
+        photographs.choose_decoder("auto")
+        == photographs.choose_decoder("simplejpeg")
+        == "simplejpeg"
+    )
     assert photographs.choose_decoder("pillow") == "pillow"
     monkeypatch.setattr(photographs.importlib.util, "find_spec", lambda name: None)
     assert photographs.choose_decoder("auto") == "pillow"

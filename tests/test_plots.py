@@ -58,7 +58,10 @@ def test_a_line_is_the_mean_of_the_seeds_in_a_band_of_one_standard_deviation():
 
 
 def test_saving_writes_the_picture_twice_and_its_data(tmp_path):
-    rows = [{"mode": "full", "depth": 1, "accuracy": 1 / 3}, {"mode": "chans", "depth": 2, "accuracy": 1.0}]
+    rows = [
+        {"mode": "full", "depth": 1, "accuracy": 1 / 3},
+        {"mode": "chans", "depth": 2, "accuracy": 1.0},
+    ]
     files = plots.save(lines(), tmp_path / "new" / "a.b", rows)
     assert [file.name for file in files] == ["a.b.png", "a.b.svg", "a.b.csv"]
     assert files[2].read_text() == "mode,depth,accuracy\nfull,1,0.333333\nchans,2,1\n"

@@ -75,18 +75,24 @@ def in_one_order(arrays):
 def test_archives_become_the_arrays_they_hold(name, monkeypatch, tmp_path):
     small = SMALL[name]()
     small.install(monkeypatch, UNREACHABLE)
-    directory = prepare.prepare(name, tmp_path, manual_dir=small.write(tmp_path / "manual"), progress=False)
+    directory = prepare.prepare(
+        name, tmp_path, manual_dir=small.write(tmp_path / "manual"), progress=False
+    )
     assert directory == tmp_path / name / catalog.get(name).version
     for split, truth in small.truth.items():
         assert in_one_order(catalog.load(name, split, tmp_path)) == in_one_order(truth)
-    source = tfds.data_source(name, data_dir=tmp_path, split="train", download=False)  # by the stock class
+    source = tfds.data_source(
+        name, data_dir=tmp_path, split="train", download=False
+    )  # by the stock class
     assert len(source) == TRAIN
     features = source.dataset_info.features
     if name == "fashion_mnist":
         assert features["label"].names[9] == "Ankle boot"
     if name.startswith("cifar"):
         assert features["label"].names[3] == "class 3"
-        assert sorted(example["id"] for example in source) == [b"train_%05d" % k for k in range(TRAIN)]
+        assert sorted(example["id"] for example in source) == [
+            b"train_%05d" % k for k in range(TRAIN)
+        ]
     if name == "cifar100":
         assert features["coarse_label"].names[19] == "group 19"
         assert {example["coarse_label"] for example in source} == {7}
@@ -96,7 +102,9 @@ def test_the_users_archives_are_only_read(mnist, tmp_path):
     manual = mnist.write(tmp_path / "manual")
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in manual.iterdir()}
     prepare.prepare("mnist", tmp_path / "data", manual_dir=manual, progress=False)
-    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in manual.iterdir()} == before
+    assert {
+        path: (path.read_bytes(), path.stat().st_mtime_ns) for path in manual.iterdir()
+    } == before
     left = {path.name for path in (tmp_path / "data" / "mnist").iterdir()}
     assert left == {"3.0.1", ".lock"}
 
@@ -111,7 +119,9 @@ def test_missing_archives_are_named(mnist, tmp_path):
         prepare.prepare("mnist", tmp_path, manual_dir=manual)
 
 
-@pytest.mark.parametrize("change", [lambda data: data[:-3], lambda data: data[:-1] + b"!", lambda data: b""])
+@pytest.mark.parametrize(
+    "change", [lambda data: data[:-3], lambda data: data[:-1] + b"!", lambda data: b""]
+)
 def test_a_wrong_archive_is_named_with_both_checksums(mnist, tmp_path, change):
     manual = mnist.write(tmp_path / "manual")
     archive = manual / "t10k-images-idx3-ubyte.gz"
@@ -159,9 +169,13 @@ def test_a_dead_network_is_given_up_soon(monkeypatch, server, tmp_path, trouble)
     monkeypatch.setattr(archives, "TIMEOUT", 0.3)
     url, _ = server
     with socket_that_never_answers() as silent:
-        small_mnist().install(monkeypatch, {"refused": UNREACHABLE, "absent": url, "silent": silent}[trouble])
+        small_mnist().install(
+            monkeypatch, {"refused": UNREACHABLE, "absent": url, "silent": silent}[trouble]
+        )
         start = time.monotonic()
-        with pytest.raises(UserError, match=r"mnist: cannot download http://127.* --manual_dir=DIR$"):
+        with pytest.raises(
+            UserError, match=r"mnist: cannot download http://127.* --manual_dir=DIR$"
+        ):
             prepare.prepare("mnist", tmp_path, progress=False)
         assert time.monotonic() - start < 10
     assert not list((tmp_path / "downloads" / "mnist").iterdir())
@@ -178,9 +192,7 @@ def socket_that_never_answers():
 def test_without_archives_fashion_mnist_says_where_to_get_them(monkeypatch, tmp_path):
     small = small_mnist("fashion_mnist")
     small.install(monkeypatch, UNREACHABLE)
-    hint = (
-        "`apt-get install dataset-fashion-mnist` brings them: --manual_dir=/usr/share/datasets/fashion-mnist$"
-    )
+    hint = "`apt-get install dataset-fashion-mnist` brings them: --manual_dir=/usr/share/datasets/fashion-mnist$"
     with pytest.raises(UserError, match=f"{', '.join(small.files)}.*{hint}"):
         prepare.prepare("fashion_mnist", tmp_path, progress=False)
     with pytest.raises(UserError, match=hint):
@@ -229,7 +241,9 @@ def test_fashion_mnist_whole(tmp_path):
     assert order == FASHION_MNIST_TEST_LABELS
     train = tfds.data_source("fashion_mnist", data_dir=tmp_path, split="train", download=False)
     assert len(train) == 60_000
-    images = {image.tobytes() for image in content("train-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28)}
+    images = {
+        image.tobytes() for image in content("train-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28)
+    }
     assert all(train[i]["image"].tobytes() in images for i in range(0, 60_000, 997))
 
 
@@ -247,9 +261,12 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(mnist, monkeypatch, tmp_path
 
     monkeypatch.setattr(builders.MNIST, "_generate_examples", fail)
     with pytest.raises(
-        UserError, match=r"cannot prepare mnist in .*No space left on device; choose another data_dir$"
+        UserError,
+        match=r"cannot prepare mnist in .*No space left on device; choose another data_dir$",
     ):
-        prepare.prepare("mnist", tmp_path, manual_dir=mnist.write(tmp_path / "manual"), progress=False)
+        prepare.prepare(
+            "mnist", tmp_path, manual_dir=mnist.write(tmp_path / "manual"), progress=False
+        )
     assert [path.name for path in (tmp_path / "mnist").iterdir()] == [".lock"]
 
 
@@ -257,7 +274,9 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(mnist, monkeypatch, tmp_path
 def test_another_error_while_preparing_is_a_bug(mnist, monkeypatch, tmp_path, bug):
     monkeypatch.setattr(builders, "read_idx", mock.Mock(side_effect=bug))
     with pytest.raises(type(bug), match="a bug"):
-        prepare.prepare("mnist", tmp_path, manual_dir=mnist.write(tmp_path / "manual"), progress=False)
+        prepare.prepare(
+            "mnist", tmp_path, manual_dir=mnist.write(tmp_path / "manual"), progress=False
+        )
 
 
 def test_what_a_killed_process_leaves_is_no_data_set(tmp_path):
@@ -271,7 +290,9 @@ def killed(self, images, labels, rows):
 builders.Digits._generate_examples = killed
 prepare.prepare("digits", {str(tmp_path)!r})
 """
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -signal.SIGKILL
+    assert (
+        subprocess.run([sys.executable, "-c", program], check=False).returncode == -signal.SIGKILL
+    )
     assert (tmp_path / "digits" / "incomplete.randmix").exists()
     assert not catalog.is_prepared("digits", tmp_path)
     prepare.prepare("digits", tmp_path, progress=False)
@@ -281,7 +302,9 @@ prepare.prepare("digits", {str(tmp_path)!r})
 
 def test_an_incomplete_copy_is_not_taken_for_prepared(tmp_path):
     (tmp_path / "digits" / "1.0.0").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"1\.0\.0 is not a complete data set; remove it and try again$"):
+    with pytest.raises(
+        UserError, match=r"1\.0\.0 is not a complete data set; remove it and try again$"
+    ):
         prepare.prepare("digits", tmp_path)
 
 
@@ -314,7 +337,10 @@ def test_the_command_line_prepares_and_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["digts"], "no data set is named 'digts' (did you mean 'digits'?); there are: digits, mnist, "),
+        (
+            ["digts"],
+            "no data set is named 'digts' (did you mean 'digits'?); there are: digits, mnist, ",
+        ),
         ([], "expected one data set, got []; there are: digits, mnist, "),
         (["digits", "--num_shards=0"], "--num_shards=0: expected a positive integer"),
         (["digits", "--num_shards=361"], "num_shards of digits is 1..360, got 361"),
@@ -333,7 +359,9 @@ def test_a_mistake_is_one_line_and_status_2(tmp_path, arguments, line, monkeypat
 def test_the_help_lists_the_catalog():
     for data_set in catalog.DATA_SETS.values():
         h, w, _ = data_set.image_shape
-        (line,) = (line for line in prepare.__doc__.splitlines() if line.split()[:1] == [data_set.name])
+        (line,) = (
+            line for line in prepare.__doc__.splitlines() if line.split()[:1] == [data_set.name]
+        )
         assert f"{data_set.train_examples:,} + {data_set.test_examples:,} " in line
         assert data_set.streamed or f"{h}x{w}" in line
 

@@ -31,7 +31,10 @@ def blocks(language):
 def commands():
     """The lines of the shell blocks, cut at &&, without installations."""
     parts = [
-        part.strip() for block in blocks("bash") for line in block.splitlines() for part in line.split("&&")
+        part.strip()
+        for block in blocks("bash")
+        for line in block.splitlines()
+        for part in line.split("&&")
     ]
     return [part for part in parts if not part.startswith("pip install")]
 

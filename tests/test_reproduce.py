@@ -67,7 +67,16 @@ def test_the_page_is_whole_in_itself_and_its_links_lead_somewhere(root, page):
 
 def test_every_number_leads_to_its_run(root):
     rows = [*csv.DictReader((root / "report" / "results.csv").read_text().splitlines())]
-    assert list(rows[0]) == ["experiment", "claim", "mode", "size", "seed", "metric", "value", "run"]
+    assert list(rows[0]) == [
+        "experiment",
+        "claim",
+        "mode",
+        "size",
+        "seed",
+        "metric",
+        "value",
+        "run",
+    ]
     assert {row["experiment"] for row in rows} == set(EXPERIMENTS)
     for row in rows:
         assert (root / "runs" / row["run"]).exists() or (root / row["run"]).exists(), row
@@ -78,7 +87,11 @@ def test_every_number_leads_to_its_run(root):
 
 
 def test_a_second_call_trains_and_measures_nothing(root):
-    files = [*root.glob("runs/*/result.json"), *root.glob("runs/*/*/*.json"), *root.glob("pictures/*")]
+    files = [
+        *root.glob("runs/*/result.json"),
+        *root.glob("runs/*/*/*.json"),
+        *root.glob("pictures/*"),
+    ]
     before = {file: file.stat().st_mtime_ns for file in files}
     done = command.run(MODULE, "--preset=smoke", "--seeds=2", f"--workdir={root}", limit=300)
     assert done.status == 0, done.err
@@ -176,7 +189,11 @@ cli.run(program.main)
 """
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=command.REPOSITORY, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        cwd=command.REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == status, done.stderr
     assert message in done.stderr
@@ -188,16 +205,25 @@ cli.run(program.main)
     [
         ([], "--preset is missing; allowed are smoke, digits"),
         (["--preset=digit"], "--preset: got 'digit', allowed smoke, digits"),
-        (["--preset=smoke", "--experiments=E2,E13"], "--experiments: got 'E13', allowed with --preset=smoke"),
+        (
+            ["--preset=smoke", "--experiments=E2,E13"],
+            "--experiments: got 'E13', allowed with --preset=smoke",
+        ),
         (
             ["--preset=imagenet", "--experiments=E3"],
             "--experiments: got 'E3', allowed with --preset=imagenet",
         ),
         (["--preset=smoke", "--shard=3/2"], "--shard: got '3/2', allowed is i/n"),
-        (["--preset=smoke", "--override=epoch=3"], "no config has the key 'epoch'; did you mean 'epochs'?"),
+        (
+            ["--preset=smoke", "--override=epoch=3"],
+            "no config has the key 'epoch'; did you mean 'epochs'?",
+        ),
         (["--preset=cifar", "--experiments=E9"], "cifar10 is not prepared in"),
         (["--preset=smoke", "--seeds=0"], "--seeds"),
-        (["--preset=smoke", "--ensemble=all"], "--ensemble: got 'all', allowed are auto, off and a number"),
+        (
+            ["--preset=smoke", "--ensemble=all"],
+            "--ensemble: got 'all', allowed are auto, off and a number",
+        ),
         (["--preset=smoke", "positional"], "got 'positional', allowed are flags only"),
     ],
 )

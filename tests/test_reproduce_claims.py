@@ -44,7 +44,9 @@ def records(experiment, metric, value, *, over, **settings):
             keys = {"data.name": "digits", "model.name": "resnet", **keys}
             number = value(seed, **at) + 0.0001 * ((seed * 7 + len(found)) % 5)
             found.append(
-                Record(experiment, keys.get("mode", ""), keys, seed, metric, number, f"run{len(found)}")
+                Record(
+                    experiment, keys.get("mode", ""), keys, seed, metric, number, f"run{len(found)}"
+                )
             )
     return found
 
@@ -93,7 +95,11 @@ def test_far_worse(gap, expected):
 
 @pytest.mark.parametrize(
     ("accuracies", "expected"),
-    [((0.9, 0.8, 0.7, 0.1), CONFIRMED), ((0.9, 0.7, 0.8, 0.1), REFUTED), ((0.9, 0.8, 0.8, 0.1), UNDECIDED)],
+    [
+        ((0.9, 0.8, 0.7, 0.1), CONFIRMED),
+        ((0.9, 0.7, 0.8, 0.1), REFUTED),
+        ((0.9, 0.8, 0.8, 0.1), UNDECIDED),
+    ],
 )
 def test_order_of_banks(accuracies, expected):
     banks = dict(zip(("random", "same", "box", "identity"), accuracies, strict=True))
@@ -124,9 +130,16 @@ def test_shrinks_to_nothing(gaps, expected):
 
 @pytest.mark.parametrize(
     ("id", "model", "defense"),
-    [("4a", "resnet", 0.0), ("4b", "resnet", 8.0), ("4c", "convmixer", 0.0), ("4d", "convmixer", 8.0)],
+    [
+        ("4a", "resnet", 0.0),
+        ("4b", "resnet", 8.0),
+        ("4c", "convmixer", 0.0),
+        ("4d", "convmixer", 8.0),
+    ],
 )
-@pytest.mark.parametrize(("gain", "expected"), [(0.05, CONFIRMED), (-0.05, REFUTED), (0.0, UNDECIDED)])
+@pytest.mark.parametrize(
+    ("gain", "expected"), [(0.05, CONFIRMED), (-0.05, REFUTED), (0.0, UNDECIDED)]
+)
 def test_robustness(id, model, defense, gain, expected):
     def accuracy(seed, mode, epsilon, **_):
         # At epsilon 0 it's the other way round, which must not count.
@@ -134,7 +147,9 @@ def test_robustness(id, model, defense, gain, expected):
 
     over = {"mode": ("full", "chans"), "epsilon": (0.0, 8.0, 16.0), "model__depth": (1, 2)}
     settings = {"over": over, "model__name": model, "defense.epsilon": defense}
-    found = records("E6", "fgsm", accuracy, **settings) + records("E6", "pgd2", accuracy, **settings)
+    found = records("E6", "fgsm", accuracy, **settings) + records(
+        "E6", "pgd2", accuracy, **settings
+    )
     assert verdict(id, Records(found)) == expected
     for other in {"4a", "4b", "4c", "4d"} - {id}:
         assert verdict(other, Records(found)) == UNDECIDED
@@ -161,7 +176,9 @@ def test_smoothing(gain, loss, expected):
         return 0.9 - loss[model__smoothing_index]
 
     indices = {"model__smoothing_index": tuple(gain)}
-    found = records("E7", "fgsm", fgsm, over={**indices, "epsilon": (8.0, 16.0, 64.0)}, mode="chans")
+    found = records(
+        "E7", "fgsm", fgsm, over={**indices, "epsilon": (8.0, 16.0, 64.0)}, mode="chans"
+    )
     found += records("E7", "accuracy", clean, over=indices, mode="chans")
     assert verdict("5", Records(found)) == expected
 
@@ -188,7 +205,9 @@ def test_psnr_grows_with_each_size(falls):
         "model__depth": (1, 2),
         "model__kernel_size": (3, 5),
     }
-    assert verdict("6c", records("E10", "psnr", psnr, over=over)) == (REFUTED if falls else CONFIRMED)
+    assert verdict("6c", records("E10", "psnr", psnr, over=over)) == (
+        REFUTED if falls else CONFIRMED
+    )
 
 
 @pytest.mark.parametrize(("sign", "expected"), [(1, CONFIRMED), (-1, REFUTED)])
@@ -196,7 +215,9 @@ def test_coverage(sign, expected):
     def coverage(seed, filters):
         return 0.5 + sign * filters / 100
 
-    assert verdict("7", records("E1", "coverage", coverage, over={"filters": (1, 4, 16)})) == expected
+    assert (
+        verdict("7", records("E1", "coverage", coverage, over={"filters": (1, 4, 16)})) == expected
+    )
 
 
 @pytest.mark.parametrize("wrong", [0, 1])

@@ -14,7 +14,10 @@ from randmix.reproduce.statistics import CONFIRMED, REFUTED, UNDECIDED, Interval
 numbers = st.floats(-100, 100).map(lambda x: round(x, 3))
 
 
-@given(st.lists(st.tuples(numbers, numbers), min_size=2, max_size=8), st.sampled_from([0.9, 0.95, 0.99]))
+@given(
+    st.lists(st.tuples(numbers, numbers), min_size=2, max_size=8),
+    st.sampled_from([0.9, 0.95, 0.99]),
+)
 def test_a_paired_interval_is_scipys(pairs, confidence):
     one, other = ({seed: pair[i] for seed, pair in enumerate(pairs)} for i in (0, 1))
     differences = statistics.differences(one, other)
@@ -38,7 +41,12 @@ def test_too_little_decides_nothing(values):
 
 
 @given(
-    st.lists(st.tuples(numbers, numbers), min_size=3, max_size=8, unique_by=lambda pair: round(pair[0], 1))
+    st.lists(
+        st.tuples(numbers, numbers),
+        min_size=3,
+        max_size=8,
+        unique_by=lambda pair: round(pair[0], 1),
+    )
 )
 def test_a_slope_is_scipys(points):
     x, y = zip(*points, strict=True)

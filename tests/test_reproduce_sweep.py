@@ -62,7 +62,10 @@ def test_every_run_is_trained_once_and_measured(groups, tmp_path, trained, capsy
 def test_a_failure_is_written_down_and_tried_again(groups, tmp_path, trained):
     calls, errors = trained
     first, second = groups[0]
-    errors |= {first.name: UserError("the loss isn't finite"), second.name: MemoryError("too\nlarge")}
+    errors |= {
+        first.name: UserError("the loss isn't finite"),
+        second.name: MemoryError("too\nlarge"),
+    }
     said = execute(groups, tmp_path)
     assert calls == names(groups)
     assert sweep.state(first, tmp_path) == ("failed", "the loss isn't finite")
@@ -161,7 +164,9 @@ def test_what_was_measured_and_failed_is_named(tmp_path, groups, trained, monkey
     monkeypatch.setattr(measurements, "attacks", broken)
     with StopSignals() as stop:
         measurements.measure(attacked, tmp_path, presets.get("smoke"), stop)
-        assert measurements.failures(run, tmp_path) == {"accuracy under attack": "RuntimeError: no memory"}
+        assert measurements.failures(run, tmp_path) == {
+            "accuracy under attack": "RuntimeError: no memory"
+        }
         monkeypatch.setattr(measurements, "attacks", lambda *arguments: {})
         measurements.measure(attacked, tmp_path, presets.get("smoke"), stop)
         assert measurements.failures(run, tmp_path) == {}

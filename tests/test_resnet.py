@@ -31,10 +31,14 @@ def test_it_has_6n_or_8n_plus_2_layers(stem, stages, depth):
     shapes = kernels(stem=stem, depth=depth)
     depthwise = [path for path in shapes if path.endswith("depthwise/kernel")]
     assert len(depthwise) + 1 == 2 * stages * depth + 2
-    pointwise = [path.replace("spatial", "channel").replace("depthwise", "pointwise") for path in depthwise]
+    pointwise = [
+        path.replace("spatial", "channel").replace("depthwise", "pointwise") for path in depthwise
+    ]
     assert sorted(path for path in shapes if path.endswith("pointwise/kernel")) == sorted(pointwise)
     shortcuts = [path for path in shapes if "shortcut" in path]
-    assert shortcuts == [f"channel/block_{stage * depth:02d}/shortcut/kernel" for stage in range(1, stages)]
+    assert shortcuts == [
+        f"channel/block_{stage * depth:02d}/shortcut/kernel" for stage in range(1, stages)
+    ]
 
 
 def test_paths_and_shapes_of_a_small_one():
@@ -61,7 +65,9 @@ def test_paths_and_shapes_of_a_small_one():
     assert kernels(stem="imagenet")["spatial/stem/depthwise/kernel"] == (7, 7, 3, 9)
 
 
-@pytest.mark.parametrize(("between", "norms"), [("none", 0), ("relu", 0), ("bn", 7), ("bn_relu", 7)])
+@pytest.mark.parametrize(
+    ("between", "norms"), [("none", 0), ("relu", 0), ("bn", 7), ("bn_relu", 7)]
+)
 def test_only_the_head_has_a_bias_that_is_no_norms(between, norms):
     model = models.build("resnet", **{**ARGUMENTS, "depth": 1}, between=between)
     variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
@@ -76,7 +82,9 @@ def test_depth_selects_blocks_across_the_stages():
     params, _ = models.split(variables)
     chosen = masks.paths(params, "role('spatial') & depth(3, 5)")
     assert sorted(chosen) == [
-        f"spatial/block_{block:02d}/conv_{half}/depthwise/kernel" for block in (3, 4) for half in (1, 2)
+        f"spatial/block_{block:02d}/conv_{half}/depthwise/kernel"
+        for block in (3, 4)
+        for half in (1, 2)
     ]
 
 
@@ -112,7 +120,10 @@ def test_initial_values_are_pytorchs_uniform_by_fan_in():
             {"between": "bn-relu"},
             "between: got 'bn-relu', allowed none, relu, bn, bn_relu; did you mean 'bn_relu'?",
         ),
-        ({"stem": "cifar10"}, "stem: got 'cifar10', allowed cifar, imagenet; did you mean 'cifar'?"),
+        (
+            {"stem": "cifar10"},
+            "stem: got 'cifar10', allowed cifar, imagenet; did you mean 'cifar'?",
+        ),
         ({"num_classes": 0}, "num_classes: got 0, allowed a whole number from 1"),
     ],
 )
@@ -124,7 +135,9 @@ def test_arguments_that_no_resnet_could_have(arguments, message):
 
 def test_normalisation_of_another_number_of_channels():
     model = models.build("resnet", **ARGUMENTS, mean=(0.5,), std=(0.2,))
-    with pytest.raises(UserError, match=r"^mean: got 1 numbers, allowed 3 \(one a channel\) or none$"):
+    with pytest.raises(
+        UserError, match=r"^mean: got 1 numbers, allowed 3 \(one a channel\) or none$"
+    ):
         model.check_image_shape((32, 32, 3))
 
 
@@ -148,7 +161,9 @@ def lowered_step(mode, devices=1, **settings):
         optimizer=parts.phases[0].optimizer,
         labels=parts.labels,
     )
-    return jax.jit(step, out_shardings=sharding.replicated(mesh)).lower(parts.abstract_state(mesh), batch)
+    return jax.jit(step, out_shardings=sharding.replicated(mesh)).lower(
+        parts.abstract_state(mesh), batch
+    )
 
 
 @pytest.mark.parametrize("mode", ["full", "chans", "space"])

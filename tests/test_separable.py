@@ -28,7 +28,12 @@ def draw(shape, seed):
 
 def factors(case):
     x_shape, k, m, features, stride = CASES[case]
-    return draw(x_shape, 0), draw((k, k, x_shape[3], m), 1), draw((x_shape[3] * m, features), 2), stride
+    return (
+        draw(x_shape, 0),
+        draw((k, k, x_shape[3], m), 1),
+        draw((x_shape[3] * m, features), 2),
+        stride,
+    )
 
 
 def two_steps_in_float64(x, depthwise_kernel, pointwise_kernel, g, stride):
@@ -52,7 +57,9 @@ def two_steps_in_float64(x, depthwise_kernel, pointwise_kernel, g, stride):
 
 @functools.partial(jax.jit, static_argnames=("function", "stride"))
 def result_and_gradients(function, x, depthwise_kernel, pointwise_kernel, g, stride):
-    y, pull = jax.vjp(functools.partial(function, stride=stride), x, depthwise_kernel, pointwise_kernel)
+    y, pull = jax.vjp(
+        functools.partial(function, stride=stride), x, depthwise_kernel, pointwise_kernel
+    )
     return y, *pull(g)
 
 
@@ -62,7 +69,9 @@ def test_values_and_gradients_are_those_of_two_steps_in_float64(case, function):
     x, spatial, channel, stride = factors(case)
     g = draw((x.shape[0], -(-x.shape[1] // stride), -(-x.shape[2] // stride), channel.shape[1]), 3)
     got = result_and_gradients(function, x, spatial, channel, g, stride)
-    for array, reference in zip(got, two_steps_in_float64(x, spatial, channel, g, stride), strict=True):
+    for array, reference in zip(
+        got, two_steps_in_float64(x, spatial, channel, g, stride), strict=True
+    ):
         np.testing.assert_allclose(array, reference, rtol=1e-5, atol=1e-4)
 
 
@@ -81,7 +90,9 @@ def test_the_composed_kernel_is_that_of_the_appendix():
 def test_the_dense_weight_gradient_is_computed_once_and_only_if_asked_for(trained, convolutions):
     """A convolution of its own on a TPU, and none on a CPU."""
     x, spatial, channel, _ = factors("3x3, m = 9")
-    traced = jax.jit(jax.grad(lambda *a: jnp.square(separable(*a)).sum(), trained)).trace(x, spatial, channel)
+    traced = jax.jit(jax.grad(lambda *a: jnp.square(separable(*a)).sum(), trained)).trace(
+        x, spatial, channel
+    )
     program = traced.lower(lowering_platforms=("tpu",)).as_text()
     assert program.count("stablehlo.convolution") == convolutions
     program = traced.lower(lowering_platforms=("cpu",))
@@ -116,7 +127,9 @@ def test_the_weight_gradient_of_patches_is_that_of_the_convolution(case, dtype, 
         [((k - 1) // 2, k // 2)] * 2,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    expected = np.einsum("nhwp,nhwo->po", np.asarray(patches, np.float64), np.asarray(g, np.float64))
+    expected = np.einsum(
+        "nhwp,nhwo->po", np.asarray(patches, np.float64), np.asarray(g, np.float64)
+    )
     expected = expected.reshape(shape[-1], k, k, features).transpose(1, 2, 0, 3)
     rounding = 1e-5 if dtype == jnp.float32 else 2**-8
     np.testing.assert_allclose(got.astype(jnp.float32), expected, rtol=rounding, atol=1e-4)
@@ -140,7 +153,9 @@ def test_in_bfloat16_one_rounding_beats_two():
     def error(function):
         y = function(x, spatial, channel)
         assert y.dtype == jnp.bfloat16
-        return float(jnp.sqrt(jnp.square(y.astype(jnp.float32) - exact).mean() / jnp.square(exact).mean()))
+        return float(
+            jnp.sqrt(jnp.square(y.astype(jnp.float32) - exact).mean() / jnp.square(exact).mean())
+        )
 
     assert error(separable) < error(separable_reference) < 2**-7
     assert error(separable) < 2**-8
@@ -151,10 +166,13 @@ def test_a_batch_over_eight_devices_is_never_gathered(monkeypatch):
     # The weight gradient in two turns of eight images, one a device.
     monkeypatch.setattr(dense, "_PATCHES", 8 * 4 * 4 * 72 * 4)
     x, spatial, channel = draw((16, 4, 4, 8), 0), draw((3, 3, 8, 9), 1), draw((72, 8), 2)
-    gradient = jax.jit(jax.grad(lambda *a: jnp.sin(separable(jnp.sin(a[0]), *a[1:])).sum(), (0, 1, 2)))
+    gradient = jax.jit(
+        jax.grad(lambda *a: jnp.sin(separable(jnp.sin(a[0]), *a[1:])).sum(), (0, 1, 2))
+    )
     whole, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
     sharded = [
-        jax.device_put(a, s) for a, s in zip((x, spatial, channel), (split, whole, whole), strict=True)
+        jax.device_put(a, s)
+        for a, s in zip((x, spatial, channel), (split, whole, whole), strict=True)
     ]
     compiled = gradient.lower(*sharded).compile()
     text = compiled.as_text()
@@ -168,9 +186,21 @@ def test_a_batch_over_eight_devices_is_never_gathered(monkeypatch):
     ("x", "spatial", "channel", "stride", "message"),
     [
         ((4, 4, 2), (3, 3, 2, 9), (18, 4), 1, r"x is \[N, H, W, C\], got \[4, 4, 2\]"),
-        ((1, 4, 4, 2), (3, 3, 2), (18, 4), 1, r"x \[1, 4, 4, 2\] is \[k, k, 2, m\], got \[3, 3, 2\]"),
+        (
+            (1, 4, 4, 2),
+            (3, 3, 2),
+            (18, 4),
+            1,
+            r"x \[1, 4, 4, 2\] is \[k, k, 2, m\], got \[3, 3, 2\]",
+        ),
         ((1, 4, 4, 2), (3, 3, 3, 9), (27, 4), 1, r"got \[3, 3, 3, 9\]"),
-        ((1, 4, 4, 2), (3, 3, 2, 9), (9, 4), 1, r"depthwise \[3, 3, 2, 9\] is \[18, C_out\], got \[9, 4\]"),
+        (
+            (1, 4, 4, 2),
+            (3, 3, 2, 9),
+            (9, 4),
+            1,
+            r"depthwise \[3, 3, 2, 9\] is \[18, C_out\], got \[9, 4\]",
+        ),
         ((1, 4, 4, 2), (3, 3, 2, 9), (18, 4), 0, "stride must be at least 1, got 0"),
     ],
 )

@@ -121,8 +121,12 @@ def assert_agree(workdir, reference):
     for row, other in zip(got, expected, strict=True):
         for name, value in row.items():
             exact = name in ("step", "epoch") or name.endswith("accuracy")
-            assert value == other[name] if exact else value == pytest.approx(other[name], rel=1e-5), name
-    ours, theirs = (flatten_dict(randmix.load(folder).variables, sep="/") for folder in (workdir, reference))
+            assert (
+                value == other[name] if exact else value == pytest.approx(other[name], rel=1e-5)
+            ), name
+    ours, theirs = (
+        flatten_dict(randmix.load(folder).variables, sep="/") for folder in (workdir, reference)
+    )
     assert ours.keys() == theirs.keys()
     for path in ours:
         np.testing.assert_allclose(ours[path], theirs[path], rtol=1e-5, atol=1e-6, err_msg=path)
@@ -141,7 +145,9 @@ def test_four_processes_agree_with_one_and_only_the_first_speaks(runs, tmp_path)
     assert set(speaking) == {"[0]"}
 
 
-def test_a_signal_to_one_of_two_stops_both_at_one_step_and_one_process_goes_on(runs, reference, tmp_path):
+def test_a_signal_to_one_of_two_stops_both_at_one_step_and_one_process_goes_on(
+    runs, reference, tmp_path
+):
     done, _ = runs.several(2, tmp_path, disturb="SIGTERM:2")
     assert "process 0 ended with status 75" in done.stderr
     assert "process 1 ended with status 75" in done.stderr
@@ -166,8 +172,12 @@ def test_two_go_on_from_one_and_outlive_a_death_and_a_standstill(runs, reference
     assert standstill == "134"
     assert "stopped sending heartbeats" in done.stderr
     assert "starting all 2 processes again (restart 2 of 2)" in done.stderr
-    first, second, third = (int(step) for step in re.findall(r"going on from step (\d+)", done.stdout))
-    assert first == 3 <= second <= 6  # that is where it was killed: how far a save had come, chance decides
+    first, second, third = (
+        int(step) for step in re.findall(r"going on from step (\d+)", done.stdout)
+    )
+    assert (
+        first == 3 <= second <= 6
+    )  # that is where it was killed: how far a save had come, chance decides
     assert second <= third <= 10
     assert_agree(tmp_path, reference)
 

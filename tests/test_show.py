@@ -57,7 +57,9 @@ def test_titles_are_class_names_and_shares():
     images = np.zeros((10, 4, 4, 3), np.float32)
     labels = np.arange(10) % 3
     weights = np.array([0.75] + [1.0] * 9, np.float32)
-    figure = show.figure(show.Shown(images, images, labels, (labels + 1) % 3, weights), ["a", "b", "c"])
+    figure = show.figure(
+        show.Shown(images, images, labels, (labels + 1) % 3, weights), ["a", "b", "c"]
+    )
     visible = [axes for axes in figure.axes if axes.get_visible()]
     titles = [axes.get_title() for axes in visible]
     assert (len(figure.axes), len(visible)) == (
@@ -72,10 +74,18 @@ def test_titles_are_class_names_and_shares():
 @pytest.mark.parametrize(
     ("overrides", "arguments", "message"),
     [
-        ({"batch_size": 8}, {"examples": 9}, "--examples: got 9, allowed is 1 to the batch size, 8"),
+        (
+            {"batch_size": 8},
+            {"examples": 9},
+            "--examples: got 9, allowed is 1 to the batch size, 8",
+        ),
         ({"data__name": "mnist"}, {}, "mnist is not prepared in"),
         ({"data__mixup": -1.0}, {}, "config.data.mixup: got -1.0, allowed 0 or more"),
-        ({"data__subset": 0.001}, {}, "config.batch_size: got 32, allowed up to the 1 training examples"),
+        (
+            {"data__subset": 0.001},
+            {},
+            "config.batch_size: got 32, allowed up to the 1 training examples",
+        ),
     ],
 )
 def test_a_mistake_is_named(overrides, arguments, message, tmp_path):

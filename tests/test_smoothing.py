@@ -16,7 +16,9 @@ EPSILONS = (0.0, 4.0, 64.0)
 def write(folder, index, accuracies, data="digits, test", epsilons=EPSILONS):
     folder.mkdir()
     lines = [f"fgsm,{e:g},{a}" for e, a in zip(epsilons, accuracies, strict=True)]
-    (folder / "attacks.csv").write_text("\n".join(["attack,epsilon,accuracy", *lines, "noise,0,1"]) + "\n")
+    (folder / "attacks.csv").write_text(
+        "\n".join(["attack,epsilon,accuracy", *lines, "noise,0,1"]) + "\n"
+    )
     (folder / "attacks.json").write_text(
         json.dumps({"smoothing_index": index, "data": data, "examples": "all 360"})
     )
@@ -46,7 +48,8 @@ def test_the_gain_is_relative_to_the_unsmoothed_run(folders, tmp_path):
         (2.0, 64.0, ""),
     ]
     np.testing.assert_allclose(
-        smoothing.relative_gains([smoothing.read(f, "fgsm") for f in folders])[0], [0.125, 0.25, np.nan]
+        smoothing.relative_gains([smoothing.read(f, "fgsm") for f in folders])[0],
+        [0.125, 0.25, np.nan],
     )
 
 

@@ -39,7 +39,14 @@ def frequencies(size):
 
 @pytest.mark.parametrize(
     ("shape", "size"),
-    [((8, 8, 6), 512), ((3, 3, 2, 9), 512), ((1, 1, 2), 8), ((7, 7), 51), ((4, 4, 3), 4), ((5, 5, 40), 9)],
+    [
+        ((8, 8, 6), 512),
+        ((3, 3, 2, 9), 512),
+        ((1, 1, 2), 8),
+        ((7, 7), 51),
+        ((4, 4, 3), 4),
+        ((5, 5, 40), 9),
+    ],
 )
 def test_an_envelope_is_the_largest_magnitude_of_the_padded_fourier_transforms(shape, size):
     kernels = bank((*shape[:2], 1))[..., 0] if len(shape) == 2 else bank(shape)
@@ -115,8 +122,14 @@ def test_1024_filters_of_9_x_9_take_less_than_10_seconds():
 @pytest.mark.parametrize(
     ("kernels", "message"),
     [
-        (np.ones((3, 3, 0)), "filter bank: got shape [3, 3, 0], which has no filters; give one or more"),
-        (np.ones((3, 4, 2)), "filter bank: got shape [3, 4, 2], allowed are square filters [k, k, ...]"),
+        (
+            np.ones((3, 3, 0)),
+            "filter bank: got shape [3, 3, 0], which has no filters; give one or more",
+        ),
+        (
+            np.ones((3, 4, 2)),
+            "filter bank: got shape [3, 4, 2], allowed are square filters [k, k, ...]",
+        ),
         (np.ones(3), "filter bank: got shape [3], allowed are square filters [k, k, ...]"),
         (np.ones((9, 9, 1)), "filter bank: got filters [9, 9], allowed up to size = 8"),
         (
@@ -157,7 +170,10 @@ def test_mean_coverage_is_the_area_under_coverage_against_threshold():
 
 def test_more_random_filters_cover_more():
     of_seeds = [
-        [spectrum.coverage(spectrum.envelope(bank((8, 8, 64), seed)[..., :n], 128)) for n in (1, 4, 16, 64)]
+        [
+            spectrum.coverage(spectrum.envelope(bank((8, 8, 64), seed)[..., :n], 128))
+            for n in (1, 4, 16, 64)
+        ]
         for seed in range(5)
     ]
     means = np.mean(of_seeds, axis=0)
@@ -237,7 +253,9 @@ def test_smoothing_a_model_smooths_its_depthwise_filters_and_nothing_else(keep_n
     after = spectrum.smooth_filters(before, 2, keep_norm=keep_norm)
     paths = [f"spatial/block_0{i}/depthwise/kernel" for i in range(2)]
     assert masks.diff(before, after).moved == paths
-    expected = filters.smooth(before["spatial"]["block_01"]["depthwise"]["kernel"], 2, keep_norm=keep_norm)
+    expected = filters.smooth(
+        before["spatial"]["block_01"]["depthwise"]["kernel"], 2, keep_norm=keep_norm
+    )
     np.testing.assert_array_equal(after["spatial"]["block_01"]["depthwise"]["kernel"], expected)
     assert not masks.diff(before, spectrum.smooth_filters(before, 0)).moved
 
@@ -268,8 +286,12 @@ def test_the_filters_of_a_trained_run(tmp_path):
     for row, kernel in zip(rows, kernels.values(), strict=True):
         assert (row["filters"], row["kernel_size"]) == ("16", "3")
         envelope = reference(kernel, 512)
-        assert float(row["coverage"]) == pytest.approx(np.mean(envelope > 0.5 * envelope.max()), abs=1e-4)
-        assert float(row["mean_coverage"]) == pytest.approx(envelope.mean() / envelope.max(), rel=1e-4)
+        assert float(row["coverage"]) == pytest.approx(
+            np.mean(envelope > 0.5 * envelope.max()), abs=1e-4
+        )
+        assert float(row["mean_coverage"]) == pytest.approx(
+            envelope.mean() / envelope.max(), rel=1e-4
+        )
 
 
 def test_smoothing_the_filters_of_a_converted_model(tmp_path):
@@ -278,7 +300,9 @@ def test_smoothing_the_filters_of_a_converted_model(tmp_path):
     done = program(f"--workdir={tmp_path / 'run'}", "--smoothing=0,2", f"--out={tmp_path / 'out'}")
     assert done.status == 0, done.err
     names = [
-        f"{name}.{suffix}" for name in ("smoothing", "smoothing_profile") for suffix in ("png", "svg", "csv")
+        f"{name}.{suffix}"
+        for name in ("smoothing", "smoothing_profile")
+        for suffix in ("png", "svg", "csv")
     ]
     assert done.out.splitlines() == [str(tmp_path / "out" / name) for name in names]
     rough, smooth = table(tmp_path / "out" / "smoothing.csv")
@@ -296,9 +320,16 @@ def test_random_banks_by_size_and_seed(tmp_path):
     flags = ("--random=4,1", "--kernel_size=3", "--seed=5", "--seeds=2")
     done = program(*flags, cwd=tmp_path, env={"PYTHONPATH": str(command.REPOSITORY)})
     assert done.status == 0, done.err
-    assert done.out.splitlines() == [f"runs/spectrum/random.{suffix}" for suffix in ("png", "svg", "csv")]
+    assert done.out.splitlines() == [
+        f"runs/spectrum/random.{suffix}" for suffix in ("png", "svg", "csv")
+    ]
     rows = table(tmp_path / "runs" / "spectrum" / "random.csv")
-    assert [(row["seed"], row["filters"]) for row in rows] == [("5", "1"), ("5", "4"), ("6", "1"), ("6", "4")]
+    assert [(row["seed"], row["filters"]) for row in rows] == [
+        ("5", "1"),
+        ("5", "4"),
+        ("6", "1"),
+        ("6", "4"),
+    ]
     expected = spectrum.coverage(reference(bank((3, 3, 4), seed=6), 512))
     assert float(rows[3]["coverage"]) == pytest.approx(expected, abs=1e-4)
 
@@ -317,11 +348,17 @@ RANDOM = "allowed are whole numbers from 1 to 1,000,000, with commas between"
     ("arguments", "message"),
     [
         ([], "give either --workdir=RUN or --random=1,4,16,64,256; see --help"),
-        (["--workdir=x", "--random=1"], "give either --workdir=RUN or --random=1,4,16,64,256; see --help"),
+        (
+            ["--workdir=x", "--random=1"],
+            "give either --workdir=RUN or --random=1,4,16,64,256; see --help",
+        ),
         (["--random=0"], f"--random=0: {RANDOM}"),
         (["--random=4,many"], f"--random=4,many: {RANDOM}"),
         (["--random="], f"--random=: {RANDOM}"),
-        (["--random=4", "--smoothing=-1"], "--smoothing=-1: allowed are numbers from 0, with commas between"),
+        (
+            ["--random=4", "--smoothing=-1"],
+            "--smoothing=-1: allowed are numbers from 0, with commas between",
+        ),
         (
             ["--random=4,8", "--smoothing=1"],
             "--smoothing takes one bank of one seed: give --random one size, and no --seeds",

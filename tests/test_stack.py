@@ -28,7 +28,8 @@ def build(name, depth=3):
     low = {role: 0.5 if role in ("norm", "batch_stats") else -0.5 for role in shapes}
     draw = lambda low, x: rng.uniform(low, low + 1, x.shape).astype(np.float32)  # noqa: E731
     return model, {
-        role: jax.tree.map(functools.partial(draw, low[role]), tree) for role, tree in shapes.items()
+        role: jax.tree.map(functools.partial(draw, low[role]), tree)
+        for role, tree in shapes.items()
     }
 
 
@@ -44,7 +45,9 @@ def gradients(model, params, batch_stats):
     return jax.grad(loss, has_aux=True)(params)
 
 
-@pytest.mark.parametrize(("name", "remat"), [("convmixer", False), ("convmixer", True), ("resnet", False)])
+@pytest.mark.parametrize(
+    ("name", "remat"), [("convmixer", False), ("convmixer", True), ("resnet", False)]
+)
 def test_scanned_blocks_are_the_unrolled_ones(name, remat):
     model, variables = build(name, depth=2)
     params, batch_stats = models.split(variables)
@@ -62,9 +65,9 @@ def test_remat_computes_the_blocks_again():
     model, variables = build("convmixer")
     arguments = models.split(variables)
     activations = {
-        remat: str(jax.make_jaxpr(functools.partial(gradients, model.clone(remat=remat)))(*arguments)).count(
-            "erf "
-        )
+        remat: str(
+            jax.make_jaxpr(functools.partial(gradients, model.clone(remat=remat)))(*arguments)
+        ).count("erf ")
         for remat in (False, True)
     }
     assert activations[True] > activations[False]
@@ -109,7 +112,11 @@ def test_a_run_trains_with_scan_as_without():
     mesh = sharding.make_mesh(jax.devices()[:1])
     _, arguments = small.compiled_step("chans", model__depth=3)
     state = small.first("chans", model__depth=3)
-    step = train.jit_train_step(config, parts, mesh, parts.phases[0]).lower(state, *arguments).compile()
+    step = (
+        train.jit_train_step(config, parts, mesh, parts.phases[0])
+        .lower(state, *arguments)
+        .compile()
+    )
     assert not re.search(r'op_name="[^"]*/depthwise_weight_gradient/', step.as_text())
     for _ in range(3):
         state, _ = step(state, *arguments)

@@ -150,14 +150,21 @@ def test_evaluation_counts_no_padding():
     variables = {**state.params, "batch_stats": state.batch_stats}
     mesh = sharding.make_mesh(jax.devices()[:1])
     test_set = train.open_splits(small.config(), parts)[1].arrays()
-    eval_step = eval_loop.jit_eval_step(model=parts.model, task=parts.task, mesh=mesh, batch_size=112)
+    eval_step = eval_loop.jit_eval_step(
+        model=parts.model, task=parts.task, mesh=mesh, batch_size=112
+    )
     got = eval_loop.evaluate_split(
         eval_step, variables, arrays.EvalArrays(test_set, batch_size=112, mesh=mesh)
     )
     logits = jax.jit(parts.model.apply)(variables, test_set["image"].astype(np.float32) / 255)
     logits = np.asarray(logits, np.float64)
-    loss = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, test_set["label"][:, None], 1)[:, 0]
-    assert got["accuracy"] == pytest.approx((logits.argmax(-1) == test_set["label"]).mean(), abs=1e-7)
+    loss = (
+        np.log(np.exp(logits).sum(-1))
+        - np.take_along_axis(logits, test_set["label"][:, None], 1)[:, 0]
+    )
+    assert got["accuracy"] == pytest.approx(
+        (logits.argmax(-1) == test_set["label"]).mean(), abs=1e-7
+    )
     assert got["loss"] == pytest.approx(loss.mean(), rel=1e-5)
 
 

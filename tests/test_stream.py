@@ -66,7 +66,10 @@ def test_any_number_of_processes_sees_the_same_global_batches(data_dir, processe
         joined = {name: np.concatenate([part[step][name] for part in parts]) for name in batch}
         assert equal(joined, batch), step
     scattered = train(data_dir, rows=[1, 6])  # devices that don't lie side by side
-    assert all(equal(s, {k: v[[1, 6]] for k, v in w.items()}) for s, w in zip(scattered, whole, strict=True))
+    assert all(
+        equal(s, {k: v[[1, 6]] for k, v in w.items()})
+        for s, w in zip(scattered, whole, strict=True)
+    )
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
@@ -78,7 +81,9 @@ def test_evaluation_sees_each_example_exactly_once(data_dir, processes, batch_si
     seen = []
     for p in range(processes):
         rows = range(p * size, (p + 1) * size)
-        batches = take(stream.eval_positions(photographs(data_dir), batch_size=batch_size, rows=rows), size)
+        batches = take(
+            stream.eval_positions(photographs(data_dir), batch_size=batch_size, rows=rows), size
+        )
         assert len(batches) == -(
             -N // batch_size
         )  # as many on each process, or the others would wait forever
@@ -93,7 +98,9 @@ def test_evaluation_sees_each_example_exactly_once(data_dir, processes, batch_si
 def test_a_step_is_had_at_once_and_is_the_same(data_dir):
     whole = train(data_dir)
     for start in (1, 5, 7, 11):
-        assert all(equal(a, b) for a, b in zip(train(data_dir, start=start), whole[start:], strict=True))
+        assert all(
+            equal(a, b) for a, b in zip(train(data_dir, start=start), whole[start:], strict=True)
+        )
 
 
 def test_epochs_visit_each_example_once_in_orders_of_their_own(data_dir):
@@ -133,7 +140,12 @@ def test_the_feed_gives_what_lies_at_each_step_on_all_devices(data_dir):
     split_batch = sharding.split_batch(mesh)
     assert stream.rows_of_this_process(BATCH, split_batch) == list(range(BATCH))
     feed = stream.TrainStream(
-        photographs(data_dir), seed=0, batch_size=BATCH, total_steps=12, workers=2, split_batch=split_batch
+        photographs(data_dir),
+        seed=0,
+        batch_size=BATCH,
+        total_steps=12,
+        workers=2,
+        split_batch=split_batch,
     )
     whole = train(data_dir)
     for step in (4, 5, 6, 11, 2):  # from a checkpoint on, and back
@@ -243,11 +255,11 @@ def damage(monkeypatch, *rows):
 
 
 def test_a_damaged_image_is_fatal_and_named(data_dir, monkeypatch):
-    name = catalog.open_source(catalog.get(NAME, data_dir), "train", data_dir)[7]["file_name"].decode()
+    name = catalog.open_source(catalog.get(NAME, data_dir), "train", data_dir)[7][
+        "file_name"
+    ].decode()
     damage(monkeypatch, 7)
-    message = (
-        rf"^{NAME}, train: {name} \(record 7\) is no whole image \(.*\); set config.data.corrupt to skip"
-    )
+    message = rf"^{NAME}, train: {name} \(record 7\) is no whole image \(.*\); set config.data.corrupt to skip"
     with pytest.raises(UserError, match=message):
         stream.load(photographs(data_dir), workers=2)  # through the threads
     feed = stream.TrainStream(
@@ -274,7 +286,11 @@ def test_a_skipped_image_is_named_once_counted_and_replaced(data_dir, monkeypatc
             assert equal(source.for_training(7, draws), whole.for_training(9, draws))
             assert equal(source.for_training(44, draws), whole.for_training(0, draws))
             assert not source.for_evaluation(8)["mask"]
-    assert [message.split("(record ")[1][:2].strip(")") for message in caplog.messages] == ["7", "8", "44"]
+    assert [message.split("(record ")[1][:2].strip(")") for message in caplog.messages] == [
+        "7",
+        "8",
+        "44",
+    ]
     assert caplog.messages[2].endswith("skipped, 3 so far")
     assert sorted(source.corrupt) == [7, 8, 44]
     arrays = stream.load(source)

@@ -90,7 +90,10 @@ def test_the_result_is_of_every_test_example(whole, data_dir):
     assert len(source) == data_set.test_examples == 4
     records = [source[k] for k in range(4)]
     images = np.stack(
-        [photographs.centre_crop(x["image"], image_size=16, crop=0.96, decoder="pillow") for x in records]
+        [
+            photographs.centre_crop(x["image"], image_size=16, crop=0.96, decoder="pillow")
+            for x in records
+        ]
     )
     logits = jax.jit(loaded.model.apply)(loaded.variables, images.astype(np.float32) / 255)
     labels = np.array([x["label"] for x in records])
@@ -113,8 +116,13 @@ def test_evaluation_by_the_command_line_clean_and_under_attack(whole, tmp_path):
     assert f"{result['metrics']['test_accuracy']:.4f}" in done.out
     done = command.run("randmix.evaluate", *flags, "--attacks=fgsm", "--epsilons=0,8")
     assert done.status == 2
-    assert f"{NAME} may not fit in memory; take the first ones only, for example --examples=1000" in done.err
-    done = command.run("randmix.evaluate", *flags, "--attacks=fgsm", "--epsilons=0,8", "--examples=3")
+    assert (
+        f"{NAME} may not fit in memory; take the first ones only, for example --examples=1000"
+        in done.err
+    )
+    done = command.run(
+        "randmix.evaluate", *flags, "--attacks=fgsm", "--epsilons=0,8", "--examples=3"
+    )
     assert (done.status, done.err) == (0, "")
     assert "the first 3 of 4" in done.out
 
@@ -123,7 +131,10 @@ def test_evaluation_by_the_command_line_clean_and_under_attack(whole, tmp_path):
     ("override", "message"),
     [
         ({"data__name": "imagefolder/pets"}, "imagefolder/pets is not prepared in "),
-        ({"data__image_size": 18}, "patch_size: got 4, which doesn't divide the image's 18 x 18 pixels"),
+        (
+            {"data__image_size": 18},
+            "patch_size: got 4, which doesn't divide the image's 18 x 18 pixels",
+        ),
         ({"data__image_size": 0}, "config.data.image_size: got 0, allowed 1 or more"),
         ({"data__eval_crop": 0.0}, "config.data.eval_crop: got 0.0, allowed more than 0, up to 1"),
         ({"data__workers": -1}, "config.data.workers: got -1, allowed 0 or more"),

@@ -84,14 +84,18 @@ def test_loss_gradient_and_psnr_by_their_definitions(shape):
     gradient, _ = jax.grad(loss, has_aux=True)(jnp.asarray(outputs))
     np.testing.assert_allclose(gradient, 2 * difference / difference.size, rtol=1e-5, atol=1e-7)
     gradient, _ = jax.grad(loss, has_aux=True)(jnp.asarray(target))
-    np.testing.assert_array_equal(gradient, np.zeros_like(target))  # not NaN where the PSNR is infinite
+    np.testing.assert_array_equal(
+        gradient, np.zeros_like(target)
+    )  # not NaN where the PSNR is infinite
 
 
 def test_psnr_is_scikit_images():
     peak_signal_noise_ratio = pytest.importorskip("skimage.metrics").peak_signal_noise_ratio
     outputs, target = random_images((8, 8, 3), seed=1), random_images((8, 8, 3), seed=2)
     psnr = tasks.unshuffling_metrics(jnp.asarray(outputs), {"target": target})["psnr"]
-    expected = [peak_signal_noise_ratio(t, o, data_range=1) for o, t in zip(outputs, target, strict=True)]
+    expected = [
+        peak_signal_noise_ratio(t, o, data_range=1) for o, t in zip(outputs, target, strict=True)
+    ]
     np.testing.assert_allclose(psnr, expected, rtol=1e-5)
 
 
@@ -109,9 +113,7 @@ def test_a_task_gives_the_metrics_that_it_names(name):
 
 
 def test_an_unknown_task_names_the_nearest():
-    message = (
-        r"config.task: got 'unshufling', allowed classification, unshuffling; did you mean 'unshuffling'\?"
-    )
+    message = r"config.task: got 'unshufling', allowed classification, unshuffling; did you mean 'unshuffling'\?"
     with pytest.raises(UserError, match=message):
         tasks.build("unshufling", image_shape=(2, 2, 1), permutation_seed=0)
     with pytest.raises(UserError, match=message):
@@ -145,7 +147,9 @@ def test_a_step_is_the_gradient_that_jax_takes_of_the_whole_loss(mode, channels)
     @jax.jit
     def step(state, images):
         batch = {"image": images, "label": jnp.zeros(8, jnp.int32)}
-        return steps.train_step(state, batch, model=model, task=task, optimizer=optimizer, labels=labels)
+        return steps.train_step(
+            state, batch, model=model, task=task, optimizer=optimizer, labels=labels
+        )
 
     moved, metrics = step(state, images)
     frozen = {"full": None, "chans": "spatial", "space": "channel"}[mode]
@@ -175,7 +179,9 @@ def test_pixels_change_places_after_the_augmentation_and_in_every_epoch_alike(st
     shuffled = np.stack([image.ravel()[positions].reshape(8, 8, 1) for image in images])
     apply = jax.jit(partial(parts.model.apply, train=True, mutable=["batch_stats"]))
     outputs, _ = apply({**initial.params, "batch_stats": initial.batch_stats}, shuffled)
-    assert float(metrics["loss"]) == pytest.approx(((np.asarray(outputs) - images) ** 2).mean(), rel=1e-5)
+    assert float(metrics["loss"]) == pytest.approx(
+        ((np.asarray(outputs) - images) ** 2).mean(), rel=1e-5
+    )
 
 
 def test_one_and_eight_devices_agree_and_gather_nothing():

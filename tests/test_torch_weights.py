@@ -25,14 +25,21 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
     [
         ("locuslab", (8, 8, 3), "gelu", {"kernel_size": 5, "patch_size": 2, "channels": 3}),
         ("locuslab", (7, 5, 1), "relu", {"kernel_size": 4, "depth": 1}),
-        ("timm", (6, 4, 3), "relu", {"kernel_size": 3, "patch_size": 2, "channels": 3, "num_classes": 3}),
+        (
+            "timm",
+            (6, 4, 3),
+            "relu",
+            {"kernel_size": 3, "patch_size": 2, "channels": 3, "num_classes": 3},
+        ),
         ("timm", (5, 6, 1), "gelu", {"kernel_size": 8, "depth": 3, "width": 5}),
     ],
 )
 def test_converted_weights_give_pytorchs_logits(naming, shape, activation, sizes):
     twin = module(naming, activation, **sizes)
     mean, std = (0.4, 0.5, 0.6)[: shape[-1]], (0.2, 0.3, 0.4)[: shape[-1]]
-    model, variables = convmixer_from_torch(twin.state_dict(), activation=activation, mean=mean, std=std)
+    model, variables = convmixer_from_torch(
+        twin.state_dict(), activation=activation, mean=mean, std=std
+    )
     images = np.random.default_rng(0).random((4, *shape), np.float32)
     got = np.asarray(jax.jit(model.apply)(variables, images), np.float64)
     normalised = (images.astype(np.float64) - mean) / std
@@ -65,8 +72,19 @@ def test_the_way_back_gives_every_bit_and_loads_into_the_module(naming):
     other = convmixer_to_torch(model, variables, next(n for n in NAMINGS if n != naming))
     again_model, again = convmixer_from_torch(other)
     assert not masks.diff(variables, again).moved
-    sizes = ("width", "depth", "kernel_size", "patch_size", "num_classes", "activation", "mean", "std")
-    assert [getattr(again_model, name) for name in sizes] == [getattr(model, name) for name in sizes]
+    sizes = (
+        "width",
+        "depth",
+        "kernel_size",
+        "patch_size",
+        "num_classes",
+        "activation",
+        "mean",
+        "std",
+    )
+    assert [getattr(again_model, name) for name in sizes] == [
+        getattr(model, name) for name in sizes
+    ]
 
 
 def test_variables_of_a_trained_model_come_back_too():
@@ -82,7 +100,11 @@ def test_prefixes_and_the_checkpoint_around_a_state_dict(prefix, naming):
     plain = arrays(naming=naming)
     _, expected = convmixer_from_torch(plain)
     wrapped = OrderedDict((prefix + key, value) for key, value in plain.items())
-    for state_dict in (wrapped, {"epoch": 3, "state_dict": wrapped}, {"model": {"state_dict": wrapped}}):
+    for state_dict in (
+        wrapped,
+        {"epoch": 3, "state_dict": wrapped},
+        {"model": {"state_dict": wrapped}},
+    ):
         _, variables = convmixer_from_torch(state_dict)
         assert not masks.diff(expected, variables).moved
 
@@ -93,7 +115,9 @@ def test_half_precision_widens_exactly(tmp_path, dtype):
         key: tensor.to(getattr(torch, dtype)) if tensor.is_floating_point() else tensor
         for key, tensor in module().state_dict().items()
     }
-    _, expected = convmixer_from_torch({key: tensor.float().numpy() for key, tensor in halves.items()})
+    _, expected = convmixer_from_torch(
+        {key: tensor.float().numpy() for key, tensor in halves.items()}
+    )
     from safetensors.torch import save_file
 
     save_file(halves, tmp_path / "half.safetensors")
@@ -129,7 +153,10 @@ TIMM = "expected are the 37 keys of a ConvMixer of depth 2 in timm's naming"
     [
         ({}, "got an empty mapping, expected arrays by name; give model.state_dict()"),
         (3, "got int, expected arrays by name; give model.state_dict()"),
-        ({0: np.zeros(1)}, "got keys that aren't names, expected arrays by name; give model.state_dict()"),
+        (
+            {0: np.zeros(1)},
+            "got keys that aren't names, expected arrays by name; give model.state_dict()",
+        ),
         (
             {"conv1.weight": np.zeros(1), "bn1.bias": np.zeros(1)},
             "not a ConvMixer's: got the keys conv1.weight, bn1.bias, expected blocks such as 3.0.fn.0.weight "
@@ -209,9 +236,15 @@ def test_arguments_that_do_not_fit(options, message):
 def test_the_way_back_refuses_what_it_cannot_name():
     model, variables = convmixer_from_torch(arrays())
     resnet = models.build("resnet", width=4, depth=1, kernel_size=3, num_classes=3)
-    wrong = {**variables, "head": {"classifier": {**variables["head"]["classifier"], "bias": np.zeros(3)}}}
+    wrong = {
+        **variables,
+        "head": {"classifier": {**variables["head"]["classifier"], "bias": np.zeros(3)}},
+    }
     for arguments, message in [
-        ((model, variables, "timmy"), "naming: got 'timmy', allowed locuslab, timm; did you mean 'timm'?"),
+        (
+            (model, variables, "timmy"),
+            "naming: got 'timmy', allowed locuslab, timm; did you mean 'timm'?",
+        ),
         ((resnet, variables), "got ResNet, allowed is a ConvMixer with a classifier"),
         (
             (model, {**variables, "channel": {}}),
@@ -238,7 +271,11 @@ def test_files(tmp_path, suffix):
     elif suffix == ".pth":
         torch.save(module().state_dict(), file)
     else:  # what timm's training script leaves behind
-        training = {"epoch": 3, "args": argparse.Namespace(lr=0.01), "state_dict": module().state_dict()}
+        training = {
+            "epoch": 3,
+            "args": argparse.Namespace(lr=0.01),
+            "state_dict": module().state_dict(),
+        }
         torch.save(training, file)
     assert not masks.diff(expected, convmixer_from_torch(file)[1]).moved
     assert not masks.diff(expected, convmixer_from_torch(str(file))[1]).moved
@@ -251,7 +288,10 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
     no_state_dict = "torch.load(weights_only=True) can't read it"
     for name, message in [
         ("none.pth", "no such file"),
-        ("weights.onnx", "got a file name ending in '.onnx', allowed .safetensors, .pth, .pt, .bin, .tar"),
+        (
+            "weights.onnx",
+            "got a file name ending in '.onnx', allowed .safetensors, .pth, .pt, .bin, .tar",
+        ),
         ("bad.safetensors", "can't be read ("),
         ("bad.pth", no_state_dict),
         ("module.pt", no_state_dict),

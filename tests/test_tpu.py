@@ -24,7 +24,9 @@ SMALL = (
 
 
 def compile_for(name, *arguments, workdir):
-    return command.run("randmix.main", *SMALL, *arguments, f"--compile_for={name}", f"--workdir={workdir}")
+    return command.run(
+        "randmix.main", *SMALL, *arguments, f"--compile_for={name}", f"--workdir={workdir}"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +47,24 @@ def test_it_tells_what_each_step_needs(chans):
     assert (content["topology"], content["chips"], content["batch_size"]) == ("v5e:2x2", 4, 64)
     train, evaluation = content["train"], content["eval"]
     for step in (train, evaluation):
-        assert 0 <= step["temporary_bytes"] < step["memory_bytes"] < step["limit_bytes"] == 15.75 * 2**30
+        assert (
+            0
+            <= step["temporary_bytes"]
+            < step["memory_bytes"]
+            < step["limit_bytes"]
+            == 15.75 * 2**30
+        )
         assert step["seconds"] == max(step["flops"] / 197e12, step["bytes_accessed"] / 819e9)
         assert step["compile_seconds"] > 0
     # 16 images a chip: 64 pixels' products of 128 x 128 channels, forward and for both gradients.
     assert train["flops"] > 3 * 2 * 16 * 64 * 128 * 128 > evaluation["flops"] / 3
-    for line in ("memory, GiB", "bytes moved, GB", "GFLOP", "all-reduce", "cloud.google.com/tpu/docs/v5e"):
+    for line in (
+        "memory, GiB",
+        "bytes moved, GB",
+        "GFLOP",
+        "all-reduce",
+        "cloud.google.com/tpu/docs/v5e",
+    ):
         assert line in done.out
     assert content["device"] == {"kind": "TPU v5 lite", "platform": "tpu", "count": 4}
 

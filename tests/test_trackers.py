@@ -24,7 +24,9 @@ def events(folder):
 
 
 def scalars(folder):
-    return [(v.tag, event.step, v.simple_value) for event in events(folder) for v in event.summary.value]
+    return [
+        (v.tag, event.step, v.simple_value) for event in events(folder) for v in event.summary.value
+    ]
 
 
 def write(config, workdir, start_step, steps):
@@ -42,7 +44,11 @@ def test_tensorboard_gets_what_the_log_gets_and_forgets_what_runs_again(tmp_path
     expected = [
         (tag, step, value)
         for step in (1, 2)
-        for tag, value in (("train/loss", step / 2), ("learning_rate", 0.25), ("test/accuracy", 0.5))
+        for tag, value in (
+            ("train/loss", step / 2),
+            ("learning_rate", 0.25),
+            ("test/accuracy", 0.5),
+        )
     ]
     assert scalars(tmp_path / "tensorboard") == expected
     write(small.config(), tmp_path, 1, (2,))
@@ -75,10 +81,18 @@ def test_weights_and_biases_goes_on_with_the_folders_run(tmp_path, monkeypatch):
     config.wandb_project = "mixing"
     write(config, tmp_path, 0, (3,))
     (run,) = made
-    assert run.logged == [(3, {"train_loss": 1.5, "learning_rate": 0.25}), (3, {"test_accuracy": 0.5})]
+    assert run.logged == [
+        (3, {"train_loss": 1.5, "learning_rate": 0.25}),
+        (3, {"test_accuracy": 0.5}),
+    ]
     assert run.finished
     asked = {key: run.options[key] for key in ("project", "id", "resume", "dir")}
-    assert asked == {"project": "mixing", "id": tmp_path.name, "resume": "allow", "dir": str(tmp_path)}
+    assert asked == {
+        "project": "mixing",
+        "id": tmp_path.name,
+        "resume": "allow",
+        "dir": str(tmp_path),
+    }
     assert run.options["config"]["model"]["width"] == 16
 
 

@@ -60,15 +60,22 @@ def test_programs_of_one_seed_serve_another(whole, tmp_path, capsys):
     of_another = train.train(
         small.config(seed=5), tmp_path / "5", devices=jax.devices()[:1], programs=programs
     )
-    own = train.train(small.config(), tmp_path / "own", devices=jax.devices()[:1], programs=programs)
+    own = train.train(
+        small.config(), tmp_path / "own", devices=jax.devices()[:1], programs=programs
+    )
     assert own["metrics"] == result["metrics"] != of_another["metrics"]
     assert lines(tmp_path / "own") == lines(whole[0])
     out = capsys.readouterr().out
     assert out.count("compiled the train step in") == 1
     assert out.count("took the train step that was compiled for another seed") == 1
-    with pytest.raises(ValueError, match=r"of another run \(model.width: 16 -> 8; devices\); share them"):
+    with pytest.raises(
+        ValueError, match=r"of another run \(model.width: 16 -> 8; devices\); share them"
+    ):
         train.train(
-            small.config(model__width=8), tmp_path / "8", devices=jax.devices()[:2], programs=programs
+            small.config(model__width=8),
+            tmp_path / "8",
+            devices=jax.devices()[:2],
+            programs=programs,
         )
 
 
@@ -84,9 +91,14 @@ def signal_before(function):
 
 def test_a_run_stopped_in_an_evaluation_repeats_it(whole, tmp_path, monkeypatch):
     reference, result = whole
-    for message in ("stopped and saved at step 3 of 6", "stopped in the evaluation after step 3 of 6"):
+    for message in (
+        "stopped and saved at step 3 of 6",
+        "stopped in the evaluation after step 3 of 6",
+    ):
         with monkeypatch.context() as patch:
-            patch.setattr(train.eval_loop, "evaluate_split", signal_before(train.eval_loop.evaluate_split))
+            patch.setattr(
+                train.eval_loop, "evaluate_split", signal_before(train.eval_loop.evaluate_split)
+            )
             with pytest.raises(Preempted, match=message):
                 run(tmp_path)
         assert "test_loss" not in lines(tmp_path)[-1]
@@ -120,7 +132,9 @@ def test_a_signal_does_not_wait_for_a_compilation(whole, tmp_path, monkeypatch):
 def test_a_signal_while_the_data_is_read(whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(train, "open_splits", signal_before(train.open_splits))
-        with pytest.raises(Preempted, match="stopped before the first step, with nothing new to save"):
+        with pytest.raises(
+            Preempted, match="stopped before the first step, with nothing new to save"
+        ):
             run(tmp_path)
     reference, _ = whole
     run(tmp_path)
@@ -183,7 +197,9 @@ def test_load_gives_a_model_that_reproduces_the_result(whole):
     assert loaded.config.to_dict() == small.config().to_dict()
     assert loaded.step == 6
     test_set = train.open_splits(loaded.config, small.parts("chans"))[1].arrays()
-    logits = jax.jit(loaded.model.apply)(loaded.variables, test_set["image"].astype(np.float32) / 255)
+    logits = jax.jit(loaded.model.apply)(
+        loaded.variables, test_set["image"].astype(np.float32) / 255
+    )
     accuracy = (np.asarray(logits).argmax(-1) == test_set["label"]).mean()
     assert accuracy == pytest.approx(result["metrics"]["test_accuracy"], abs=1e-7)
 
@@ -270,7 +286,12 @@ def test_load_of_a_folder_without_a_run(tmp_path):
     ("optimizer", "learning_rate", "message", "kept"),
     [
         ("adamw", 3e38, "step 4: the parameters aren't finite", 2),
-        ("sgd", 1e30, "step 5: the loss or a gradient isn't finite; not_finite.json lists its examples", 4),
+        (
+            "sgd",
+            1e30,
+            "step 5: the loss or a gradient isn't finite; not_finite.json lists its examples",
+            4,
+        ),
     ],
 )
 def test_what_is_not_finite_stops_the_run_and_a_finite_checkpoint_stays(
@@ -281,9 +302,15 @@ def test_what_is_not_finite_stops_the_run_and_a_finite_checkpoint_stays(
         "optimizer__weight_decay": 1e3,
         "optimizer__clip_norm": 0.0,
         "optimizer__learning_rate": learning_rate,
-        "schedule__points": ((0.0, 0.0), (0.34, 0.0), (0.35, 1.0)),  # the fourth step is the first to move
+        "schedule__points": (
+            (0.0, 0.0),
+            (0.34, 0.0),
+            (0.35, 1.0),
+        ),  # the fourth step is the first to move
     }
-    with pytest.raises(UserError, match=f"^{message}; the last checkpoint before it is kept; lower"):
+    with pytest.raises(
+        UserError, match=f"^{message}; the last checkpoint before it is kept; lower"
+    ):
         run(tmp_path, **bad)
     if "examples" in message:
         order = np.asarray(loader.epoch_order(0, 0, examples=1437))

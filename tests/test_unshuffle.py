@@ -29,7 +29,9 @@ def run(workdir, **overrides):
 
 
 def variant(name):
-    spec = importlib.util.spec_from_file_location("unshuffle", command.REPOSITORY / "configs/unshuffle.py")
+    spec = importlib.util.spec_from_file_location(
+        "unshuffle", command.REPOSITORY / "configs/unshuffle.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config(name)
@@ -53,25 +55,33 @@ def test_a_run_leaves_its_psnr_permutation_and_picture(whole):
     assert {path.name for path in workdir.iterdir()} == {
         "checkpoints", "config.json", "masks.txt", "metrics.jsonl", "permutation.npy", "result.json", "tensorboard", *FILES,
     }  # fmt: skip
-    np.testing.assert_array_equal(np.load(workdir / "permutation.npy"), tasks.pixel_permutation(0, 8, 8))
+    np.testing.assert_array_equal(
+        np.load(workdir / "permutation.npy"), tasks.pixel_permutation(0, 8, 8)
+    )
     train_line, test_line = lines(workdir)[0], lines(workdir)[-1]
     assert set(train_line) == {"step", "epoch", "train_loss", "train_psnr", "learning_rate"}
     assert test_line == {"step": 6, **result["metrics"]}
     assert set(result["metrics"]) == {"test_loss", "test_psnr"}
-    frozen = small.initial_state(task="unshuffling", model__patch_size=1, mode="chans").params["spatial"]
+    frozen = small.initial_state(task="unshuffling", model__patch_size=1, mode="chans").params[
+        "spatial"
+    ]
     assert not masks.diff(frozen, randmix.load(workdir).variables["spatial"]).moved
 
 
 def test_the_test_psnr_is_the_mean_over_images_each_counted_once(whole):
     workdir, result = whole
     loaded = randmix.load(workdir)
-    truth = catalog.load("digits", "test")["image"] / 255  # 360 of them in batches of 32: the last is padded
+    truth = (
+        catalog.load("digits", "test")["image"] / 255
+    )  # 360 of them in batches of 32: the last is padded
     shuffled = truth.reshape(360, 64)[:, np.load(workdir / "permutation.npy")].reshape(truth.shape)
     outputs = jax.jit(loaded.model.apply)(loaded.variables, shuffled.astype(np.float32))
     errors = ((np.asarray(outputs, np.float64) - truth) ** 2).mean((1, 2, 3))
     assert result["metrics"]["test_loss"] == pytest.approx(errors.mean(), rel=1e-5)
     assert result["metrics"]["test_psnr"] == pytest.approx(-10 * np.log10(errors).mean(), rel=1e-5)
-    assert abs(np.log10(errors).mean() - np.log10(errors.mean())) > 1e-3  # the other reading differs
+    assert (
+        abs(np.log10(errors).mean() - np.log10(errors.mean())) > 1e-3
+    )  # the other reading differs
     drawn = unshuffle.reconstructions([workdir], examples=3)[2]
     np.testing.assert_allclose(drawn.images, outputs[:3], rtol=1e-4, atol=1e-6)
 
@@ -91,14 +101,18 @@ def test_a_stopped_run_goes_on_bit_for_bit(whole, tmp_path, monkeypatch):
 
 def test_from_the_command_line_to_a_picture_of_two_runs(whole, tmp_path):
     workdir = tmp_path / "full"
-    done = command.run("randmix.main", f"{CONFIG}:tiny", "--config.mode=full", f"--workdir={workdir}")
+    done = command.run(
+        "randmix.main", f"{CONFIG}:tiny", "--config.mode=full", f"--workdir={workdir}"
+    )
     assert done.status == 0, done.err
     table, result = done.out.splitlines(), json.loads((workdir / "result.json").read_text())
     assert table[3].startswith("step 100/")
     assert " dB  " in table[3]
     assert [cell.strip() for cell in table[-4].split("┃")[1:3]] == ["mode", "test psnr"]
     assert table[-2].split("│")[2].strip() == f"{result['metrics']['test_psnr']:.2f} dB"
-    train_images, test_images = (catalog.load("digits", split)["image"] / 255 for split in ("train", "test"))
+    train_images, test_images = (
+        catalog.load("digits", split)["image"] / 255 for split in ("train", "test")
+    )
     of_mean_image = ((test_images - train_images.mean(0)) ** 2).mean((1, 2, 3))
     assert result["metrics"]["test_psnr"] > 5 - 10 * np.log10(of_mean_image).mean()
     # Made in another process than this one, and equal: the permutation hangs on nothing but its seed.
@@ -130,7 +144,10 @@ def test_from_the_command_line_to_a_picture_of_two_runs(whole, tmp_path):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_picture_shows_clipped_pixels_labels_and_the_psnr_of_each_image(channels):
     images = np.random.default_rng(0).random((2, 4, 5, channels), np.float32) * 3 - 1
-    rows = [unshuffle.Row("original", images), unshuffle.Row("chans", images / 2, np.array([20.04, np.inf]))]
+    rows = [
+        unshuffle.Row("original", images),
+        unshuffle.Row("chans", images / 2, np.array([20.04, np.inf])),
+    ]
     axes = np.reshape(unshuffle.figure(rows).axes, (2, 2))
     assert [axis.get_ylabel() for axis in axes[:, 0]] == ["original", "chans"]
     assert [axis.get_xlabel() for axis in axes.flat] == ["", "", "20.0 dB", "inf dB"]
@@ -144,7 +161,10 @@ def test_the_picture_shows_clipped_pixels_labels_and_the_psnr_of_each_image(chan
 def test_runs_are_told_apart_by_what_differs():
     one, other = config(), config(train="role('head')", model__width=8, log_every=9)
     assert unshuffle._labels([one]) == ["chans"]
-    assert unshuffle._labels([one, other]) == ["chans\nmodel.width 16", "role('head')\nmodel.width 8"]
+    assert unshuffle._labels([one, other]) == [
+        "chans\nmodel.width 16",
+        "role('head')\nmodel.width 8",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -172,7 +192,10 @@ def test_each_variant_gives_its_data_set_back(name, data, size):
     ("overrides", "message"),
     [
         ({"model__patch_size": 2}, "patch_size: got 2, allowed 1 with head 'image'"),
-        ({"label_smoothing": 0.1}, "config.label_smoothing: got 0.1, allowed 0 with the task unshuffling"),
+        (
+            {"label_smoothing": 0.1},
+            "config.label_smoothing: got 0.1, allowed 0 with the task unshuffling",
+        ),
         ({"permutation_seed": -1}, "config.permutation_seed: got -1, allowed 0 to 4294967295"),
     ],
 )
@@ -186,13 +209,18 @@ def test_a_config_that_no_run_could_have(overrides, message):
 def test_a_resnet_has_no_image_to_give_back():
     given = randmix.config.default("resnet")
     given.task = "unshuffling"
-    with pytest.raises(UserError, match="got 'resnet', allowed with the task unshuffling is convmixer"):
+    with pytest.raises(
+        UserError, match="got 'resnet', allowed with the task unshuffling is convmixer"
+    ):
         runs.assemble(given)
 
 
 def test_runs_that_do_not_fit_into_one_picture(whole, tmp_path):
     workdir, _ = whole
-    for name, overrides in (("seed", {"permutation_seed": 1}), ("classifier", {"task": "classification"})):
+    for name, overrides in (
+        ("seed", {"permutation_seed": 1}),
+        ("classifier", {"task": "classification"}),
+    ):
         text = randmix.config.to_json(config().copy_and_resolve_references())
         saved = json.loads(text) | overrides
         (tmp_path / name).mkdir()
@@ -216,7 +244,11 @@ def test_runs_that_do_not_fit_into_one_picture(whole, tmp_path):
     ("module", "arguments", "message"),
     [
         ("randmix.unshuffle", [], "--workdirs is missing; give the folders of runs"),
-        ("randmix.unshuffle", ["--workdirs=/nowhere"], "/nowhere: no run there (config.json is missing)"),
+        (
+            "randmix.unshuffle",
+            ["--workdirs=/nowhere"],
+            "/nowhere: no run there (config.json is missing)",
+        ),
         ("randmix.unshuffle", ["--workdirs=a", "--examples=0"], "--examples=0"),
         ("randmix.main", [f"{CONFIG}:minst"], "variant: got 'minst'"),
         ("randmix.main", [CONFIG, "--config.task=shuffling"], "did you mean 'unshuffling'?"),

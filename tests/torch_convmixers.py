@@ -3,7 +3,14 @@
 import torch
 from torch import nn
 
-SMALL = {"width": 6, "depth": 2, "kernel_size": 3, "patch_size": 1, "channels": 1, "num_classes": 10}
+SMALL = {
+    "width": 6,
+    "depth": 2,
+    "kernel_size": 3,
+    "patch_size": 1,
+    "channels": 1,
+    "num_classes": 10,
+}
 
 
 class Residual(nn.Module):
@@ -22,7 +29,9 @@ def parts(*, width, depth, kernel_size, patch_size, channels, num_classes, activ
     blocks = [
         nn.Sequential(
             Residual(
-                nn.Sequential(nn.Conv2d(width, width, kernel_size, groups=width, padding="same"), *after())
+                nn.Sequential(
+                    nn.Conv2d(width, width, kernel_size, groups=width, padding="same"), *after()
+                )
             ),
             nn.Conv2d(width, width, 1),
             *after(),
@@ -63,7 +72,9 @@ def module(naming="locuslab", activation="gelu", **sizes):
         if name.endswith("num_batches_tracked"):
             tensor.fill_(7)
         else:
-            tensor.uniform_(0.5, 1.5) if name.endswith("running_var") else tensor.uniform_(-0.7, 0.7)
+            tensor.uniform_(0.5, 1.5) if name.endswith("running_var") else tensor.uniform_(
+                -0.7, 0.7
+            )
     return twin
 
 

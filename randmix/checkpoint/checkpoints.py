@@ -49,7 +49,9 @@ class Checkpoints:
         self._about = dict(about or {})
         self._saving: int | None = None
         # An absolute path: Orbax refuses relative ones.
-        self._root = self.folder if "://" in str(self.folder) else epath.Path(Path(self.folder).absolute())
+        self._root = (
+            self.folder if "://" in str(self.folder) else epath.Path(Path(self.folder).absolute())
+        )
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None,  # we delete
             create=False,
@@ -180,7 +182,9 @@ class Checkpoints:
                 return step
             found.append(f"{self.folder / str(step)}: {damage}")
         if found:
-            raise UserError(f"no checkpoint is intact: {'; '.join(found)}; train this workdir again")
+            raise UserError(
+                f"no checkpoint is intact: {'; '.join(found)}; train this workdir again"
+            )
         return None
 
     def _set_damaged_aside(self) -> int | None:

@@ -58,7 +58,9 @@ def stage(
     """
     if manual_dir is not None:
         manual_dir = Path(manual_dir).expanduser()
-        if missing := [i.filename for i in url_infos.values() if not (manual_dir / i.filename).is_file()]:
+        if missing := [
+            i.filename for i in url_infos.values() if not (manual_dir / i.filename).is_file()
+        ]:
             hint = _WHERE_TO_GET.get(name, "")
             raise UserError(f"{name}: {manual_dir} lacks {', '.join(missing)}{hint}")
     for url, info in url_infos.items():
@@ -145,7 +147,13 @@ def _download(name: str, url: str, archive: Path, names: list[str], progress: bo
     """Downloads to a name of its own first, so that `archive` is never half a file."""
     archive.parent.mkdir(parents=True, exist_ok=True)
     part = archive.with_name(archive.name + ".part")
-    bar = tqdm(desc=archive.name, unit="B", unit_scale=True, leave=False, disable=None if progress else True)
+    bar = tqdm(
+        desc=archive.name,
+        unit="B",
+        unit_scale=True,
+        leave=False,
+        disable=None if progress else True,
+    )
     try:
         with part.open("wb") as file, bar:
             for block in _blocks(url):

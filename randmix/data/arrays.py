@@ -30,7 +30,8 @@ class TrainArrays:
         self._batch_size = batch_size
         self._batches_per_epoch = len(data["label"]) // batch_size
         self._epoch_order = jax.jit(
-            partial(loader.epoch_order, examples=len(data["label"])), out_shardings=sharding.replicated(mesh)
+            partial(loader.epoch_order, examples=len(data["label"])),
+            out_shardings=sharding.replicated(mesh),
         )
         self._order: tuple[int, jax.Array] | None = None
 

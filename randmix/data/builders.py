@@ -110,7 +110,10 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _generate_examples(self, images, labels, rows):
         for row in rows.tolist():
-            yield row, {"image": Image.fromarray(images[row]), "label": int(labels[row]), "index": row}
+            yield (
+                row,
+                {"image": Image.fromarray(images[row]), "label": int(labels[row]), "index": row},
+            )
 
 
 class _FromIdx:
@@ -118,7 +121,9 @@ class _FromIdx:
 
     def _split_generators(self, dl_manager):
         archives = dl_manager.download([*self.url_infos])
-        paths = {url.rsplit("/", 1)[1]: path for url, path in zip(self.url_infos, archives, strict=True)}
+        paths = {
+            url.rsplit("/", 1)[1]: path for url, path in zip(self.url_infos, archives, strict=True)
+        }
         return {
             split: self._generate_examples(
                 paths[f"{prefix}-images-idx3-ubyte.gz"], paths[f"{prefix}-labels-idx1-ubyte.gz"]
@@ -166,7 +171,9 @@ class _FromTar:
         layout = self._cifar_info
         index = 0
         for member in members:
-            for labels, image in read_cifar(archive, layout.prefix + member, len(layout.label_keys)):
+            for labels, image in read_cifar(
+                archive, layout.prefix + member, len(layout.label_keys)
+            ):
                 example = {"id": f"{split_prefix}{index:05d}", "image": Image.fromarray(image)}
                 yield index, example | dict(zip(layout.label_keys, labels.tolist(), strict=True))
                 index += 1

@@ -75,7 +75,9 @@ DATA_SETS = {
     for data_set in (
         DataSet("digits", (8, 8, 1), 10, 1437, 360, "1.0.0", embedded=True),
         DataSet("mnist", (28, 28, 1), 10, 60_000, 10_000, "3.0.1", mean=(0.1307,), std=(0.3081,)),
-        DataSet("fashion_mnist", (28, 28, 1), 10, 60_000, 10_000, "3.0.1", mean=(0.286,), std=(0.353,)),
+        DataSet(
+            "fashion_mnist", (28, 28, 1), 10, 60_000, 10_000, "3.0.1", mean=(0.286,), std=(0.353,)
+        ),
         DataSet(
             "cifar10",
             (32, 32, 3),
@@ -121,7 +123,9 @@ def channel_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]
     return DATA_SETS[name].mean, DATA_SETS[name].std
 
 
-def get(name: str, data_dir: epath.PathLike | None = None, *, image_size: int | None = None) -> DataSet:
+def get(
+    name: str, data_dir: epath.PathLike | None = None, *, image_size: int | None = None
+) -> DataSet:
     """What there is to know of a data set.
 
     Args:

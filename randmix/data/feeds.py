@@ -73,7 +73,9 @@ def train_shapes(
     if data_set.streamed:
         return _shapes(data_set, batch_size, sharding.split_batch(mesh)), None
     whole = sharding.replicated(mesh)
-    return _shapes(data_set, examples, whole), jax.ShapeDtypeStruct((examples,), np.int32, sharding=whole)
+    return _shapes(data_set, examples, whole), jax.ShapeDtypeStruct(
+        (examples,), np.int32, sharding=whole
+    )
 
 
 def eval_shapes(
@@ -87,7 +89,9 @@ def eval_shapes(
     return {**_shapes(data_set, batch_size, split), "mask": mask}
 
 
-def _shapes(data_set: catalog.DataSet, count: int, layout: jax.sharding.NamedSharding) -> loader.Data:
+def _shapes(
+    data_set: catalog.DataSet, count: int, layout: jax.sharding.NamedSharding
+) -> loader.Data:
     return {
         "image": jax.ShapeDtypeStruct((count, *data_set.image_shape), np.uint8, sharding=layout),
         "label": jax.ShapeDtypeStruct((count,), np.int32, sharding=layout),
@@ -129,7 +133,13 @@ class Split:
         return self._total if first is None else min(first, self._total)
 
     def for_training(
-        self, *, seed: int, batch_size: int, total_steps: int, examples: int, mesh: jax.sharding.Mesh
+        self,
+        *,
+        seed: int,
+        batch_size: int,
+        total_steps: int,
+        examples: int,
+        mesh: jax.sharding.Mesh,
     ) -> TrainFeed:
         """The training batches of a run.
 
@@ -154,7 +164,12 @@ class Split:
         )
 
     def for_evaluation(
-        self, *, batch_size: int, mesh: jax.sharding.Mesh, examples: int | None = None, start: int = 0
+        self,
+        *,
+        batch_size: int,
+        mesh: jax.sharding.Mesh,
+        examples: int | None = None,
+        start: int = 0,
     ) -> EvalFeed:
         """The batches of a pass; the arguments are those of ``for_training``, ``start`` the first example's row."""
         stop = self.examples(None if examples is None else start + examples)
@@ -177,7 +192,9 @@ class Split:
             raise UserError(
                 f"{self.data_set.name} may not fit in memory; take the first ones only, for example --examples=1000"
             )
-        return stream.load(self._open(examples=self.examples(examples)), workers=self._reading.workers)
+        return stream.load(
+            self._open(examples=self.examples(examples)), workers=self._reading.workers
+        )
 
 
 def _first(data: dict[str, np.ndarray], examples: int | None) -> dict[str, np.ndarray]:

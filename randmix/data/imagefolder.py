@@ -36,7 +36,12 @@ _EXTENSIONS = (".jpg", ".jpeg", ".png")
 _LEFT_BY_FILE_MANAGERS = {"thumbs.db", "desktop.ini"}
 _SPLIT_FOLDERS = {"train": "train", "test": "test", "val": "validation", "validation": "validation"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-_OPENED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # of Pillow's, for a bad file
+_OPENED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    Image.DecompressionBombError,
+)  # of Pillow's, for a bad file
 
 Splits = Mapping[str, Mapping[str, Sequence[Path]]]  # split -> class -> files
 
@@ -152,13 +157,17 @@ def rgb_bytes(file: Path) -> bytes:
         raise UserError(f"{file} is no whole image ({reason}); remove or replace it") from error
     # A PNG says its bits a channel in byte 24; Pillow reads 16-bit colour as 8 without a word.
     if image.format == "PNG" and data[24] == 16:
-        raise UserError(f"{file} has 16 bits a channel, allowed are 8; convert it as its values are meant")
+        raise UserError(
+            f"{file} has 16 bits a channel, allowed are 8; convert it as its values are meant"
+        )
     if image.mode == "RGB" and "transparency" not in image.info:
         return data
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         if np.asarray(image)[..., 3].min() < 255:
-            raise UserError(f"{file} is transparent in places; put it on a background of your choice")
+            raise UserError(
+                f"{file} is transparent in places; put it on a background of your choice"
+            )
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, "PNG")
     return buffer.getvalue()
@@ -172,7 +181,9 @@ def _split_by_hash(classes: Mapping[str, Sequence[Path]]) -> Splits:
                 f"--source: class {label!r} has one image, and splitting takes two; add some, or split into train and "
                 "test yourself"
             )
-        ranked = sorted(files, key=lambda file: hashlib.sha256(f"{label}/{file.name}".encode()).hexdigest())
+        ranked = sorted(
+            files, key=lambda file: hashlib.sha256(f"{label}/{file.name}".encode()).hexdigest()
+        )
         tenth = max(1, round(len(files) / 10))
         splits["test"][label] = sorted(ranked[:tenth])
         splits["train"][label] = sorted(ranked[tenth:])
@@ -196,7 +207,9 @@ def _folders(folder: Path) -> list[Path]:
     children = _visible(folder)
     for child in children:
         if not child.is_dir():
-            raise UserError(f"--source: {child} stands beside folders; allowed there are folders only")
+            raise UserError(
+                f"--source: {child} stands beside folders; allowed there are folders only"
+            )
     return children
 
 

@@ -57,7 +57,10 @@ def _training_examples(archive: Path) -> _Examples:
     for class_name, class_file in _members(archive.open("rb")):
         for name, file in _members(class_file):
             image = _as_rgb_jpeg(name, file.read())
-            yield name, {"file_name": name, "image": image, "label": class_name.removesuffix(".tar")}
+            yield (
+                name,
+                {"file_name": name, "image": image, "label": class_name.removesuffix(".tar")},
+            )
 
 
 def _validation_examples(archive: Path) -> _Examples:
@@ -88,7 +91,11 @@ def _as_rgb_jpeg(name: str, data: bytes) -> bytes:
         return data
     buffer = io.BytesIO()
     try:
-        Image.open(io.BytesIO(data)).convert("RGB").save(buffer, "JPEG", quality=100, subsampling="4:2:0")
+        Image.open(io.BytesIO(data)).convert("RGB").save(
+            buffer, "JPEG", quality=100, subsampling="4:2:0"
+        )
     except OSError as error:
-        raise UserError(f"{TRAIN}: {name} can't be decoded ({error}); get the archive again") from error
+        raise UserError(
+            f"{TRAIN}: {name} can't be decoded ({error}); get the archive again"
+        ) from error
     return buffer.getvalue()

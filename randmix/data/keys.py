@@ -26,5 +26,7 @@ def example_keys(seed: Seed, step: jax.Array, batch_size: int) -> jax.Array:
     The position, and not the row in the set, so that the next epoch draws anew; and neither device nor process, so
     that any number of them draws the same.
     """
-    positions = jnp.asarray(step).astype(jnp.uint32) * batch_size + jnp.arange(batch_size, dtype=jnp.uint32)
+    positions = jnp.asarray(step).astype(jnp.uint32) * batch_size + jnp.arange(
+        batch_size, dtype=jnp.uint32
+    )
     return jax.vmap(partial(jax.random.fold_in, stream_key(seed, "augment")))(positions)

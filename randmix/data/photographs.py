@@ -69,7 +69,10 @@ def random_box(draws: np.ndarray, width: int, height: int, *, scale: float, aspe
     heights = np.rint(np.sqrt(area / ratio)).astype(int)
     fits = (widths > 0) & (heights > 0) & (widths <= width) & (heights <= height)
     if not fits.any():
-        w, h = min(width, max(1, round(height * aspect))), min(height, max(1, round(width * aspect)))
+        w, h = (
+            min(width, max(1, round(height * aspect))),
+            min(height, max(1, round(width * aspect))),
+        )
         return Box((width - w) // 2, (height - h) // 2, w, h)
     i = int(fits.argmax())
     w, h = int(widths[i]), int(heights[i])
@@ -137,7 +140,9 @@ def centre_crop(data: bytes, *, image_size: int, crop: float, decoder: str) -> n
         for offset in (0, image_size)
         for start, n, whole in zip(corner, image.size, size, strict=True)
     ]
-    return np.asarray(image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=tuple(box)))
+    return np.asarray(
+        image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=tuple(box))
+    )
 
 
 def _size(data: bytes, decoder: str) -> tuple[int, int]:
@@ -155,7 +160,9 @@ def _decode_by_simplejpeg(data: bytes, shrink: int = 1) -> np.ndarray | None:
 
     if header := _jpeg_header(data):
         height, width = (-(-side // shrink) for side in header[:2])
-        with contextlib.suppress(ValueError):  # it takes a harmless warning for an error; Pillow decides
+        with contextlib.suppress(
+            ValueError
+        ):  # it takes a harmless warning for an error; Pillow decides
             return simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width)
     return None
 

@@ -50,22 +50,33 @@ from randmix.errors import UserError
 def define_flags() -> None:
     """Defines the command line's flags; not at import, for `catalog.load` imports this in any program."""
     flags.DEFINE_string(
-        "data_dir", None, "where TFDS keeps its data sets (default: $TFDS_DATA_DIR, or ~/tensorflow_datasets)"
+        "data_dir",
+        None,
+        "where TFDS keeps its data sets (default: $TFDS_DATA_DIR, or ~/tensorflow_datasets)",
     )
     flags.DEFINE_string(
-        "manual_dir", None, "a directory with the data set's original archives, instead of downloading them"
+        "manual_dir",
+        None,
+        "a directory with the data set's original archives, instead of downloading them",
     )
     flags.DEFINE_string("source", None, "imagefolder: the folder with the images")
-    flags.DEFINE_string("name", None, "imagefolder: what to call the data set (default: the folder's name)")
+    flags.DEFINE_string(
+        "name", None, "imagefolder: what to call the data set (default: the folder's name)"
+    )
     flags.DEFINE_integer(
-        "num_shards", None, "files a split is written to (default: TFDS chooses by size)", lower_bound=1
+        "num_shards",
+        None,
+        "files a split is written to (default: TFDS chooses by size)",
+        lower_bound=1,
     )
 
 
 def main(argv: list[str]) -> None:
     """Prepares the data set that the command line names."""
     if len(argv) != 2:
-        raise UserError(f"expected one data set, got {argv[1:]}; there are: {', '.join(catalog.DATA_SETS)}")
+        raise UserError(
+            f"expected one data set, got {argv[1:]}; there are: {', '.join(catalog.DATA_SETS)}"
+        )
     options, start = flags.FLAGS, time.monotonic()
     _local(catalog.resolve_data_dir(options.data_dir), argv[1])
     if argv[1] == catalog.FOLDER:
@@ -77,7 +88,9 @@ def main(argv: list[str]) -> None:
             raise UserError(
                 "--source is missing; give the folder with the images, for example --source=photos"
             )
-        name = f"{catalog.FOLDER}/{options.name or Path(options.source).expanduser().resolve().name}"
+        name = (
+            f"{catalog.FOLDER}/{options.name or Path(options.source).expanduser().resolve().name}"
+        )
         already = catalog.is_prepared(name, options.data_dir)
         prepare_folder(options.source, name, options.data_dir, num_shards=options.num_shards)
     else:
@@ -85,7 +98,9 @@ def main(argv: list[str]) -> None:
             raise UserError(f"--source and --name are for imagefolder, got the data set {argv[1]}")
         name = catalog.get(argv[1]).name
         already = catalog.is_prepared(name, options.data_dir)
-        prepare(name, options.data_dir, manual_dir=options.manual_dir, num_shards=options.num_shards)
+        prepare(
+            name, options.data_dir, manual_dir=options.manual_dir, num_shards=options.num_shards
+        )
     data_set = catalog.get(name, options.data_dir)
     took = "was prepared before" if already else f"{time.monotonic() - start:.1f} s"
     print(
@@ -233,7 +248,9 @@ def _prepare_once(
         if isinstance(error, RuntimeError) and full not in str(error):
             raise
         reason = full if isinstance(error, RuntimeError) else error
-        raise UserError(f"cannot prepare {name} in {target}: {reason}; choose another data_dir") from error
+        raise UserError(
+            f"cannot prepare {name} in {target}: {reason}; choose another data_dir"
+        ) from error
 
 
 def _build(
@@ -255,7 +272,10 @@ def _build(
         staged.mkdir()
         builder = make_builder(scratch, staged)
         config = tfds.download.DownloadConfig(
-            manual_dir=staged, force_checksums_validation=True, try_download_gcs=False, num_shards=num_shards
+            manual_dir=staged,
+            force_checksums_validation=True,
+            try_download_gcs=False,
+            num_shards=num_shards,
         )
         # disable=None: shown on a terminal only.
         with tqdm(
@@ -297,7 +317,9 @@ def _lock(path: Path, name: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            logging.getLogger(__name__).warning("another process is preparing %s; waiting for it", name)
+            logging.getLogger(__name__).warning(
+                "another process is preparing %s; waiting for it", name
+            )
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -77,7 +77,12 @@ def draw(
     shown = at_step(config, step, examples)
     names = catalog.class_names(config.data.name, config.data.data_dir)
     table = [
-        {"example": i, "label": names[label], "mixed_label": names[mixed], "label_weight": float(weight)}
+        {
+            "example": i,
+            "label": names[label],
+            "mixed_label": names[mixed],
+            "label_weight": float(weight),
+        }
         for i, (label, mixed, weight) in enumerate(
             zip(shown.labels, shown.mixed_labels, shown.weights, strict=True)
         )
@@ -87,7 +92,9 @@ def draw(
 
 def at_step(config: ConfigDict, step: int, examples: int) -> Shown:
     """The first examples of the global batch of a step, by the functions that training uses."""
-    data_set = catalog.get(config.data.name, config.data.data_dir, image_size=config.data.image_size)
+    data_set = catalog.get(
+        config.data.name, config.data.data_dir, image_size=config.data.image_size
+    )
     augmentation = feeds.augmentation(config, data_set)
     split = feeds.Split(data_set, "train", config.data.data_dir, feeds.reading(config.data))
     count = max(1, round(config.data.subset * split.examples()))
@@ -103,7 +110,9 @@ def at_step(config: ConfigDict, step: int, examples: int) -> Shown:
         data, order = feed.arguments(step)
 
     @partial(jax.jit, static_argnames="augmentation")
-    def batch(data: loader.Data, order: jax.Array | None, augmentation: Augmentation) -> dict[str, jax.Array]:
+    def batch(
+        data: loader.Data, order: jax.Array | None, augmentation: Augmentation
+    ) -> dict[str, jax.Array]:
         batch = loader.train_batch(
             data,
             order,
@@ -114,7 +123,9 @@ def at_step(config: ConfigDict, step: int, examples: int) -> Shown:
         )
         return {name: array[:examples] for name, array in batch.items()}
 
-    before, after = jax.device_get([batch(data, order, one) for one in (Augmentation(), augmentation)])
+    before, after = jax.device_get(
+        [batch(data, order, one) for one in (Augmentation(), augmentation)]
+    )
     return Shown(
         before=before["image"],
         after=after["image"],
@@ -153,7 +164,9 @@ def _after_title(shown: Shown, i: int, names: Sequence[str]) -> str:
 def _show(axes: "Axes", image: np.ndarray, title: str) -> None:
     image = np.clip(image, 0, 1)
     gray = image.shape[-1] == 1
-    axes.imshow(image[..., 0] if gray else image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.imshow(
+        image[..., 0] if gray else image, cmap="gray", vmin=0, vmax=1, interpolation="nearest"
+    )
     axes.set_visible(True)
     axes.set_title(title, pad=2)
     axes.grid(False)
@@ -164,7 +177,8 @@ def _show(axes: "Axes", image: np.ndarray, title: str) -> None:
 def define_flags() -> None:
     """Defines the command line's flags; not at import, which a program with flags of its own may do."""
     config_flags.DEFINE_config_file(
-        "config", help_string="The config file, for example configs/digits.py, or configs/NAME.py:VARIANT."
+        "config",
+        help_string="The config file, for example configs/digits.py, or configs/NAME.py:VARIANT.",
     )
     flags.DEFINE_string("out", "runs/augmented", "The folder to write to.")
     flags.DEFINE_integer(

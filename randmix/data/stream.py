@@ -127,7 +127,10 @@ class Photographs:
         """The centre of a record, and ``mask``: False if it is past the end, or damaged."""
         size = self._reading.image_size
         crop = functools.partial(
-            photographs.centre_crop, image_size=size, crop=self._reading.eval_crop, decoder=self._decoder
+            photographs.centre_crop,
+            image_size=size,
+            crop=self._reading.eval_crop,
+            decoder=self._decoder,
         )
         example = self._read(row, crop) if row < self.examples else None
         if example is None:
@@ -182,7 +185,13 @@ class Positions(Sequence[Batch]):
 
 
 def train_positions(
-    photographs: Photographs, *, seed: int, batch_size: int, rows: Sequence[int], start: int, stop: int
+    photographs: Photographs,
+    *,
+    seed: int,
+    batch_size: int,
+    rows: Sequence[int],
+    start: int,
+    stop: int,
 ) -> Positions:
     """The examples that a process gives to the global batches of some steps.
 
@@ -252,7 +261,11 @@ def batches(
     pieces = grain.MapDataset.range(len(examples) // together).map(piece)
     options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=_BUFFERED * workers)
     on_devices = pieces.to_iter_dataset(options).batch(size // together, batch_fn=join).map(put)
-    return iter(grain.experimental.ThreadPrefetchIterDataset(on_devices, prefetch_buffer_size=_BATCHES_AHEAD))
+    return iter(
+        grain.experimental.ThreadPrefetchIterDataset(
+            on_devices, prefetch_buffer_size=_BATCHES_AHEAD
+        )
+    )
 
 
 def to_devices(split_batch: jax.sharding.NamedSharding) -> Callable[[Batch], dict[str, jax.Array]]:
@@ -260,7 +273,8 @@ def to_devices(split_batch: jax.sharding.NamedSharding) -> Callable[[Batch], dic
 
     def put(batch: Batch) -> dict[str, jax.Array]:
         return {
-            name: jax.make_array_from_process_local_data(split_batch, array) for name, array in batch.items()
+            name: jax.make_array_from_process_local_data(split_batch, array)
+            for name, array in batch.items()
         }
 
     return put
@@ -298,9 +312,16 @@ class TrainStream:
         self.photographs = photographs
         rows = rows_of_this_process(batch_size, split_batch)
         examples = functools.partial(
-            train_positions, photographs, seed=seed, batch_size=batch_size, rows=rows, stop=total_steps
+            train_positions,
+            photographs,
+            seed=seed,
+            batch_size=batch_size,
+            rows=rows,
+            stop=total_steps,
         )
-        self._row = functools.partial(_train_row, n=photographs.examples, seed=seed, batch_size=batch_size)
+        self._row = functools.partial(
+            _train_row, n=photographs.examples, seed=seed, batch_size=batch_size
+        )
         self._batch_size = batch_size
         put = to_devices(split_batch)
         self._from = lambda step: batches(examples(start=step), len(rows), put, workers=workers)
@@ -349,7 +370,9 @@ class EvalStream:
         examples = eval_positions(
             self._photographs, batch_size=self._batch_size, rows=rows, start=self._start
         )
-        iterator = batches(examples, len(rows), to_devices(self._split_batch), workers=self._workers)
+        iterator = batches(
+            examples, len(rows), to_devices(self._split_batch), workers=self._workers
+        )
         try:
             yield from iterator
         finally:
@@ -363,7 +386,10 @@ def load(photographs: Photographs, *, workers: int = 0) -> Batch:
     """
     n = photographs.examples
     iterator = batches(
-        eval_positions(photographs, batch_size=n, rows=range(n)), n, lambda batch: batch, workers=workers
+        eval_positions(photographs, batch_size=n, rows=range(n)),
+        n,
+        lambda batch: batch,
+        workers=workers,
     )
     try:
         batch = next(iterator)

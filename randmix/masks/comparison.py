@@ -154,4 +154,6 @@ def _values(leaf: Leaf) -> np.ndarray:
 
 def _bytes(array: np.ndarray) -> np.ndarray:
     """The bytes of an array, [number of elements, bytes of one]."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).reshape(array.size, array.itemsize)
+    return (
+        np.ascontiguousarray(array).reshape(-1).view(np.uint8).reshape(array.size, array.itemsize)
+    )

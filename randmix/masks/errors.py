@@ -34,4 +34,6 @@ def nearest(word: str, candidates: Iterable[str], cutoff: float = 0.0) -> str | 
     >>> nearest("spacial", ["channel", "spatial"])
     'spatial'
     """
-    return next(iter(difflib.get_close_matches(word, sorted(set(candidates)), n=1, cutoff=cutoff)), None)
+    return next(
+        iter(difflib.get_close_matches(word, sorted(set(candidates)), n=1, cutoff=cutoff)), None
+    )

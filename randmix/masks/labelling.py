@@ -44,7 +44,9 @@ def apply(params: PyTree, selector: Selector | str, function: Callable[[Any], An
     """
     selector = as_selector(selector)
     leaves, treedef = flatten(params)
-    return treedef.unflatten([function(x.value) if selector.matches(x) else x.value for x in leaves])
+    return treedef.unflatten(
+        [function(x.value) if selector.matches(x) else x.value for x in leaves]
+    )
 
 
 def labels(params: PyTree, rules: Rules, *, strict: bool = False) -> PyTree:
@@ -120,7 +122,9 @@ def _assign(leaves: list[Leaf], rules: list[Rule]) -> list[int]:
             else:
                 still_free.append(index)
         if len(still_free) == len(free) and not any(map(matches, leaves)):
-            raise MaskError(f"{_named(number, rules)} matches no leaf: {_reason(_selector(chosen), leaves)}")
+            raise MaskError(
+                f"{_named(number, rules)} matches no leaf: {_reason(_selector(chosen), leaves)}"
+            )
         free = still_free
     if free:
         more = f" and {len(free) - 1} more" if len(free) > 1 else ""
@@ -134,7 +138,9 @@ def _check_terms(leaves: list[Leaf], rules: list[Rule]) -> None:
     for number, (_, chosen) in enumerate(rules):
         for term in _selector(chosen).terms():
             if isinstance(term, Role | Name | Path) and not any(map(term.matches, leaves)):
-                raise MaskError(f"{_named(number, rules)} has a word for nothing: {_absence(term, leaves)}")
+                raise MaskError(
+                    f"{_named(number, rules)} has a word for nothing: {_absence(term, leaves)}"
+                )
 
 
 def _selector(chosen: Selector | Fraction) -> Selector:
@@ -158,14 +164,18 @@ def _reason(selector: Selector, leaves: list[Leaf]) -> str:
 def _absence(term: Selector, leaves: list[Leaf]) -> str:
     match term:
         case Role(name):
-            return f"no role is {name!r}, the nearest is {nearest(name, (x.role for x in leaves))!r}"
+            return (
+                f"no role is {name!r}, the nearest is {nearest(name, (x.role for x in leaves))!r}"
+            )
         case Name(name):
             return f"no leaf is named {name!r}, the nearest is {nearest(name, (x.name for x in leaves))!r}"
         case Path(pattern):
-            return (
-                f"no path matches {pattern!r}, the nearest is {nearest(pattern, (x.path for x in leaves))!r}"
-            )
+            return f"no path matches {pattern!r}, the nearest is {nearest(pattern, (x.path for x in leaves))!r}"
         case Depth():
             depths = [x.depth for x in leaves if x.depth is not None]
-            return f"the depths here are {min(depths)} to {max(depths)}" if depths else "no leaf has a depth"
+            return (
+                f"the depths here are {min(depths)} to {max(depths)}"
+                if depths
+                else "no leaf has a depth"
+            )
     return f"{term!r} answers to none of the {len(leaves)} leaves, the first is {leaves[0].path!r}"

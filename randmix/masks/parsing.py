@@ -13,7 +13,16 @@ from typing import Any
 
 from randmix.masks.errors import MaskError, nearest, shown
 from randmix.masks.partial import Fraction
-from randmix.masks.selectors import MAX_NESTING, Selector, depth, everything, leaf, nothing, path, role
+from randmix.masks.selectors import (
+    MAX_NESTING,
+    Selector,
+    depth,
+    everything,
+    leaf,
+    nothing,
+    path,
+    role,
+)
 
 MAX_CHARACTERS = 4096
 
@@ -34,7 +43,9 @@ _FORMS = {
 }
 _WORDS = (*_FORMS, *_CONSTANTS)
 _OPERATORS = {ast.BitAnd: and_, ast.BitOr: or_, ast.Sub: sub}
-_ALLOWED = f"a selector text holds {', '.join(_WORDS[:5])}, everything, nothing and the operators & | ~ -"
+_ALLOWED = (
+    f"a selector text holds {', '.join(_WORDS[:5])}, everything, nothing and the operators & | ~ -"
+)
 _LOGIC = {ast.And: "and", ast.Or: "or", ast.Not: "not"}
 _KINDS = {
     ast.Attribute: "an attribute",
@@ -209,7 +220,9 @@ class _Reader:
     def _refusal(self, node: ast.expr) -> MaskError:
         match node:
             case ast.BoolOp(op=op) | ast.UnaryOp(op=ast.Not() as op):
-                return MaskError(f"found {_LOGIC[type(op)]!r}: write & for and, | for or, ~ for not")
+                return MaskError(
+                    f"found {_LOGIC[type(op)]!r}: write & for and, | for or, ~ for not"
+                )
         kind = _KINDS.get(type(node), f"a {type(node).__name__}")
         found = ast.get_source_segment(self.text, node) or self.text
         return MaskError(f"found {kind}, {shown(found)}: {_ALLOWED}")
@@ -219,7 +232,9 @@ def _checked_text(text: Any) -> str:
     if not isinstance(text, str):
         raise MaskError(f"a selector text is a str, got {shown(text)}")
     if len(text) > MAX_CHARACTERS:
-        raise MaskError(f"a selector text has at most {MAX_CHARACTERS:,} characters, got {len(text):,}")
+        raise MaskError(
+            f"a selector text has at most {MAX_CHARACTERS:,} characters, got {len(text):,}"
+        )
     opened = []  # 1 for a bracket that groups, 0 for that of a call
     for call, group, closing in _BRACKETS.findall(text):
         if closing:
@@ -250,11 +265,11 @@ def _called(node: ast.Call) -> str | None:
 def _unknown(word: str, words: tuple[str, ...]) -> str:
     guess = nearest(word, words, cutoff=0.5)
     return f"unknown selector {shown(word)}, " + (
-        f"did you mean {_FORMS.get(guess, guess)}?" if guess else f"the words are {', '.join(words)}"
+        f"did you mean {_FORMS.get(guess, guess)}?"
+        if guess
+        else f"the words are {', '.join(words)}"
     )
 
 
 def _too_deep() -> str:
-    return (
-        f"a selector nests at most {MAX_NESTING} deep: write fewer brackets or operators inside one another"
-    )
+    return f"a selector nests at most {MAX_NESTING} deep: write fewer brackets or operators inside one another"

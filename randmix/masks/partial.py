@@ -29,9 +29,13 @@ class Fraction:
             raise MaskError(f"fraction takes a selector or its text, got {shown(self.selector)}")
         # `not (0 <= x <= 1)` refuses NaN too.
         if not _is_number(self.share, numbers.Real) or not 0 <= self.share <= 1:
-            raise MaskError(f"the share of a fraction is a number from 0 to 1, got {shown(self.share)}")
+            raise MaskError(
+                f"the share of a fraction is a number from 0 to 1, got {shown(self.share)}"
+            )
         if not _is_number(self.seed, numbers.Integral) or self.seed < 0:
-            raise MaskError(f"the seed of a fraction is a whole number from 0, got {shown(self.seed)}")
+            raise MaskError(
+                f"the seed of a fraction is a whole number from 0, got {shown(self.seed)}"
+            )
         # Python's own numbers, whose repr reads back: a sweep's np.float64 doesn't.
         object.__setattr__(self, "share", float(self.share))
         object.__setattr__(self, "seed", int(self.seed))

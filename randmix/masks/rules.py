@@ -12,7 +12,11 @@ FREEZE = "freeze"
 
 Rule = tuple[str, Selector | Fraction]
 
-MODES: dict[str, Selector] = {"full": everything, "chans": ~role("spatial"), "space": ~role("channel")}
+MODES: dict[str, Selector] = {
+    "full": everything,
+    "chans": ~role("spatial"),
+    "space": ~role("channel"),
+}
 """The paper's modes by what is trained: all of it, all but spatial mixing, all but channel mixing."""
 
 
@@ -39,7 +43,9 @@ def fraction(selector: Selector | str, share: float, seed: int = 0) -> Fraction:
     return Fraction(selector, share, seed)
 
 
-def trainable(*learned: Selector | Fraction | str, names: Mapping[str, Selector] | None = None) -> list[Rule]:
+def trainable(
+    *learned: Selector | Fraction | str, names: Mapping[str, Selector] | None = None
+) -> list[Rule]:
     """The rules that train what is given and freeze the rest.
 
     Args:

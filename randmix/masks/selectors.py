@@ -128,7 +128,9 @@ class Depth(Selector):
                 raise MaskError(
                     f"depth(start, stop) takes whole numbers from 0 or None for open, got {shown(end)}"
                 )
-            object.__setattr__(self, field_name, int(end))  # a NumPy integer's repr doesn't read back
+            object.__setattr__(
+                self, field_name, int(end)
+            )  # a NumPy integer's repr doesn't read back
         if self.start is not None and self.stop is not None and self.start > self.stop:
             raise MaskError(
                 f"depth({self.start}, {self.stop}) ends before it starts: write depth({self.stop}, {self.start})"
@@ -138,7 +140,9 @@ class Depth(Selector):
         depth = leaf.depth
         if depth is None:
             return False
-        return (self.start is None or self.start <= depth) and (self.stop is None or depth < self.stop)
+        return (self.start is None or self.start <= depth) and (
+            self.stop is None or depth < self.stop
+        )
 
     def __repr__(self) -> str:
         return f"depth({self.start}, {self.stop})"
@@ -154,7 +158,9 @@ class Where(Selector):
     def __post_init__(self):
         _check_name("where", self.name)
         if not callable(self.predicate):
-            raise MaskError(f"where takes a predicate(path, leaf) -> bool, got {shown(self.predicate)}")
+            raise MaskError(
+                f"where takes a predicate(path, leaf) -> bool, got {shown(self.predicate)}"
+            )
 
     def matches(self, leaf: Leaf) -> bool:
         return bool(self.predicate(leaf.path, leaf.value))
@@ -203,7 +209,9 @@ class Operation(Selector):
             operands += self._chain(other) if self.associative else (other,)
         nesting = 1 + max(operand.nesting for operand in operands)
         if nesting > MAX_NESTING:
-            raise MaskError(f"a selector nests at most {MAX_NESTING} deep: name a part with where or a path")
+            raise MaskError(
+                f"a selector nests at most {MAX_NESTING} deep: name a part with where or a path"
+            )
         object.__setattr__(self, "operands", operands)
         object.__setattr__(self, "nesting", nesting)
 
@@ -360,7 +368,9 @@ def _check_name(term: str, name: Any, kind: str = "name") -> None:
 def _compile(pattern: str) -> re.Pattern:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of sets that a later syntax may read otherwise
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # of sets that a later syntax may read otherwise
             return re.compile(pattern)
     except (re.error, RecursionError, OverflowError, MemoryError) as error:
         raise MaskError(f"path takes a regular expression, got {shown(pattern)}: {error}") from None

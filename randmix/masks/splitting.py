@@ -28,8 +28,12 @@ def partition(tree: PyTree, labels: PyTree, frozen: str = FREEZE) -> tuple[PyTre
     leaves, treedef = jax.tree_util.tree_flatten(tree)
     held = [label == frozen for label in flatten_labels(treedef, labels)]
     return (
-        treedef.unflatten([None if hold else leaf for leaf, hold in zip(leaves, held, strict=True)]),
-        treedef.unflatten([leaf if hold else None for leaf, hold in zip(leaves, held, strict=True)]),
+        treedef.unflatten(
+            [None if hold else leaf for leaf, hold in zip(leaves, held, strict=True)]
+        ),
+        treedef.unflatten(
+            [leaf if hold else None for leaf, hold in zip(leaves, held, strict=True)]
+        ),
     )
 
 
@@ -47,12 +51,18 @@ def merge(trainable: PyTree, frozen: PyTree) -> PyTree:
     first, treedef = jax.tree_util.tree_flatten(trainable, is_leaf=is_none)
     second, other = jax.tree_util.tree_flatten(frozen, is_leaf=is_none)
     if treedef != other:
-        raise MaskError("merge takes the two trees of one partition, got two structures that differ")
+        raise MaskError(
+            "merge takes the two trees of one partition, got two structures that differ"
+        )
     for index, (one, two) in enumerate(zip(first, second, strict=True)):
         if one is not None and two is not None:
             path = flatten(treedef.unflatten(range(len(first))))[0][index].path
-            raise MaskError(f"merge takes the two trees of one partition, both have the leaf {path!r}")
-    return treedef.unflatten([two if one is None else one for one, two in zip(first, second, strict=True)])
+            raise MaskError(
+                f"merge takes the two trees of one partition, both have the leaf {path!r}"
+            )
+    return treedef.unflatten(
+        [two if one is None else one for one, two in zip(first, second, strict=True)]
+    )
 
 
 def blend(channel_masks: PyTree | None, learned: PyTree, kept: PyTree) -> PyTree:

@@ -55,8 +55,18 @@ class Summary(Tabular):
             return [f"{count:,}", *([f"{learned:,}"] if partly else []), share]
 
         body = [
-            [row.path, str(row.shape), row.dtype, row.role, row.label, *numbers(row.count, row.learned)]
-            + [f"{values[row.path]:,}" if row.path in values else "" for values in self.columns.values()]
+            [
+                row.path,
+                str(row.shape),
+                row.dtype,
+                row.role,
+                row.label,
+                *numbers(row.count, row.learned),
+            ]
+            + [
+                f"{values[row.path]:,}" if row.path in values else ""
+                for values in self.columns.values()
+            ]
             for row in self.rows
         ]
         by_label = dict.fromkeys(self.totals, 0)
@@ -70,7 +80,17 @@ class Summary(Tabular):
         sums = [f"{sum(values.values()):,}" for values in self.columns.values()]
         footer.append(["total", "", "", "", "", *numbers(total, self.trainable), *sums])
         learned = ["learned"] if partly else []
-        header = ["path", "shape", "dtype", "role", "label", "count", *learned, "share", *self.columns]
+        header = [
+            "path",
+            "shape",
+            "dtype",
+            "role",
+            "label",
+            "count",
+            *learned,
+            "share",
+            *self.columns,
+        ]
         return Table(header, body, footer, text_columns=5)
 
 
@@ -115,9 +135,24 @@ def summary(
     for leaf, label, chosen, (shape, dtype, count) in zip(
         leaves, flat_labels, flat_masks, described, strict=True
     ):
-        learned = 0 if label == frozen else count if chosen is None else _learned(leaf.path, shape, chosen)
+        learned = (
+            0
+            if label == frozen
+            else count
+            if chosen is None
+            else _learned(leaf.path, shape, chosen)
+        )
         rows.append(
-            Row(leaf.path, shape, dtype, leaf.role, label, count, learned, count / total if total else 0.0)
+            Row(
+                leaf.path,
+                shape,
+                dtype,
+                leaf.role,
+                label,
+                count,
+                learned,
+                count / total if total else 0.0,
+            )
         )
         totals[label] += learned if label != frozen else count
         if label != frozen and learned < count:
@@ -129,7 +164,11 @@ def summary(
 def _described(value: Any) -> tuple[tuple[int, ...], str, int]:
     """Shape, dtype and number of parameters; what is neither an array nor a number has none."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return tuple(value.shape), getattr(value.dtype, "name", str(value.dtype)), math.prod(value.shape)
+        return (
+            tuple(value.shape),
+            getattr(value.dtype, "name", str(value.dtype)),
+            math.prod(value.shape),
+        )
     return (), type(value).__name__, int(isinstance(value, int | float | complex))
 
 
@@ -140,7 +179,9 @@ def _flat_masks(channel_masks: PyTree | None, treedef: Any, count: int) -> list[
         return [None] * count
     flat, structure = jax.tree_util.tree_flatten(channel_masks, is_leaf=is_none)
     if len(flat) != count or structure.num_nodes != treedef.num_nodes:
-        raise MaskError("channel_masks is not a tree of the parameters' structure: use masks.channel_masks")
+        raise MaskError(
+            "channel_masks is not a tree of the parameters' structure: use masks.channel_masks"
+        )
     return flat
 
 

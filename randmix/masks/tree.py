@@ -51,7 +51,9 @@ def flatten(tree: PyTree) -> tuple[list[Leaf], Any]:
     import jax
 
     keyed, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    boxes = _boxes(tree) if any(keys and _component(keys[-1]) == "value" for keys, _ in keyed) else ()
+    boxes = (
+        _boxes(tree) if any(keys and _component(keys[-1]) == "value" for keys, _ in keyed) else ()
+    )
     leaves = []
     for keys, value in keyed:
         visible = keys[:-1] if keys[:-1] in boxes else keys
@@ -64,7 +66,9 @@ def flatten_like(treedef: Any, tree: PyTree, what: str) -> list[Any]:
     try:
         return treedef.flatten_up_to(tree)
     except (ValueError, TypeError, KeyError):
-        raise MaskError(f"{what} is not a tree of the parameters' structure: got {shown(tree)}") from None
+        raise MaskError(
+            f"{what} is not a tree of the parameters' structure: got {shown(tree)}"
+        ) from None
 
 
 def flatten_labels(treedef: Any, labels: PyTree) -> list[str]:

@@ -53,7 +53,10 @@ def complete(
                 "build the family by its own name to choose"
             )
     defaults = {k: f.default for k, f in fields.items() if k not in _BUILT}
-    values = {k: None if v is dataclasses.MISSING else v for k, v in defaults.items()} | {**fixed, **given}
+    values = {k: None if v is dataclasses.MISSING else v for k, v in defaults.items()} | {
+        **fixed,
+        **given,
+    }
     _check_head(what, values)
     for key, value in values.items():
         if key in _CHOICES:

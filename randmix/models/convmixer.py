@@ -22,7 +22,9 @@ HEADS = ("classifier", "image")
 
 # The published ImageNet models, by width and depth.
 VARIANTS = {
-    name: dict(zip(("width", "depth", "kernel_size", "patch_size", "activation"), values, strict=True))
+    name: dict(
+        zip(("width", "depth", "kernel_size", "patch_size", "activation"), values, strict=True)
+    )
     for name, values in {
         "convmixer_1536_20": (1536, 20, 9, 7, "gelu"),
         "convmixer_768_32": (768, 32, 7, 7, "relu"),
@@ -42,7 +44,9 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Applies the block."""
-        y, bias = Depthwise(self.kernel_size, self.filters, self.depthwise_method, name="depthwise")(x)
+        y, bias = Depthwise(
+            self.kernel_size, self.filters, self.depthwise_method, name="depthwise"
+        )(x)
         x = x + ActNorm(self.activation, name="depthwise_norm")(y, bias, train=train)
         y, bias = Pointwise(x.shape[-1], name="pointwise")(x)
         return ActNorm(self.activation, name="pointwise_norm")(y, bias, train=train)
@@ -102,7 +106,9 @@ class ConvMixer(nn.Module):
         block = functools.partial(
             Block, self.kernel_size, self.activation, self.filters, self.depthwise_method
         )
-        x = apply_blocks(self, [block] * self.depth, x, train=train, remat=self.remat, scan=self.scan)
+        x = apply_blocks(
+            self, [block] * self.depth, x, train=train, remat=self.remat, scan=self.scan
+        )
         if self.head == "image":
             return Head(images.shape[-1], name="projection")(x)
         x = x.astype(jnp.float32).mean(axis=(1, 2))

@@ -81,7 +81,9 @@ def parameters(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str,
         image_shape: (height, width, channels).
     """
     variables = _abstract_variables(model, image_shape)
-    return {role: sum(math.prod(x.shape) for x in jax.tree.leaves(variables[role])) for role in ROLES}
+    return {
+        role: sum(math.prod(x.shape) for x in jax.tree.leaves(variables[role])) for role in ROLES
+    }
 
 
 def multiply_adds(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, int]:
@@ -122,7 +124,9 @@ def multiply_adds(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[s
             if leaf == "kernel":
                 # The two kernels of a separable convolution lie one component below it.
                 shape = results.get(tuple(place)) or results[tuple(place[:-1])]
-                costs["/".join((role, *place, leaf))] = math.prod(value.shape) * math.prod(shape[:-1])
+                costs["/".join((role, *place, leaf))] = math.prod(value.shape) * math.prod(
+                    shape[:-1]
+                )
     return costs
 
 

@@ -17,4 +17,6 @@ def check_channels(channels: int, *, mean: tuple[float, ...], std: tuple[float, 
     """Raises a UserError where images of so many channels don't fit the normalisation."""
     for name, numbers in (("mean", mean), ("std", std)):
         if numbers and len(numbers) != channels:
-            raise UserError(f"{name}: got {len(numbers)} numbers, allowed {channels} (one a channel) or none")
+            raise UserError(
+                f"{name}: got {len(numbers)} numbers, allowed {channels} (one a channel) or none"
+            )

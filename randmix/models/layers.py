@@ -106,7 +106,9 @@ class Separable(nn.Module):
         """Applies the convolution; ``train`` is the BatchNorm's, where there is one in between."""
         k, c, m = self.kernel_size, x.shape[-1], self.multiplier
         spatial = _Kernel("spatial", (k, k, c, m), self.filters, name="depthwise")()
-        mixing = _Kernel("channel", (c * m, self.features), uniform_fan_in(c * m), name="pointwise")()
+        mixing = _Kernel(
+            "channel", (c * m, self.features), uniform_fan_in(c * m), name="pointwise"
+        )()
         if self.between == "none":
             return separable(x, spatial, mixing, stride=self.stride)
         y = depthwise(x, spatial, stride=self.stride, method=_method(self.method))

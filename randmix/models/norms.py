@@ -36,13 +36,17 @@ class _BatchNorm(nn.Module):
         running_variance = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         options = {"activation": self.activation, "epsilon": self.epsilon, "offset": offset}
         if not train:
-            return self.by_running(x, running_mean.value, running_variance.value, scale, bias, **options)
+            return self.by_running(
+                x, running_mean.value, running_variance.value, scale, bias, **options
+            )
         y, mean, variance = self.by_batch(x, scale, bias, shift=running_mean.value, **options)
         if not self.is_initializing():
             count = x.size // x.shape[-1]
             unbiased = variance * (count / max(count - 1, 1))
             running_mean.value = _moving_average(running_mean.value, mean, self.momentum)
-            running_variance.value = _moving_average(running_variance.value, unbiased, self.momentum)
+            running_variance.value = _moving_average(
+                running_variance.value, unbiased, self.momentum
+            )
         return y
 
 

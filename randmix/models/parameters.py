@@ -18,7 +18,9 @@ ROLES = ("spatial", "channel", "norm", "head")
 Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
 
 
-def declare(module: nn.Module, role: str, name: str, init: Initializer, shape: tuple[int, ...]) -> jax.Array:
+def declare(
+    module: nn.Module, role: str, name: str, init: Initializer, shape: tuple[int, ...]
+) -> jax.Array:
     """Declares, or reads, the float32 parameter ``name`` of ``module`` in the collection ``role``.
 
     The key of the initial value is the "params" key folded with the crc32 of the parameter's path, so that

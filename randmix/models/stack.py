@@ -68,8 +68,12 @@ def equal_runs(params: Mapping[str, Any], labels: Any = None) -> Runs:
     names = sorted({name for role in params.values() for name in role if name.startswith("block_")})
 
     def kind(name: str) -> Any:
-        shapes = jax.tree.map(jnp.shape, {role: tree.get(name, {}) for role, tree in params.items()})
-        marks = None if labels is None else {role: tree.get(name, {}) for role, tree in labels.items()}
+        shapes = jax.tree.map(
+            jnp.shape, {role: tree.get(name, {}) for role, tree in params.items()}
+        )
+        marks = (
+            None if labels is None else {role: tree.get(name, {}) for role, tree in labels.items()}
+        )
         return shapes, marks
 
     runs = []
@@ -90,7 +94,8 @@ def _scan(parent, make_block, start, stop, x, *, train, remat):
     mutable = parent.is_mutable_collection("batch_stats")
     block = make_block(name=None, parent=None)
     of_each = [
-        {role: tree[name] for role, tree in parent.variables.items() if name in tree} for name in names
+        {role: tree[name] for role, tree in parent.variables.items() if name in tree}
+        for name in names
     ]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *of_each)
 
@@ -103,5 +108,7 @@ def _scan(parent, make_block, start, stop, x, *, train, remat):
     x, statistics = jax.lax.scan(jax.checkpoint(body) if remat else body, x, stacked)
     if mutable:
         for i, name in enumerate(names):
-            parent.put_variable("batch_stats", name, jax.tree.map(lambda leaf, i=i: leaf[i], statistics))
+            parent.put_variable(
+                "batch_stats", name, jax.tree.map(lambda leaf, i=i: leaf[i], statistics)
+            )
     return x

@@ -123,7 +123,9 @@ def act_norm_reference(
     x: Array, scale: Array, bias: Array, *, activation: str = "gelu", epsilon: float = 1e-5
 ) -> tuple[Array, Array, Array]:
     """`act_norm` as one would write it, differentiated by JAX."""
-    y, mean, variance = _normalize_reference(ACTIVATIONS[activation](_wide(x)), scale, bias, epsilon)
+    y, mean, variance = _normalize_reference(
+        ACTIVATIONS[activation](_wide(x)), scale, bias, epsilon
+    )
     return y.astype(x.dtype), mean, variance
 
 
@@ -142,9 +144,13 @@ def _normalize_reference(u, scale, bias, epsilon):
 
 
 def _train(before, after, x, scale, bias, epsilon, offset, shift):
-    offset, shift = (jnp.zeros_like(scale) if vector is None else vector for vector in (offset, shift))
+    offset, shift = (
+        jnp.zeros_like(scale) if vector is None else vector for vector in (offset, shift)
+    )
     _check(before, after, x, scale, bias, offset, shift)
-    scale, bias, offset, shift = (a.astype(sum_dtype(x.dtype)) for a in (scale, bias, offset, shift))
+    scale, bias, offset, shift = (
+        a.astype(sum_dtype(x.dtype)) for a in (scale, bias, offset, shift)
+    )
     shift = shift if x.dtype == jnp.bfloat16 else None
     y, mean, variance = _normalize(before, after, epsilon, x, scale, bias, offset, shift)
     return y, jax.lax.stop_gradient(mean), jax.lax.stop_gradient(variance)
@@ -215,7 +221,11 @@ def _normalize_backward(before, after, epsilon, residuals, cotangents):
     else:
         gradients = _backward(g, *arrays, **options)
     # Mean and variance are the same for every shift.
-    return gradients[0].astype(g.dtype), *gradients[1:], None if shift is None else jnp.zeros_like(shift)
+    return (
+        gradients[0].astype(g.dtype),
+        *gradients[1:],
+        None if shift is None else jnp.zeros_like(shift),
+    )
 
 
 _normalize.defvjp(_normalize_forward, _normalize_backward)

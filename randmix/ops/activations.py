@@ -16,4 +16,8 @@ def _identity(x: Array) -> Array:
     return x
 
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"gelu": gelu, "relu": jax.nn.relu, "identity": _identity}
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": gelu,
+    "relu": jax.nn.relu,
+    "identity": _identity,
+}

@@ -108,13 +108,17 @@ def _product_with_patches(geometry, x, g):
     (k, _, channels, features), dtype = geometry.kernel, sum_dtype(x.dtype)
     patches = math.prod(g.shape[1:3]) * k * k * channels * dtype.itemsize
     images = max(
-        n for n in range(1, x.shape[0] + 1) if x.shape[0] % n == 0 and (n == 1 or n * patches <= _PATCHES)
+        n
+        for n in range(1, x.shape[0] + 1)
+        if x.shape[0] % n == 0 and (n == 1 or n * patches <= _PATCHES)
     )
     # Each turn takes images from all over the batch: where that is sharded over devices, all have part in it.
     x, g = (a.reshape(images, -1, *a.shape[1:]) for a in (x, g))
 
     def add(turn, total):
-        x_part, g_part = (jax.lax.dynamic_index_in_dim(a, turn, axis=1, keepdims=False) for a in (x, g))
+        x_part, g_part = (
+            jax.lax.dynamic_index_in_dim(a, turn, axis=1, keepdims=False) for a in (x, g)
+        )
         return total + _products(x_part, g_part.astype(dtype), k, geometry.stride)
 
     total = jnp.zeros((features, k * k * channels), dtype)
@@ -131,7 +135,9 @@ def _products(x: Array, g: Array, k: int, stride: int) -> Array:
         rows = (first, min(first + taken, k))
         patches = _patches(x, rows=rows, kernel_size=k, size=g.shape[1:3], stride=stride)
         # Flat, as in `pointwise`. And g first: with its few channels as columns this is up to twice as slow.
-        products.append(jnp.dot(g.reshape(-1, g.shape[-1]).T, patches.reshape(-1, patches.shape[-1])))
+        products.append(
+            jnp.dot(g.reshape(-1, g.shape[-1]).T, patches.reshape(-1, patches.shape[-1]))
+        )
     return jnp.concatenate(products, axis=1)
 
 

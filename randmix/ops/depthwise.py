@@ -127,7 +127,9 @@ def _run(name, method, arrays, *static):
     if method is not None:
         return function(method)(*arrays)
     # Decided at lowering, not by `jax.default_backend()`: a machine with CPUs alone compiles for a TPU pod.
-    return jax.lax.platform_dependent(*arrays, cpu=function("shift_sum"), default=function("grouped"))
+    return jax.lax.platform_dependent(
+        *arrays, cpu=function("shift_sum"), default=function("grouped")
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -53,7 +53,9 @@ def backward(
     after: str,
 ) -> tuple[Array, Array, Array, Array]:
     """The cotangents of x, scale, bias and offset, given that of y, g [..., C]."""
-    u = _activated(x, offset, before)  # XLA finds it in the forward pass, if that is in the same program
+    u = _activated(
+        x, offset, before
+    )  # XLA finds it in the forward pass, if that is in the same program
     g, vectors = _flat(g), (mean, rsqrt, scale, bias)
     dbias, dscale = _gradient_sums(g, u, *vectors, after=after).sum((0, 1))
     dx = _input_gradient(g, _flat(x), offset, *vectors, dbias, dscale, before=before, after=after)
@@ -111,7 +113,9 @@ def _input_gradient(g, x, offset, mean, rsqrt, scale, bias, dbias, dscale, *, be
     u, before_gradient = jax.vjp(ACTIVATIONS[before], x.astype(offset.dtype) + offset)
     normal = (u - mean) * rsqrt
     dz = _before_activation(g, normal, scale, bias, after)
-    (dx,) = before_gradient((scale * rsqrt) * (dz - (dbias + normal * dscale) / math.prod(x.shape[:-1])))
+    (dx,) = before_gradient(
+        (scale * rsqrt) * (dz - (dbias + normal * dscale) / math.prod(x.shape[:-1]))
+    )
     return dx
 
 

@@ -54,7 +54,9 @@ def _flat_product(x, kernel):
 def _product_of_patches(x, kernel):
     (n, h, w, c), p = x.shape, kernel.shape[0]
     patches = x.reshape(n, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5)
-    return _flat_product(patches.reshape(n, h // p, w // p, p * p * c), kernel.reshape(p * p * c, -1))
+    return _flat_product(
+        patches.reshape(n, h // p, w // p, p * p * c), kernel.reshape(p * p * c, -1)
+    )
 
 
 def _strided_convolution(x, kernel):

@@ -21,7 +21,9 @@ from randmix.ops.pointwise import pointwise
 Array = jax.Array
 
 
-def separable(x: Array, depthwise_kernel: Array, pointwise_kernel: Array, *, stride: int = 1) -> Array:
+def separable(
+    x: Array, depthwise_kernel: Array, pointwise_kernel: Array, *, stride: int = 1
+) -> Array:
     """Depthwise, then pointwise convolution as one dense convolution; padding as in `depthwise`.
 
     Args:

@@ -75,7 +75,8 @@ def _dilate(g: Array, size: tuple[int, int], stride: int) -> Array:
     if stride == 1:
         return g
     inner = [
-        (0, n - stride * (short - 1) - 1, stride - 1) for n, short in zip(size, g.shape[1:3], strict=True)
+        (0, n - stride * (short - 1) - 1, stride - 1)
+        for n, short in zip(size, g.shape[1:3], strict=True)
     ]
     return jax.lax.pad(g, jnp.zeros((), g.dtype), [(0, 0, 0), *inner, (0, 0, 0)])
 
@@ -88,7 +89,9 @@ def _windows(x: Array, count: int, *, overlap: int) -> Array:
     return jnp.concatenate([x[:, :, i * width : (i + 1) * width + overlap] for i in range(count)])
 
 
-def _correlate(x: Array, kernel: Array, *, padding: tuple[int, int], stride: int, flip: bool) -> Array:
+def _correlate(
+    x: Array, kernel: Array, *, padding: tuple[int, int], stride: int, flip: bool
+) -> Array:
     """Correlates each channel of x with its k x k taps, [k, k, C], turned by 180 degrees if `flip`.
 
     padding: the zeros before and after both rows and columns.
@@ -172,7 +175,9 @@ def _kernel_row(x: Array, g: Array, *, row: int, kernel_size: int) -> Array:
     """Sums over the columns of x g for one row of the kernel: [N, H, k, C]."""
     _, height, width, _ = g.shape
     x = x[:, row : row + height]
-    return sum(x[:, :, column : column + kernel_size] * g[:, :, column, None] for column in range(width))
+    return sum(
+        x[:, :, column : column + kernel_size] * g[:, :, column, None] for column in range(width)
+    )
 
 
 @not_inlined

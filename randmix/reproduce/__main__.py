@@ -42,7 +42,9 @@ _SWEEP = "sweep.json"
 def define_flags() -> None:
     """Defines the command line's flags; not at import, which a program with flags of its own may do."""
     flags.DEFINE_string("preset", None, "smoke | digits | fashion_mnist | cifar | imagenet.")
-    flags.DEFINE_list("experiments", [], "Of E1 to E12, one or more. Default: all that the preset has.")
+    flags.DEFINE_list(
+        "experiments", [], "Of E1 to E12, one or more. Default: all that the preset has."
+    )
     flags.DEFINE_string("workdir", None, "The sweep's folder. Default: runs/reproduce-PRESET.")
     flags.DEFINE_integer(
         "seeds", 3, "Every run with the seeds 0 to this, less one.", lower_bound=1, upper_bound=1000
@@ -102,12 +104,16 @@ def main(argv: list[str]) -> int:
                     together=together,
                 )
             if part:
-                print(f"shard {options.shard} is done; the same command without --shard writes the report")
+                print(
+                    f"shard {options.shard} is done; the same command without --shard writes the report"
+                )
                 return 0
             # Beside the runs' overrides the report names the attack's.
             changed = plan.parse_overrides(options.override)
             command = shlex.join(["python", "-m", "randmix.reproduce", *sys.argv[1:]])
-            written = report.write(root, preset, experiments, groups, overrides=changed, command=command)
+            written = report.write(
+                root, preset, experiments, groups, overrides=changed, command=command
+            )
     except Preempted as stopped:
         print(f"randmix: {stopped}; the same command goes on from there", file=sys.stderr)
         return EXIT_STATUS

@@ -92,7 +92,10 @@ class Claim:
             return statistics.all_of([effect.outcome for effect in effects])
         conditions = dict.fromkeys(effect.condition for effect in effects)
         return statistics.any_of(
-            [statistics.all_of([e.outcome for e in effects if e.condition == c]) for c in conditions]
+            [
+                statistics.all_of([e.outcome for e in effects if e.condition == c])
+                for c in conditions
+            ]
         )
 
 
@@ -175,13 +178,19 @@ def _gaps(
     names = (modes[0].capitalize(), modes[1].capitalize())
     return [
         _compare(
-            _in_words(at), names, *(accuracy.where(experiment, mode=m, **at) for m in modes), wants, threshold
+            _in_words(at),
+            names,
+            *(accuracy.where(experiment, mode=m, **at) for m in modes),
+            wants,
+            threshold,
         )
         for at in _conditions(accuracy, "data.name", "model.depth")
     ]
 
 
-@_claim("1a", "Chans comes near Full on the separable ResNet at every depth.", "Fig. 2, 4.1.2", "E2")
+@_claim(
+    "1a", "Chans comes near Full on the separable ResNet at every depth.", "Fig. 2, 4.1.2", "E2"
+)
 def _chans_near_full_resnet(records: Records) -> list[Effect]:
     """Test accuracy of Full minus that of Chans, paired by seed, is under 5 percentage points at every depth of every
     data set."""
@@ -215,7 +224,9 @@ def _order_of_banks(records: Records) -> list[Effect]:
     return effects
 
 
-@_claim("3", "The gap between Chans and Full shrinks to nothing as width grows.", "Fig. 4, 4.1.4", "E4")
+@_claim(
+    "3", "The gap between Chans and Full shrinks to nothing as width grows.", "Fig. 4, 4.1.4", "E4"
+)
 def _gap_shrinks(records: Records) -> list[Effect]:
     """On every data set two effects: the slope of (Full - Chans) test accuracy over log2 of the base width, one slope a
     seed, is below 0 percentage points a doubling; and at the largest width Full - Chans, paired by seed, is under
@@ -227,19 +238,28 @@ def _gap_shrinks(records: Records) -> list[Effect]:
         gaps = {}
         for width in widths:
             full, chans = (
-                accuracy.where("E4", mode=m, model__width=width).by_seed() for m in ("full", "chans")
+                accuracy.where("E4", mode=m, model__width=width).by_seed()
+                for m in ("full", "chans")
             )
-            gaps[math.log2(width)] = {s: 100 * (full[s] - chans[s]) for s in full.keys() & chans.keys()}
+            gaps[math.log2(width)] = {
+                s: 100 * (full[s] - chans[s]) for s in full.keys() & chans.keys()
+            }
         what, unit = "slope of Full - Chans", "points a doubling"
-        effects.append(_effect(_in_words(at), what, unit, statistics.slopes(gaps), "<", 0.0, accuracy))
+        effects.append(
+            _effect(_in_words(at), what, unit, statistics.slopes(gaps), "<", 0.0, accuracy)
+        )
         if widths:
-            ends = (accuracy.where("E4", mode=m, model__width=widths[-1]) for m in ("full", "chans"))
+            ends = (
+                accuracy.where("E4", mode=m, model__width=widths[-1]) for m in ("full", "chans")
+            )
             where = f"{_in_words(at)}, width {widths[-1]}"
             effects.append(_compare(where, ("Full", "Chans"), *ends, "<", NOTHING))
     return effects
 
 
-def _robustness(records: Records, model: str, attacks: Sequence[str], *, defended: bool) -> list[Effect]:
+def _robustness(
+    records: Records, model: str, attacks: Sequence[str], *, defended: bool
+) -> list[Effect]:
     records = Records(
         r
         for r in records.where("E6", model__name=model)
@@ -259,14 +279,21 @@ def _robustness(records: Records, model: str, attacks: Sequence[str], *, defende
     ]
 
 
-@_claim("4a", "Chans ResNets are more robust than Full ones without any defence.", "Fig. 6, 4.3.2", "E6")
+@_claim(
+    "4a", "Chans ResNets are more robust than Full ones without any defence.", "Fig. 6, 4.3.2", "E6"
+)
 def _robust_resnet(records: Records) -> list[Effect]:
     """Accuracy under FGSM, and under PGD-2, each the mean over all measured epsilons above 0, of Chans minus Full, paired by
     seed, is above 0 at every depth."""
     return _robustness(records, "resnet", ("fgsm", "pgd2"), defended=False)
 
 
-@_claim("4b", "Chans ResNets are more robust after training on FGSM samples, too.", "Fig. 6, 4.3.2", "E6")
+@_claim(
+    "4b",
+    "Chans ResNets are more robust after training on FGSM samples, too.",
+    "Fig. 6, 4.3.2",
+    "E6",
+)
 def _robust_defended_resnet(records: Records) -> list[Effect]:
     """Of models trained on FGSM samples: accuracy under FGSM, the mean over all measured epsilons above 0, of Chans minus
     Full, paired by seed, is above 0 at every depth."""
@@ -274,14 +301,22 @@ def _robust_defended_resnet(records: Records) -> list[Effect]:
 
 
 @_claim(
-    "4c", "Chans ConvMixers are more robust than Full ones without any defence.", "4.3.3, by Fig. 6", "E6"
+    "4c",
+    "Chans ConvMixers are more robust than Full ones without any defence.",
+    "4.3.3, by Fig. 6",
+    "E6",
 )
 def _robust_convmixer(records: Records) -> list[Effect]:
     """As 4a, on ConvMixers. Figure 6 is of ResNets; section 4.3.3 takes it to hold of ConvMixers."""
     return _robustness(records, "convmixer", ("fgsm", "pgd2"), defended=False)
 
 
-@_claim("4d", "Chans ConvMixers are more robust after training on FGSM samples, too.", "as 4b; ours", "E6")
+@_claim(
+    "4d",
+    "Chans ConvMixers are more robust after training on FGSM samples, too.",
+    "as 4b; ours",
+    "E6",
+)
 def _robust_defended_convmixer(records: Records) -> list[Effect]:
     """As 4b, on ConvMixers, of which the paper shows nothing."""
     return _robustness(records, "convmixer", ("fgsm",), defended=True)
@@ -318,11 +353,21 @@ def _smoothing(records: Records) -> list[Effect]:
                 _effect(where, what, "%", gains, ">", GAIN, plain, smoothed, confidence=confidence)
             )
             other = clean.where("E7", model__smoothing_index=index)
-            losses = [100 * d for d in statistics.differences(clean_plain.by_seed(), other.by_seed())]
+            losses = [
+                100 * d for d in statistics.differences(clean_plain.by_seed(), other.by_seed())
+            ]
             what = "clean accuracy lost"
             effects.append(
                 _effect(
-                    where, what, "points", losses, "<", NOTHING, clean_plain, other, confidence=confidence
+                    where,
+                    what,
+                    "points",
+                    losses,
+                    "<",
+                    NOTHING,
+                    clean_plain,
+                    other,
+                    confidence=confidence,
                 )
             )
     return effects
@@ -405,7 +450,9 @@ def _psnr_grows(records: Records) -> list[Effect]:
                     what = f"slope over {size.rpartition('.')[2].replace('_', ' ')}"
                     condition = f"{mode.capitalize()}, {_in_words(at)}"
                     slopes = statistics.slopes(by_x)
-                    effects.append(_effect(condition, what, "dB a doubling", slopes, ">", 0.0, line))
+                    effects.append(
+                        _effect(condition, what, "dB a doubling", slopes, ">", 0.0, line)
+                    )
     return effects
 
 
@@ -416,16 +463,24 @@ def _more_filters_cover_more(records: Records) -> list[Effect]:
     coverage = records.where("E1", "coverage")
     by_x = {
         math.log2(count): {
-            seed: 100 * value for seed, value in coverage.where("E1", filters=count).by_seed().items()
+            seed: 100 * value
+            for seed, value in coverage.where("E1", filters=count).by_seed().items()
         }
         for count in coverage.values("filters")
     }
     slopes = statistics.slopes(by_x)
-    return [_effect("random banks", "slope of coverage", "points a doubling", slopes, ">", 0.0, coverage)]
+    return [
+        _effect(
+            "random banks", "slope of coverage", "points a doubling", slopes, ">", 0.0, coverage
+        )
+    ]
 
 
 @_claim(
-    "8", "Equations 1 to 3 count the parameters; Chans' count doesn't depend on k.", "Eq. 1-3, 3.4", "E11"
+    "8",
+    "Equations 1 to 3 count the parameters; Chans' count doesn't depend on k.",
+    "Eq. 1-3, 3.4",
+    "E11",
 )
 def _equations(records: Records) -> list[Effect]:
     """Exact, without seeds: the number of models and modes whose counted parameters differ from the closed forms is 0, and so
@@ -440,6 +495,14 @@ def _equations(records: Records) -> list[Effect]:
             total, n = float(sum(values)), len(values)
             outcome = statistics.REFUTED if total else statistics.CONFIRMED
             effects.append(
-                Effect("all models", what, "models", Interval(total, total, total, n), "<", 1.0, outcome)
+                Effect(
+                    "all models",
+                    what,
+                    "models",
+                    Interval(total, total, total, n),
+                    "<",
+                    1.0,
+                    outcome,
+                )
             )
     return effects

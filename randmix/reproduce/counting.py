@@ -29,13 +29,18 @@ def rows(preset: Preset, overrides: Settings) -> list[dict[str, Any]]:
     """
     found = []
     for settings in _models(preset):
-        config = make_config({**settings, **{k: v for k, v in overrides.items() if k.startswith("model.")}})
+        config = make_config(
+            {**settings, **{k: v for k, v in overrides.items() if k.startswith("model.")}}
+        )
         parts = runs.assemble(config)
         model, dataset = parts.model, parts.dataset
         params = _parameters(model, dataset.image_shape)
         trainable = counts.trainable(counts.parameters(model, dataset.image_shape))
         separable = [*_separable(params)]
-        dense = sum(counts.standard(k, c, out) - counts.separable(k, c, out, m) for k, c, out, m in separable)
+        dense = sum(
+            counts.standard(k, c, out) - counts.separable(k, c, out, m)
+            for k, c, out, m in separable
+        )
         found.append(
             {
                 "model": config.model.name,
@@ -57,7 +62,9 @@ def _models(preset: Preset) -> Iterator[Settings]:
         models = [run for run in preset.runs.get(experiment, ()) if run["mode"] == "chans"]
         sizes = [{**run, "model.kernel_size": k} for run in models[:1] for k in _KERNEL_SIZES]
         for run in (*models, *sizes):
-            shape = {key: value for key, value in run.items() if key.startswith(("model.", "data.name"))}
+            shape = {
+                key: value for key, value in run.items() if key.startswith(("model.", "data.name"))
+            }
             config = make_config(shape)
             if config.model.to_dict() | {"data": config.data.name} not in seen:
                 seen.append(config.model.to_dict() | {"data": config.data.name})
@@ -79,7 +86,9 @@ def _separable(params: Mapping[str, Any]) -> Iterator[tuple[int, int, int, int]]
             yield k, c, pointwise.shape[-1], m
 
 
-def _closed_form(config: Any, params: Mapping[str, Any], dataset: catalog.DataSet) -> dict[str, int]:
+def _closed_form(
+    config: Any, params: Mapping[str, Any], dataset: catalog.DataSet
+) -> dict[str, int]:
     """Parameters by role as the equations have them; norms, shortcuts and heads by their shapes."""
     if config.model.name == "convmixer":
         keys = ("width", "depth", "kernel_size", "patch_size")
@@ -97,7 +106,8 @@ def _closed_form(config: Any, params: Mapping[str, Any], dataset: catalog.DataSe
     chans = sum(counts.chans(c, out, m) for _, c, out, m in separable)
     spatial = sum(counts.separable(*layer) for layer in separable) - chans
     others = {
-        role: sum(math.prod(x.shape) for x in jax.tree.leaves(params[role])) for role in ("norm", "head")
+        role: sum(math.prod(x.shape) for x in jax.tree.leaves(params[role]))
+        for role in ("norm", "head")
     }
     return {"spatial": spatial, "channel": chans + sum(shortcuts), **others}
 
@@ -115,14 +125,21 @@ def records(rows: Sequence[Mapping[str, Any]], file: str) -> Records:
             Record("E11", mode, settings, 0, "trainable", row[mode], file)
             for mode in ("full", "chans", "space")
         )
-        found.append(Record("E11", "", settings, 0, "differs_from_equations", float(row["differs"]), file))
+        found.append(
+            Record("E11", "", settings, 0, "differs_from_equations", float(row["differs"]), file)
+        )
     by_size: dict[tuple, set[int]] = {}
     for row in rows:
-        by_size.setdefault(tuple(row[key] for key in ("model", "data", "width", "depth")), set()).add(
-            row["chans"]
-        )
+        by_size.setdefault(
+            tuple(row[key] for key in ("model", "data", "width", "depth")), set()
+        ).add(row["chans"])
     for (model, data, width, depth), found_counts in by_size.items():
-        settings = {"model.name": model, "data.name": data, "model.width": width, "model.depth": depth}
+        settings = {
+            "model.name": model,
+            "data.name": data,
+            "model.width": width,
+            "model.depth": depth,
+        }
         changes = float(len(found_counts) > 1)
         found.append(Record("E11", "", settings, 0, "depends_on_kernel_size", changes, file))
     return found

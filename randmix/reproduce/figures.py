@@ -67,9 +67,17 @@ def bars(records: Records) -> Picture | None:
             continue
         spread = values.std(ddof=1) if len(values) > 1 else 0
         axes.bar(i, values.mean(), 0.6, color=plots.COLORS[i], yerr=spread or None, capsize=3)
-        axes.plot([i + 0.18] * len(values), values, "o", color="white", markeredgecolor="black", markersize=3)
+        axes.plot(
+            [i + 0.18] * len(values),
+            values,
+            "o",
+            color="white",
+            markeredgecolor="black",
+            markersize=3,
+        )
         rows += [
-            {"filters": title, "seed": s, "accuracy": v} for s, v in zip(part.by_seed(), values, strict=True)
+            {"filters": title, "seed": s, "accuracy": v}
+            for s, v in zip(part.by_seed(), values, strict=True)
         ]
     lowest = min(row["accuracy"] for row in rows)
     # Bars grow from zero, unless all of them are high: then their differences would not be seen.
@@ -82,8 +90,12 @@ def bars(records: Records) -> Picture | None:
 
 def attacked_over_depth(records: Records) -> Picture | None:
     """Figure 6: accuracy under attack, mean over all epsilons above 0, against depth; a row a model and data set."""
-    attacked = Records(r for r in records if r.experiment == "E6" and r.settings.get("epsilon", 0) > 0)
-    lines = sorted({(r.settings["model.name"], r.settings["data.name"]) for r in attacked}, reverse=True)
+    attacked = Records(
+        r for r in records if r.experiment == "E6" and r.settings.get("epsilon", 0) > 0
+    )
+    lines = sorted(
+        {(r.settings["model.name"], r.settings["data.name"]) for r in attacked}, reverse=True
+    )
     if not lines:
         return None
     columns = [("FGSM", "fgsm", False), ("PGD-2", "pgd2", False), ("FGSM, defended", "fgsm", True)]
@@ -110,7 +122,9 @@ def attacked_over_depth(records: Records) -> Picture | None:
 def attacked_over_epsilon(records: Records) -> Picture | None:
     """Figure 6's other axis: accuracy against epsilon at the largest depth, a panel an attack."""
     attacked = Records(r for r in records if r.experiment == "E6" and "epsilon" in r.settings)
-    lines = sorted({(r.settings["model.name"], r.settings["data.name"]) for r in attacked}, reverse=True)
+    lines = sorted(
+        {(r.settings["model.name"], r.settings["data.name"]) for r in attacked}, reverse=True
+    )
     if not lines:
         return None
     columns = [(ATTACKS[name], name, False) for name in ATTACKS if name != "noise"]
@@ -122,7 +136,9 @@ def attacked_over_epsilon(records: Records) -> Picture | None:
         for (title, attack, defended), axes in zip(columns, line, strict=True):
             part = Records(
                 r
-                for r in attacked.where("E6", attack, model__name=model, data__name=data, model__depth=depth)
+                for r in attacked.where(
+                    "E6", attack, model__name=model, data__name=data, model__depth=depth
+                )
                 if bool(r.settings["defense.epsilon"]) == defended
             )
             more = {"panel": title, "model": model, "data": data, "depth": depth}
@@ -149,12 +165,16 @@ def smoothing_gains(records: Records) -> Picture | None:
     for place, epsilon in enumerate(e for e in fgsm.values("epsilon") if 0 < e <= largest):
         at_zero = plain.where("E7", epsilon=epsilon)
         gains = [
-            claims.relative_gains(at_zero, fgsm.where("E7", model__smoothing_index=index, epsilon=epsilon))
+            claims.relative_gains(
+                at_zero, fgsm.where("E7", model__smoothing_index=index, epsilon=epsilon)
+            )
             for index in indices
         ]
         seeds = min(map(len, gains))
         values = np.asarray([line[:seeds] for line in gains]).T
-        plots.mean_and_spread(above, indices, values, label=f"epsilon {epsilon:g}/255", **plots.series(place))
+        plots.mean_and_spread(
+            above, indices, values, label=f"epsilon {epsilon:g}/255", **plots.series(place)
+        )
         rows += [
             {"smoothing_index": index, "epsilon": epsilon, "relative_gain": float(np.mean(line))}
             for index, line in zip(indices, gains, strict=True)
@@ -242,19 +262,25 @@ def _lines(
     for place, (value, title) in enumerate(titles.items()):
         part = Records(record for record in records if record.settings.get(by) == value)
         points = part.values(x)
-        by_x = [Records(r for r in part if r.settings.get(x) == point).by_seed() for point in points]
+        by_x = [
+            Records(r for r in part if r.settings.get(x) == point).by_seed() for point in points
+        ]
         if not points:
             continue
         # A point that some seeds haven't reached yet would be the mean of others than its neighbours are.
         seeds = sorted(max(by_x, key=len))
-        reached = {point: at for point, at in zip(points, by_x, strict=True) if at.keys() >= {*seeds}}
+        reached = {
+            point: at for point, at in zip(points, by_x, strict=True) if at.keys() >= {*seeds}
+        }
         points = [*reached]
         values = scale * np.asarray([[at[seed] for at in reached.values()] for seed in seeds])
         plots.mean_and_spread(axes, points, values, label=title, **plots.series(place))
         rows += _rows(points, values, {"series": title, **(more or {})}, x)
     points = records.values(x)
     if not axes.has_data():
-        axes.text(0.5, 0.5, "no runs", ha="center", va="center", color="0.5", transform=axes.transAxes)
+        axes.text(
+            0.5, 0.5, "no runs", ha="center", va="center", color="0.5", transform=axes.transAxes
+        )
         axes.set_xticks([])
     if x in ("model.width", "epsilon") and len(points) > 2:
         if x == "epsilon":
@@ -266,7 +292,9 @@ def _lines(
         axes.set_xticks(points, [f"{point:g}" for point in points])
 
 
-def _rows(points: Sequence[float], values: np.ndarray, about: dict[str, Any], x: str) -> list[dict[str, Any]]:
+def _rows(
+    points: Sequence[float], values: np.ndarray, about: dict[str, Any], x: str
+) -> list[dict[str, Any]]:
     spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.full(len(points), np.nan)
     return [
         {**about, x.rpartition(".")[2]: point, "mean": mean, "std": std, "seeds": len(values)}

@@ -136,7 +136,12 @@ def attacks(
             for epsilon, accuracy in zip(settings.epsilons, curves.accuracy(name), strict=True)
         ]
         checks = [check._asdict() for check in sanity.checks(curves)]
-        return {"examples": curves.examples, "clean": float(curves.clean), "rows": rows, "checks": checks}
+        return {
+            "examples": curves.examples,
+            "clean": float(curves.clean),
+            "rows": rows,
+            "checks": checks,
+        }
 
     return kept(attacks_file(run, root, preset), compute)
 
@@ -195,7 +200,9 @@ def smoothed_filters(
         kernels = [*spectrum.layers(runs.load(run.folder(root)).variables).values()]
         pictures = spectra.smoothing(kernels, preset.shown)
         for name, picture in pictures.items():
-            plots.save(picture.figure, _bare(file).parent / f"{_bare(file).name}-{name}", picture.rows)
+            plots.save(
+                picture.figure, _bare(file).parent / f"{_bare(file).name}-{name}", picture.rows
+            )
         return [dict(row) for row in pictures["smoothing"].rows]
 
     rows = kept(file, compute)
@@ -205,7 +212,9 @@ def smoothed_filters(
 
 def reconstructions(group: Sequence[PlannedRun], root: epath.PathLike) -> epath.Path:
     """E10: truth, shuffled image, and what each run gives back, in one picture; returns where it is."""
-    file = epath.Path(root) / "pictures" / f"reconstructions-{key([run.name for run in group])}.json"
+    file = (
+        epath.Path(root) / "pictures" / f"reconstructions-{key([run.name for run in group])}.json"
+    )
 
     def compute() -> list[str]:
         folders = [run.folder(root) for run in group]
@@ -227,5 +236,7 @@ def provenance(results: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
     for result in results:
         device = result["device"]
         found["device"].add(f"{device['count']} x {device['kind']} ({device['platform']})")
-        found["versions"].add(", ".join(f"{name} {value}" for name, value in result["versions"].items()))
+        found["versions"].add(
+            ", ".join(f"{name} {value}" for name, value in result["versions"].items())
+        )
     return {name: sorted(values) for name, values in found.items()}

@@ -59,7 +59,9 @@ def draw(
     return drawn, missing
 
 
-def _copy(name: str, sources: Sequence[Callable[[], epath.Path]], folder: epath.Path) -> Iterator[str]:
+def _copy(
+    name: str, sources: Sequence[Callable[[], epath.Path]], folder: epath.Path
+) -> Iterator[str]:
     for i, source in enumerate(sources):
         bare, copy = source(), f"{name}-{i + 1}" if i else name
         folder.mkdir(parents=True, exist_ok=True)
@@ -91,7 +93,11 @@ def _kept(
         return {f"E9-{name}": [lambda file=file: file] for name, file in files.items()}
     if experiment == "E10":
         shown = _reconstructed(first)
-        return {"E10-reconstructions": [lambda g=g: measurements.reconstructions(g, root) for g in shown]}
+        return {
+            "E10-reconstructions": [
+                lambda g=g: measurements.reconstructions(g, root) for g in shown
+            ]
+        }
     return {}
 
 
@@ -101,7 +107,9 @@ def unsmoothed(groups: Sequence[Group], root: epath.PathLike) -> PlannedRun | No
     return next((run for run in runs if not run.settings.get("model.smoothing_index")), None)
 
 
-def _first_finished(experiment: str, groups: Sequence[Group], root: epath.PathLike) -> list[PlannedRun]:
+def _first_finished(
+    experiment: str, groups: Sequence[Group], root: epath.PathLike
+) -> list[PlannedRun]:
     """Of each group of an experiment the first seed that is finished."""
     found = []
     for group in groups:
@@ -122,5 +130,7 @@ def _reconstructed(runs: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
         here = [group for size, group in by_size.items() if size[0] == data]
         most = max(here, key=lambda group: (len(group), group[0].cost))
         largest = max(here, key=lambda group: (group[0].cost, len(group)))
-        shown += [most] if most is largest or largest[0].cost < 4 * most[0].cost else [most, largest]
+        shown += (
+            [most] if most is largest or largest[0].cost < 4 * most[0].cost else [most, largest]
+        )
     return shown

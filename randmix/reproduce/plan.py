@@ -65,9 +65,15 @@ def describe(settings: Mapping[str, Any]) -> str:
     words.append(str(settings["model.name"]))
     for key, name in (("width", "width"), ("depth", "depth"), ("kernel_size", "k")):
         words += [f"{name} {settings[f'model.{key}']}"] if f"model.{key}" in settings else []
-    words.append(f"fraction {share:g}" if 0 < (share := learned_share(settings)) < 1 else settings["mode"])
+    words.append(
+        f"fraction {share:g}" if 0 < (share := learned_share(settings)) < 1 else settings["mode"]
+    )
     words += [settings["model.filters"]] if "model.filters" in settings else []
-    words += [f"index {settings['model.smoothing_index']:g}"] if settings.get("model.smoothing_index") else []
+    words += (
+        [f"index {settings['model.smoothing_index']:g}"]
+        if settings.get("model.smoothing_index")
+        else []
+    )
     words += ["defended"] if settings.get("defense.epsilon") else []
     return " ".join([*words, f"seed {settings['seed']}"])
 
@@ -109,16 +115,23 @@ def split_overrides(preset: Preset, overrides: Settings) -> tuple[Preset, Settin
     attack, rest = dict(preset.attack), {}
     families = {run["model.name"] for runs in preset.runs.values() for run in runs}
     known = {key for family in families for key in configs.flatten(configs.default(family))}
-    varied = {key for runs in preset.runs.values() for key in _varied(runs)} | {"seed", "model.name"}
+    varied = {key for runs in preset.runs.values() for key in _varied(runs)} | {
+        "seed",
+        "model.name",
+    }
     for key, value in overrides.items():
         if key.startswith("attack."):
             name = key.removeprefix("attack.")
             if name not in attack or type(value) is not type(attack[name]):
                 allowed = ", ".join(f"attack.{name}={value}" for name, value in attack.items())
-                raise UserError(f"--override: got {key}={value!r}, allowed are {allowed} and the like")
+                raise UserError(
+                    f"--override: got {key}={value!r}, allowed are {allowed} and the like"
+                )
             attack[name] = value
         elif key in varied:
-            raise UserError(f"--override: {key} is what the experiments vary; allowed are the other keys")
+            raise UserError(
+                f"--override: {key} is what the experiments vary; allowed are the other keys"
+            )
         elif key not in known:
             raise UserError(
                 f"--override: no config has the key {key!r}{did_you_mean(key, known)}; see randmix/config.py"
@@ -135,7 +148,10 @@ def _varied(runs: Sequence[Settings]) -> set[str]:
         families[run["model.name"], run.get("task")].append(run)
     keys = {key for run in runs for key in run}
     return {
-        key for family in families.values() for key in keys if len({repr(r.get(key)) for r in family}) > 1
+        key
+        for family in families.values()
+        for key in keys
+        if len({repr(r.get(key)) for r in family}) > 1
     }
 
 
@@ -175,7 +191,10 @@ def build(
         cost, steps = _cost_and_steps(make_config({**settings, "seed": 0}), data_dir)
         takers = tuple(users[name])
         groups.append(
-            tuple(_planned({**settings, "seed": seed}, takers, cost, steps, data_dir) for seed in seeds)
+            tuple(
+                _planned({**settings, "seed": seed}, takers, cost, steps, data_dir)
+                for seed in seeds
+            )
         )
     return groups
 
@@ -229,7 +248,9 @@ def parse_shard(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
     i, n = map(int, match.groups()) if match else (0, 0)
     if not 1 <= i <= n:
-        raise UserError(f"--shard: got {text!r}, allowed is i/n with i from 1 to n, for example --shard=3/8")
+        raise UserError(
+            f"--shard: got {text!r}, allowed is i/n with i from 1 to n, for example --shard=3/8"
+        )
     return i, n
 
 

@@ -46,7 +46,10 @@ def product(base: Settings, over: Mapping[str, Sequence[Any]]) -> list[Settings]
     >>> product({"batch_size": 64}, {"mode": ("full", "chans"), "model.depth": (1,)})
     [{'batch_size': 64, 'mode': 'full', 'model.depth': 1}, {'batch_size': 64, 'mode': 'chans', 'model.depth': 1}]
     """
-    return [{**base, **dict(zip(over, values, strict=True))} for values in itertools.product(*over.values())]
+    return [
+        {**base, **dict(zip(over, values, strict=True))}
+        for values in itertools.product(*over.values())
+    ]
 
 
 def fractions(base: Settings, shares: Sequence[float]) -> list[Settings]:
@@ -86,12 +89,22 @@ def defended(runs: Sequence[Settings], epsilon: float) -> list[Settings]:
 
 
 def unshuffling(
-    base: Settings, *, widths: Sequence[int], sizes: Sequence[tuple[int, int]], space: tuple[int, int]
+    base: Settings,
+    *,
+    widths: Sequence[int],
+    sizes: Sequence[tuple[int, int]],
+    space: tuple[int, int],
 ) -> list[Settings]:
     """E10's runs: Full and Chans over width for each (depth, kernel size), and Space for one of them."""
     base = {**base, "task": "unshuffling"}
     return [
-        {**base, "mode": mode, "model.depth": depth, "model.kernel_size": kernel_size, "model.width": width}
+        {
+            **base,
+            "mode": mode,
+            "model.depth": depth,
+            "model.kernel_size": kernel_size,
+            "model.width": width,
+        }
         for depth, kernel_size in sizes
         for mode in (MODES if (depth, kernel_size) == space else MODES[:2])
         for width in widths
@@ -125,7 +138,13 @@ def _normalized(name: str) -> Settings:
 
 def _smoke() -> Preset:
     resnet = {**_SGD, **_SHORT, "steps": 3, "batch_size": 32, "model.width": 2, "model.depth": 1}
-    small = {"steps": 3, "batch_size": 32, "model.width": 4, "model.depth": 1, "model.kernel_size": 3}
+    small = {
+        "steps": 3,
+        "batch_size": 32,
+        "model.width": 4,
+        "model.depth": 1,
+        "model.kernel_size": 3,
+    }
     convmixer = {**_ADAMW, **_SHORT, **small, "model.patch_size": 2}
     unshuffle = {**_UNSHUFFLE, **_SHORT, **small}
     e2 = product(resnet, {"mode": MODES})
@@ -177,17 +196,26 @@ def _digits() -> Preset:
             "E1": (),
             "E2": e2,
             "E3": banks_of_filters({**resnet, "model.depth": 2}),
-            "E4": product({**resnet, "model.depth": 1}, {"mode": MODES[:2], "model.width": (2, 4, 8)}),
+            "E4": product(
+                {**resnet, "model.depth": 1}, {"mode": MODES[:2], "model.width": (2, 4, 8)}
+            ),
             "E5": e5,
             "E6": defended(attacked, 16),
             "E7": smoothings(middle, (0, 1, 2)),
             "E8": smoothings(middle, (0,)),
             "E9": product({**convmixer, "model.depth": 4}, {"mode": ("full",)}),
-            "E10": unshuffling(unshuffle, widths=(8, 16, 32), sizes=((1, 5), (2, 3), (2, 5)), space=(2, 5)),
+            "E10": unshuffling(
+                unshuffle, widths=(8, 16, 32), sizes=((1, 5), (2, 3), (2, 5)), space=(2, 5)
+            ),
             "E11": (),
             "E12": fractions(middle, (0, 0.1, 0.5, 1)),
         },
-        attack={"epsilons": (0.0, 8.0, 16.0, 32.0, 64.0, 96.0), "examples": 120, "steps": 8, "restarts": 2},
+        attack={
+            "epsilons": (0.0, 8.0, 16.0, 32.0, 64.0, 96.0),
+            "examples": 120,
+            "steps": 8,
+            "restarts": 2,
+        },
         banks={"counts": (1, 2, 4, 8, 16, 32, 64, 128, 256), "kernel_size": 8, "seeds": 5},
     )
 
@@ -202,7 +230,13 @@ def _fashion_mnist() -> Preset:
         "checkpoint_every": 234,  # once an epoch, so that a job of a few minutes gets somewhere
     }
     resnet = {**_SGD, **shared, "model.width": 8}
-    convmixer = {**_ADAMW, **shared, "model.width": 64, "model.kernel_size": 5, "model.patch_size": 2}
+    convmixer = {
+        **_ADAMW,
+        **shared,
+        "model.width": 64,
+        "model.kernel_size": 5,
+        "model.patch_size": 2,
+    }
     unshuffle = {
         **_UNSHUFFLE,
         **_SHORT,
@@ -227,13 +261,17 @@ def _fashion_mnist() -> Preset:
             "E2": e2,
             "E3": banks_of_filters({**resnet, "model.depth": 2}),
             # Width 32 alone would cost two fifths of all the rest.
-            "E4": product({**resnet, "model.depth": 1}, {"mode": MODES[:2], "model.width": (2, 4, 8, 16)}),
+            "E4": product(
+                {**resnet, "model.depth": 1}, {"mode": MODES[:2], "model.width": (2, 4, 8, 16)}
+            ),
             "E5": e5,
             "E6": defended(attacked, 8),
             "E7": smoothings(middle, (0, 0.5, 1, 2)),
             "E8": smoothings(middle, (0,)),
             "E9": product({**convmixer, "model.depth": 4}, {"mode": ("full",)}),
-            "E10": unshuffling(unshuffle, widths=(8, 16, 32), sizes=((1, 5), (2, 3), (2, 5)), space=(2, 5)),
+            "E10": unshuffling(
+                unshuffle, widths=(8, 16, 32), sizes=((1, 5), (2, 3), (2, 5)), space=(2, 5)
+            ),
             "E11": (),
             "E12": fractions(middle, (0, 0.1, 0.25, 0.5, 1)),
         },
@@ -248,7 +286,12 @@ def _fashion_mnist() -> Preset:
 
 
 def _cifar() -> Preset:
-    shared = {"data.flip": True, "data.crop_padding": 4, "eval_every": 5000, "checkpoint_every": 2000}
+    shared = {
+        "data.flip": True,
+        "data.crop_padding": 4,
+        "eval_every": 5000,
+        "checkpoint_every": 2000,
+    }
     resnet = {**_SGD, **shared, "batch_size": 128, "epochs": 200.0, "model.width": 16}
     convmixer = {
         **_ADAMW,
@@ -270,11 +313,19 @@ def _cifar() -> Preset:
     }
     cifar10, cifar100 = both = _normalized("cifar10"), _normalized("cifar100")
     depths = (2, 4, 8, 16)
-    e2 = [run for data in both for run in product({**resnet, **data}, {"model.depth": depths, "mode": MODES})]
-    e5 = [
-        run for data in both for run in product({**convmixer, **data}, {"model.depth": depths, "mode": MODES})
+    e2 = [
+        run
+        for data in both
+        for run in product({**resnet, **data}, {"model.depth": depths, "mode": MODES})
     ]
-    attacked = [run for run in (*e2, *e5) if run["mode"] != "space" and run["data.name"] == "cifar10"]
+    e5 = [
+        run
+        for data in both
+        for run in product({**convmixer, **data}, {"model.depth": depths, "mode": MODES})
+    ]
+    attacked = [
+        run for run in (*e2, *e5) if run["mode"] != "space" and run["data.name"] == "cifar10"
+    ]
     widths = (16, 32, 64, 128, 256)
     sizes = ((2, 7), (4, 3), (4, 5), (4, 7), (8, 7))
     pictures = [
@@ -284,7 +335,9 @@ def _cifar() -> Preset:
             {**unshuffle, "data.name": name}, widths=(32, 64, 128, 256), sizes=sizes, space=(4, 7)
         )
     ]
-    large = unshuffling({**unshuffle, "data.name": "cifar10"}, widths=(512,), sizes=((16, 7),), space=(0, 0))
+    large = unshuffling(
+        {**unshuffle, "data.name": "cifar10"}, widths=(512,), sizes=((16, 7),), space=(0, 0)
+    )
     middle = {**convmixer, **cifar10, "model.depth": 8}
     return Preset(
         name="cifar",
@@ -320,7 +373,11 @@ def _cifar() -> Preset:
             "steps": 50,
             "restarts": 10,
         },
-        banks={"counts": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024), "kernel_size": 8, "seeds": 10},
+        banks={
+            "counts": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
+            "kernel_size": 8,
+            "seeds": 10,
+        },
         shown=(0, 2, 4),
     )
 
@@ -408,5 +465,7 @@ def check_experiments(preset: Preset, names: Sequence[str]) -> tuple[str, ...]:
     for name in names:
         if name not in preset.runs:
             allowed = ", ".join(preset.runs)
-            raise UserError(f"--experiments: got {name!r}, allowed with --preset={preset.name}: {allowed}")
+            raise UserError(
+                f"--experiments: got {name!r}, allowed with --preset={preset.name}: {allowed}"
+            )
     return tuple(name for name in preset.runs if not names or name in names)

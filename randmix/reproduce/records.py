@@ -75,7 +75,9 @@ def collect(groups: Sequence[Group], root: epath.PathLike, preset: Preset) -> Re
         if result is None:
             continue
         mode = "groups" if run.settings.get("groups") else run.settings["mode"]
-        rows = [({}, name.removeprefix("test_"), value) for name, value in result["metrics"].items()]
+        rows = [
+            ({}, name.removeprefix("test_"), value) for name, value in result["metrics"].items()
+        ]
         rows += [({}, "trainable", result["parameters"]["trainable"])]
         file = measurements.attacks_file(run, root, preset)
         attacked = measurements.kept(file, dict)["rows"] if file.exists() else []
@@ -83,9 +85,15 @@ def collect(groups: Sequence[Group], root: epath.PathLike, preset: Preset) -> Re
         for experiment in (name for name in run.experiments if name != "E8"):
             own = [*rows]
             if experiment in ("E6", "E7"):
-                own += [({"epsilon": row["epsilon"]}, row["attack"], row["accuracy"]) for row in attacked]
+                own += [
+                    ({"epsilon": row["epsilon"]}, row["attack"], row["accuracy"])
+                    for row in attacked
+                ]
             if experiment == "E9":
-                own += [({"layer": row["layer"]}, "coverage", row["coverage"]) for row in _layers(run, root)]
+                own += [
+                    ({"layer": row["layer"]}, "coverage", row["coverage"])
+                    for row in _layers(run, root)
+                ]
             records += (
                 Record(
                     experiment=experiment,

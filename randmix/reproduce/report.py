@@ -123,7 +123,9 @@ def _fill(
     (folder / "verdicts.json").write_text(json.dumps(_verdicts(judged), indent=2) + "\n")
     page = {
         "preset": preset,
-        "experiments": [_section(id, records, judged, drawn[id], counted, folder) for id in experiments],
+        "experiments": [
+            _section(id, records, judged, drawn[id], counted, folder) for id in experiments
+        ],
         "claims": [_claim(id, *judged[id]) for id in judged],
         "left_out": [claim for claim in CLAIMS.values() if claim.id not in judged],
         "method": claims.__doc__,
@@ -156,7 +158,9 @@ def _problems(groups: Sequence[Group], root: Path) -> Iterator[str]:
         unfinished = [run for run in group if states[run.name].name not in ("finished", "failed")]
         if unfinished:
             title = f"{'+'.join(group[0].experiments)}: {group[0].title.rpartition(' seed ')[0]}"
-            names = ", ".join(f"seed {run.settings['seed']} is run {run.name}" for run in unfinished)
+            names = ", ".join(
+                f"seed {run.settings['seed']} is run {run.name}" for run in unfinished
+            )
             yield f"{title}: not finished: {names}"
 
 
@@ -175,7 +179,9 @@ def _failed_checks(groups: Sequence[Group], root: Path, preset: Preset) -> dict[
             if verdict == "failed":
                 failed.append(f"{run.name} ({run.title}): {check['claim']}: {check['detail']}")
     more = len(failed) - _SHOWN
-    shown = [*failed[:_SHOWN], f"and {more} more, in the runs' measurements"] if more > 0 else failed
+    shown = (
+        [*failed[:_SHOWN], f"and {more} more, in the runs' measurements"] if more > 0 else failed
+    )
     return {"counts": counts, "failed": shown}
 
 
@@ -235,7 +241,12 @@ def _section(
 
 
 def _claim(id: str, verdict: str, effects: Sequence[Effect]) -> dict[str, Any]:
-    return {"claim": CLAIMS[id], "verdict": verdict, "effects": effects, "summary": summary(effects)}
+    return {
+        "claim": CLAIMS[id],
+        "verdict": verdict,
+        "effects": effects,
+        "summary": summary(effects),
+    }
 
 
 def summary(effects: Sequence[Effect]) -> str:
@@ -246,7 +257,9 @@ def summary(effects: Sequence[Effect]) -> str:
     if len(effects) == 1:
         return in_words(effects[0])
     # By their distance from the threshold: the effect that speaks least for the claim.
-    worst = min(known, key=lambda e: (e.interval.mean - e.threshold) * (1 if e.wants == ">" else -1))
+    worst = min(
+        known, key=lambda e: (e.interval.mean - e.threshold) * (1 if e.wants == ">" else -1)
+    )
     outcomes = [effect.outcome for effect in effects]
     counts = ", ".join(f"{outcomes.count(o)} {o}" for o in dict.fromkeys(outcomes))
     return f"{counts} of {len(effects)} effects; the least favourable: {in_words(worst)}"

@@ -90,7 +90,9 @@ def _try_lock(folder: epath.Path) -> contextlib.AbstractContextManager[bool]:
     return locks.try_lock(folder / LOCK)
 
 
-def _train(runs: Sequence[PlannedRun], root: epath.PathLike, together: int | str, programs: Programs) -> None:
+def _train(
+    runs: Sequence[PlannedRun], root: epath.PathLike, together: int | str, programs: Programs
+) -> None:
     unfinished = [run for run in runs if state(run, root).name != "finished"]
     if not unfinished:
         return
@@ -134,7 +136,11 @@ class _Progress:
         if new:
             seeds = ",".join(str(run.settings["seed"]) for run in new)
             title = new[0].title.rpartition(" seed ")[0]
-            place = f"{self.done + 1}" if len(group) == 1 else f"{self.done + 1}-{self.done + len(group)}"
+            place = (
+                f"{self.done + 1}"
+                if len(group) == 1
+                else f"{self.done + 1}-{self.done + len(group)}"
+            )
             self.say(
                 f"run {place} of {self.total}  {'+'.join(new[0].experiments)}  {title}  seed {seeds}  "
                 f"{self.time_left()}log: runs/{new[0].name}/log.txt"

@@ -41,7 +41,9 @@ def build(experiment: str, records: Records, counted: Sequence[Mapping[str, Any]
     if experiment in makers:
         tables = makers[experiment](records)
     elif experiment == "E10":
-        tables = _by_mode(records, "E10", "psnr", ("model.depth", "model.kernel_size", "model.width"))
+        tables = _by_mode(
+            records, "E10", "psnr", ("model.depth", "model.kernel_size", "model.width")
+        )
     elif experiment == "E11":
         tables = _counts(counted)
     else:
@@ -59,11 +61,15 @@ def _by_mode(records: Records, experiment: str, metric: str, sizes: Sequence[str
         rows = []
         for values in sorted({tuple(r.settings.get(size) for size in sizes) for r in of_data}):
             at = dict(zip((size.replace(".", "__") for size in sizes), values, strict=True))
-            title = ", ".join(f"{_short(size)} {value}" for size, value in zip(sizes, values, strict=True))
+            title = ", ".join(
+                f"{_short(size)} {value}" for size, value in zip(sizes, values, strict=True)
+            )
             cells = [_cell(of_data.where(experiment, mode=mode, **at), metric) for mode in modes]
             rows.append([Cell(title), *cells])
         what = "Test PSNR in dB" if metric == "psnr" else "Test accuracy in per cent"
-        caption = f"{what}, {DATA.get(name, name)}: mean ± standard deviation over seeds (their number)."
+        caption = (
+            f"{what}, {DATA.get(name, name)}: mean ± standard deviation over seeds (their number)."
+        )
         tables.append(Table(caption, ["", *(MODES[mode] for mode in modes)], rows))
     return tables
 
@@ -81,7 +87,9 @@ def _coverage(records: Records) -> list[Table]:
         for count in part.values("filters")
     ]
     caption = "Coverage of random banks in per cent of all frequencies: mean ± standard deviation over banks."
-    return [Table(caption, ["filters", "over half of the maximum", "mean over all thresholds"], rows)]
+    return [
+        Table(caption, ["filters", "over half of the maximum", "mean over all thresholds"], rows)
+    ]
 
 
 def _banks(records: Records) -> list[Table]:
@@ -112,11 +120,10 @@ def _attacks(records: Records) -> list[Table]:
             for attack in ("clean", *ATTACKS):
                 from_, metric = (of[1], "accuracy") if attack == "clean" else (of[0], attack)
                 cells = [
-                    _cell(from_.where("E6", metric, mode=m, **at), "accuracy") for m in ("full", "chans")
+                    _cell(from_.where("E6", metric, mode=m, **at), "accuracy")
+                    for m in ("full", "chans")
                 ]
-                title = (
-                    f"{MODELS[model]}, {DATA.get(data, data)}, depth {depth}: {ATTACKS.get(attack, attack)}"
-                )
+                title = f"{MODELS[model]}, {DATA.get(data, data)}, depth {depth}: {ATTACKS.get(attack, attack)}"
                 rows.append([Cell(title), *cells])
         trained = "Trained on FGSM samples" if defended else "Trained as ever"
         caption = (
@@ -135,10 +142,18 @@ def _smoothing(records: Records) -> list[Table]:
         at = fgsm.where("E7", model__smoothing_index=index)
         cells = [_cell(at.where("E7", epsilon=epsilon), "accuracy") for epsilon in epsilons]
         rows.append(
-            [Cell(f"{index:g}"), _cell(clean.where("E7", model__smoothing_index=index), "accuracy"), *cells]
+            [
+                Cell(f"{index:g}"),
+                _cell(clean.where("E7", model__smoothing_index=index), "accuracy"),
+                *cells,
+            ]
         )
     caption = "Accuracy in per cent, clean and under FGSM at epsilon in 1/255: mean ± standard deviation over seeds."
-    return [Table(caption, ["smoothing index", "clean", *(f"{epsilon:g}" for epsilon in epsilons)], rows)]
+    return [
+        Table(
+            caption, ["smoothing index", "clean", *(f"{epsilon:g}" for epsilon in epsilons)], rows
+        )
+    ]
 
 
 def _smoothed_filters(records: Records) -> list[Table]:
@@ -150,15 +165,16 @@ def _smoothed_filters(records: Records) -> list[Table]:
         ]
         for index in part.values("index")
     ]
-    caption = (
-        "Coverage in per cent of all frequencies, and the mean frequency in hundredths of a cycle a pixel."
-    )
+    caption = "Coverage in per cent of all frequencies, and the mean frequency in hundredths of a cycle a pixel."
     return [Table(caption, ["smoothing index", "coverage", "mean frequency"], rows)]
 
 
 def _layers(records: Records) -> list[Table]:
     part = records.where("E9", "coverage")
-    rows = [[Cell(layer), _cell(part.where("E9", layer=layer), "coverage")] for layer in part.values("layer")]
+    rows = [
+        [Cell(layer), _cell(part.where("E9", layer=layer), "coverage")]
+        for layer in part.values("layer")
+    ]
     caption = "Coverage of each layer's learned filters, in per cent of all frequencies."
     return [Table(caption, ["layer", "coverage"], rows)]
 
@@ -184,7 +200,15 @@ def _counts(counted: Sequence[Mapping[str, Any]]) -> list[Table]:
         ]
         for row in counted
     ]
-    columns = ["model", "width", "depth", "k", *MODES.values(), "dense convolutions", "as the equations"]
+    columns = [
+        "model",
+        "width",
+        "depth",
+        "k",
+        *MODES.values(),
+        "dense convolutions",
+        "as the equations",
+    ]
     return [Table("Trainable parameters.", columns, rows)]
 
 

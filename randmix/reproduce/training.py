@@ -66,7 +66,9 @@ def train_seeds(
         mine = [configs[i] for i in cohort], [folders[i] for i in cohort]
         found = _train_together(*mine, programs) if len(cohort) > 1 else None
         if found is None:
-            found = [_train_one(config, folder, programs) for config, folder in zip(*mine, strict=True)]
+            found = [
+                _train_one(config, folder, programs) for config, folder in zip(*mine, strict=True)
+            ]
         for i, reason in zip(cohort, found, strict=True):
             reasons[i] = reason
     return reasons
@@ -111,11 +113,11 @@ def _train_one(config: ConfigDict, workdir: epath.Path, programs: Programs) -> s
         except UserError as error:
             print(error)
             return str(error)
-        except Exception as error:  # out of memory, a full disk, a bug: the others may still succeed
+        except (
+            Exception
+        ) as error:  # out of memory, a full disk, a bug: the others may still succeed
             print(traceback.format_exc(), end="")
-            return (
-                f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-            )
+            return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
     return None
 
 

@@ -41,7 +41,9 @@ class Settings:
     norm: str = "linf"
     seed: int = 0
     batch_size: int = 128
-    pgd: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"steps": 10, "step_size": 0.25})
+    pgd: Mapping[str, Any] = dataclasses.field(
+        default_factory=lambda: {"steps": 10, "step_size": 0.25}
+    )
     strong: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -98,12 +100,17 @@ def measure(
     once = (programs or Programs()).once
     model = model.clone(dtype=jnp.float32)
     examples = len(data["label"])
-    variables, data = sharding.replicate(dict(variables), mesh), sharding.replicate(dict(data), mesh)
+    variables, data = (
+        sharding.replicate(dict(variables), mesh),
+        sharding.replicate(dict(data), mesh),
+    )
     whole = eval_loop.round_up(min(settings.batch_size, examples), mesh)
     one_batch = {"model": model, "mesh": mesh, "batch_size": whole}
     jit_clean = partial(eval_loop.jit_eval_step, task=tasks.CLASSIFICATION, **one_batch)
     batches = arrays.EvalArrays(data, batch_size=whole, mesh=mesh)
-    clean = eval_loop.evaluate_split(once(("clean", whole), jit_clean), variables, batches)["accuracy"]
+    clean = eval_loop.evaluate_split(once(("clean", whole), jit_clean), variables, batches)[
+        "accuracy"
+    ]
     # All epsilons are in the air at once, so the images must be fewer. It's also quicker on a CPU, by a factor of 1.4.
     fewer = eval_loop.round_up(max(1, settings.batch_size // len(settings.epsilons)), mesh)
     how = {"settings": settings, "model": model, "mesh": mesh}
@@ -112,7 +119,9 @@ def measure(
     correct = _quick_curves(quick, variables, data, settings, track, batch_size=fewer)
     missed = None
     if "strong" in settings.attacks:
-        strong = once(("strong", whole, repr(settings)), partial(jit_strong, batch_size=whole, **how))
+        strong = once(
+            ("strong", whole, repr(settings)), partial(jit_strong, batch_size=whole, **how)
+        )
         alone = _strong_curve(strong, variables, data, settings, track, batch_size=whole)
         by_others = np.logical_and.reduce(list(correct.values()))
         missed = int((alone & ~by_others).sum())
@@ -163,15 +172,21 @@ def _quick_logits(
     for name, options in (("noise", {}), ("pgd", settings.pgd)):
         if name in settings.attacks:
             attack = attacks.ATTACKS[name]
-            attacked = attack(classifier, images, labels, epsilon, keys, norm=settings.norm, **options)
+            attacked = attack(
+                classifier, images, labels, epsilon, keys, norm=settings.norm, **options
+            )
             logits[name] = classifier(attacked)
     return {name: logits[name] for name in settings.attacks if name != "strong"}
 
 
-def jit_strong(*, model: nn.Module, settings: Settings, mesh: jax.sharding.Mesh, batch_size: int) -> Program:
+def jit_strong(
+    *, model: nn.Module, settings: Settings, mesh: jax.sharding.Mesh, batch_size: int
+) -> Program:
     """The strong attack at one epsilon: ``(variables, data, index, epsilon, seed) -> [batch_size] bool``."""
 
-    def program(variables: Any, data: loader.Data, index: Any, epsilon: Any, seed: Any) -> jax.Array:
+    def program(
+        variables: Any, data: loader.Data, index: Any, epsilon: Any, seed: Any
+    ) -> jax.Array:
         images, labels, keys = _batch(data, index, seed, batch_size, mesh)
         classifier = partial(model.apply, variables, train=False)
         attacked = attacks.strong(
@@ -199,7 +214,10 @@ def _quick_curves(
         jax.device_get(program(variables, data, index, epsilons, np.uint32(settings.seed)))
         for index in track(range(batches), batches, what)
     ]
-    return {name: np.concatenate([part[name] for part in parts], axis=1)[:, :examples] for name in parts[0]}
+    return {
+        name: np.concatenate([part[name] for part in parts], axis=1)[:, :examples]
+        for name in parts[0]
+    }
 
 
 def _strong_curve(
@@ -216,7 +234,9 @@ def _strong_curve(
     # Epsilon by epsilon and not all at once: where it's large, the search soon ends.
     calls = [(index, epsilon / 255) for epsilon in settings.epsilons for index in range(batches)]
     parts = [
-        jax.device_get(program(variables, data, index, np.float32(epsilon), np.uint32(settings.seed)))
+        jax.device_get(
+            program(variables, data, index, np.float32(epsilon), np.uint32(settings.seed))
+        )
         for index, epsilon in track(calls, len(calls), "strong")
     ]
     return np.stack(parts).reshape(len(settings.epsilons), batches * batch_size)[:, :examples]

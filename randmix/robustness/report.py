@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 
 _NAME = "attacks"
 # In the order of the looks that ``plots.series`` gives out: an attack has the same one in every picture.
-_TITLES = {"strong": "strong", "fgsm": "FGSM", "pgd2": "PGD-2", "pgd": "PGD", "noise": "random noise"}
+_TITLES = {
+    "strong": "strong",
+    "fgsm": "FGSM",
+    "pgd2": "PGD-2",
+    "pgd": "PGD",
+    "noise": "random noise",
+}
 
 
 def write(curves: Curves, folder: epath.PathLike, about: Mapping[str, Any]) -> list[epath.Path]:
@@ -33,7 +39,9 @@ def write(curves: Curves, folder: epath.PathLike, about: Mapping[str, Any]) -> l
         UserError: the folder can't be written to.
     """
     path = epath.Path(folder) / _NAME
-    files = plots.save(figure(curves, f"{about['data']}: {about['examples']} examples"), path, rows(curves))
+    files = plots.save(
+        figure(curves, f"{about['data']}: {about['examples']} examples"), path, rows(curves)
+    )
     document = {
         **about,
         "settings": dataclasses.asdict(curves.settings),

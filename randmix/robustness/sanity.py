@@ -67,7 +67,9 @@ def _falls(curves: Curves) -> Check:
     rises = [
         f"{name} rises from {before.mean():.4f} to {after.mean():.4f} at {epsilon:g}"
         for name in _gradient_attacks(curves)
-        for epsilon, (before, after) in zip(epsilons[1:], pairwise(curves.correct[name]), strict=True)
+        for epsilon, (before, after) in zip(
+            epsilons[1:], pairwise(curves.correct[name]), strict=True
+        )
         if _helps_beyond_noise(before, after)
     ]
     return Check(claim, not rises, "; ".join(rises) or "for every attack, beyond noise")
@@ -79,7 +81,9 @@ def _ends_near_zero(curves: Curves) -> Check:
         return Check(claim, None, "the strong attack wasn't asked for")
     left, largest = curves.accuracy("strong")[-1], curves.settings.epsilons[-1]
     if left > NEAR_ZERO and largest < 64 and curves.settings.norm == "linf":
-        return Check(claim, None, f"{left:.4f} at {largest:g}, strong; ask for an epsilon of 64 or more")
+        return Check(
+            claim, None, f"{left:.4f} at {largest:g}, strong; ask for an epsilon of 64 or more"
+        )
     return Check(claim, bool(left <= NEAR_ZERO), f"{left:.4f} at {largest:g}, strong")
 
 
@@ -107,7 +111,9 @@ def _noise_is_weaker(curves: Curves) -> Check:
     cost = curves.clean - curves.accuracy(name)
     halved = np.flatnonzero(cost >= curves.clean / 2)
     if not halved.size:
-        return Check(claim, None, f"{name} never costs half of the clean accuracy; ask for a larger epsilon")
+        return Check(
+            claim, None, f"{name} never costs half of the clean accuracy; ask for a larger epsilon"
+        )
     row = halved[0]
     noise = curves.clean - curves.accuracy("noise")[row]
     where = f"at {curves.settings.epsilons[row]:g}, the first that costs half"
@@ -120,7 +126,9 @@ def _strong_is_strongest(curves: Curves) -> Check:
     if curves.missed is None:
         return Check(claim, None, "the strong attack wasn't asked for")
     examples = "1 example was" if curves.missed == 1 else f"{curves.missed} examples were"
-    return Check(claim, curves.missed == 0, f"{examples} missed over all epsilons, and counted as fooled")
+    return Check(
+        claim, curves.missed == 0, f"{examples} missed over all epsilons, and counted as fooled"
+    )
 
 
 def _gradient_attacks(curves: Curves) -> list[str]:

@@ -41,12 +41,18 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "The run whose filters are drawn.")
     flags.DEFINE_list("random", None, "Sizes of random banks, for example 1,4,16,64,256.")
     flags.DEFINE_list("smoothing", None, "Smoothing indices from 0, for example 0,2,4.")
-    flags.DEFINE_string("out", None, "The folder to write to. Default: WORKDIR/spectrum, or runs/spectrum.")
+    flags.DEFINE_string(
+        "out", None, "The folder to write to. Default: WORKDIR/spectrum, or runs/spectrum."
+    )
     flags.DEFINE_integer(
         "kernel_size", 8, "With --random: side of the filters.", lower_bound=1, upper_bound=SIZE
     )
-    flags.DEFINE_integer("seed", 0, "With --random: the first seed.", lower_bound=0, upper_bound=2**31 - 1)
-    flags.DEFINE_integer("seeds", 5, "With --random: how many seeds.", lower_bound=1, upper_bound=1000)
+    flags.DEFINE_integer(
+        "seed", 0, "With --random: the first seed.", lower_bound=0, upper_bound=2**31 - 1
+    )
+    flags.DEFINE_integer(
+        "seeds", 5, "With --random: how many seeds.", lower_bound=1, upper_bound=1000
+    )
 
 
 def main(argv: list[str]) -> None:
@@ -56,7 +62,9 @@ def main(argv: list[str]) -> None:
         raise UserError(f"got {argv[1]!r}, allowed are flags only; see --help")
     if (options.workdir is None) == (options.random is None):
         raise UserError("give either --workdir=RUN or --random=1,4,16,64,256; see --help")
-    out = options.out or (epath.Path(options.workdir) / "spectrum" if options.workdir else "runs/spectrum")
+    out = options.out or (
+        epath.Path(options.workdir) / "spectrum" if options.workdir else "runs/spectrum"
+    )
     for name, picture in _pictures().items():
         for file in plots.save(picture.figure, epath.Path(out) / name, picture.rows):
             print(file)
@@ -69,15 +77,23 @@ def _pictures() -> dict[str, figures.Picture]:
     counts = _numbers("random", int, allowed, lambda count: 1 <= count <= _MOST_FILTERS)
     if counts is None:
         if given := [name for name in _RANDOM_ONLY if flags.FLAGS[name].present]:
-            raise UserError(f"--{given[0]} goes with --random; the filters of --workdir are as they are")
+            raise UserError(
+                f"--{given[0]} goes with --random; the filters of --workdir are as they are"
+            )
         kernels = layers(runs.load(options.workdir).variables)
-        return figures.layers(kernels) if indices is None else figures.smoothing([*kernels.values()], indices)
+        return (
+            figures.layers(kernels)
+            if indices is None
+            else figures.smoothing([*kernels.values()], indices)
+        )
     k = options.kernel_size
     if indices is None:
         seeds = range(options.seed, options.seed + options.seeds)
         return figures.random_banks(counts, kernel_size=k, seeds=seeds)
     if len(counts) > 1 or flags.FLAGS["seeds"].present:
-        raise UserError("--smoothing takes one bank of one seed: give --random one size, and no --seeds")
+        raise UserError(
+            "--smoothing takes one bank of one seed: give --random one size, and no --seeds"
+        )
     bank = filters.random(jax.random.key(options.seed), (k, k, counts[0]))
     return figures.smoothing([np.asarray(bank)], indices)
 

@@ -47,7 +47,9 @@ def envelope(kernels: ArrayLike, size: int = SIZE) -> np.ndarray:
     for start in range(0, bank.shape[2], chunk):
         filters = np.moveaxis(bank[:, :, start : start + chunk], 2, 0).astype(np.float32)
         if not np.isfinite(filters).all():
-            raise UserError("filter bank: got weights that are NaN or infinite; allowed are finite numbers")
+            raise UserError(
+                "filter bank: got weights that are NaN or infinite; allowed are finite numbers"
+            )
         spectra = np.fft.rfft2(filters, (size, size))
         np.maximum(half, np.abs(spectra).max(axis=0), out=half)
     return _whole_plane(half)
@@ -136,7 +138,9 @@ def _checked(kernels: np.ndarray, size: int) -> np.ndarray:
             f"filter bank: got shape {list(kernels.shape)}, which has no filters; give one or more"
         )
     if kernels.shape[0] > size:
-        raise UserError(f"filter bank: got filters {list(kernels.shape[:2])}, allowed up to size = {size}")
+        raise UserError(
+            f"filter bank: got filters {list(kernels.shape[:2])}, allowed up to size = {size}"
+        )
     return kernels.reshape(*kernels.shape[:2], -1)
 
 

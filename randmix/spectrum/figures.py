@@ -62,7 +62,9 @@ def layers(kernels: Mapping[str, np.ndarray]) -> dict[str, Picture]:
     ]
     figure, panels = _panels(len(kernels))
     for axes, row in zip(panels, rows, strict=True):
-        _draw_envelope(axes, envelopes[row["layer"]], f"{row['layer']}\ncoverage {row['coverage']:.2f}")
+        _draw_envelope(
+            axes, envelopes[row["layer"]], f"{row['layer']}\ncoverage {row['coverage']:.2f}"
+        )
     _finish_envelopes(panels)
 
     sheets, panels = _panels(len(kernels))
@@ -73,7 +75,9 @@ def layers(kernels: Mapping[str, np.ndarray]) -> dict[str, Picture]:
 
 
 @plots.style()
-def random_banks(counts: Iterable[int], *, kernel_size: int, seeds: Sequence[int]) -> dict[str, Picture]:
+def random_banks(
+    counts: Iterable[int], *, kernel_size: int, seeds: Sequence[int]
+) -> dict[str, Picture]:
     """Envelopes of random banks by their size, and how much they cover (figure 1).
 
     A larger bank contains the smaller ones of its seed. Images are of the first seed.
@@ -140,13 +144,19 @@ def _profiles(indices: Sequence[float], envelopes: Sequence[np.ndarray]) -> Pict
     for i, (index, values) in enumerate(zip(indices, envelopes, strict=True)):
         frequencies, means = radial_profile(values)
         axes.plot(
-            frequencies, means, label=f"{index:g}", **plots.series(i), markevery=(2 * i, len(means) // 6)
+            frequencies,
+            means,
+            label=f"{index:g}",
+            **plots.series(i),
+            markevery=(2 * i, len(means) // 6),
         )
         rows += [
             {"index": index, "frequency": f, "envelope": mean}
             for f, mean in zip(frequencies, means, strict=True)
         ]
-    axes.set(xlabel="distance from frequency zero (cycles/pixel)", ylabel="envelope, mean over a ring")
+    axes.set(
+        xlabel="distance from frequency zero (cycles/pixel)", ylabel="envelope, mean over a ring"
+    )
     axes.set_xlim(0)
     axes.set_ylim(0)
     axes.legend(title="smoothing index")
@@ -174,7 +184,9 @@ def _panels(count: int, rows: int | None = None) -> tuple["Figure", list["Axes"]
     rows = rows or -(-count // _COLUMNS)
     columns = -(-count // rows)
     # Panels are as large as fit; "compressed" then takes out the empty space between them.
-    figure = plots.new_figure(max(4, 1.2 + _PANEL * columns), 0.8 + (_PANEL + 0.35) * rows, "compressed")
+    figure = plots.new_figure(
+        max(4, 1.2 + _PANEL * columns), 0.8 + (_PANEL + 0.35) * rows, "compressed"
+    )
     figure.get_layout_engine().set(w_pad=0.08)
     panels = list(figure.subplots(rows, columns, squeeze=False).ravel())
     for axes in panels[count:]:
@@ -186,14 +198,19 @@ def _draw_coverage(
     axes: "Axes", rows: Sequence[Mapping[str, Any]], counts: Sequence[int], *, seeds: int
 ) -> None:
     """Coverage against the size of the bank."""
-    labels = {"coverage": f"over {THRESHOLD:g} of the maximum", "mean_coverage": "mean over all thresholds"}
+    labels = {
+        "coverage": f"over {THRESHOLD:g} of the maximum",
+        "mean_coverage": "mean over all thresholds",
+    }
     for i, (name, label) in enumerate(labels.items()):
         values = np.reshape([row[name] for row in rows], (seeds, len(counts)))
         plots.mean_and_spread(axes, counts, values, label=label, **plots.series(i))
     axes.set_xscale("log", base=2)
     axes.set_xticks(counts, [f"{count:,}" for count in counts])
     spread = f", mean and standard deviation of {seeds} seeds" if seeds > 1 else ""
-    axes.set_xlabel(f"random {rows[0]['kernel_size']} x {rows[0]['kernel_size']} filters in the bank{spread}")
+    axes.set_xlabel(
+        f"random {rows[0]['kernel_size']} x {rows[0]['kernel_size']} filters in the bank{spread}"
+    )
     axes.set(ylim=(0, 1.05), ylabel="share of frequencies")
     axes.legend(loc="lower right")
 
@@ -201,7 +218,9 @@ def _draw_coverage(
 def _draw_envelope(axes: "Axes", values: np.ndarray, title: str) -> None:
     peak = values.max() or 1
     # The extent's order: the first row, at the top, is the lowest vertical frequency.
-    axes.imshow(values / peak, cmap=plots.MAGNITUDE_MAP, vmin=0, vmax=1, extent=(-0.5, 0.5, 0.5, -0.5))
+    axes.imshow(
+        values / peak, cmap=plots.MAGNITUDE_MAP, vmin=0, vmax=1, extent=(-0.5, 0.5, 0.5, -0.5)
+    )
     axes.set_title(title)
     axes.set(xticks=[-0.5, 0, 0.5], yticks=[-0.5, 0, 0.5])
     axes.grid(False)
@@ -243,5 +262,7 @@ def _sample(bank: Sequence[np.ndarray]) -> np.ndarray:
         layer, i = places[place]
         weights = singles[layer][:, :, i].astype(np.float32)
         weights /= np.abs(weights).max() or 1
-        shown.append(weights.repeat(side // len(weights), axis=0).repeat(side // len(weights), axis=1))
+        shown.append(
+            weights.repeat(side // len(weights), axis=0).repeat(side // len(weights), axis=1)
+        )
     return np.stack(shown)

@@ -43,7 +43,9 @@ def layers(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     for leaf in leaves:
         kernel = np.asarray(jax.device_get(leaf.value))
         if not np.isfinite(kernel.astype(np.float32)).all():
-            raise UserError(f"{leaf.path}: got weights that are NaN or infinite; allowed are finite numbers")
+            raise UserError(
+                f"{leaf.path}: got weights that are NaN or infinite; allowed are finite numbers"
+            )
         kernels[leaf.path.removeprefix("spatial/").removesuffix("/depthwise/kernel")] = kernel
     return kernels
 

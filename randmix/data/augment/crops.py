@@ -52,7 +52,9 @@ def resized_crop(keys: jax.Array, images: jax.Array, *, scale: float, aspect: fl
         [N, H, W, C] uint8.
     """
     _, height, width, _ = images.shape
-    boxes = jax.vmap(partial(draw_box, height=height, width=width, scale=scale, aspect=aspect))(keys)
+    boxes = jax.vmap(partial(draw_box, height=height, width=width, scale=scale, aspect=aspect))(
+        keys
+    )
     return jax.vmap(_resize_box)(images, *boxes)
 
 
@@ -60,7 +62,9 @@ def draw_box(
     key: jax.Array, *, height: int, width: int, scale: float, aspect: float
 ) -> tuple[jax.Array, ...]:
     """Draws (top, left, box height, box width), [] int32 each."""
-    numbers = jax.random.uniform(key, (2 * _ATTEMPTS + 2,))  # all at once: each call is compiled anew
+    numbers = jax.random.uniform(
+        key, (2 * _ATTEMPTS + 2,)
+    )  # all at once: each call is compiled anew
     area = (scale + (1 - scale) * numbers[:_ATTEMPTS]) * (height * width)
     ratio = aspect ** (2 * numbers[_ATTEMPTS:-2] - 1)
     h, w = jnp.round(jnp.sqrt(area / ratio)), jnp.round(jnp.sqrt(area * ratio))
@@ -71,12 +75,16 @@ def draw_box(
     return tuple(number.astype(jnp.int32) for number in (top, left, h, w))
 
 
-def _resize_box(image: jax.Array, top: jax.Array, left: jax.Array, h: jax.Array, w: jax.Array) -> jax.Array:
+def _resize_box(
+    image: jax.Array, top: jax.Array, left: jax.Array, h: jax.Array, w: jax.Array
+) -> jax.Array:
     height, width, _ = image.shape
     # Precision: on an accelerator the default would round 0..255 to eight bits and the weights too.
     einsum = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
     # Rounded half up, after either direction.
-    rows = jnp.floor(einsum("xj,ijc->ixc", _stretch(left, w, width), image.astype(jnp.float32)) + 0.5)
+    rows = jnp.floor(
+        einsum("xj,ijc->ixc", _stretch(left, w, width), image.astype(jnp.float32)) + 0.5
+    )
     return jnp.floor(einsum("yi,ixc->yxc", _stretch(top, h, height), rows) + 0.5).astype(jnp.uint8)
 
 

@@ -33,7 +33,9 @@ def random_erasing(
     Returns:
         [N, H, W, C] float32.
     """
-    mean, std = (jnp.asarray(v or default, jnp.float32) for v, default in ((mean, (0.0,)), (std, (1.0,))))
+    mean, std = (
+        jnp.asarray(v or default, jnp.float32) for v, default in ((mean, (0.0,)), (std, (1.0,)))
+    )
     one = partial(_erase_one, probability=probability, mean=mean, std=std)
     return jax.vmap(one)(keys, images)
 
@@ -50,9 +52,13 @@ def _erase_one(
     return jnp.where(erased & inside, noise, image)
 
 
-def draw_box(key: jax.Array, *, height: int, width: int, probability: float) -> tuple[jax.Array, ...]:
+def draw_box(
+    key: jax.Array, *, height: int, width: int, probability: float
+) -> tuple[jax.Array, ...]:
     """Draws (whether to erase, top, left, box height, box width)."""
-    numbers = jax.random.uniform(key, (2 * _ATTEMPTS + 3,))  # all at once: each call is compiled anew
+    numbers = jax.random.uniform(
+        key, (2 * _ATTEMPTS + 3,)
+    )  # all at once: each call is compiled anew
     area = (_AREA[0] + (_AREA[1] - _AREA[0]) * numbers[:_ATTEMPTS]) * (height * width)
     aspect = _ASPECT ** (1 - 2 * numbers[_ATTEMPTS:-3])
     h, w = jnp.round(jnp.sqrt(area * aspect)), jnp.round(jnp.sqrt(area / aspect))
@@ -60,4 +66,6 @@ def draw_box(key: jax.Array, *, height: int, width: int, probability: float) -> 
     first = fits.argmax()
     h, w = h[first], w[first]
     top, left = jnp.floor(numbers[-3] * (height - h + 1)), jnp.floor(numbers[-2] * (width - w + 1))
-    return (numbers[-1] < probability) & fits.any(), *(n.astype(jnp.int32) for n in (top, left, h, w))
+    return (numbers[-1] < probability) & fits.any(), *(
+        n.astype(jnp.int32) for n in (top, left, h, w)
+    )

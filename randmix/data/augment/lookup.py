@@ -26,9 +26,13 @@ def apply(
         [N, H, W, C] uint8.
     """
     # Decided at lowering, as in `randmix.ops.depthwise`: gathers and scatters are what a TPU is worst at.
-    counts = jax.lax.platform_dependent(images, tpu=_histograms_by_comparison, default=jax.vmap(histograms))
+    counts = jax.lax.platform_dependent(
+        images, tpu=_histograms_by_comparison, default=jax.vmap(histograms)
+    )
     tables = jax.vmap(_tables)(counts, stretch, add, threshold, bits)
-    return jax.lax.platform_dependent(tables, images, tpu=_look_up_by_selection, default=jax.vmap(_look_up))
+    return jax.lax.platform_dependent(
+        tables, images, tpu=_look_up_by_selection, default=jax.vmap(_look_up)
+    )
 
 
 def _tables(
@@ -56,7 +60,9 @@ def _look_up_by_selection(tables: jax.Array, images: jax.Array) -> jax.Array:
     values = images.astype(jnp.uint32)
     for bit in range(2, 8):
         is_set = values >> bit & 1 == 1
-        words = [jnp.where(is_set, odd, even) for even, odd in zip(words[::2], words[1::2], strict=True)]
+        words = [
+            jnp.where(is_set, odd, even) for even, odd in zip(words[::2], words[1::2], strict=True)
+        ]
     return (words[0] >> 8 * (values & 3)).astype(jnp.uint8)
 
 

@@ -33,7 +33,13 @@ def mix(
     images, labels = batch["image"], batch["label"]
     n, h, w, _ = images.shape
     share, weight = draw(
-        key, h, w, mixup=mixup, cutmix=cutmix, probability=probability, switch_probability=switch_probability
+        key,
+        h,
+        w,
+        mixup=mixup,
+        cutmix=cutmix,
+        probability=probability,
+        switch_probability=switch_probability,
     )
     return {
         **batch,

@@ -70,13 +70,17 @@ class Augmentation:
         policies.parse(self.randaugment)
 
     @classmethod
-    def from_config(cls, data: Mapping[str, Any], **normalization: tuple[float, ...]) -> "Augmentation":
+    def from_config(
+        cls, data: Mapping[str, Any], **normalization: tuple[float, ...]
+    ) -> "Augmentation":
         """From a mapping with a key for each attribute, as ``config.data``, and ``mean`` and ``std``.
 
         Raises:
             UserError: a value that isn't allowed.
         """
-        names = [field.name for field in dataclasses.fields(cls) if field.name not in ("mean", "std")]
+        names = [
+            field.name for field in dataclasses.fields(cls) if field.name not in ("mean", "std")
+        ]
         return cls(**{name: data[name] for name in names}, **normalization)
 
     @property
@@ -125,14 +129,20 @@ class Augmentation:
         *_, channels = images.shape
         if self.crop_scale < 1:
             crop_keys = _draw_keys(keys, "resized_crop")
-            images = crops.resized_crop(crop_keys, images, scale=self.crop_scale, aspect=self.crop_aspect)
+            images = crops.resized_crop(
+                crop_keys, images, scale=self.crop_scale, aspect=self.crop_aspect
+            )
         if self.crop_padding or self.flip:
             images = crops.crop_and_flip(keys, images, padding=self.crop_padding, flip=self.flip)
         if policy := policies.parse(self.randaugment):
             fill = policy.fill(self.mean, channels)
-            images = randaugment.randaugment(_draw_keys(keys, "randaugment"), images, policy, fill=fill)
+            images = randaugment.randaugment(
+                _draw_keys(keys, "randaugment"), images, policy, fill=fill
+            )
         if self.color_jitter:
-            images = enhance.color_jitter(_draw_keys(keys, "color_jitter"), images, self.color_jitter)
+            images = enhance.color_jitter(
+                _draw_keys(keys, "color_jitter"), images, self.color_jitter
+            )
         return images
 
 
@@ -142,4 +152,6 @@ def _draw_keys(keys: jax.Array, purpose: str) -> jax.Array:
 
 def _check(augmentation: Augmentation, name: str, ok: bool, allowed: str) -> None:
     if not ok:
-        raise UserError(f"config.data.{name}: got {getattr(augmentation, name)!r}, allowed {allowed}")
+        raise UserError(
+            f"config.data.{name}: got {getattr(augmentation, name)!r}, allowed {allowed}"
+        )

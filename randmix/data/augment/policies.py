@@ -76,7 +76,9 @@ class Timm:
         level = self.magnitude + self.magnitude_std * jax.random.normal(key)
         return jnp.clip(level, 0.0, self.maximum)
 
-    def arguments(self, level: Number, sign: Number, height: int, width: int) -> Mapping[str, Number]:
+    def arguments(
+        self, level: Number, sign: Number, height: int, width: int
+    ) -> Mapping[str, Number]:
         """What each operation that takes an argument is given, in the unit of ``randaugment.OPERATIONS``.
 
         Args:
@@ -132,7 +134,9 @@ class Torchvision:
         """The magnitude: the same for all."""
         return float(self.magnitude)
 
-    def arguments(self, level: Number, sign: Number, height: int, width: int) -> Mapping[str, Number]:
+    def arguments(
+        self, level: Number, sign: Number, height: int, width: int
+    ) -> Mapping[str, Number]:
         """As ``Timm.arguments``."""
         share = level / 30
         return {

@@ -62,7 +62,11 @@ _WHOLE = ("taken", "stretch", "add", "threshold", "bits", "degenerate")
 
 
 def randaugment(
-    keys: jax.Array, images: jax.Array, policy: policies.Timm | policies.Torchvision, *, fill: tuple[int, ...]
+    keys: jax.Array,
+    images: jax.Array,
+    policy: policies.Timm | policies.Torchvision,
+    *,
+    fill: tuple[int, ...],
 ) -> jax.Array:
     """Applies ``policy.count`` random operations to each image, one after the other.
 
@@ -113,7 +117,9 @@ def pack(parameters: Parameters) -> Parameters:
         for name, value in parameters._asdict().items()
         if name != "matrix"
     }
-    return Parameters(**packed, matrix=jnp.stack([jnp.asarray(m, jnp.float32) for m in parameters.matrix]))
+    return Parameters(
+        **packed, matrix=jnp.stack([jnp.asarray(m, jnp.float32) for m in parameters.matrix])
+    )
 
 
 def apply(

@@ -46,7 +46,9 @@ def pixels(
     rows, columns = jnp.arange(-rows_off, h + rows_off)[:, None], jnp.arange(-margin, w + margin)
     # A word has all channels of a pixel, so that they are moved at once.
     words = sum(image[..., i].astype(jnp.uint32) << 8 * i for i in range(c))
-    words = _shift(words, (outer(jnp.arange(h)[:, None]) - margin) % w, w - 1, axis=1, size=canvas_w)
+    words = _shift(
+        words, (outer(jnp.arange(h)[:, None]) - margin) % w, w - 1, axis=1, size=canvas_w
+    )
     words = _shift(words, (middle(columns) - rows_off) % h, h - 1, axis=0, size=canvas_h)
     words = _shift(words, inner(rows) + reach, 2 * reach, axis=1, size=w + 2 * columns_off)
 
@@ -57,7 +59,8 @@ def pixels(
         column = column - inner(row)
         down, right = row - jnp.arange(h)[:, None] + rows_off, column - jnp.arange(w) + columns_off
         near = [
-            [words[i : i + h, j : j + w] for j in range(2 * columns_off + 1)] for i in range(2 * rows_off + 1)
+            [words[i : i + h, j : j + w] for j in range(2 * columns_off + 1)]
+            for i in range(2 * rows_off + 1)
         ]
         taken = _choose(down, [_choose(right, row) for row in near])
         return taken[..., None] >> jnp.arange(0, 8 * c, 8, dtype=jnp.uint32) & 255
@@ -97,7 +100,8 @@ def _shift(words: jax.Array, amount: jax.Array, most: int, *, axis: int, size: i
     for bit in reversed(starts):
         length = size + (1 << bit) - 1
         shifted = [
-            jax.lax.slice_in_dim(words, i << bit, (i << bit) + length, axis=axis) for i in range(digits)
+            jax.lax.slice_in_dim(words, i << bit, (i << bit) + length, axis=axis)
+            for i in range(digits)
         ]
         words = _choose((amount >> bit) % digits, shifted)
     return jax.lax.slice_in_dim(words, 0, size, axis=axis)

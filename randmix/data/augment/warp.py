@@ -116,7 +116,8 @@ def _nearest(take: Take, matrix: jax.Array, h: int, w: int) -> tuple[jax.Array, 
     a, b, c, d, e, f = matrix
     start = jnp.stack([c + a * 0.5 + b * 0.5, f + d * 0.5 + e * 0.5])
     step_x, step_y, start = (
-        jnp.floor(v * 65536 + 0.5).astype(jnp.int32) for v in (jnp.stack([a, d]), jnp.stack([b, e]), start)
+        jnp.floor(v * 65536 + 0.5).astype(jnp.int32)
+        for v in (jnp.stack([a, d]), jnp.stack([b, e]), start)
     )
     xs, ys = jnp.arange(w), jnp.arange(h)[:, None]
     x, y = ((start[i] + step_x[i] * xs + step_y[i] * ys) >> 16 for i in (0, 1))
