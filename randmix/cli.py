@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 
 from absl import app, flags, logging
-from ml_collections import config_dict, config_flags
+from ml_collections import config_dict
+from ml_collections.config_flags import config_flags
 
 from randmix import host
 from randmix.errors import UserError

@@ -1,4 +1,4 @@
-"""See ``__init__.pyi``."""
+"""See ``../__init__.pyi``."""
 
 from typing import Any
 
