@@ -160,7 +160,7 @@ def test_a_truncated_archive_is_seen_by_its_size(manual, tmp_path):
     with pytest.raises(UserError) as error:
         prepared(manual, tmp_path)
     assert str(error.value) == (
-        f"{archive} is truncated or another file: expected {len(whole):,} bytes, found {len(whole) - 1000:,}"
+        f"{archive} is truncated or a different file: expected {len(whole):,} bytes, found {len(whole) - 1000:,}"
     )
 
 

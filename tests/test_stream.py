@@ -340,6 +340,6 @@ def test_a_bucket_without_its_library_is_one_line():
 
     with (
         testing.mock_epath(open=fail),
-        pytest.raises(UserError, match=r"gs://bucket/.* is out of reach: Please install gcsfs"),
+        pytest.raises(UserError, match=r"gs://bucket/.* is unreachable: Please install gcsfs"),
     ):
         catalog.is_prepared("imagenet2012", "gs://bucket")
