@@ -333,7 +333,7 @@ def test_the_command_line_prepares_and_says_so(tmp_path):
     assert (first.returncode, first.stderr, second.returncode, second.stderr) == (0, "", 0, "")
     assert first.stdout.startswith(where)
     assert first.stdout.endswith(" s)\n")
-    assert second.stdout == f"{where}was prepared before)\n"
+    assert second.stdout == f"{where}already prepared)\n"
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,7 @@ def test_the_command_line_prepares_and_says_so(tmp_path):
         ),
         ([], "expected one data set, got []; there are: digits, mnist, "),
         (["digits", "--num_shards=0"], "--num_shards=0: expected a positive integer"),
-        (["digits", "--num_shards=361"], "num_shards of digits is 1..360, got 361"),
+        (["digits", "--num_shards=361"], "num_shards: got 361, allowed is 1 to 360 for digits"),
         (["digits", "--data_dir=/dev/null"], "cannot prepare digits in /dev/null/digits/1.0.0: "),
         (["mnist", "--manual_dir=/dev/null"], "mnist: /dev/null lacks t10k-images-idx3-ubyte.gz, "),
     ],

@@ -115,7 +115,7 @@ class Timm:
         }
 
     def fill(self, mean: tuple[float, ...], channels: int) -> tuple[int, ...]:
-        """Colour outside the image, C numbers in 0..255: the data's mean, or mid-gray without it."""
+        """Colour outside the image, C integers in 0..255: the data's mean, or else mid-gray."""
         return tuple(min(255, round(255 * m)) for m in mean) if mean else (128,) * channels
 
 
