@@ -189,7 +189,7 @@ def test_folders_that_are_not_laid_out_so(tmp_path):
     (source / "empty" / "one.jpg").write_bytes(pictures.encode(pictures.noise(0)))
     assert "class 'empty' has one image, but splitting needs two" in refused(source, tmp_path)
     (source / "empty" / "deeper").mkdir()
-    assert f"{source / 'empty' / 'deeper'} is no image by its name" in refused(source, tmp_path)
+    assert f"{source / 'empty' / 'deeper'} is not an image by its name" in refused(source, tmp_path)
     (source / "train").mkdir()
     assert f"{source / 'cat'} is next to {source / 'train'}" in refused(source, tmp_path)
     only = tmp_path / "only"

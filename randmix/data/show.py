@@ -1,7 +1,8 @@
-"""Figure of training images before and after augmentation.
+r"""Figure of training images before and after augmentation.
 
-    python -m randmix.data.show --config=configs/convmixer_cifar10.py --out=figures
-    python -m randmix.data.show --config=configs/convmixer_cifar10.py --examples=8 --step=100
+    python -m randmix.data.show --config=configs/convmixer_cifar10.py
+    python -m randmix.data.show --config=configs/convmixer_cifar10.py --examples=8 --step=100 \
+        --out=figures
 
 Draws the first examples of a step's batch with their classes: above as they are in the data set
 (photographs after cropping), below as the model receives them in that step. A mixed image shows
