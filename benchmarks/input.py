@@ -38,7 +38,7 @@ from sklearn.datasets import load_sample_images
 from randmix import host
 
 SETTINGS = host.tune()  # before the next line imports JAX
-from randmix.data import catalog, photographs, prepare, stream  # noqa: E402
+from randmix.data import catalog, photographs, prepare, stream  # noqa: E402 (after tuning)
 
 flags.DEFINE_integer("images", 512, "Photographs per round.", lower_bound=64)
 flags.DEFINE_integer("rounds", 5, "Timed rounds.", lower_bound=1)

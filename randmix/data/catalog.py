@@ -388,7 +388,7 @@ def open_source(data_set: DataSet, split: str, data_dir: epath.PathLike | None =
         builder = tfds.builder_from_directory(data_set.directory(data_dir))
         # TFDS's own decoding is slower, and warns if OpenCV is missing.
         source = builder.as_data_source(
-            data_set.tfds_split(split),  # pyright: ignore[reportCallIssue]  # hint lost in TFDS
+            data_set.tfds_split(split),  # pyright: ignore[reportCallIssue]  # decorator hides it
             file_format="array_record",
             decoders={"image": tfds.decode.SkipDecoding()},
         )

@@ -30,7 +30,7 @@ def apply(
     Returns:
         [N, H, W, C] uint8.
     """
-    # Chosen at lowering, as in `randmix.ops.depthwise`: gathers and scatters are slowest on a TPU.
+    # Chosen at lowering, as in `randmix.ops.depthwise`: gathers and scatters are slow on a TPU.
     counts = jax.lax.platform_dependent(
         images, tpu=_histograms_by_comparison, default=jax.vmap(histograms)
     )

@@ -1,4 +1,4 @@
-"""Pixels of moved images without a gather, which is slowest on a TPU.
+"""Pixels of moved images without a gather, which is slow on a TPU.
 
 A matrix with a = e and a e - b d = 1 decomposes into three shears: of rows, of columns and of rows
 again (Paeth, A fast algorithm for general raster rotation, Graphics Interface 1986). Rounded to
