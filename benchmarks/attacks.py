@@ -1,17 +1,20 @@
-"""What a curve under attack costs, measured in the passes through the model that it needs.
+"""Cost of an accuracy curve under attack, relative to the passes through the model that it needs.
 
     python benchmarks/attacks.py
     python benchmarks/attacks.py --examples=2016 --rounds=7
 
-A ConvMixer-64/4 (kernel 5, patch 2) at 28 x 28 with random weights: neither data nor training change the time. For each
-image, nine epsilons of FGSM and PGD-2 with noise as their control need
+The model is a ConvMixer-64/4 (kernel 5, patch 2) at 28 x 28 with random weights: neither data nor
+training affects the time. For each image, nine epsilons of FGSM and PGD-2, and of noise as their
+control, need
 
-    1 pass forward and back at the clean image: its gradient serves every epsilon of both attacks,
-    9 forward and back at the FGSM samples: they score FGSM and give PGD-2's second gradient,
-    9 forward at PGD-2's samples, and 9 at the noise's.
+    1 forward and backward pass at the clean image, whose gradient serves every epsilon of both,
+    9 forward and backward passes at the FGSM samples, which score FGSM and yield PGD-2's second
+      gradient,
+    9 forward passes at PGD-2's samples and 9 at the noise samples.
 
-Passes are timed in batches of as many images as the curve works on at once, and in turn with the curve, so that other
-work on the machine meets both alike. The ratio is the median over the rounds.
+The passes are timed in batches of as many images as the curve processes at once, alternating with
+the curve, so that other load on the machine affects both equally. The ratio is the median over the
+rounds.
 """
 
 from functools import partial
@@ -21,10 +24,10 @@ from absl import app, flags
 
 from randmix import host
 
-flags.DEFINE_integer("examples", 1008, "Images a round.", lower_bound=1)
-flags.DEFINE_integer("rounds", 5, "How often each is timed.", lower_bound=1)
-flags.DEFINE_integer("batch_size", 128, "Images that the device works on at once.", lower_bound=9)
-flags.DEFINE_string("out", None, "Where to write the table as JSON.")
+flags.DEFINE_integer("examples", 1008, "Images per round.", lower_bound=1)
+flags.DEFINE_integer("rounds", 5, "Timed rounds.", lower_bound=1)
+flags.DEFINE_integer("batch_size", 128, "Images that the device processes at once.", lower_bound=9)
+flags.DEFINE_string("out", None, "JSON file to write the table to.")
 
 EPSILONS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 

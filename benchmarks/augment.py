@@ -1,16 +1,16 @@
-"""What augmentation costs, as a share of the train step that it is part of.
+"""Cost of augmentation as a share of the training step.
 
     python benchmarks/augment.py
     python benchmarks/augment.py --rounds=7 --out=results/benchmarks/augment_cpu.json
 
-Three programs are timed in turn: the batch as it comes from the data, the augmented batch, and the train step (Full,
-float32, AdamW) without augmentation. The share is the median over the rounds of (augmented - plain) / step; of "gather,
-crop, flip" it is the whole of augmented / step, gathering included.
+Three programs are timed alternately: gathering the plain batch, making the augmented batch, and the
+training step (Full, float32, AdamW) without augmentation. The share is the median over the rounds
+of (augmented - plain) / step; for "gather, crop, flip" it is augmented / step, including gathering.
 
     cifar      a ConvMixer-256/8, kernel 5, patch 2, at 32 x 32
     imagenet   a ConvMixer-512/8, kernel 8, patch 7, at 224 x 224
 
-Images are random bytes, on which every operation costs what it costs on others.
+Images are random bytes; the cost of the operations doesn't depend on the content.
 """
 
 import statistics
@@ -21,14 +21,14 @@ from absl import app, flags
 
 from randmix import host
 
-flags.DEFINE_integer("rounds", 5, "How often each is timed.", lower_bound=1)
-flags.DEFINE_integer("cifar_batch_size", 128, "Images a step at 32 x 32.", lower_bound=2)
-flags.DEFINE_integer("imagenet_batch_size", 16, "Images a step at 224 x 224.", lower_bound=2)
-flags.DEFINE_multi_enum("cases", ["cifar", "imagenet"], ["cifar", "imagenet"], "What to measure.")
-flags.DEFINE_string("out", None, "Where to write the table as JSON.")
+flags.DEFINE_integer("rounds", 5, "Timed rounds.", lower_bound=1)
+flags.DEFINE_integer("cifar_batch_size", 128, "Images per step at 32 x 32.", lower_bound=2)
+flags.DEFINE_integer("imagenet_batch_size", 16, "Images per step at 224 x 224.", lower_bound=2)
+flags.DEFINE_multi_enum("cases", ["cifar", "imagenet"], ["cifar", "imagenet"], "Cases to measure.")
+flags.DEFINE_string("out", None, "JSON file to write the table to.")
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-# Case -> image size, arguments of the model, name -> arguments of Augmentation.
+# Case -> (image size, model arguments, name -> arguments of Augmentation).
 CASES = {
     "cifar": (
         32,
@@ -66,7 +66,7 @@ def main(argv):
 
 
 def measure(case, batch_size, rounds):
-    """The table's rows for one case."""
+    """Measures one case and returns its rows of the table."""
     import jax
     import numpy as np
 
@@ -97,7 +97,7 @@ def measure(case, batch_size, rounds):
 
 
 def row(case, batch_size, name, seconds):
-    """A line of the table."""
+    """A row of the table."""
     base = [0.0] * len(seconds[name]) if "gather" in name else seconds["plain"]
     extra = [augmented - plain for augmented, plain in zip(seconds[name], base, strict=True)]
     shares = [took / step for took, step in zip(extra, seconds["step"], strict=True)]
@@ -114,7 +114,7 @@ def row(case, batch_size, name, seconds):
 
 
 def train_step(arguments, batch):
-    """A step of Full on a given batch."""
+    """Returns a function that takes a Full step on the given batch and waits for it."""
     import jax
     import optax
 

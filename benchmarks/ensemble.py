@@ -1,12 +1,14 @@
-"""What it costs to train several seeds as one program.
+r"""Cost of training several seeds as one program.
 
     python benchmarks/ensemble.py
-    python benchmarks/ensemble.py --seeds=8 --cases=cifar_256_8 --out=results/benchmarks/ensemble_gpu.json
+    python benchmarks/ensemble.py --seeds=8 --cases=cifar_256_8 \
+        --out=results/benchmarks/ensemble_gpu.json
 
-A step is what a run takes: gather, augment, forward, backward, AdamW (Chans), on random images of the case's data set.
-`one` is a step of one seed, `in turn` a step of each seed one after the other, `together` one step of all as
-`randmix.ensemble` compiles it. `together / one` is the figure for an accelerator, where the aim is at most 3 for 8
-seeds; `together / in turn` below 1 is what is gained. Bytes are what the larger program needs of the device.
+A step is that of a run: gather, augment, forward, backward, AdamW (Chans), on random images of the
+size of the case's data set. `one` is a step of one seed, `in turn` is a step of each seed
+sequentially, and `together` is one step of all seeds as `randmix.ensemble` compiles it. On an
+accelerator `together / one` matters; the goal is at most 3 for 8 seeds. `together / in turn` below
+1 is a gain. MB is the device memory that the program of all seeds needs.
 """
 
 import timing
@@ -22,11 +24,13 @@ CASES = {
 }
 EXAMPLES = 1024
 
-flags.DEFINE_list("cases", ["digits_64_4", "cifar_64_4"], f"Of {', '.join(CASES)}.")
-flags.DEFINE_integer("seeds", 3, "How many.", lower_bound=2)
-flags.DEFINE_integer("rounds", 7, "How often each is timed.", lower_bound=1)
-flags.DEFINE_integer("calls", 2, "Steps a round.", lower_bound=1)
-flags.DEFINE_string("out", None, "Where to write the table as JSON.")
+flags.DEFINE_list(
+    "cases", ["digits_64_4", "cifar_64_4"], f"Cases to measure, of {', '.join(CASES)}."
+)
+flags.DEFINE_integer("seeds", 3, "Number of seeds.", lower_bound=2)
+flags.DEFINE_integer("rounds", 7, "Timed rounds.", lower_bound=1)
+flags.DEFINE_integer("calls", 2, "Steps per round.", lower_bound=1)
+flags.DEFINE_string("out", None, "JSON file to write the table to.")
 
 
 def main(argv):
@@ -57,7 +61,7 @@ def steps(
     batch_size: int,
     n: int,
 ):
-    """The three ways to take a step, by name, and the bytes that the program of all seeds needs."""
+    """Returns the three ways to take a step, by name, and the bytes of the program of all seeds."""
     import jax
     import jax.numpy as jnp
     import numpy as np

@@ -1,22 +1,24 @@
-"""How quickly photographs become training batches, in images a second of one core.
+"""Throughput from photographs to training batches, in images per second and core.
 
     python benchmarks/input.py
     python benchmarks/input.py --rounds=9 --out=results/benchmarks/input_cpu.json
 
-JPEGs of 500 x 400 pixels at quality 95, parts of scikit-learn's two photographs, are decoded and cropped at random to 224
-x 224 (Inception's crop, 8 % of the area and more), one after the other:
+JPEGs of 500 x 400 pixels at quality 95, crops of scikit-learn's two photographs, are decoded and
+randomly cropped to 224 x 224 (Inception's crop, at least 8 % of the area), sequentially:
 
-    simplejpeg   this project's, with OpenCV
-    pillow       this project's fallback
-    torchvision's way with Pillow: decode, crop, resize with antialiasing
-    tf.data      tf.image.decode_and_crop_jpeg and tf.image.resize, where TensorFlow is installed
+    simplejpeg         this project's decoder, with OpenCV
+    pillow             this project's fallback
+    torchvision's way  Pillow: decode, crop, resize with antialiasing
+    tf.data            tf.image.decode_and_crop_jpeg and tf.image.resize, if TensorFlow is installed
 
-and by the whole stream, records, threads and batches included, with one thread and with two; the data set is opened
-before, since a run does that once. Flips come later, on the device, for nothing. The ways take turns, so that other work on the machine meets all alike, and what is counted is
-the processor's time, of all threads: on a quiet machine one core needs as long. Medians over the rounds.
+and by the complete stream, including records, threads and batches, with one thread and with two.
+The data set is opened beforehand, since a run does that once. Flips happen later, on the device, at
+no cost here. The ways alternate, so that other load on the machine affects all equally. The time is
+the CPU time of all threads, which equals the time of one core on an idle machine. Results are
+medians over the rounds.
 
-Then the wait for the first batch of 64 at a step far into a run, by the clock, and the resident memory of the process
-after each of ten epochs, which must not grow.
+Also measures the wall time to the first batch of 64 at a step far into a run, and the resident
+memory of the process after each of ten epochs, which must not grow.
 """
 
 import importlib.util
@@ -35,19 +37,19 @@ from sklearn.datasets import load_sample_images
 
 from randmix import host
 
-SETTINGS = host.tune()  # before JAX, which what follows imports
-from randmix.data import catalog, photographs, prepare, stream  # noqa: E402
+SETTINGS = host.tune()  # before the next line imports JAX
+from randmix.data import catalog, photographs, prepare, stream  # noqa: E402 (after tuning)
 
-flags.DEFINE_integer("images", 512, "Photographs a round.", lower_bound=64)
-flags.DEFINE_integer("rounds", 5, "How often each way is timed.", lower_bound=1)
-flags.DEFINE_string("out", None, "A JSON file for the figures.")
+flags.DEFINE_integer("images", 512, "Photographs per round.", lower_bound=64)
+flags.DEFINE_integer("rounds", 5, "Timed rounds.", lower_bound=1)
+flags.DEFINE_string("out", None, "JSON file to write the figures to.")
 
 SIZE, SCALE, ASPECT, BATCH, EPOCHS, PREPARED = 224, 0.08, 4 / 3, 64, 10, 2048
 NAME = "imagefolder/photographs"
 
 
 def jpegs(count):
-    """Parts of 500 x 400 pixels, each another one."""
+    """Returns distinct crops of 500 x 400 pixels as JPEGs."""
     rng = np.random.default_rng(0)
     wholes = [Image.fromarray(image) for image in load_sample_images().images]
     files = []
@@ -115,7 +117,7 @@ def as_tf_data(files):
 
 
 def folder_of(files, root):
-    """The photographs as a prepared data set."""
+    """Prepares the photographs as a data set and returns its data directory."""
     for label in ("china", "flower"):
         (root / "source" / label).mkdir(parents=True)
     for k, data in enumerate(files):
@@ -161,7 +163,7 @@ def first_batch_seconds(data_dir):
 
 
 def memory_by_epoch(data_dir, examples):
-    """Megabytes after each epoch."""
+    """Resident memory in MB after each epoch."""
     steps = examples // BATCH
     iterator = iterate(open_source(data_dir), workers=2, start=0, steps=steps * EPOCHS)
     megabytes = []
@@ -173,7 +175,7 @@ def memory_by_epoch(data_dir, examples):
 
 
 def main(argv):
-    print("host settings:", SETTINGS)  # as every run has them: images are large to a malloc
+    print("host settings:", SETTINGS)  # those of every run: malloc treats images as large blocks
     options = flags.FLAGS
     every = jpegs(PREPARED)
     files = every[: options.images]
@@ -194,7 +196,7 @@ def main(argv):
             for name in ways
         }
         for work in ways.values():
-            work(0)  # imports, and TensorFlow's tracing
+            work(0)  # warms up imports and TensorFlow's tracing
         for round_number in range(1, options.rounds + 1):
             for name, work in ways.items():
                 began = time.process_time()
@@ -208,13 +210,13 @@ def main(argv):
             )
             for name in ways
         }
-        print(f"{'way':20}{'images/s a core':>18}{'of simplejpeg':>16}")
+        print(f"{'way':20}{'images/s per core':>18}{'of simplejpeg':>16}")
         for name in ways:
             print(f"{name:20}{rates[name]:18.0f}{relative[name]:16.2f}")
         first = statistics.median(first_batch_seconds(data_dir) for _ in range(options.rounds))
         megabytes = memory_by_epoch(data_dir, PREPARED * 9 // 10)
-        print(f"first batch of {BATCH}: {first:.2f} s by the clock")
-        print(f"resident after each of {EPOCHS} epochs, MB: {', '.join(map(str, megabytes))}")
+        print(f"first batch of {BATCH}: {first:.2f} s wall time")
+        print(f"resident MB after each of {EPOCHS} epochs: {', '.join(map(str, megabytes))}")
     if options.out:
         figures = {
             "machine": timing.machine(),

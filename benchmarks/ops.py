@@ -1,11 +1,13 @@
-"""Each operator against its alternatives, forward and both gradients.
+r"""Operators compared with their alternatives: forward and gradients.
 
     python benchmarks/ops.py
-    python benchmarks/ops.py --operators=depthwise --batch_size=8 --out=results/benchmarks/ops_cpu.json
+    python benchmarks/ops.py --operators=depthwise --batch_size=8 \
+        --out=results/benchmarks/ops_cpu.json
 
-`ratio` is a method's time divided by that of the first line of its shape, the one that a model uses here. A frozen
-kernel's line is the gradient of the input alone. On a GPU arrays are bfloat16, and each line also says which part of the
-memory bandwidth of a plain copy it reaches, counting every input and result once.
+`ratio` is a method's time divided by that of the shape's first row, which is the method that models
+use here. Rows of a frozen kernel measure the gradient of the input only. On a GPU arrays are
+bfloat16. `share of a copy's bandwidth` is relative to the memory bandwidth of a plain copy,
+counting every input and result once.
 """
 
 import functools
@@ -16,17 +18,18 @@ from absl import app, flags
 
 from randmix import host
 
-# (height and width, channels, kernel size) of the models in benchmarks/step.py; separable: 3 x 3 with m = 9.
+# (height and width, channels, kernel size) of the models in benchmarks/step.py; separable operators
+# have 3 x 3 kernels and m = 9.
 DEPTHWISE = ((32, 128, 8), (16, 256, 5), (32, 512, 8), (8, 64, 3))
 ACT_NORM = ((32, 128), (16, 256), (32, 512))
 SEPARABLE = ((32, 16), (16, 32), (8, 64))
 OPERATORS = ("depthwise", "act_norm", "separable")
 
-flags.DEFINE_list("operators", list(OPERATORS), f"Of {', '.join(OPERATORS)}.")
-flags.DEFINE_integer("batch_size", 32, "Images.", lower_bound=1)
-flags.DEFINE_integer("rounds", 9, "How often each is timed.", lower_bound=1)
-flags.DEFINE_integer("calls", 3, "Calls a round.", lower_bound=1)
-flags.DEFINE_string("out", None, "Where to write the table as JSON.")
+flags.DEFINE_list("operators", list(OPERATORS), f"Operators to measure, of {', '.join(OPERATORS)}.")
+flags.DEFINE_integer("batch_size", 32, "Images per batch.", lower_bound=1)
+flags.DEFINE_integer("rounds", 9, "Timed rounds.", lower_bound=1)
+flags.DEFINE_integer("calls", 3, "Calls per round.", lower_bound=1)
+flags.DEFINE_string("out", None, "JSON file to write the table to.")
 
 
 def main(argv):
@@ -41,7 +44,7 @@ def main(argv):
 
 
 def time_one(operator: str, shape: str, functions: dict[str, tuple[Callable, tuple]]) -> list[dict]:
-    """Lines of one shape: name -> (function, arrays), the first the one to compare to."""
+    """Rows of one shape; functions are name -> (function, arrays), the first is the reference."""
     import jax
 
     copy = jax.jit(lambda *arrays: jax.tree.map(lambda x: x + 1, arrays))
@@ -72,7 +75,7 @@ def time_one(operator: str, shape: str, functions: dict[str, tuple[Callable, tup
 
 
 def gradients(operator: Callable, of: tuple[int, ...]) -> Callable:
-    """The gradients of a sum of cubes (of squares the gradient through a BatchNorm vanishes)."""
+    """Gradients of a sum of cubes (those of a sum of squares vanish through a BatchNorm)."""
     import jax
 
     def loss(*arrays):
@@ -82,7 +85,7 @@ def gradients(operator: Callable, of: tuple[int, ...]) -> Callable:
 
 
 def random(*shape):
-    """A random array of the device's usual dtype."""
+    """Random array of the device's usual dtype: float32 on a CPU, else bfloat16."""
     import jax
     import jax.numpy as jnp
 
@@ -91,7 +94,7 @@ def random(*shape):
 
 
 def depthwise_cases(batch_size: int):
-    """The methods of `depthwise`: forward, both gradients, and that of the input alone."""
+    """The methods of `depthwise`: forward, both gradients, and the gradient of the input only."""
     from randmix.ops.depthwise import depthwise
 
     for size, channels, k in DEPTHWISE:
@@ -110,7 +113,7 @@ def depthwise_cases(batch_size: int):
 
 
 def act_norm_cases(batch_size: int):
-    """Activation and BatchNorm in one operator, and as one would write them."""
+    """Activation and BatchNorm as one operator, and as plain JAX."""
     from randmix.ops import act_norm
 
     for size, channels in ACT_NORM:
@@ -127,7 +130,7 @@ def act_norm_cases(batch_size: int):
 
 
 def separable_cases(batch_size: int):
-    """The composed convolution, and its two halves."""
+    """The separable convolution composed into one, and in two steps."""
     from randmix.ops import separable
 
     for size, channels in SEPARABLE:

@@ -1,11 +1,12 @@
-"""What a training step costs against batch, width, depth, kernel and number of devices.
+"""Cost of a training step by batch size, width, depth, kernel size and number of devices.
 
     python benchmarks/scaling.py
     python benchmarks/scaling.py --axes=kernel_size,depth --out=results/benchmarks/scaling_cpu.json
 
-One thing at a time is varied about a ConvMixer-64/4 with kernel 5 at 32 x 32, batch 32; times are divided by that of the
-first value in the same round. `ms an image` tells what is bought by a larger batch. On a CPU the devices are forced host
-devices that share the same cores: that line shows what sharding costs, not what it gains.
+One axis at a time is varied from a ConvMixer-64/4 with kernel 5 at 32 x 32, batch 32. Ratios are to
+the time of the first value in the same round. `ms an image` shows what a larger batch gains. On a
+CPU the devices are forced host devices that share the same cores, so that axis shows the cost of
+sharding, not its gain.
 """
 
 import functools
@@ -24,9 +25,9 @@ AXES = {
     "devices": (1, 2, 4, 8),
 }
 
-flags.DEFINE_list("axes", list(AXES), f"Of {', '.join(AXES)}.")
-flags.DEFINE_integer("rounds", 7, "How often each step is timed.", lower_bound=1)
-flags.DEFINE_string("out", None, "Where to write the table as JSON.")
+flags.DEFINE_list("axes", list(AXES), f"Axes to measure, of {', '.join(AXES)}.")
+flags.DEFINE_integer("rounds", 7, "Timed rounds.", lower_bound=1)
+flags.DEFINE_string("out", None, "JSON file to write the table to.")
 
 
 def main(argv):
@@ -60,7 +61,7 @@ def main(argv):
 
 
 def step(sizes: dict[str, int], mode: str):
-    """Takes a training step of a ConvMixer on CIFAR-10's shapes, and waits for it."""
+    """Returns a function that takes a ConvMixer's training step on CIFAR-10's shapes and waits."""
     import jax
     import numpy as np
 

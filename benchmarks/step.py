@@ -1,19 +1,22 @@
-"""Whole training steps against PyTorch, and against this project's own plain operators.
+r"""Full training steps compared with PyTorch, and with this project's model on plain operators.
 
     python benchmarks/step.py
-    python benchmarks/step.py --cases=convmixer_128_4,resnet_2 --rounds=9 --out=results/benchmarks/step_cpu.json
+    python benchmarks/step.py --cases=convmixer_128_4,resnet_2 --rounds=9 \
+        --out=results/benchmarks/step_cpu.json
     python benchmarks/step.py --plain --rounds=2
 
-A step is forward, cross-entropy, backward and AdamW on one fixed batch. Ours is `randmix.steps.train_step`, jitted as in
-training; PyTorch's is the ConvMixer as its authors publish it, and the usual pre-activation ResNet with convolutions
-grouped by channel, in channels_last, eager and, with --compile, under torch.compile. In Chans the spatial weights of
-either are frozen (PyTorch: requires_grad False). On a GPU both compute in bfloat16. --plain adds the same model from XLA's
-grouped convolutions and JAX's own differentiation.
+A step is forward, cross-entropy, backward and AdamW on one fixed batch. Ours is
+`randmix.steps.train_step`, jitted as in training. PyTorch's models are the ConvMixer as published
+by its authors and the usual pre-activation ResNet with convolutions grouped by channel, in
+channels_last, eager and, with --compile, also under torch.compile. In Chans the spatial weights of
+both are frozen (PyTorch: requires_grad False). On a GPU both compute in bfloat16. --plain adds the
+same model with XLA's grouped convolutions and JAX's own differentiation.
 
-Each has a process of its own, as it has with its users: allocator and threads of one don't meet the other's. They take
-turns, one at a time. On a CPU PyTorch runs twice, as it comes and with the host settings that a run of ours makes
-(`randmix.host`), from which it gains, too: "tuned". `vs torch` is our time divided by the quicker of PyTorch's as it comes, `vs
-tuned torch` by the quicker with those settings, `vs our full` by that of our own Full step.
+Each runs in its own process, as in real use, so that they share neither allocator nor threads. They
+alternate, one at a time. On a CPU PyTorch runs twice: with its defaults, and with the host settings
+of our runs (`randmix.host`), from which it also gains: "tuned". `vs torch` is our time divided by
+PyTorch's faster time with its defaults, `vs tuned torch` by its faster time with those settings,
+and `vs our full` by the time of our own Full step.
 """
 
 import contextlib
@@ -30,12 +33,11 @@ from absl import app, flags
 
 from randmix import host
 
-sys.path.insert(
-    0, str(Path(__file__).parents[1] / "tests")
-)  # the twins that the parity tests hold us against
+# The PyTorch twins of the parity tests.
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 CONVMIXER = {"name": "convmixer", "activation": "gelu"}
-# name: (data set, whose image size counts; the model; batch size on a CPU, on a GPU)
+# name: (data set, for its image size; the model; batch size on a CPU, on a GPU)
 CASES = {
     "convmixer_128_4": (
         "cifar10",
@@ -61,17 +63,17 @@ CASES = {
 
 MODES = ("full", "chans")
 
-flags.DEFINE_list("cases", list(CASES), f"Of {', '.join(CASES)}.")
-flags.DEFINE_integer("rounds", 7, "How often each step is timed.", lower_bound=1)
-flags.DEFINE_integer("calls", 2, "Steps a round.", lower_bound=1)
+flags.DEFINE_list("cases", list(CASES), f"Cases to measure, of {', '.join(CASES)}.")
+flags.DEFINE_integer("rounds", 7, "Timed rounds.", lower_bound=1)
+flags.DEFINE_integer("calls", 2, "Steps per round.", lower_bound=1)
 flags.DEFINE_integer(
-    "batch_size", None, "Examples a step; by default each case's own.", lower_bound=1
+    "batch_size", None, "Examples per step; by default each case's own.", lower_bound=1
 )
 flags.DEFINE_bool("compile", False, "Also time torch.compile, which takes minutes to compile.")
 flags.DEFINE_bool(
-    "plain", False, "Also time our model from plain operators: on a CPU 5 to 20 times slower."
+    "plain", False, "Also time our model with plain operators: 5 to 20 times slower on a CPU."
 )
-flags.DEFINE_string("out", None, "Where to write the table as JSON.")
+flags.DEFINE_string("out", None, "JSON file to write the table to.")
 
 
 def main(argv):
@@ -107,7 +109,7 @@ def main(argv):
 def row(
     name: str, mode: str, batch_size: int, peers: list[str], seconds: timing.Seconds
 ) -> dict[str, object]:
-    """A line of the table."""
+    """A row of the table."""
     found = {"case": name, "mode": mode, "batch": batch_size}
     found |= {f"{peer} ms": timing.milliseconds(seconds[f"{peer} {mode}"]) for peer in peers}
     for prefix in ("", "tuned "):
@@ -125,10 +127,10 @@ def row(
 
 
 class Peer:
-    """A process that takes training steps when it is told to.
+    """A process that takes training steps on request.
 
     Attributes:
-        backend: where JAX computes; None of PyTorch's.
+        backend: JAX's backend; None for PyTorch.
     """
 
     def __init__(
@@ -140,14 +142,14 @@ class Peer:
         gpu: bool = False,
         tuned: bool = True,
     ):
-        """Starts it.
+        """Starts the process.
 
         Args:
             framework: "ours", "plain", "torch" or "torch.compile".
-            case: of ``CASES``.
+            case: a name in ``CASES``.
             batch_size: None for the case's own.
-            gpu: whether PyTorch computes there; JAX knows.
-            tuned: whether it makes our host settings first.
+            gpu: whether PyTorch uses the GPU; JAX decides for itself.
+            tuned: whether to apply our host settings first.
         """
         spawn = multiprocessing.get_context("spawn")
         self._pipe, child = spawn.Pipe()
@@ -155,11 +157,11 @@ class Peer:
             target=serve, args=(child, framework, case, batch_size, gpu, tuned), daemon=True
         )
         self._process.start()
-        child.close()  # so that the end of the process ends the pipe
+        child.close()  # so that the pipe closes when the process ends
         self.backend: str | None = self._answer()
 
     def take(self, mode: str) -> None:
-        """Takes a step and waits for it; the first of a mode compiles."""
+        """Takes a step and waits for it; the first step of a mode compiles."""
         self._pipe.send(mode)
         self._answer()
 
@@ -167,20 +169,20 @@ class Peer:
         try:
             return self._pipe.recv()
         except EOFError:
-            raise SystemExit("a process of the benchmark failed; what it said is above") from None
+            raise SystemExit("a benchmark process failed; see its output above") from None
 
     def __enter__(self) -> "Peer":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._pipe.close()  # which ends the process, in the middle of nothing
+        self._pipe.close()  # ends the process, which is idle
         self._process.join()
 
 
 def serve(
     pipe: Connection, framework: str, case: str, batch_size: int | None, gpu: bool, tuned: bool
 ) -> None:
-    """What a ``Peer``'s process does."""
+    """Main function of a ``Peer``'s process: takes a step for each mode received."""
     if tuned:
         host.tune()
     backend = None
@@ -205,7 +207,7 @@ def serve(
 
 
 def _next(pipe: Connection) -> str | None:
-    """The mode of the step to take; None at the end."""
+    """Receives the mode of the next step; None at the end."""
     try:
         return pipe.recv()
     except EOFError:
@@ -213,7 +215,7 @@ def _next(pipe: Connection) -> str | None:
 
 
 def make_config(dataset, model, mode, batch_size, gpu):
-    """A run's config."""
+    """Builds the config of a run."""
     from randmix.config import default
 
     config = default(model["name"])
@@ -225,7 +227,7 @@ def make_config(dataset, model, mode, batch_size, gpu):
 
 
 def random_batch(config):
-    """Images and labels as numpy arrays."""
+    """Random images [N, H, W, C] float32 in [0, 1) and labels [N] int32, as NumPy arrays."""
     import numpy as np
 
     from randmix.data import catalog
@@ -236,7 +238,7 @@ def random_batch(config):
 
 
 def our_step(config) -> Callable[[], object]:
-    """Takes a step of the project's own train step, and waits for it."""
+    """Returns a function that takes this project's training step and waits for it."""
     import jax
 
     from randmix import runs, steps
@@ -264,7 +266,7 @@ def our_step(config) -> Callable[[], object]:
 
 @contextlib.contextmanager
 def plain_operators() -> Iterator[None]:
-    """While entered, models are built from XLA's grouped convolution and JAX's own differentiation."""
+    """Context in which models use XLA's grouped convolution and JAX's own differentiation."""
     from randmix.models import layers, norms
     from randmix.ops import act_norm, separable
     from randmix.ops.depthwise import _grouped
@@ -291,7 +293,7 @@ def plain_operators() -> Iterator[None]:
 
 
 def torch_step(config, *, compiled: bool) -> Callable[[], object]:
-    """Takes the same step in PyTorch."""
+    """Returns a function that takes the same step in PyTorch."""
     import torch
     import torch_twins
     from torch.nn import functional

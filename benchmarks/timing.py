@@ -1,7 +1,8 @@
-"""What the benchmarks share: timing in turn, and the machine's name.
+"""Shared timing and reporting of the benchmarks.
 
-All that is compared is timed in one run, a round of each after a round of the other, so that whatever else the
-machine does meets all alike. The figure to trust is the median of the ratios within a round, not of the times.
+Functions to compare are timed in one run, in alternating rounds, so that other load on the machine
+affects all equally. The figure to trust is the median of the ratios within a round, not of the
+times.
 """
 
 import json
@@ -16,19 +17,22 @@ from randmix import host
 
 Seconds = dict[str, list[float]]
 
-# Every benchmark imports this before JAX looks for devices; processes that it starts inherit it.
+# Every benchmark imports this module before JAX looks for devices; child processes inherit it.
 host.leave_libtpu_alone()
 
 
 def in_turn(
     functions: Mapping[str, Callable[[], object]], *, rounds: int, calls: int = 1
 ) -> Seconds:
-    """Seconds a call of each function, one figure a round; each is called once before, to compile.
+    """Times functions alternately, after one call of each to compile.
 
     Args:
         functions: by name; each waits until its work is done.
-        rounds: how often all are timed.
-        calls: calls of a function in a row.
+        rounds: number of rounds.
+        calls: successive calls of each function per round.
+
+    Returns:
+        Name -> seconds per call, one figure per round.
     """
     for function in functions.values():
         function()
@@ -43,17 +47,17 @@ def in_turn(
 
 
 def ratio(seconds: Seconds, name: str, to: str) -> float:
-    """The median over the rounds of one function's time divided by another's."""
+    """Median over the rounds of one function's time divided by another's."""
     return statistics.median(a / b for a, b in zip(seconds[name], seconds[to], strict=True))
 
 
 def milliseconds(seconds: Sequence[float]) -> float:
-    """The median, in ms."""
+    """Median of seconds, in ms."""
     return round(1e3 * statistics.median(seconds), 3)
 
 
 def machine() -> dict[str, object]:
-    """What the figures were measured on; the load says how much else it did."""
+    """Describes the machine; the load average shows its other work."""
     import jax
 
     from randmix import __version__
@@ -80,7 +84,7 @@ def _cpu() -> str:
 
 
 def report(rows: Sequence[Mapping[str, object]], out: str | None) -> None:
-    """Prints the rows as a table and, where ``out`` is given, writes them with the machine as JSON."""
+    """Prints the rows as a table; if ``out`` is given, writes rows and machine to it as JSON."""
     from randmix.progress import table
 
     print(table(rows))
@@ -90,4 +94,4 @@ def report(rows: Sequence[Mapping[str, object]], out: str | None) -> None:
         Path(out).write_text(
             json.dumps({"machine": machine(), "rows": list(rows)}, indent=1) + "\n"
         )
-        print(f"written: {out}")
+        print(f"wrote {out}")

@@ -1,18 +1,22 @@
-"""ConvMixer-256/8, k 5, patch 2, on CIFAR-10, by the recipe of its authors' repository locuslab/convmixer-cifar10.
+"""ConvMixer-256/8, kernel 5, patch 2, on CIFAR-10: the recipe of locuslab/convmixer-cifar10.
 
     python -m randmix.data.prepare cifar10
     python -m randmix.main --config=configs/convmixer_cifar10.py --config.mode=full
     python -m randmix.main --config=configs/convmixer_cifar10.py --config.mode=chans
 
-To expect, for mode full, by that repository: 92.60 % on the test set after 25 epochs of 43 s on an RTX 2080 Ti. Not yet
-measured here, and for chans and space no figure is known. Theirs is in mixed precision (--config.precision=bfloat16
-comes nearest), and decays all parameters where kernels alone decay here.
+Expected for mode full, according to that repository of the ConvMixer's authors: 92.60 % on the test
+set after 25 epochs of 43 s on an RTX 2080 Ti. Not yet measured here; no figure is known for chans
+and space. The repository trains in mixed precision (--config.precision=bfloat16 is closest) and
+decays all parameters; here only kernels decay.
 
 Variants:
 
-    --config=configs/convmixer_cifar10.py:long     100 epochs, colour jitter 0.2, erasing 0.2: over 94 % there
-    --config=configs/convmixer_cifar10.py:paper    128 channels, k 8, patch 1, as in section 3.3; not yet measured
-    --config=configs/convmixer_cifar10.py:laptop   ConvMixer-64/4 on a fifth of the images, for a few minutes
+    --config=configs/convmixer_cifar10.py:long     100 epochs, colour jitter 0.2, erasing 0.2:
+                                                   above 94 % according to the same repository
+    --config=configs/convmixer_cifar10.py:paper    128 channels, kernel 8, patch 1, as in section
+                                                   3.3; not yet measured
+    --config=configs/convmixer_cifar10.py:laptop   ConvMixer-64/4 on a fifth of the images, a few
+                                                   minutes
     --config=configs/convmixer_cifar10.py:tiny     the same code at the smallest size, for tests
 """
 

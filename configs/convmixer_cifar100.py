@@ -1,15 +1,18 @@
-"""ConvMixer-256/8, k 5, patch 2, on CIFAR-100, by the recipe that its authors' repository has for CIFAR-10.
+"""ConvMixer-256/8, kernel 5, patch 2, on CIFAR-100: its authors' recipe for CIFAR-10.
 
     python -m randmix.data.prepare cifar100
     python -m randmix.main --config=configs/convmixer_cifar100.py --config.mode=full
     python -m randmix.main --config=configs/convmixer_cifar100.py --config.mode=chans
 
-No figure is known for it: neither that repository nor the paper prints one, and it isn't measured here yet. The time is
-that of configs/convmixer_cifar10.py. Its variants are that file's too:
+No expected result is known: neither the authors' repository (locuslab/convmixer-cifar10) nor the
+paper states one, and none was measured here yet. The time is that of configs/convmixer_cifar10.py,
+and so are the variants:
 
     --config=configs/convmixer_cifar100.py:long     100 epochs, colour jitter 0.2, erasing 0.2
-    --config=configs/convmixer_cifar100.py:paper    128 channels, k 8, patch 1, as in section 3.3
-    --config=configs/convmixer_cifar100.py:laptop   ConvMixer-64/4 on a fifth of the images, for a few minutes
+    --config=configs/convmixer_cifar100.py:paper    128 channels, kernel 8, patch 1, as in section
+                                                    3.3
+    --config=configs/convmixer_cifar100.py:laptop   ConvMixer-64/4 on a fifth of the images, a few
+                                                    minutes
     --config=configs/convmixer_cifar100.py:tiny     the same code at the smallest size, for tests
 """
 

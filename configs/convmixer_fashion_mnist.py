@@ -1,15 +1,17 @@
 """ConvMixer-64/4 on Fashion-MNIST: 60,000 training and 10,000 test images of 28 x 28 pixels.
 
-python -m randmix.data.prepare fashion_mnist
-python -m randmix.main --config=configs/convmixer_fashion_mnist.py
+    python -m randmix.data.prepare fashion_mnist
+    python -m randmix.main --config=configs/convmixer_fashion_mnist.py
 
-Expected with seed 0 after 5 epochs: full 0.9125, chans 0.8991, space 0.8821 on the test set, in 3 to 14 minutes on
-two CPU cores, by what else they do.
+Expected test accuracy with seed 0 after 5 epochs: full 0.9125, chans 0.8991, space 0.8821, in 3 to
+14 minutes on two CPU cores, depending on their other load.
 
 Variants:
 
-    --config=configs/convmixer_fashion_mnist.py:laptop   a tenth of the images, 3 epochs, a minute or less
-    --config=configs/convmixer_fashion_mnist.py:tiny     the same code at the smallest size, for tests
+    --config=configs/convmixer_fashion_mnist.py:laptop   a tenth of the images, 3 epochs, at most a
+                                                         minute
+    --config=configs/convmixer_fashion_mnist.py:tiny     the same code at the smallest size, for
+                                                         tests
 """
 
 from randmix.config import default, vary

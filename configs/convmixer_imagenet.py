@@ -1,24 +1,30 @@
-"""ConvMixer-512, kernel 8, patch 7, on ImageNet at 224 x 224 pixels (the paper's section 4.2).
+r"""ConvMixer-512, kernel 8, patch 7, on ImageNet at 224 x 224 pixels (the paper's section 4.2).
 
     pip install -e ".[images]"
     python -m randmix.data.prepare imagenet2012 --manual_dir=DIR
-    python -m randmix.main --config=configs/convmixer_imagenet.py --config.mode=chans --workdir=runs/imagenet-chans
+    python -m randmix.main --config=configs/convmixer_imagenet.py --config.mode=chans \
+        --workdir=runs/imagenet-chans
 
-The recipe is that of the ConvMixer repository: global batch 640, AdamW at 0.01, 150 epochs, RandAugment, mixup, CutMix and
-random erasing, bfloat16. The paper draws accuracy against depth (--config.model.depth) and prints no figure; nor was
-a run measured here, on any hardware, so there is no time to tell. For the scale: ConvMixer-1536/20, learned in
-full by this recipe, is published with 81.4 % (arXiv 2201.09792, table 1), and --config.data.eval_crop=0.96 is its
-evaluation. The devices must share a batch of 640 evenly: 1, 2, 4, 5, 8, 10, 16, 20, 32 and so on.
+The recipe is that of the ConvMixer repository: global batch 640, AdamW at 0.01, 150 epochs,
+RandAugment, mixup, CutMix and random erasing, bfloat16. The paper plots accuracy against depth
+(--config.model.depth) without stating a number, and no run was measured here on any hardware, so
+neither accuracy nor time is known. For comparison: the published accuracy of ConvMixer-1536/20,
+trained in full with this recipe, is 81.4 % (arXiv 2201.09792, table 1), with the evaluation of
+--config.data.eval_crop=0.96. The number of devices must divide the batch size, 640: 1, 2, 4, 5, 8,
+10, 16, 20, 32 and so on.
 
 Variants, for other machines and other data; neither was measured:
 
-    --config=configs/convmixer_imagenet.py:laptop   ConvMixer-128/4, patch 4, at 64 x 64, batch 64, 20 epochs, float32
-    --config=configs/convmixer_imagenet.py:tiny     ConvMixer-16/1, patch 4, at 16 x 16, 4 steps: does it run?
+    --config=configs/convmixer_imagenet.py:laptop   ConvMixer-128/4, patch 4, at 64 x 64, batch 64,
+                                                    20 epochs, float32
+    --config=configs/convmixer_imagenet.py:tiny     ConvMixer-16/1, patch 4, at 16 x 16, 4 steps: a
+                                                    smoke test
 
-A folder of images of your own needs no ImageNet:
+Your own folder of images needs no ImageNet:
 
     python -m randmix.data.prepare imagefolder --source=DIR --name=pets
-    python -m randmix.main --config=configs/convmixer_imagenet.py:laptop --config.data.name=imagefolder/pets
+    python -m randmix.main --config=configs/convmixer_imagenet.py:laptop \
+        --config.data.name=imagefolder/pets
 """
 
 from randmix.config import default, vary

@@ -4,12 +4,13 @@
     python -m randmix.main --config=configs/convmixer_mnist.py --config.mode=full
     python -m randmix.main --config=configs/convmixer_mnist.py --config.mode=chans
 
-Settings are those of configs/convmixer_fashion_mnist.py without flips, which would make other digits. Not yet measured
-here; the paper has MNIST for un-shuffling only. The time is that config's, 3 to 14 minutes on two CPU cores.
+The settings are those of configs/convmixer_fashion_mnist.py without flips, which would turn digits
+into others. Not yet measured here; the paper uses MNIST only for un-shuffling. The time is that
+config's, 3 to 14 minutes on two CPU cores.
 
 Variants:
 
-    --config=configs/convmixer_mnist.py:laptop   a tenth of the images, 3 epochs, a minute or less
+    --config=configs/convmixer_mnist.py:laptop   a tenth of the images, 3 epochs, at most a minute
     --config=configs/convmixer_mnist.py:tiny     the same code at the smallest size, for tests
 """
 

@@ -1,16 +1,18 @@
-"""The separable pre-activation ResNet, 20 layers of width 16 and multiplier 9, on CIFAR-100 (section 4.1).
+"""Separable pre-activation ResNet, 20 layers, width 16, multiplier 9, on CIFAR-100 (section 4.1).
 
     python -m randmix.data.prepare cifar100
     python -m randmix.main --config=configs/resnet_cifar100.py --config.mode=full
     python -m randmix.main --config=configs/resnet_cifar100.py --config.mode=chans
 
-model.depth is the paper's n, blocks a stage: 6 n + 2 layers. The recipe is the usual one of pre-activation ResNets: SGD
-with Nesterov momentum, 200 epochs, the learning rate divided by 10 at 1/2 and 3/4 of them, crops of the image padded by
-4 pixels, flips. The paper prints no accuracy and no learning rate. Neither accuracy nor time are measured here yet.
+model.depth is the paper's n, the number of blocks per stage: 6 n + 2 layers. The recipe is the
+usual one for pre-activation ResNets: SGD with Nesterov momentum, 200 epochs, the learning rate
+divided by 10 at 1/2 and 3/4 of them, crops of images padded by 4 pixels, flips. The paper states
+neither accuracy nor learning rate. Accuracy and time were not measured here yet.
 
 Variants:
 
-    --config=configs/resnet_cifar100.py:laptop   8 layers on a fifth of the images, 10 epochs, for some minutes
+    --config=configs/resnet_cifar100.py:laptop   8 layers on a fifth of the images, 10 epochs, a few
+                                                 minutes
     --config=configs/resnet_cifar100.py:tiny     the same code at the smallest size, for tests
 """
 

@@ -1,26 +1,30 @@
-"""The separable pre-activation ResNet on ImageNet at 224 x 224 pixels: 8 n + 2 layers (the paper's section 4.1).
+r"""Separable pre-activation ResNet, 8 n + 2 layers, on ImageNet at 224 x 224 pixels (section 4.1).
 
     pip install -e ".[images]"
     python -m randmix.data.prepare imagenet2012 --manual_dir=DIR
-    python -m randmix.main --config=configs/resnet_imagenet.py --config.mode=chans --workdir=runs/imagenet-resnet
+    python -m randmix.main --config=configs/resnet_imagenet.py --config.mode=chans \
+        --workdir=runs/imagenet-resnet
 
-n is --config.model.depth, here 2: 18 layers of widths 64 to 512, multiplier 9. The paper names no recipe for it on ImageNet;
-this is the one usual for ResNets: SGD with momentum, batch 256, learning rate 0.1 divided by 10 at 30, 60 and 80 of 90
-epochs, random crops and flips, and evaluation on the centre of 224 of 256 pixels.
+n is --config.model.depth, here 2: 18 layers of widths 64 to 512, multiplier 9. The paper states no
+recipe for ImageNet; this is the usual one for ResNets: SGD with momentum, batch 256, learning rate
+0.1 divided by 10 after 30, 60 and 80 of 90 epochs, random crops and flips, and evaluation on the
+central 224 of 256 pixels.
 
-The paper draws accuracy against n and prints no figure, and no run was measured here, on any hardware, so there is no
-time to tell. Beside it stands ResNet-18d with frozen or learned spatial filters and learned 1 x 1 combinations: 71.30
-and 71.88 % with 8 filters, 72.46 and 71.94 with 64 (Gavrikov & Keuper, arXiv 2301.11360).
+The paper plots accuracy against n without stating a number, and no run was measured here on any
+hardware, so neither accuracy nor time is known. For comparison: ResNet-18d with learned 1 x 1
+combinations and frozen or learned spatial filters reaches 71.30 and 71.88 % with 8 filters, 72.46
+and 71.94 % with 64 (Gavrikov & Keuper, arXiv 2301.11360).
 
 Variants, for other machines and other data; neither was measured:
 
     --config=configs/resnet_imagenet.py:laptop   n 1, width 16, at 64 x 64, batch 64, 20 epochs
-    --config=configs/resnet_imagenet.py:tiny     n 1, width 4, at 32 x 32, 4 steps: does it run?
+    --config=configs/resnet_imagenet.py:tiny     n 1, width 4, at 32 x 32, 4 steps: a smoke test
 
-A folder of images of your own needs no ImageNet:
+Your own folder of images needs no ImageNet:
 
     python -m randmix.data.prepare imagefolder --source=DIR --name=pets
-    python -m randmix.main --config=configs/resnet_imagenet.py:laptop --config.data.name=imagefolder/pets
+    python -m randmix.main --config=configs/resnet_imagenet.py:laptop \
+        --config.data.name=imagefolder/pets
 """
 
 from randmix.config import default, vary

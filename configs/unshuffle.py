@@ -1,24 +1,28 @@
-"""Pixel un-shuffling (the paper's section 4.4): a ConvMixer gives an image back whose pixels have changed places.
+r"""Pixel un-shuffling (section 4.4): a ConvMixer restores images with permuted pixels.
 
-One permutation of the positions, decided by permutation_seed, for every image of every run. The default, on
-scikit-learn's 1,797 digits of 8 x 8 pixels:
+    for mode in full chans space; do
+      python -m randmix.main --config=configs/unshuffle.py --config.mode=$mode \
+        --workdir=runs/unshuffle-$mode
+    done
+    python -m randmix.unshuffle \
+        --workdirs=runs/unshuffle-full,runs/unshuffle-chans,runs/unshuffle-space
 
-    python -m randmix.main --config=configs/unshuffle.py --config.mode=full --workdir=runs/unshuffle-full
-    python -m randmix.main --config=configs/unshuffle.py --config.mode=chans --workdir=runs/unshuffle-chans
-    python -m randmix.main --config=configs/unshuffle.py --config.mode=space --workdir=runs/unshuffle-space
-    python -m randmix.unshuffle --workdirs=runs/unshuffle-full,runs/unshuffle-chans,runs/unshuffle-space
+The default uses scikit-learn's 1,797 digits of 8 x 8 pixels. One permutation of the positions,
+determined by permutation_seed, applies to every image of every run.
 
-Expected test PSNR with seed 0: full 29.7 dB, chans 26.9 dB, space 27.4 dB, in 30 to 40 seconds each on two CPU
-cores that others used too. The mean training image scores 11.4 dB.
+Expected test PSNR with seed 0: full 29.7 dB, chans 26.9 dB, space 27.4 dB, in 30 to 40 seconds each
+on two CPU cores with other load. The mean training image scores 11.4 dB.
 
-Variants, of which only tiny was measured yet; prepare a data set with python -m randmix.data.prepare NAME:
+Variants, of which only tiny was measured yet; python -m randmix.data.prepare NAME prepares data:
 
-    --config=configs/unshuffle.py:mnist           ConvMixer-64/8, k 7, 28 x 28 pixels
+    --config=configs/unshuffle.py:mnist           ConvMixer-64/8, kernel 7, 28 x 28 pixels
     --config=configs/unshuffle.py:fashion_mnist   the same
-    --config=configs/unshuffle.py:cifar10         ConvMixer-128/8, k 7, 32 x 32 pixels in colour
-    --config=configs/unshuffle.py:large           the paper's large model, ConvMixer-512/16, k 7, on CIFAR-10
-    --config=configs/unshuffle.py:laptop          the default: it takes half a minute
-    --config=configs/unshuffle.py:tiny            ConvMixer-32/2 on the digits, ten seconds; full 22.6 dB
+    --config=configs/unshuffle.py:cifar10         ConvMixer-128/8, kernel 7, 32 x 32 colour pixels
+    --config=configs/unshuffle.py:large           the paper's large model, ConvMixer-512/16, kernel
+                                                  7, on CIFAR-10
+    --config=configs/unshuffle.py:laptop          the default, which takes half a minute
+    --config=configs/unshuffle.py:tiny            ConvMixer-32/2 on the digits, ten seconds; full
+                                                  22.6 dB
 """
 
 from randmix.config import default

@@ -1,18 +1,21 @@
 #!/usr/bin/env bash
-# One run on N processes of this machine, as on N hosts: to try out a run for several hosts, or one process a GPU.
+# One run on N processes of this machine, as on N hosts: to test a multi-host run, or to use one
+# process per GPU.
 #
 #     launch/local_processes.sh 2 --config=configs/digits.py --workdir=runs/two
 #     launch/local_processes.sh 2 randmix.evaluate --workdir=runs/two
 #
-# The flags are those of randmix.main, or of the module that stands before them. Every line is prefixed with the
-# number of its process. Ctrl-C or SIGTERM stops all; they save, and the same command goes on.
+# The flags are those of randmix.main, or of the module that precedes them. Every output line is
+# prefixed with its process number. Ctrl-C or SIGTERM stops all processes after saving; the same
+# command resumes.
 #
-# If any process was preempted (status 75) or died by a signal, the others are ended and all start again, RESTARTS
-# times at most (default 20). A mistake (2), a bug (1) and your own signal are final.
-# Exit status: 0 done, 2 a mistake in the command, 75 stopped and saved, 1 a bug or too many restarts.
+# If any process is preempted (status 75) or killed by a signal, the others are stopped and all
+# start again, at most RESTARTS times (default 20). A mistake (2), a bug (1) and your own signal are
+# final. Exit status: 0 done, 2 a mistake in the command, 75 stopped and saved, 1 a bug or too many
+# restarts.
 #
-# Environment: PYTHON (default python), RESTARTS, GRACE (seconds that the others have to end by themselves once one
-# has failed, default 120: more than --heartbeat_timeout).
+# Environment: PYTHON (default python), RESTARTS, GRACE (seconds that the other processes have to
+# exit after one has failed, default 120, which must exceed --heartbeat_timeout).
 set -uo pipefail
 
 usage() { sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "$0" >&2; exit 2; }
@@ -31,23 +34,25 @@ trap forward TERM INT
 
 start() { # all processes; fills pids
   local port process
-  port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])') || exit 1
+  local find_port='import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'
+  port=$("$python" -c "$find_port") || exit 1
   pids=()
   for ((process = 0; process < count; process++)); do
-    # A session of its own: Ctrl-C reaches it through this script alone, once.
+    # In a separate session, so that Ctrl-C reaches it only once, through this script.
     setsid "$python" -u -m "$module" "$@" --coordinator="localhost:$port" --num_processes="$count" \
       --process_id="$process" > >(sed -u "s/^/[$process] /") 2> >(sed -u "s/^/[$process] /" >&2) &
     pids+=($!)
   done
 }
 
-finish() { # waits for all processes; sets statuses. Once one has failed, the others have the grace period.
+finish() { # waits for all processes, after a failure up to the grace period; sets statuses
   local process left=$count failed_at=
   statuses=()
   while ((left)); do
     for ((process = 0; process < count; process++)); do
       if [[ -z ${statuses[process]:-} ]] && ! kill -0 "${pids[process]}" 2>/dev/null; then
-        wait "${pids[process]}" 2>/dev/null # bash itself would print the command of one that a signal ended
+        # Without the redirection bash prints the command of a process that a signal ended.
+        wait "${pids[process]}" 2>/dev/null
         statuses[process]=$?
         left=$((left - 1))
         if ((statuses[process])); then
@@ -70,7 +75,7 @@ verdict() { # finished, mistake, restart or bug
       0) ;;
       2) echo mistake; return ;;
       1) [[ $verdict == finished ]] && verdict=bug ;;
-      *) verdict=restart ;; # 75, or 128 and the signal; then another's 1 is only an echo of that
+      *) verdict=restart ;; # 75, or 128 plus the signal; another process's 1 only follows from it
     esac
   done
   echo "$verdict"
@@ -89,5 +94,6 @@ for ((attempt = 0; ; attempt++)); do
     echo "local_processes: stopped after $attempt restarts" >&2
     exit 1
   fi
-  echo "local_processes: starting all $count processes again (restart $((attempt + 1)) of $restarts)" >&2
+  echo "local_processes: starting all $count processes again" \
+    "(restart $((attempt + 1)) of $restarts)" >&2
 done

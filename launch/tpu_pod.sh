@@ -1,25 +1,28 @@
 #!/usr/bin/env bash
-# One run on a Cloud TPU pod slice, from the request to the release:
+# One run on a Cloud TPU pod slice, from requesting to deleting the slice:
 #
 #     launch/tpu_pod.sh --name=mine --zone=us-west4-a --accelerator=v5litepod-16 --spot -- \
 #       --config=configs/digits.py --workdir=gs://bucket/runs/a
 #
-# The flags after -- are those of randmix.main, or of the module that stands before them. It asks for a queued resource
-# and waits for it, installs this checkout (what is committed) on all workers, and runs the same command on each, under
-# the workers' numbers. When the slice is preempted it asks for another one and goes on; when a process was told to stop
-# (75), died by a signal or lost its connection, it starts all again: RESTARTS times at most (default 50). A mistake (2)
-# and a bug (1) are final. At the end, Ctrl-C included, the slice is deleted, unless --keep. It needs gcloud, signed in.
-# The workdir must be on gs://, or on a file system that --setup mounts.
+# The flags after -- are those of randmix.main, or of the module that precedes them. The script
+# requests a queued resource and waits for it, installs the committed state of this checkout on all
+# workers, and runs the same command on each. If the slice is preempted, it requests another one and
+# resumes; if a process is told to stop (75), is killed by a signal or loses its connection, it
+# restarts all of them: at most RESTARTS times (default 50). A mistake (2) and a bug (1) are final.
+# At the end, also after Ctrl-C, it deletes the slice, unless --keep is given. It needs gcloud, with
+# an account signed in. The workdir must be on gs://, or on a file system that --setup mounts.
 #
-#     --name=NAME          of the queued resource and the TPU
-#     --zone=ZONE  --accelerator=TYPE
-#     --runtime=VERSION    of the TPU VM (default v2-alpha-tpuv5-lite, for v5e; v6e: v2-alpha-tpuv6e)
-#     --spot               preemptible, and cheaper
-#     --setup=COMMAND      on each worker, before the run, for example one that mounts or prepares the data
+#     --name=NAME          name of the queued resource and the TPU
+#     --zone=ZONE          zone of the TPU
+#     --accelerator=TYPE   type of the TPU
+#     --runtime=VERSION    software of the TPU VM (default v2-alpha-tpuv5-lite, for v5e;
+#                          v6e: v2-alpha-tpuv6e)
+#     --spot               use a Spot slice, which is cheaper but preemptible
+#     --setup=COMMAND      command to run on each worker first, for example to mount or prepare data
 #     --keep               don't delete the slice at the end
-#     --dry_run            print the commands, run none
+#     --dry_run            print the commands without running them
 #
-# Exit status: 0 done, 2 a mistake in the command, 1 a bug, or too many restarts.
+# Exit status: 0 done, 2 a mistake in the command, 1 a bug or too many restarts.
 set -uo pipefail
 
 usage() {
@@ -44,14 +47,16 @@ while (($#)); do
   esac
   shift
 done
-[[ -n $name && -n $zone && -n $accelerator ]] || usage "--name, --zone and --accelerator are needed"
-(($#)) || usage "the flags of the run are missing, after --"
+[[ -n $name && -n $zone && -n $accelerator ]] ||
+  usage "--name, --zone and --accelerator are needed"
+(($#)) || usage "the run's flags are missing; give them after --"
 module=randmix.main
 if [[ $1 != -* ]]; then module=$1; shift; fi
 printf -v command '%q ' .venv/bin/python -u -m "$module" "$@"
 folder=randmix-checkout
-# The TPU VMs' own Python may be too old; uv brings one.
-make_venv="curl -LsSf https://astral.sh/uv/install.sh | sh && ~/.local/bin/uv venv -q --clear --python=3.12 .venv"
+# The Python of the TPU VM may be too old; uv provides one.
+make_venv="curl -LsSf https://astral.sh/uv/install.sh | sh"
+make_venv+=" && ~/.local/bin/uv venv -q --clear --python=3.12 .venv"
 make_venv+=" && ~/.local/bin/uv pip install -q --python=.venv/bin/python '.[tpu,gcs]'"
 
 gcloud_tpus() { # runs, or prints, a gcloud command
@@ -64,11 +69,12 @@ gcloud_tpus() { # runs, or prints, a gcloud command
 }
 on_all_workers() { gcloud_tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$1"; }
 
-state() { # of the queued resource; nothing where there is none
+state() { # prints the queued resource's state; nothing if it doesn't exist
   if [[ $dry_run == yes ]]; then
     echo ACTIVE
   else
-    gcloud compute tpus queued-resources describe "$name" --zone="$zone" --format='value(state.state)' 2>/dev/null
+    gcloud compute tpus queued-resources describe "$name" --zone="$zone" \
+      --format='value(state.state)' 2>/dev/null
   fi
 }
 
@@ -79,7 +85,7 @@ create() {
     --accelerator-type="$accelerator" --runtime-version="$runtime" "${spot[@]}"
 }
 
-request() { # asks for the slice if there is none, and waits until it is there
+request() { # requests the slice if there is none, and waits until it is ready
   if [[ $dry_run == yes ]]; then
     create
     return
@@ -87,8 +93,11 @@ request() { # asks for the slice if there is none, and waits until it is there
   while :; do
     case $(state) in
       ACTIVE) return ;;
-      FAILED) echo "tpu_pod: the request failed; gcloud compute tpus queued-resources describe says why" >&2; exit 1 ;;
-      SUSPENDED) delete && create || exit 1 ;; # preempted: such a request never comes back
+      FAILED)
+        echo "tpu_pod: the request failed; see gcloud compute tpus queued-resources describe" >&2
+        exit 1
+        ;;
+      SUSPENDED) delete && create || exit 1 ;; # preempted: such a request never gets active again
       '') create || exit 1 ;;
     esac
     sleep "${POLL:-30}"
@@ -100,18 +109,20 @@ install() {
   archive=$(mktemp --suffix=.tar.gz)
   git -C "$(dirname "$0")/.." archive --format=tar.gz --output="$archive" HEAD &&
     gcloud_tpus tpu-vm scp "$archive" "$name:$folder.tar.gz" --zone="$zone" --worker=all &&
-    on_all_workers "mkdir -p $folder && tar xzf $folder.tar.gz -C $folder && cd $folder && $make_venv && $setup"
+    on_all_workers "mkdir -p $folder && tar xzf $folder.tar.gz -C $folder && cd $folder && \
+$make_venv && $setup"
   local status=$?
   rm -f "$archive"
   return $status
 }
 
-run() { # on all workers; prints what they print, and sets outcome
+run() { # on all workers; prints their output, and sets outcome
   local log
   log=$(mktemp)
-  # What a lost connection has left behind is ended first. gcloud's status doesn't tell the workers': each says its own.
-  on_all_workers "cd $folder; kill -KILL \$(cat pid) 2>/dev/null; $command & echo \$! >pid; wait \$!; \
-echo \"randmix-status \$?\"" 2>&1 | tee "$log"
+  # First kills a process left by a lost connection. gcloud's exit status isn't the workers', so
+  # each worker prints its own.
+  on_all_workers "cd $folder; kill -KILL \$(cat pid) 2>/dev/null; $command & echo \$! >pid; \
+wait \$!; echo \"randmix-status \$?\"" 2>&1 | tee "$log"
   local statuses
   statuses=$(sed -n 's/.*randmix-status \([0-9]*\)$/\1/p' "$log" | sort -n | uniq | tr '\n' ' ')
   rm -f "$log"
@@ -119,7 +130,7 @@ echo \"randmix-status \$?\"" 2>&1 | tee "$log"
     *' 2 '*) outcome=2 ;;
     ' 0 ') outcome=0 ;;
     ' 1 ' | ' 0 1 ') outcome=1 ;;
-    *) outcome=restart ;; # 75, 128 and more, or nothing from a worker that is gone
+    *) outcome=restart ;; # 75, 128 and above, or nothing from a lost worker
   esac
 }
 
@@ -136,7 +147,7 @@ for ((attempt = 0; attempt <= ${RESTARTS:-50}; attempt++)); do
   fi
   run
   [[ $dry_run == yes ]] && exit 0
-  # A worker that vanished says nothing, and the others what they liked; then only the slice's state counts.
+  # A lost worker prints no status and the others' can be anything: only the slice's state counts.
   if [[ $outcome == 2 || $outcome == 0 ]] || [[ $outcome == 1 && $(state) == ACTIVE ]]; then
     exit "$outcome"
   fi

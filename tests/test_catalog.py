@@ -195,7 +195,7 @@ def test_damaged_records_are_noticed(damaged_dir, how):
 def test_a_wrong_number_of_examples_is_noticed(data_dir, monkeypatch):
     larger = dataclasses.replace(catalog.get("digits"), train_examples=1438)
     monkeypatch.setitem(catalog.DATA_SETS, "digits", larger)
-    with pytest.raises(UserError, match="1437 train examples where 1438 are expected"):
+    with pytest.raises(UserError, match="found 1437 train examples, expected 1438"):
         catalog.load("digits", "train", data_dir)
 
 

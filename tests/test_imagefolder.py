@@ -143,26 +143,30 @@ def transparent(mode):
             "16 bits",
         ),
         ("a.png", colour_png_of_16_bits, "16 bits"),
-        ("a.png", lambda: transparent("RGBA"), "transparent in places"),
-        ("a.png", lambda: transparent("P"), "transparent in places"),
-        ("a.png", lambda: transparent("RGB"), "transparent in places"),
-        ("a.jpg", lambda: b"<html>not found</html>", "no whole image (no JPEG or PNG)"),
-        ("a.jpg", lambda: b"", "no whole image (no JPEG or PNG)"),
+        ("a.png", lambda: transparent("RGBA"), "partly transparent"),
+        ("a.png", lambda: transparent("P"), "partly transparent"),
+        ("a.png", lambda: transparent("RGB"), "partly transparent"),
+        ("a.jpg", lambda: b"<html>not found</html>", "not a complete image (not a JPEG or PNG)"),
+        ("a.jpg", lambda: b"", "not a complete image (not a JPEG or PNG)"),
         (
             "a.jpg",
             lambda: pictures.encode(pictures.noise(0), "GIF"),
-            "no whole image (no JPEG or PNG)",
+            "not a complete image (not a JPEG or PNG)",
         ),
         (
             "a.jpg",
             lambda: pictures.encode(pictures.noise(0))[:-700],
-            "no whole image (image file is truncated",
+            "not a complete image (image file is truncated",
         ),
-        ("a.png", lambda: pictures.encode(pictures.noise(0), "PNG")[:-700], "no whole image ("),
+        (
+            "a.png",
+            lambda: pictures.encode(pictures.noise(0), "PNG")[:-700],
+            "not a complete image (",
+        ),
         (
             "a.webp",
             lambda: b"whatever",
-            "no image by its name; allowed in a class folder are .jpg, .jpeg, .png",
+            "not an image by its name; allowed in a class folder are .jpg, .jpeg, .png",
         ),
     ],
 )
@@ -183,21 +187,21 @@ def test_folders_that_are_not_laid_out_so(tmp_path):
         == f"--source: class folder {source / 'empty'} is empty; fill or remove it"
     )
     (source / "empty" / "one.jpg").write_bytes(pictures.encode(pictures.noise(0)))
-    assert "class 'empty' has one image, and splitting takes two" in refused(source, tmp_path)
+    assert "class 'empty' has one image, but splitting needs two" in refused(source, tmp_path)
     (source / "empty" / "deeper").mkdir()
-    assert f"{source / 'empty' / 'deeper'} is no image by its name" in refused(source, tmp_path)
+    assert f"{source / 'empty' / 'deeper'} is not an image by its name" in refused(source, tmp_path)
     (source / "train").mkdir()
-    assert f"{source / 'cat'} stands beside {source / 'train'}" in refused(source, tmp_path)
+    assert f"{source / 'cat'} is next to {source / 'train'}" in refused(source, tmp_path)
     only = tmp_path / "only"
     pictures.folder(only / "train")
-    assert f"{only} has a folder train, but neither test nor val" in refused(only, tmp_path)
+    assert f"{only} has a train folder but neither test nor val" in refused(only, tmp_path)
     pictures.folder(only / "val", classes=("cat", "owl"))
     assert "validation has the class 'owl', which train lacks" in refused(only, tmp_path)
     (only / "list.csv").write_text("a,b")
-    assert f"{only / 'list.csv'} stands beside folders" in refused(only, tmp_path)
-    assert f"{only / 'list.csv'} is no folder" in refused(only / "list.csv", tmp_path)
+    assert f"{only / 'list.csv'} is next to folders" in refused(only, tmp_path)
+    assert f"{only / 'list.csv'} is not a folder" in refused(only / "list.csv", tmp_path)
     pictures.folder(tmp_path / "one", classes=("cat",))
-    assert "holds 1 class folders, allowed 2 or more" in refused(tmp_path / "one", tmp_path)
+    assert "contains 1 class folders, allowed are 2 or more" in refused(tmp_path / "one", tmp_path)
 
 
 def test_a_name_that_is_taken_by_other_files(tmp_path):
@@ -301,7 +305,7 @@ def test_the_command_line(tmp_path):
             "imagefolder",
             f"--source={source}",
             "--num_shards=9",
-        ): "num_shards of imagefolder/source is 1..2, got 9",
+        ): "num_shards: got 9, allowed is 1 to 2 for imagefolder/source",
         (
             "digits",
             f"--source={source}",
@@ -309,7 +313,7 @@ def test_the_command_line(tmp_path):
         (
             *arguments[:2],
             "--data_dir=gs://bucket/data",
-        ): "gs://bucket/data is no local folder",
+        ): "gs://bucket/data is not a local folder",
     }
     for wrong, line in mistakes.items():
         done = command.run("randmix.data.prepare", *wrong)

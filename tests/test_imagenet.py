@@ -160,28 +160,28 @@ def test_a_truncated_archive_is_seen_by_its_size(manual, tmp_path):
     with pytest.raises(UserError) as error:
         prepared(manual, tmp_path)
     assert str(error.value) == (
-        f"{archive} is truncated or another file: expected {len(whole):,} bytes, found {len(whole) - 1000:,}"
+        f"{archive} is truncated or a different file: expected {len(whole):,} bytes, found {len(whole) - 1000:,}"
     )
 
 
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        (imagenet.TRAIN, lambda data: data[: len(data) // 2], "is truncated or no tar archive"),
+        (imagenet.TRAIN, lambda data: data[: len(data) // 2], "is truncated or not a tar archive"),
         (
             imagenet.VALIDATION,
             lambda data: data[: len(data) // 4],
-            "is truncated or no tar archive",
+            "is truncated or not a tar archive",
         ),
         (
             imagenet.VALIDATION,
             lambda data: b"<html>not found</html>" * 100,
-            "is truncated or no tar archive",
+            "is truncated or not a tar archive",
         ),
         (
             imagenet.TRAIN,
             lambda data: pictures.tar({"n01440764.tar": b"x" * 600}),
-            "no tar archive",
+            "not a tar archive",
         ),
         (imagenet.TRAIN, lambda data: data[: data.index(b"n01739381.tar")], "4 train|3 train"),
     ],

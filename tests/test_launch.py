@@ -131,7 +131,7 @@ def test_the_pods_dry_run_prints_gcloud_commands_whose_run_parses():
     [
         ((*POD, "--dry"), "unknown flag --dry"),
         (POD[1:], "--name, --zone and --accelerator are needed"),
-        ((*POD, "--"), "the flags of the run are missing"),
+        ((*POD, "--"), "the run's flags are missing"),
     ],
 )
 def test_a_mistake_in_the_pods_flags(arguments, message):

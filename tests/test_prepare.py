@@ -130,7 +130,7 @@ def test_a_wrong_archive_is_named_with_both_checksums(mnist, tmp_path, change):
     with pytest.raises(UserError) as error:
         prepare.prepare("mnist", tmp_path, manual_dir=manual)
     assert str(error.value) == (
-        f"{archive} is damaged or another file: expected SHA-256 {hashlib.sha256(expected).hexdigest()} "
+        f"{archive} is damaged or a different file: expected SHA-256 {hashlib.sha256(expected).hexdigest()} "
         f"({len(expected)} bytes), found {hashlib.sha256(wrong).hexdigest()} ({len(wrong)} bytes)"
     )
     assert not catalog.is_prepared("mnist", tmp_path)
@@ -157,7 +157,9 @@ def test_a_wrong_download_is_not_kept_for_right(monkeypatch, server, tmp_path):
     small.install(monkeypatch, url)
     small.write(served)
     (served / "t10k-images-idx3-ubyte.gz").write_bytes(b"an error page")
-    with pytest.raises(UserError, match=r"t10k-images-idx3-ubyte.gz is damaged or another file"):
+    with pytest.raises(
+        UserError, match=r"t10k-images-idx3-ubyte.gz is damaged or a different file"
+    ):
         prepare.prepare("mnist", tmp_path, progress=False)
     small.write(served)
     prepare.prepare("mnist", tmp_path, progress=False)
@@ -192,7 +194,7 @@ def socket_that_never_answers():
 def test_without_archives_fashion_mnist_says_where_to_get_them(monkeypatch, tmp_path):
     small = small_mnist("fashion_mnist")
     small.install(monkeypatch, UNREACHABLE)
-    hint = "`apt-get install dataset-fashion-mnist` brings them: --manual_dir=/usr/share/datasets/fashion-mnist$"
+    hint = "`apt-get install dataset-fashion-mnist` provides them: --manual_dir=/usr/share/datasets/fashion-mnist$"
     with pytest.raises(UserError, match=f"{', '.join(small.files)}.*{hint}"):
         prepare.prepare("fashion_mnist", tmp_path, progress=False)
     with pytest.raises(UserError, match=hint):
@@ -331,7 +333,7 @@ def test_the_command_line_prepares_and_says_so(tmp_path):
     assert (first.returncode, first.stderr, second.returncode, second.stderr) == (0, "", 0, "")
     assert first.stdout.startswith(where)
     assert first.stdout.endswith(" s)\n")
-    assert second.stdout == f"{where}was prepared before)\n"
+    assert second.stdout == f"{where}already prepared)\n"
 
 
 @pytest.mark.parametrize(
@@ -343,7 +345,7 @@ def test_the_command_line_prepares_and_says_so(tmp_path):
         ),
         ([], "expected one data set, got []; there are: digits, mnist, "),
         (["digits", "--num_shards=0"], "--num_shards=0: expected a positive integer"),
-        (["digits", "--num_shards=361"], "num_shards of digits is 1..360, got 361"),
+        (["digits", "--num_shards=361"], "num_shards: got 361, allowed is 1 to 360 for digits"),
         (["digits", "--data_dir=/dev/null"], "cannot prepare digits in /dev/null/digits/1.0.0: "),
         (["mnist", "--manual_dir=/dev/null"], "mnist: /dev/null lacks t10k-images-idx3-ubyte.gz, "),
     ],

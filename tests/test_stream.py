@@ -259,7 +259,7 @@ def test_a_damaged_image_is_fatal_and_named(data_dir, monkeypatch):
         "file_name"
     ].decode()
     damage(monkeypatch, 7)
-    message = rf"^{NAME}, train: {name} \(record 7\) is no whole image \(.*\); set config.data.corrupt to skip"
+    message = rf"^{NAME}, train: {name} \(record 7\) is not a complete image \(.*\); set config.data.corrupt to skip"
     with pytest.raises(UserError, match=message):
         stream.load(photographs(data_dir), workers=2)  # through the threads
     feed = stream.TrainStream(
@@ -340,6 +340,6 @@ def test_a_bucket_without_its_library_is_one_line():
 
     with (
         testing.mock_epath(open=fail),
-        pytest.raises(UserError, match=r"gs://bucket/.* is out of reach: Please install gcsfs"),
+        pytest.raises(UserError, match=r"gs://bucket/.* is unreachable: Please install gcsfs"),
     ):
         catalog.is_prepared("imagenet2012", "gs://bucket")

@@ -117,7 +117,7 @@ def test_evaluation_by_the_command_line_clean_and_under_attack(whole, tmp_path):
     done = command.run("randmix.evaluate", *flags, "--attacks=fgsm", "--epsilons=0,8")
     assert done.status == 2
     assert (
-        f"{NAME} may not fit in memory; take the first ones only, for example --examples=1000"
+        f"{NAME} may not fit in memory; use only the first examples, for example --examples=1000"
         in done.err
     )
     done = command.run(

@@ -1,1 +1,1 @@
-"""Data sets: the catalogue, their preparation with TFDS, loading and augmentation."""
+"""Data sets: catalog, preparation with TFDS, loading and augmentation."""

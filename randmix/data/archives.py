@@ -1,7 +1,7 @@
-"""The original archives of a data set: found in a directory or downloaded, and verified.
+"""Original archives of a data set: located in a directory or downloaded, and verified.
 
-TFDS's own list of checksums decides what is right. Its downloader isn't used: it sets no time limit and
-tries a dead network for minutes.
+Archives are verified against TFDS's own checksums. TFDS's downloader isn't used: it sets no timeout
+and retries a dead network for minutes.
 """
 
 import hashlib
@@ -16,11 +16,12 @@ from tqdm import tqdm
 
 from randmix.errors import UserError
 
-# A download is given up after so many seconds without an answer or without a byte.
+# A download is abandoned after this many seconds without an answer or a byte.
 TIMEOUT = 20
 
-# Debian's package dataset-fashion-mnist holds upstream's compressed data under normalised gzip headers.
-# Upstream's have the file's name and these times; TFDS's checksums prove the restored files right.
+# Debian's package dataset-fashion-mnist contains upstream's compressed data with normalised gzip
+# headers. Upstream's headers have the file's name and these times; TFDS's checksums verify the
+# restored files.
 _UPSTREAM_MTIMES = {
     "train-images-idx3-ubyte.gz": 1504176606,
     "train-labels-idx1-ubyte.gz": 1504176606,
@@ -29,8 +30,8 @@ _UPSTREAM_MTIMES = {
 }
 
 _WHERE_TO_GET = {
-    "fashion_mnist": "; Debian's and Ubuntu's `apt-get install dataset-fashion-mnist` brings them: "
-    "--manual_dir=/usr/share/datasets/fashion-mnist"
+    "fashion_mnist": "; on Debian and Ubuntu `apt-get install dataset-fashion-mnist` provides "
+    "them: --manual_dir=/usr/share/datasets/fashion-mnist"
 }
 
 
@@ -43,18 +44,20 @@ def stage(
     manual_dir: str | os.PathLike | None = None,
     progress: bool = True,
 ) -> None:
-    """Fills a directory with the verified archives of a data set, as links where possible.
+    """Fills a directory with the verified archives of a data set, as links if possible.
 
     Args:
-        name: the data set, for messages.
-        url_infos: url -> `tfds.download.checksums.UrlInfo` with filename, size and SHA-256 checksum.
-        directory: an existing directory, to be TFDS's manual_dir.
-        downloads: where downloaded archives stay; made when it is needed.
-        manual_dir: the user's directory that holds all the archives; only read. None to download.
-        progress: whether to show a bar while downloading.
+        name: the data set's name, for messages.
+        url_infos: URL -> `tfds.download.checksums.UrlInfo` with filename, size and SHA-256.
+        directory: an existing directory, which will be TFDS's manual_dir.
+        downloads: directory that keeps downloaded archives; created if needed.
+        manual_dir: the user's directory that contains all archives, never written to; None to
+            download them.
+        progress: whether to show a progress bar while downloading.
 
     Raises:
-        UserError: an archive is missing, isn't the one that TFDS expects, or can't be downloaded.
+        UserError: an archive is missing, differs from the one that TFDS expects, or can't be
+            downloaded.
     """
     if manual_dir is not None:
         manual_dir = Path(manual_dir).expanduser()
@@ -82,24 +85,25 @@ def stage(
 def stage_manual(
     name: str, url_infos: Mapping, directory: Path, *, manual_dir: str | os.PathLike | None
 ) -> None:
-    """Links archives that nobody may download for the user, and that are too large to be read twice.
+    """Links archives that only the user may download, and that are too large to be read twice.
 
-    TFDS lists checksums of ImageNet's archives and doesn't check them; here their sizes are, at once.
+    TFDS lists checksums of ImageNet's archives but doesn't verify them. This function checks their
+    sizes, before anything is read.
 
     Args:
-        name: the data set, for messages.
-        url_infos: as for `stage`.
-        directory: an existing directory, to be TFDS's manual_dir.
-        manual_dir: the user's directory that holds all the archives; only read.
+        name: the data set's name, for messages.
+        url_infos: see `stage`.
+        directory: an existing directory, which will be TFDS's manual_dir.
+        manual_dir: the user's directory that contains all archives, never written to.
 
     Raises:
-        UserError: no such directory, or an archive is missing or has another size.
+        UserError: there is no such directory, or an archive is missing or has the wrong size.
     """
     names = [info.filename for info in url_infos.values()]
     if manual_dir is None:
         raise UserError(
-            f"{name} needs {' and '.join(names)}, which its makers give to registered users (https://image-net.org/"
-            "download-images); give their directory with --manual_dir=DIR"
+            f"{name} needs {' and '.join(names)}, which only registered users can download "
+            "(https://image-net.org/download-images); give their directory with --manual_dir=DIR"
         )
     manual_dir = Path(manual_dir).expanduser()
     if missing := [file for file in names if not (manual_dir / file).is_file()]:
@@ -108,21 +112,24 @@ def stage_manual(
         archive = manual_dir / info.filename
         if (size := archive.stat().st_size) != info.size:
             raise UserError(
-                f"{archive} is truncated or another file: expected {int(info.size):,} bytes, found {size:,}"
+                f"{archive} is truncated or a different file: "
+                f"expected {int(info.size):,} bytes, found {size:,}"
             )
         (directory / info.filename).symlink_to(archive.resolve())
 
 
 def restore_gzip_header(archive: Path) -> bytes | None:
-    """An archive of Fashion-MNIST with upstream's gzip header in the place of a normalised one.
+    """Restores upstream's gzip header in an archive of Fashion-MNIST that has a normalised one.
 
     Returns:
-        The whole file's bytes; None if the header needs nothing or the file's name isn't known.
+        The bytes of the restored file; None if the header isn't normalised or the file's name is
+        unknown.
     """
     mtime = _UPSTREAM_MTIMES.get(archive.name)
     with archive.open("rb") as file:
         header = file.read(10)
-        # RFC 1952: magic, method, flags, time (4 bytes), extra flags, system; flag 8 is a name after that.
+        # RFC 1952: magic, method, flags, time (4 bytes), extra flags, system; with flag 8 a name
+        # follows.
         if mtime is None or len(header) < 10 or header[:4] != b"\x1f\x8b\x08\x00":
             return None
         name = archive.name.removesuffix(".gz").encode() + b"\0"
@@ -133,7 +140,8 @@ def _verify(archive: Path, info) -> None:
     found, size = _sha256(archive), archive.stat().st_size
     if found != info.checksum:
         raise UserError(
-            f"{archive} is damaged or another file: expected SHA-256 {info.checksum} ({int(info.size)} bytes), "
+            f"{archive} is damaged or a different file: "
+            f"expected SHA-256 {info.checksum} ({int(info.size)} bytes), "
             f"found {found} ({size} bytes)"
         )
 
@@ -144,7 +152,7 @@ def _sha256(path: Path) -> str:
 
 
 def _download(name: str, url: str, archive: Path, names: list[str], progress: bool) -> None:
-    """Downloads to a name of its own first, so that `archive` is never half a file."""
+    """Downloads to a temporary name first, so that `archive` is never incomplete."""
     archive.parent.mkdir(parents=True, exist_ok=True)
     part = archive.with_name(archive.name + ".part")
     bar = tqdm(
@@ -162,15 +170,15 @@ def _download(name: str, url: str, archive: Path, names: list[str], progress: bo
         part.replace(archive)
     except ConnectionError as error:
         raise UserError(
-            f"{name}: cannot download {url} ({error}); put {', '.join(names)} into a directory and give it "
-            f"with --manual_dir=DIR{_WHERE_TO_GET.get(name, '')}"
+            f"{name}: cannot download {url} ({error}); put {', '.join(names)} into a directory "
+            f"and give it with --manual_dir=DIR{_WHERE_TO_GET.get(name, '')}"
         ) from error
     finally:
         part.unlink(missing_ok=True)
 
 
 def _blocks(url: str) -> Iterator[bytes]:
-    """Yields the bytes at a URL; whatever the network does wrong is a ConnectionError."""
+    """Yields the bytes at a URL; any network failure raises a ConnectionError."""
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
             while block := response.read(1 << 20):

@@ -1,4 +1,4 @@
-"""Sets that are held in memory, whole on every device, as the loops take them."""
+"""In-memory data sets for the loops, replicated on every device."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -12,17 +12,17 @@ from randmix.data import loader
 
 
 class TrainArrays:
-    """A training set in memory, as the loop takes it; ``stream.TrainStream`` is its like."""
+    """In-memory ``feeds.TrainFeed``; ``stream.TrainStream`` is its streamed counterpart."""
 
     def __init__(
         self, data: Mapping[str, np.ndarray], *, seed: int, batch_size: int, mesh: jax.sharding.Mesh
     ):
-        """Puts the set on every device.
+        """Copies the set to every device.
 
         Args:
-            data: as ``catalog.load`` gives it.
-            seed: the run's.
-            batch_size: examples a batch, over all devices.
+            data: ``image`` [N, H, W, C] uint8 and ``label`` [N] int32, from ``catalog.load``.
+            seed: the run's seed.
+            batch_size: examples per global batch.
             mesh: the devices.
         """
         self._data = sharding.replicate(data, mesh)
@@ -36,14 +36,14 @@ class TrainArrays:
         self._order: tuple[int, jax.Array] | None = None
 
     def arguments(self, step: int) -> tuple[loader.Data, jax.Array]:
-        """The first two arguments of ``loader.train_batch`` for the step that follows ``step`` others."""
+        """See ``feeds.TrainFeed``: the entire set, and the order of the step's epoch."""
         epoch = step // self._batches_per_epoch
         if self._order is None or self._order[0] != epoch:
             self._order = epoch, self._epoch_order(self._seed, epoch)
         return self._data, self._order[1]
 
     def with_seed(self, seed: int) -> "TrainArrays":
-        """The same set, on the devices once, in the order of another seed."""
+        """Returns the same set in another seed's order; both share the arrays on the devices."""
         other = copy.copy(self)
         other._seed, other._order = seed, None
         return other
@@ -55,17 +55,17 @@ class TrainArrays:
         return np.asarray(order)[start : start + self._batch_size]
 
     def close(self) -> None:
-        """There is nothing to end."""
+        """Does nothing: no threads read ahead."""
 
 
 class EvalArrays:
-    """A set in memory to be evaluated on; ``stream.EvalStream`` is its like."""
+    """In-memory ``feeds.EvalFeed``; ``stream.EvalStream`` is its streamed counterpart."""
 
     def __init__(self, data: Mapping[str, np.ndarray], *, batch_size: int, mesh: jax.sharding.Mesh):
-        """Puts the set on every device; the arguments are those of ``TrainArrays``."""
+        """Copies the set to every device; see ``TrainArrays`` for the arguments."""
         self._batches = -(-len(data["label"]) // batch_size)
         self._data = sharding.replicate(data, mesh)
 
     def __iter__(self) -> Iterator[loader.Data]:
-        """Yields, for each batch of a pass, the first argument of ``loader.eval_batch``."""
+        """Yields the first argument of ``loader.eval_batch``, once per batch of a pass."""
         return iter([self._data] * self._batches)

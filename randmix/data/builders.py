@@ -2,17 +2,18 @@
 
 The stock builders open their archives with ``tf.io.gfile`` and encode NumPy images with
 ``tf.image.encode_png``. The classes here keep the stock name, version, features, splits, keys and
-checksums, open the archives with the standard library and yield PIL images, which TFDS encodes by
-itself. What they write is therefore what the stock builders write, record for record after decoding,
-and ``tfds.data_source`` reads it back with no code of this project.
+checksums, but open the archives with the standard library and yield PIL images, which TFDS encodes
+without TensorFlow. They therefore write the same records as the stock builders, once decoded, and
+``tfds.data_source`` reads them without any code of this project.
 
-`Digits` is this project's own: the images that come inside scikit-learn.
+`Digits` is this project's own builder, for the images included in scikit-learn.
 """
 
 import gzip
 import hashlib
 import tarfile
 from collections.abc import Iterator
+from typing import Any, cast
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -21,18 +22,18 @@ from tensorflow_datasets.image_classification import cifar, mnist
 
 from randmix.data.imagenet import Imagenet2012
 
-# Of each class, so many rows of scikit-learn's digits are test examples: 10 x 36 = 360 of 1,797.
+# Rows per class of scikit-learn's digits in the test split: 10 x 36 = 360 of 1,797.
 DIGITS_TEST_EXAMPLES_PER_CLASS = 36
 
 
 def digits_to_pixels(values: np.ndarray) -> np.ndarray:
-    """Maps the ink counts of scikit-learn's digits to pixels: v -> 255 v / 16, rounded half up.
+    """Maps ink counts of scikit-learn's digits to pixels: v -> 255 v / 16, rounded half up.
 
     Args:
         values: integers in 0..16, any shape.
 
     Returns:
-        uint8 of the same shape; 0 stays 0 and 16 becomes 255, so that [0, 1] is filled as by other sets.
+        uint8 of the same shape; 0 maps to 0 and 16 to 255, the full range as in other data sets.
 
     >>> digits_to_pixels(np.array([0, 8, 16]))
     array([  0, 128, 255], dtype=uint8)
@@ -41,7 +42,7 @@ def digits_to_pixels(values: np.ndarray) -> np.ndarray:
 
 
 def pixels_to_digits(pixels: np.ndarray) -> np.ndarray:
-    """The exact inverse of `digits_to_pixels`: uint8 pixels to int32 ink counts in 0..16.
+    """Exact inverse of `digits_to_pixels`: uint8 pixels to int32 ink counts in 0..16.
 
     >>> pixels_to_digits(np.array([0, 128, 255], np.uint8))
     array([ 0,  8, 16], dtype=int32)
@@ -50,10 +51,11 @@ def pixels_to_digits(pixels: np.ndarray) -> np.ndarray:
 
 
 def digits_test_rows(labels: np.ndarray) -> np.ndarray:
-    """The rows of scikit-learn's digits that make up the test split.
+    """Rows of scikit-learn's digits that form the test split.
 
-    In each class the 36 rows whose number, written in decimal, has the smallest SHA-256. A random
-    generator would tie the split to a library's version; this one can be had again in any language.
+    In each class these are the 36 rows whose row number, written in decimal, has the smallest
+    SHA-256. A random generator would tie the split to a library's version; this rule can be
+    reproduced in any language.
 
     Args:
         labels: [N] integer classes in scikit-learn's order.
@@ -76,10 +78,10 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return tfds.core.DatasetInfo(
             builder=self,
             description=(
-                "The test set of the UCI 'Optical Recognition of Handwritten Digits' as bundled with "
-                "scikit-learn: 1,797 images of 8x8 pixels. Ink counts 0..16 are stored as "
-                "round(255 v / 16); `index` is the row in scikit-learn's arrays. In each class the 36 rows "
-                "whose decimal number has the smallest SHA-256 are the test split."
+                "The test set of the UCI 'Optical Recognition of Handwritten Digits' as bundled "
+                "with scikit-learn: 1,797 images of 8x8 pixels. Ink counts 0..16 are stored as "
+                "round(255 v / 16); `index` is the row in scikit-learn's arrays. In each class the "
+                "36 rows whose decimal number has the smallest SHA-256 are the test split."
             ),
             features=tfds.features.FeaturesDict(
                 {
@@ -98,8 +100,9 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _split_generators(self, dl_manager):
         from sklearn.datasets import load_digits
+        from sklearn.utils import Bunch
 
-        digits = load_digits()
+        digits = cast(Bunch, load_digits())  # a tuple only with return_X_y
         images, labels = digits_to_pixels(digits.images), digits.target
         test = digits_test_rows(labels)
         train = np.setdiff1d(np.arange(len(labels)), test)
@@ -117,9 +120,12 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 class _FromIdx:
-    """Reads the four IDX archives of the MNIST family in place of the stock reader."""
+    """Replaces the stock reader of the MNIST family's four IDX archives."""
+
+    url_infos: dict[str, Any] | None
 
     def _split_generators(self, dl_manager):
+        assert self.url_infos is not None
         archives = dl_manager.download([*self.url_infos])
         paths = {
             url.rsplit("/", 1)[1]: path for url, path in zip(self.url_infos, archives, strict=True)
@@ -138,30 +144,38 @@ class _FromIdx:
 
 
 class MNIST(_FromIdx, mnist.MNIST, skip_registration=True):
-    """MNIST, as TFDS has it."""
+    """MNIST, with TFDS's name, version and records."""
 
     name = "mnist"
-    url_infos = mnist.MNIST.url_infos  # found beside the stock class only
+    url_infos = mnist.MNIST.url_infos  # TFDS finds them only next to the stock class
 
 
 class FashionMNIST(_FromIdx, mnist.FashionMNIST, skip_registration=True):
-    """Fashion-MNIST, as TFDS has it."""
+    """Fashion-MNIST, with TFDS's name, version and records."""
 
     name = "fashion_mnist"
     url_infos = mnist.FashionMNIST.url_infos
 
 
 class _FromTar:
-    """Reads the binary archive of the CIFAR family in place of the stock reader."""
+    """Replaces the stock reader of the CIFAR family's binary archive."""
+
+    info: tfds.core.DatasetInfo
+    url_infos: dict[str, Any] | None
+    _cifar_info: cifar.CifarInfo
 
     def _split_generators(self, dl_manager):
         layout = self._cifar_info
+        assert self.url_infos is not None
+        assert isinstance(self.info.features, tfds.features.FeaturesDict)
         (url,) = self.url_infos
         archive = dl_manager.download(url)
         with tarfile.open(archive) as tar:
             for key, member in zip(layout.label_keys, layout.label_files, strict=True):
-                names = tar.extractfile(layout.prefix + member).read().decode().split("\n")
-                self.info.features[key].names = [name for name in names if name]
+                names = _read_member(tar, layout.prefix + member).decode().split("\n")
+                feature = self.info.features[key]
+                assert isinstance(feature, tfds.features.ClassLabel)
+                feature.names = [name for name in names if name]
         return {
             "train": self._generate_examples("train_", archive, layout.train_files),
             "test": self._generate_examples("test_", archive, layout.test_files),
@@ -180,14 +194,14 @@ class _FromTar:
 
 
 class Cifar10(_FromTar, cifar.Cifar10, skip_registration=True):
-    """CIFAR-10, as TFDS has it."""
+    """CIFAR-10, with TFDS's name, version and records."""
 
     name = "cifar10"
     url_infos = cifar.Cifar10.url_infos
 
 
 class Cifar100(_FromTar, cifar.Cifar100, skip_registration=True):
-    """CIFAR-100, as TFDS has it: `label` is the fine label."""
+    """CIFAR-100, with TFDS's name, version and records: `label` is the fine label."""
 
     name = "cifar100"
     url_infos = cifar.Cifar100.url_infos
@@ -197,7 +211,10 @@ BUILDERS = {cls.name: cls for cls in (Digits, MNIST, FashionMNIST, Cifar10, Cifa
 
 
 def read_idx(path) -> np.ndarray:
-    """Reads a gzipped IDX file of bytes: two zeros, type 8, the rank, big-endian sizes, the data."""
+    """Reads a gzipped IDX file of bytes into a uint8 array of the file's shape.
+
+    The format is two zeros, type 8, the rank, big-endian 32-bit sizes, then the data.
+    """
     with gzip.open(path) as file:
         data = file.read()
     rank = data[3]
@@ -206,12 +223,18 @@ def read_idx(path) -> np.ndarray:
 
 
 def read_cifar(archive, member: str, num_labels: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields ([num_labels] uint8, [32, 32, 3] uint8) from a file of CIFAR's binary archive.
+    """Yields labels [num_labels] and images [32, 32, 3], both uint8, from CIFAR's binary archive.
 
-    Each record is its label bytes and then the red, green and blue planes of 32x32 bytes.
+    Each record consists of its label bytes and the red, green and blue planes of 32x32 bytes.
     """
     with tarfile.open(archive) as tar:
-        data = np.frombuffer(tar.extractfile(member).read(), np.uint8)
+        data = np.frombuffer(_read_member(tar, member), np.uint8)
     for record in data.reshape(-1, num_labels + 3 * 32 * 32):
         planes = record[num_labels:].reshape(3, 32, 32)
         yield record[:num_labels], np.ascontiguousarray(planes.transpose(1, 2, 0))
+
+
+def _read_member(tar: tarfile.TarFile, member: str) -> bytes:
+    file = tar.extractfile(member)
+    assert file is not None, f"{member} is not a file"  # the archive's checksum is right
+    return file.read()

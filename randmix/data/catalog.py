@@ -1,7 +1,7 @@
-"""The data sets: what they are, whether they are on disk, and the small ones as arrays.
+"""Catalog of data sets: their properties, whether they are prepared, and loading into memory.
 
-Importing this module is cheap; TFDS comes with the first `load`. A data directory may be any path that etils'
-epath knows, gs://bucket/folder too; only `randmix.data.prepare` needs a local one.
+Importing this module is cheap; the first `load` imports TFDS. A data directory can be any path that
+etils' epath supports, including gs://bucket/folder; only `randmix.data.prepare` needs a local one.
 """
 
 import contextlib
@@ -21,27 +21,28 @@ from etils import epath
 from randmix.errors import UserError
 
 SPLITS = ("train", "test")
-FOLDER = "imagefolder"  # data sets of one's own are named imagefolder/NAME
+FOLDER = "imagefolder"  # user data sets are named imagefolder/NAME
 FOLDER_VERSION = "1.0.0"
-IMAGE_SIZE = 224  # what photographs are brought to unless a config says otherwise
+IMAGE_SIZE = 224  # default side of cropped photographs, in pixels
 
 
 @dataclasses.dataclass(frozen=True)
 class DataSet:
-    """One data set of labelled images.
+    """A data set of labelled images.
 
     Attributes:
-        name: TFDS's name of it, also the name in a config.
-        image_shape: (height, width, channels), as a model is shown them.
-        num_classes: labels are 0 .. num_classes - 1.
+        name: the name in TFDS and in a config.
+        image_shape: (height, width, channels) of a model's input.
+        num_classes: the number of classes; labels are 0 .. num_classes - 1.
         train_examples: size of the train split.
         test_examples: size of the test split.
         version: the version that TFDS prepares and `load` reads.
-        embedded: comes with an installed package, so `load` prepares it when it's first asked for.
-        streamed: photographs of any size, too many for memory: `randmix.data.stream` decodes and crops them
-            while training goes on.
+        embedded: whether an installed package includes it, so that `load` prepares it on first use.
+        streamed: whether it consists of photographs of any size, too many for memory;
+            `randmix.data.stream` decodes and crops them during training.
         evaluation_split: TFDS's name of the split that is called "test" here.
-        mean: of the training pixels in [0, 1], a number a channel, as they are commonly given; () where none are.
+        mean: commonly used mean of the training pixels in [0, 1], one number per channel; () if
+            there is none.
         std: their standard deviation, likewise.
     """
 
@@ -66,7 +67,7 @@ class DataSet:
         return self.evaluation_split if split == "test" else split
 
     def directory(self, data_dir: epath.PathLike | None = None) -> epath.Path:
-        """Where TFDS keeps it: <data_dir>/<name>/<version>."""
+        """The data set's directory: <data_dir>/<name>/<version>."""
         return resolve_data_dir(data_dir) / self.name / self.version
 
 
@@ -115,7 +116,7 @@ DATA_SETS = {
 
 
 def channel_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of a data set's training pixels, for ``model.mean`` and ``model.std``.
+    """Mean and standard deviation of the training pixels, for ``model.mean`` and ``model.std``.
 
     >>> channel_statistics("mnist")
     ((0.1307,), (0.3081,))
@@ -126,16 +127,16 @@ def channel_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]
 def get(
     name: str, data_dir: epath.PathLike | None = None, *, image_size: int | None = None
 ) -> DataSet:
-    """What there is to know of a data set.
+    """Looks up a data set by name.
 
     Args:
         name: one of `DATA_SETS`, or imagefolder/NAME.
-        data_dir: where TFDS keeps its data sets; None for its default. An imagefolder must be there, for its
-          files alone know its size and classes.
-        image_size: the side that photographs are cropped to, for streamed sets; None for 224.
+        data_dir: TFDS's data directory; None for its default. An imagefolder must be prepared
+            there, since only its files record its size and classes.
+        image_size: side in pixels that photographs of a streamed set are cropped to; None for 224.
 
     Raises:
-        UserError: there is no such data set (it lists them), or no such imagefolder.
+        UserError: there is no such data set (the message lists them), or no such imagefolder.
 
     >>> get("digits").image_shape
     (8, 8, 1)
@@ -158,27 +159,27 @@ def get(
 
 
 def image_shape(name: str, image_size: int | None = None) -> tuple[int, int, int]:
-    """(height, width, channels) of `get(name, image_size=image_size)`, without looking for an imagefolder's files."""
+    """Image shape (height, width, channels) of `get`, without reading an imagefolder's files."""
     if name.startswith(f"{FOLDER}/"):
         return (image_size or IMAGE_SIZE, image_size or IMAGE_SIZE, 3)
     return get(name, image_size=image_size).image_shape
 
 
 def default_data_dir() -> epath.Path:
-    """TFDS's own default: $TFDS_DATA_DIR, or ~/tensorflow_datasets."""
+    """TFDS's default data directory: $TFDS_DATA_DIR, or ~/tensorflow_datasets."""
     return epath.Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def resolve_data_dir(data_dir: epath.PathLike | None) -> epath.Path:
-    """`data_dir` with ~ expanded, or the default if it is None or empty."""
+    """Returns `data_dir` with ~ expanded, or the default if it is None or empty."""
     return epath.Path(data_dir).expanduser() if data_dir else default_data_dir()
 
 
 def is_prepared(name: str, data_dir: epath.PathLike | None = None) -> bool:
-    """Whether this data set can be read: complete, and in the ArrayRecord format.
+    """Whether a data set can be read: complete, and in the ArrayRecord format.
 
-    TFDS writes into a directory of another name and renames it at the end, with dataset_info.json
-    the last file: what is interrupted is never taken for whole.
+    TFDS writes to a temporary directory, dataset_info.json last, and renames it at the end, so an
+    interrupted preparation never counts as complete.
     """
     if name.startswith(f"{FOLDER}/"):
         directory = resolve_data_dir(data_dir) / name / FOLDER_VERSION
@@ -206,13 +207,16 @@ def prepare_command(name: str, data_dir: epath.PathLike | None = None) -> str:
     return f"python -m randmix.data.prepare {name}{option}"
 
 
-# What `keep_in_memory` keeps; None outside of it.
+# Splits kept by `keep_in_memory`; None outside it.
 _kept: dict[tuple[str, str], dict[str, np.ndarray]] | None = None
 
 
 @contextlib.contextmanager
 def keep_in_memory() -> Iterator[None]:
-    """Within it `load` reads a split once and then gives the same arrays, read-only: for many runs on few data sets."""
+    """Context in which `load` reads each split once and returns the same read-only arrays again.
+
+    Meant for many runs on few data sets.
+    """
     global _kept
     outer, _kept = _kept, {} if _kept is None else _kept
     try:
@@ -222,22 +226,23 @@ def keep_in_memory() -> Iterator[None]:
 
 
 def load(name: str, split: str, data_dir: epath.PathLike | None = None) -> dict[str, np.ndarray]:
-    """Reads a whole split into memory.
+    """Reads an entire split into memory.
 
-    The order is that of the records, which TFDS fixes by a hash of each example's key: the same on
-    every machine and for every number of shards, and well mixed.
+    Examples are in the order of the records, which TFDS determines from a hash of each example's
+    key: it is well mixed, and the same on every machine and for every number of shards. An
+    embedded data set is prepared first if necessary.
 
     Args:
         name: a data set of this catalog that isn't streamed.
         split: 'train' or 'test'.
-        data_dir: where TFDS keeps its data sets; None for its default.
+        data_dir: TFDS's data directory; None for its default.
 
     Returns:
         {"image": [N, H, W, C] uint8 in 0..255, "label": [N] int32}, C-contiguous.
 
     Raises:
-        UserError: no such data set or split, or it isn't prepared (with the command that prepares it),
-          or its files are damaged. The embedded data sets are prepared here.
+        UserError: there is no such data set or split, it isn't prepared (the message contains the
+            command that prepares it), or its files are damaged.
     """
     data_set = get(name)
     assert not data_set.streamed, f"{name} may not fit in memory; see randmix.data.stream"
@@ -260,43 +265,50 @@ def load(name: str, split: str, data_dir: epath.PathLike | None = None) -> dict[
 
 
 def class_names(name: str, data_dir: epath.PathLike | None = None) -> list[str]:
-    """What TFDS calls the classes of a prepared data set, by label; their numbers where it has no names.
+    """TFDS's class names of a prepared data set, by label; the numbers as text if it has no names.
 
     Raises:
-        UserError: as `load`.
+        UserError: there is no such data set, or it isn't prepared.
     """
     import tensorflow_datasets as tfds
 
     require_prepared(name, data_dir)
     with quiet_tfds():
         builder = tfds.builder_from_directory(get(name, data_dir).directory(data_dir))
-    return list(builder.info.features["label"].names)
+    features = builder.info.features
+    assert isinstance(features, tfds.features.FeaturesDict)
+    label = features["label"]
+    assert isinstance(label, tfds.features.ClassLabel)
+    return list(label.names)
 
 
 def require_prepared(name: str, data_dir: epath.PathLike | None = None) -> None:
-    """Raises a UserError with the command that helps, unless `is_prepared`."""
+    """Raises a UserError with the command that prepares the data set, unless `is_prepared`."""
     if not is_prepared(name, data_dir):
         if not name.startswith(f"{FOLDER}/"):
             require_array_record(get(name).directory(data_dir))
         raise UserError(
-            f"{name} is not prepared in {resolve_data_dir(data_dir)}; run `{prepare_command(name, data_dir)}`"
+            f"{name} is not prepared in {resolve_data_dir(data_dir)}; "
+            f"run `{prepare_command(name, data_dir)}`"
         )
 
 
 def require_array_record(directory: epath.Path) -> None:
-    """Raises a UserError with TFDS's conversion command if a data set is in other formats only."""
+    """Raises a UserError with TFDS's conversion command if a data set lacks ArrayRecord files."""
     formats = _file_formats(directory)
     if formats and "array_record" not in formats:
         raise UserError(
-            f"{directory} holds {' and '.join(formats)} files, not array_record; choose another data_dir and prepare "
-            f"it there, or run `tfds convert_format --dataset_version_dir={shlex.quote(str(directory))} "
-            "--out_file_format=array_record` where TensorFlow, apache-beam and mlcroissant are installed"
+            f"{directory} holds {' and '.join(formats)} files, not array_record; "
+            "choose another data_dir and prepare it there, or run "
+            f"`tfds convert_format --dataset_version_dir={shlex.quote(str(directory))} "
+            "--out_file_format=array_record` where TensorFlow, apache-beam and mlcroissant are "
+            "installed"
         )
 
 
 @contextlib.contextmanager
 def quiet_tfds() -> Iterator[None]:
-    """Keeps TFDS from printing, logging what is no warning, and showing bars."""
+    """Context that silences TFDS's output, progress bars and logs below warnings."""
     import tensorflow_datasets as tfds
     from absl import logging as absl_logging
 
@@ -312,13 +324,14 @@ def quiet_tfds() -> Iterator[None]:
 
 
 def _image_folder(name: str, data_dir: epath.PathLike | None) -> DataSet:
-    """An imagefolder as its own files describe it."""
+    """Reads an imagefolder's properties from its prepared files."""
     directory = resolve_data_dir(data_dir) / name / FOLDER_VERSION
     info = _read_json(directory / "dataset_info.json")
     features = _read_json(directory / "features.json")
     if not info or not features:
         raise UserError(
-            f"{name} is not prepared in {resolve_data_dir(data_dir)}; run `{prepare_command(name, data_dir)}`"
+            f"{name} is not prepared in {resolve_data_dir(data_dir)}; "
+            f"run `{prepare_command(name, data_dir)}`"
         )
     require_array_record(directory)
     examples = {split["name"]: sum(map(int, split["shardLengths"])) for split in info["splits"]}
@@ -337,17 +350,17 @@ def _image_folder(name: str, data_dir: epath.PathLike | None) -> DataSet:
 
 
 def _read_json(file: epath.Path) -> dict[str, Any]:
-    """A file of TFDS's as JSON; {} where there is none, or half of one."""
+    """Parses a JSON file of TFDS; {} if it is missing or incomplete."""
     try:
         return json.loads(file.read_text())
     except (OSError, ValueError):
         return {}
-    except ImportError as error:  # epath's, for a bucket whose library isn't installed
-        raise UserError(f"{file} is out of reach: {error}") from error
+    except ImportError as error:  # from epath, for a bucket whose library isn't installed
+        raise UserError(f"{file} is unreachable: {error}") from error
 
 
 def _file_formats(directory: epath.Path) -> list[str]:
-    """The record formats of a prepared data set, or [] if it isn't one."""
+    """Record formats of a prepared data set; [] if it isn't one."""
     info = _read_json(directory / "dataset_info.json")
     if not info:
         return []
@@ -355,42 +368,43 @@ def _file_formats(directory: epath.Path) -> list[str]:
 
 
 def open_source(data_set: DataSet, split: str, data_dir: epath.PathLike | None = None) -> Any:
-    """A prepared split as TFDS gives it: random access by row, images as the bytes of their files.
+    """Opens a prepared split as TFDS's random-access source, with undecoded images.
 
     Args:
-        data_set: from `get`; one that is prepared.
+        data_set: from `get`; it must be prepared.
         split: 'train' or 'test'.
-        data_dir: where TFDS keeps its data sets; None for its default.
+        data_dir: TFDS's data directory; None for its default.
 
     Returns:
-        A sequence of {"image": bytes, "label": int, ...}; `__getitems__` reads several rows in one call.
+        A sequence of {"image": bytes, "label": int, ...}; `__getitems__` reads several rows at
+        once.
 
     Raises:
-        RuntimeError: of ArrayRecord's, where files are missing or damaged.
+        RuntimeError: files are missing or damaged, or the number of examples is wrong.
     """
     import tensorflow_datasets as tfds
 
     with quiet_tfds():
         builder = tfds.builder_from_directory(data_set.directory(data_dir))
-        # TFDS's own decoding takes longer, and warns that OpenCV is missing.
+        # TFDS's own decoding is slower, and warns if OpenCV is missing.
         source = builder.as_data_source(
-            data_set.tfds_split(split),
+            data_set.tfds_split(split),  # pyright: ignore[reportCallIssue]  # decorator hides it
             file_format="array_record",
             decoders={"image": tfds.decode.SkipDecoding()},
         )
     n = data_set.examples(split)
     if len(source) != n:
-        raise RuntimeError(f"{len(source)} {split} examples where {n} are expected")
+        raise RuntimeError(f"found {len(source)} {split} examples, expected {n}")
     return source
 
 
 def damaged(directory: epath.Path, error: Exception) -> UserError:
-    """What to tell a user whose records can't be read."""
+    """Error for records that can't be read."""
     return UserError(f"{directory} is damaged ({error}); remove it and prepare it again")
 
 
 def _read(data_set: DataSet, split: str, data_dir: epath.PathLike | None) -> dict[str, np.ndarray]:
-    """Reads and decodes a split. 128 records a call: one by one takes four times as long."""
+    """Reads and decodes a split, 128 records per call: single reads take four times as long."""
     from PIL import Image
 
     n = data_set.examples(split)
@@ -404,6 +418,6 @@ def _read(data_set: DataSet, split: str, data_dir: epath.PathLike | None) -> dic
                 pixels = np.asarray(Image.open(io.BytesIO(example["image"])))
                 images[row] = pixels.reshape(data_set.image_shape)
                 labels[row] = example["label"]
-    except RuntimeError as error:  # ArrayRecord's, which has a checksum over each chunk
+    except RuntimeError as error:  # from ArrayRecord, which checksums each chunk
         raise damaged(data_set.directory(data_dir), error) from error
     return {"image": images, "label": labels}

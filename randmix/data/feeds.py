@@ -1,12 +1,13 @@
-"""Where a loop's batches come from: a set in memory, or a stream of photographs. The loops don't see which.
+"""Feeds, a common interface of the loops to sets in memory and to streams of photographs.
 
-A feed's ``arguments(step)`` is the half that needs the world: arrays on the devices. ``loader.train_batch`` and
-``loader.eval_batch`` are the pure half, inside the compiled step, and the same for both kinds.
+A feed's ``arguments(step)`` is the impure half: it returns arrays on the devices.
+``loader.train_batch`` and ``loader.eval_batch`` are the pure half, inside the compiled step, and
+are the same for both kinds of feed.
 """
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import jax
@@ -19,29 +20,34 @@ from randmix.data import arrays, catalog, loader, stream
 from randmix.data.augment import Augmentation
 from randmix.errors import UserError, check_choice
 
+Shapes = Mapping[str, jax.ShapeDtypeStruct]
+
 
 class TrainFeed(Protocol):
     """The training batches of a run."""
 
     def arguments(self, step: int) -> tuple[loader.Data, jax.Array | None]:
-        """The first two arguments of ``loader.train_batch`` for the step that follows ``step`` others."""
+        """Returns the first two arguments of ``loader.train_batch`` after ``step`` steps."""
+        ...
 
     def rows(self, step: int) -> np.ndarray:
-        """Which examples of the training split that step's batch holds: [batch_size] int, in its order."""
+        """Rows of the training split in that batch, in its order: [batch_size] int."""
+        ...
 
     def close(self) -> None:
-        """Ends what reads ahead."""
+        """Stops reading ahead."""
 
 
 class EvalFeed(Protocol):
     """The batches of a pass over a split."""
 
     def __iter__(self) -> Iterator[loader.Data]:
-        """Yields, batch by batch, the first argument of ``loader.eval_batch``."""
+        """Yields the first argument of ``loader.eval_batch``, batch by batch."""
+        ...
 
 
 def reading(config: ConfigDict) -> stream.Reading:
-    """How a config, its part ``data``, has images read."""
+    """Reading options from the ``data`` part of a config."""
     return stream.Reading(
         image_size=config.image_size,
         crop_scale=config.crop_scale,
@@ -54,21 +60,21 @@ def reading(config: ConfigDict) -> stream.Reading:
 
 
 def augmentation(config: ConfigDict, data_set: catalog.DataSet) -> Augmentation:
-    """What a config has done to training batches on the devices; photographs are cropped where they are decoded."""
+    """Augmentation on the devices from a config; photographs are cropped earlier, when decoded."""
     whole = Augmentation.from_config(config.data, mean=config.model.mean, std=config.model.std)
     return dataclasses.replace(whole, crop_scale=1.0) if data_set.streamed else whole
 
 
 def train_shapes(
     data_set: catalog.DataSet, *, examples: int, batch_size: int, mesh: jax.sharding.Mesh
-) -> tuple[loader.Data, jax.ShapeDtypeStruct | None]:
-    """Shapes, dtypes and shardings of ``TrainFeed.arguments``, without the data set.
+) -> tuple[Shapes, jax.ShapeDtypeStruct | None]:
+    """Shapes, dtypes and shardings of ``TrainFeed.arguments``, without reading the data set.
 
     Args:
         data_set: from ``catalog.get``.
-        examples: how many of the training split are used.
-        batch_size: examples a batch, over all devices.
-        mesh: the devices, which needn't be there.
+        examples: number of training examples used.
+        batch_size: examples per global batch.
+        mesh: the devices; they don't need to exist.
     """
     if data_set.streamed:
         return _shapes(data_set, batch_size, sharding.split_batch(mesh)), None
@@ -80,8 +86,8 @@ def train_shapes(
 
 def eval_shapes(
     data_set: catalog.DataSet, *, examples: int, batch_size: int, mesh: jax.sharding.Mesh
-) -> loader.Data:
-    """The same of what an ``EvalFeed`` yields."""
+) -> Shapes:
+    """Shapes, dtypes and shardings of an ``EvalFeed``'s batches; see ``train_shapes``."""
     if not data_set.streamed:
         return _shapes(data_set, examples, sharding.replicated(mesh))
     split = sharding.split_batch(mesh)
@@ -89,9 +95,7 @@ def eval_shapes(
     return {**_shapes(data_set, batch_size, split), "mask": mask}
 
 
-def _shapes(
-    data_set: catalog.DataSet, count: int, layout: jax.sharding.NamedSharding
-) -> loader.Data:
+def _shapes(data_set: catalog.DataSet, count: int, layout: jax.sharding.NamedSharding) -> Shapes:
     return {
         "image": jax.ShapeDtypeStruct((count, *data_set.image_shape), np.uint8, sharding=layout),
         "label": jax.ShapeDtypeStruct((count,), np.int32, sharding=layout),
@@ -99,7 +103,7 @@ def _shapes(
 
 
 class Split:
-    """A split of a data set, opened: its files are there and of the right kind."""
+    """An opened split of a data set: its files exist and have the right format."""
 
     def __init__(
         self,
@@ -108,13 +112,13 @@ class Split:
         data_dir: epath.PathLike | None,
         reading: stream.Reading,
     ):
-        """Opens a streamed set, and reads another one whole.
+        """Opens a streamed set, or reads any other set into memory.
 
         Args:
             data_set: from ``catalog.get``.
             split: 'train' or 'test'.
-            data_dir: where TFDS keeps its data sets; None for its default.
-            reading: how images are read.
+            data_dir: TFDS's data directory; None for its default.
+            reading: options for reading images of a streamed set.
 
         Raises:
             UserError: there is no such split, it isn't prepared, or it is damaged.
@@ -129,7 +133,7 @@ class Split:
             self._total = len(self._arrays["label"])
 
     def examples(self, first: int | None = None) -> int:
-        """How many there are among the first ones, or at all."""
+        """Number of examples, at most ``first`` if given."""
         return self._total if first is None else min(first, self._total)
 
     def for_training(
@@ -141,13 +145,13 @@ class Split:
         examples: int,
         mesh: jax.sharding.Mesh,
     ) -> TrainFeed:
-        """The training batches of a run.
+        """Returns the training batches of a run.
 
         Args:
-            seed: the run's.
-            batch_size: examples a batch, over all devices.
-            total_steps: of the run.
-            examples: use the first ones only.
+            seed: the run's seed.
+            batch_size: examples per global batch.
+            total_steps: number of steps of the run.
+            examples: use only this many examples, the first ones.
             mesh: the devices that share each batch.
         """
         if self._arrays is not None:
@@ -171,7 +175,14 @@ class Split:
         examples: int | None = None,
         start: int = 0,
     ) -> EvalFeed:
-        """The batches of a pass; the arguments are those of ``for_training``, ``start`` the first example's row."""
+        """Returns the batches of a pass.
+
+        Args:
+            batch_size: examples per global batch.
+            mesh: the devices that share each batch.
+            examples: use only this many examples from ``start`` on; None for all.
+            start: row of the first example.
+        """
         stop = self.examples(None if examples is None else start + examples)
         if self._arrays is not None:
             part = {name: array[start:stop] for name, array in self._arrays.items()}
@@ -185,12 +196,23 @@ class Split:
         )
 
     def arrays(self, examples: int | None = None) -> dict[str, np.ndarray]:
-        """The first examples as arrays in memory, ``image`` uint8 and ``label``, as evaluation sees them."""
+        """Loads the first examples into memory, with the images that evaluation uses.
+
+        Args:
+            examples: how many; None for all, which a streamed set refuses.
+
+        Returns:
+            {"image": [N, H, W, C] uint8, "label": [N] int32}.
+
+        Raises:
+            UserError: the set is streamed and ``examples`` is None.
+        """
         if self._arrays is not None:
             return _first(self._arrays, examples)
         if examples is None:
             raise UserError(
-                f"{self.data_set.name} may not fit in memory; take the first ones only, for example --examples=1000"
+                f"{self.data_set.name} may not fit in memory; "
+                "use only the first examples, for example --examples=1000"
             )
         return stream.load(
             self._open(examples=self.examples(examples)), workers=self._reading.workers

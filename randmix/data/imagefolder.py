@@ -1,21 +1,22 @@
-"""A data set of one's own: folders of JPEGs and PNGs, a folder a class, as a TFDS data set.
+"""User data sets: folders of JPEGs and PNGs, one per class, as a TFDS data set.
 
-Either the folders are split already, or each class is split here:
+The folders are either split already, or each class is split here:
 
     DIR/train/CLASS/*.jpg and DIR/test/CLASS/*.jpg (or val, or validation)
     DIR/CLASS/*.jpg
 
-In the second case the test split is, in each class, a tenth of the images, at least one: those whose path
-CLASS/FILE has the smallest SHA-256. The same files are split alike on every machine.
+In the second case the test split is a tenth of each class, at least one image: those whose path
+CLASS/FILE has the smallest SHA-256. The same files are split the same way on every machine.
 
-Every record is an RGB image of 8 bits. Files that are so already are stored byte for byte, others are converted where
-only one way is right, and refused where the user must choose:
+Every record is an 8-bit RGB image. Files in this format are stored byte for byte. Others are
+converted if there is only one right way, and refused if the user must choose:
 
-    grey, CMYK, palette, alpha that is opaque everywhere    converted to RGB and stored as PNG, without loss
-    alpha that isn't, 16 bits a channel                     refused
-    what isn't a whole JPEG or PNG, or isn't one by name    refused
+    grey, CMYK, palette, fully opaque alpha    converted to RGB and stored as PNG, losslessly
+    any other alpha, 16 bits per channel       refused
+    incomplete JPEG or PNG, other extension    refused
 
-Nothing is left out but hidden files and those that file managers leave. EXIF orientation isn't applied, by TFDS neither.
+Only hidden files and those of file managers are ignored. EXIF orientation isn't applied; TFDS
+doesn't apply it either.
 """
 
 import hashlib
@@ -36,18 +37,14 @@ _EXTENSIONS = (".jpg", ".jpeg", ".png")
 _LEFT_BY_FILE_MANAGERS = {"thumbs.db", "desktop.ini"}
 _SPLIT_FOLDERS = {"train": "train", "test": "test", "val": "validation", "validation": "validation"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-_OPENED = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    Image.DecompressionBombError,
-)  # of Pillow's, for a bad file
+# Pillow's errors for a bad file.
+_OPENED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 Splits = Mapping[str, Mapping[str, Sequence[Path]]]  # split -> class -> files
 
 
 class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """The builder of one such data set; its TFDS config is the set's name."""
+    """Builder of one data set from folders; its TFDS config is the set's name."""
 
     name = catalog.FOLDER
     VERSION = tfds.core.Version(catalog.FOLDER_VERSION)
@@ -56,7 +53,7 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self._files = files
         config = tfds.core.BuilderConfig(name=folder_name, version=self.VERSION)
         verbosity = logging.get_verbosity()
-        logging.set_verbosity(logging.ERROR)  # TFDS warns of a config that no class lists
+        logging.set_verbosity(logging.ERROR)  # TFDS warns about a config that no class lists
         try:
             super().__init__(config=config, **kwargs)
         finally:
@@ -65,7 +62,7 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _info(self):
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Images from folders, a folder a class.",
+            description="Images from folders, one folder per class.",
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(shape=(None, None, 3)),
@@ -88,23 +85,26 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def check_name(name: str) -> str:
-    """A name for the data set as it was given, or a UserError where TFDS or a shell would stumble over it."""
+    """Returns a data set's name; raises a UserError if TFDS or a shell can't handle it."""
     if not _NAME.fullmatch(name):
         raise UserError(
-            f"--name: got {name!r}, allowed are letters, digits, _ and -, a letter or digit first; give --name=NAME"
+            f"--name: got {name!r}, allowed are letters, digits, _ and -, "
+            "starting with a letter or digit; give --name=NAME"
         )
     return name
 
 
 def find(source: Path) -> Splits:
-    """The image files of a folder by split and class, sorted.
+    """Finds the image files of a folder: split -> class -> sorted files.
 
     Raises:
-        UserError: the folder isn't as this module's docstring says: the file or folder in the way is named.
+        UserError: the folder isn't laid out as this module's docstring describes; the message names
+            the offending file or folder.
     """
     if not source.is_dir():
         raise UserError(
-            f"--source: {source} is no folder; give the one that holds train/CLASS or CLASS folders"
+            f"--source: {source} is not a folder; "
+            "give the one that contains train/CLASS or CLASS folders"
         )
     folders = _folders(source)
     if "train" not in {folder.name for folder in folders}:
@@ -114,12 +114,13 @@ def find(source: Path) -> Splits:
         split = _SPLIT_FOLDERS.get(folder.name)
         if split is None or split in splits:
             raise UserError(
-                f"--source: {folder} stands beside {source / 'train'}; allowed there are train, test, and val or validation"
+                f"--source: {folder} is next to {source / 'train'}; "
+                "allowed there are train, test, and val or validation"
             )
         splits[split] = _classes(folder)
     _require_two(source / "train", splits["train"])
     if len(splits) == 1:
-        raise UserError(f"--source: {source} has a folder train, but neither test nor val; add one")
+        raise UserError(f"--source: {source} has a train folder but neither test nor val; add one")
     for split, classes in splits.items():
         if unknown := sorted(classes.keys() - splits["train"].keys()):
             raise UserError(f"--source: {split} has the class {unknown[0]!r}, which train lacks")
@@ -127,12 +128,12 @@ def find(source: Path) -> Splits:
 
 
 def count(files: Splits) -> dict[str, int]:
-    """The number of images in each split."""
+    """Number of images in each split."""
     return {split: sum(map(len, classes.values())) for split, classes in files.items()}
 
 
 def fingerprint(files: Splits) -> str:
-    """A SHA-256 of which files there are, by split, class, name and size."""
+    """SHA-256 of the list of files with split, class, name and size."""
     lines = [
         f"{split}/{label}/{file.name} {file.stat().st_size}"
         for split, classes in sorted(files.items())
@@ -143,22 +144,25 @@ def fingerprint(files: Splits) -> str:
 
 
 def rgb_bytes(file: Path) -> bytes:
-    """A file's image as the bytes of an RGB JPEG or PNG of 8 bits; see this module's docstring.
+    """Reads an image as the bytes of an 8-bit RGB JPEG or PNG; see this module's docstring.
 
     Raises:
-        UserError: the file isn't a whole JPEG or PNG, or has alpha or 16 bits; it is named.
+        UserError: the file isn't a complete JPEG or PNG, is partly transparent, or has 16 bits per
+            channel; the message names it.
     """
     data = file.read_bytes()
     try:
         image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
         image.load()
     except _OPENED as error:
-        reason = "no JPEG or PNG" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise UserError(f"{file} is no whole image ({reason}); remove or replace it") from error
-    # A PNG says its bits a channel in byte 24; Pillow reads 16-bit colour as 8 without a word.
+        reason = "not a JPEG or PNG" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise UserError(
+            f"{file} is not a complete image ({reason}); remove or replace it"
+        ) from error
+    # Byte 24 of a PNG is its bits per channel; Pillow silently reads 16-bit colour as 8-bit.
     if image.format == "PNG" and data[24] == 16:
         raise UserError(
-            f"{file} has 16 bits a channel, allowed are 8; convert it as its values are meant"
+            f"{file} has 16 bits per channel, allowed are 8; convert it as its values require"
         )
     if image.mode == "RGB" and "transparency" not in image.info:
         return data
@@ -166,7 +170,7 @@ def rgb_bytes(file: Path) -> bytes:
         image = image.convert("RGBA")
         if np.asarray(image)[..., 3].min() < 255:
             raise UserError(
-                f"{file} is transparent in places; put it on a background of your choice"
+                f"{file} is partly transparent; flatten it onto a background of your choice"
             )
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, "PNG")
@@ -174,12 +178,12 @@ def rgb_bytes(file: Path) -> bytes:
 
 
 def _split_by_hash(classes: Mapping[str, Sequence[Path]]) -> Splits:
-    splits = {"train": {}, "test": {}}
+    splits: dict[str, dict[str, Sequence[Path]]] = {"train": {}, "test": {}}
     for label, files in classes.items():
         if len(files) < 2:
             raise UserError(
-                f"--source: class {label!r} has one image, and splitting takes two; add some, or split into train and "
-                "test yourself"
+                f"--source: class {label!r} has one image, but splitting needs two; "
+                "add some, or split into train and test yourself"
             )
         ranked = sorted(
             files, key=lambda file: hashlib.sha256(f"{label}/{file.name}".encode()).hexdigest()
@@ -191,35 +195,36 @@ def _split_by_hash(classes: Mapping[str, Sequence[Path]]) -> Splits:
 
 
 def _classes(folder: Path) -> dict[str, list[Path]]:
-    """The files of each class folder."""
+    """Image files of each class folder."""
     return {child.name: _images(child) for child in _folders(folder)}
 
 
 def _require_two(folder: Path, classes: dict[str, list[Path]]) -> dict[str, list[Path]]:
-    """The classes, of which there are two or more."""
+    """Returns the classes; raises a UserError if there are fewer than two."""
     if len(classes) < 2:
-        raise UserError(f"--source: {folder} holds {len(classes)} class folders, allowed 2 or more")
+        raise UserError(
+            f"--source: {folder} contains {len(classes)} class folders, allowed are 2 or more"
+        )
     return classes
 
 
 def _folders(folder: Path) -> list[Path]:
-    """The folders in a folder, which holds nothing else."""
+    """Subfolders of a folder, which must contain nothing else."""
     children = _visible(folder)
     for child in children:
         if not child.is_dir():
-            raise UserError(
-                f"--source: {child} stands beside folders; allowed there are folders only"
-            )
+            raise UserError(f"--source: {child} is next to folders; only folders are allowed there")
     return children
 
 
 def _images(folder: Path) -> list[Path]:
-    """The images in a class folder, which holds nothing else."""
+    """Images in a class folder, which must contain nothing else."""
     children = _visible(folder)
     for child in children:
         if child.is_dir() or child.suffix.lower() not in _EXTENSIONS:
             raise UserError(
-                f"--source: {child} is no image by its name; allowed in a class folder are {', '.join(_EXTENSIONS)}"
+                f"--source: {child} is not an image by its name; "
+                f"allowed in a class folder are {', '.join(_EXTENSIONS)}"
             )
     if not children:
         raise UserError(f"--source: class folder {folder} is empty; fill or remove it")

@@ -1,4 +1,4 @@
-"""Random keys: a stream for each purpose, and in it a key for each example or step."""
+"""Random keys: one stream per purpose, with one key per example or step."""
 
 from functools import partial
 
@@ -11,20 +11,21 @@ _PURPOSES = {"order": 1, "augment": 2, "mix": 3}
 
 
 def stream_key(seed: Seed, purpose: str) -> jax.Array:
-    """The key of a purpose, so that initial weights, order and augmentation are independent draws.
+    """Typed key of a purpose; initial weights, order and augmentation are independent draws.
 
     Args:
-        seed: the run's.
-        purpose: "order" of the examples, "augment" of each example, "mix" of each batch.
+        seed: the run's seed, in 0 .. 2**32 - 1.
+        purpose: "order" for the order of examples, "augment" for draws per example, or "mix" for
+            draws per batch.
     """
     return jax.random.fold_in(jax.random.key(seed), _PURPOSES[purpose])
 
 
 def example_keys(seed: Seed, step: jax.Array, batch_size: int) -> jax.Array:
-    """The keys of a step's examples, [batch_size], by their positions in the whole stream.
+    """Typed keys [batch_size] of a step's examples, by their positions in the stream.
 
-    The position, and not the row in the set, so that the next epoch draws anew; and neither device nor process, so
-    that any number of them draws the same.
+    A key depends on the position, not on the row in the set, so each epoch draws anew. It doesn't
+    depend on the device or process, so any number of them draws the same.
     """
     positions = jnp.asarray(step).astype(jnp.uint32) * batch_size + jnp.arange(
         batch_size, dtype=jnp.uint32

@@ -1,9 +1,9 @@
-"""Batches as pure functions of (seed, step), and the sets that are held in memory.
+"""Batches as pure functions of (seed, step).
 
-The images stay on the device as uint8 and every batch is gathered inside the compiled step. Nothing about
-an iterator needs saving: the order of an epoch follows from the seed and the epoch's number, an example's
-augmentation from the seed and its position in the whole stream. Of a set that doesn't fit in memory
-``randmix.data.stream`` brings batches, which take the same way from there on.
+In-memory sets stay on the device as uint8, and every batch is gathered inside the compiled step.
+There is no iterator state to save: the order of an epoch follows from the seed and the epoch's
+number, an example's augmentation from the seed and its position in the stream. For a set that
+doesn't fit in memory ``randmix.data.stream`` supplies the batches, and the rest is the same.
 """
 
 from collections.abc import Mapping
@@ -18,9 +18,10 @@ Data = Mapping[str, jax.Array]
 
 
 def epoch_order(seed: Seed, epoch: int, *, examples: int) -> jax.Array:
-    """The order in which an epoch visits the training set: a permutation, [examples] int32.
+    """Order in which an epoch visits the training set: a permutation, [examples] int32.
 
-    It is made once an epoch and passed to the step: a permutation of 60,000 in each step costs 36 ms on a CPU.
+    It is computed once per epoch and passed to the step: computing a permutation of 60,000 in each
+    step would cost 36 ms on a CPU.
     """
     return jax.random.permutation(jax.random.fold_in(stream_key(seed, "order"), epoch), examples)
 
@@ -34,19 +35,19 @@ def train_batch(
     batch_size: int,
     augmentation: Augmentation,
 ) -> dict[str, jax.Array]:
-    """The global batch of a step. An epoch's remainder, less than a batch, is dropped.
+    """Returns the global batch of a step; an epoch's last incomplete batch is dropped.
 
     Args:
         data: ``image`` [examples, H, W, C] uint8 and ``label`` [examples] int32.
-        order: the permutation of the step's epoch; None where ``data`` is the batch already.
+        order: the permutation of the step's epoch; None if ``data`` is the batch itself.
         step: [] int32, steps taken before this one.
-        seed: the run's.
-        batch_size: examples a batch, over all devices.
-        augmentation: what is done to it; static.
+        seed: the run's seed.
+        batch_size: examples per global batch.
+        augmentation: applied to the batch; static.
 
     Returns:
-        ``image`` [batch_size, H, W, C] float32 in [0, 1] and ``label`` [batch_size] int32; see ``Augmentation`` for
-        what else there may be.
+        ``image`` [batch_size, H, W, C] float32 in [0, 1] and ``label`` [batch_size] int32; see
+        ``Augmentation`` for further entries.
     """
     if order is None:
         batch = _gather(data, slice(None))
@@ -57,17 +58,18 @@ def train_batch(
 
 
 def eval_batch(data: Data, index: jax.Array, *, batch_size: int) -> dict[str, jax.Array]:
-    """Batch ``index`` of a pass over the whole set in its own order.
+    """Returns batch ``index`` of a pass over a set in its own order.
 
-    ``ceil(examples / batch_size)`` of them cover every example exactly once; the last is padded.
+    ``ceil(examples / batch_size)`` batches cover every example exactly once; the last is padded.
 
     Args:
-        data: the whole set, or this very batch: then it has a ``mask``.
+        data: the entire set, or the batch itself with a ``mask``.
         index: [] integer.
-        batch_size: examples a batch, over all devices.
+        batch_size: examples per global batch.
 
     Returns:
-        As ``train_batch``, and ``mask`` [batch_size] bool, False for padding.
+        ``image`` and ``label`` as in ``train_batch``, and ``mask`` [batch_size] bool, False for
+        padding.
     """
     if "mask" in data:
         batch, mask = _gather(data, slice(None)), data["mask"]

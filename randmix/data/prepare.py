@@ -13,18 +13,20 @@ NAME is one of
     fashion_mnist   60,000 + 10,000 articles of clothing of 28x28 pixels
     cifar10         50,000 + 10,000 colour photographs of 32x32 pixels, 10 classes
     cifar100        50,000 + 10,000 colour photographs of 32x32 pixels, 100 classes
-    imagenet2012    1,281,167 + 50,000 photographs of all sizes, 1,000 classes; needs --manual_dir with
-                    ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, and 320 GB to write to
-    imagefolder     a data set of your own from --source=DIR, which holds DIR/train/CLASS/*.jpg and DIR/test/CLASS/*.jpg
-                    (or val), or DIR/CLASS/*.jpg, of which a tenth becomes the test split; JPEG and PNG. It is
-                    called imagefolder/NAME, where NAME is --name or else the folder's
+    imagenet2012    1,281,167 + 50,000 photographs of any size, 1,000 classes; needs --manual_dir
+                    with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, and 320 GB of space
+    imagefolder     your own images, JPEG or PNG, from --source=DIR: DIR/train/CLASS/*.jpg and
+                    DIR/test/CLASS/*.jpg (or val), or DIR/CLASS/*.jpg, of which a tenth becomes the
+                    test split. The data set is named imagefolder/NAME, where NAME is --name or by
+                    default the folder's name
 
-The archives are downloaded to <data_dir>/downloads/<NAME> and kept, or taken from --manual_dir, where they
-have their original names and are only read. TFDS's checksums decide whether they are the right ones (their sizes and
-the number of images, for ImageNet's). What is done to images of an imagefolder that aren't RGB, and which are
-refused, says `randmix/data/imagefolder.py`.
-The result is what TFDS itself would prepare: `tfds.data_source(NAME, split="train")` reads it. A
-preparation that was interrupted leaves nothing that is taken for a data set: start it again.
+Archives are downloaded to <data_dir>/downloads/<NAME> and kept, or read from --manual_dir, which
+must contain them under their original names and is never written to. They are verified against
+TFDS's checksums (ImageNet's against their sizes and the number of images).
+`randmix/data/imagefolder.py` describes which images of an imagefolder are converted and which are
+refused.
+The result is the same as TFDS's own: `tfds.data_source(NAME, split="train")` reads it. An
+interrupted preparation leaves no incomplete data set; run the command again.
 """
 
 import contextlib
@@ -48,31 +50,31 @@ from randmix.errors import UserError
 
 
 def define_flags() -> None:
-    """Defines the command line's flags; not at import, for `catalog.load` imports this in any program."""
+    """Defines the command-line flags; not at import, since `catalog.load` imports this module."""
     flags.DEFINE_string(
         "data_dir",
         None,
-        "where TFDS keeps its data sets (default: $TFDS_DATA_DIR, or ~/tensorflow_datasets)",
+        "TFDS's data directory (default: $TFDS_DATA_DIR, or ~/tensorflow_datasets)",
     )
     flags.DEFINE_string(
         "manual_dir",
         None,
-        "a directory with the data set's original archives, instead of downloading them",
+        "directory with the data set's original archives, instead of downloading them",
     )
     flags.DEFINE_string("source", None, "imagefolder: the folder with the images")
     flags.DEFINE_string(
-        "name", None, "imagefolder: what to call the data set (default: the folder's name)"
+        "name", None, "imagefolder: the data set's name (default: the folder's name)"
     )
     flags.DEFINE_integer(
         "num_shards",
         None,
-        "files a split is written to (default: TFDS chooses by size)",
+        "number of files per split (default: TFDS chooses by size)",
         lower_bound=1,
     )
 
 
 def main(argv: list[str]) -> None:
-    """Prepares the data set that the command line names."""
+    """Prepares the data set named on the command line."""
     if len(argv) != 2:
         raise UserError(
             f"expected one data set, got {argv[1:]}; there are: {', '.join(catalog.DATA_SETS)}"
@@ -102,7 +104,7 @@ def main(argv: list[str]) -> None:
             name, options.data_dir, manual_dir=options.manual_dir, num_shards=options.num_shards
         )
     data_set = catalog.get(name, options.data_dir)
-    took = "was prepared before" if already else f"{time.monotonic() - start:.1f} s"
+    took = "already prepared" if already else f"{time.monotonic() - start:.1f} s"
     print(
         f"{name}: {data_set.train_examples:,} train and {data_set.test_examples:,} test examples "
         f"in {data_set.directory(options.data_dir)} ({took})"
@@ -117,22 +119,24 @@ def prepare(
     num_shards: int | None = None,
     progress: bool = True,
 ) -> Path:
-    """Prepares a data set of the catalog, unless it is; one process at a time, the others wait for it.
+    """Prepares a data set of the catalog unless it is prepared already.
+
+    One process prepares it; others wait.
 
     Args:
         name: a data set of the catalog.
-        data_dir: where TFDS keeps its data sets, a local path; None for its default.
+        data_dir: TFDS's data directory, a local path; None for its default.
         manual_dir: a directory with all the original archives; None to download them.
-        num_shards: files a split is written to, of which the order of the examples doesn't depend;
-          None lets TFDS choose.
-        progress: whether to show a bar, if stderr is a terminal.
+        num_shards: number of files per split; None lets TFDS choose. The order of the examples
+            doesn't depend on it.
+        progress: whether to show a progress bar, if stderr is a terminal.
 
     Returns:
         The directory of the prepared data set, <data_dir>/<name>/<version>.
 
     Raises:
-        UserError: there is no such data set; its archives are missing, damaged or out of reach; the
-          directory can't be written, or holds the data set in another format.
+        UserError: there is no such data set; its archives are missing, damaged or unreachable; the
+            directory can't be written, or contains the data set in another format.
     """
     data_set = catalog.get(name)
     _check_num_shards(name, num_shards, data_set.test_examples)
@@ -142,9 +146,12 @@ def prepare(
         from randmix.data import builders
 
         builder = builders.BUILDERS[name](data_dir=scratch, file_format="array_record")
+        if data_set.embedded:
+            return builder
+        assert builder.url_infos is not None
         if data_set.streamed:
             archives.stage_manual(name, builder.url_infos, staged, manual_dir=manual_dir)
-        elif not data_set.embedded:
+        else:
             archives.stage(
                 name,
                 builder.url_infos,
@@ -168,19 +175,21 @@ def prepare_folder(
     num_shards: int | None = None,
     progress: bool = True,
 ) -> Path:
-    """Prepares a data set of one's own, unless it is; one process at a time, the others wait for it.
+    """Prepares a data set from a folder of images unless it is prepared already.
+
+    One process prepares it; others wait.
 
     Args:
         source: the folder with the images; see `randmix.data.imagefolder`.
         name: imagefolder/NAME.
-        data_dir, num_shards, progress: as for `prepare`.
+        data_dir, num_shards, progress: see `prepare`.
 
     Returns:
         The directory of the prepared data set, <data_dir>/imagefolder/NAME/1.0.0.
 
     Raises:
-        UserError: the folder isn't laid out as it should be, or an image can't be taken; the name is taken by
-          other images; the directory can't be written.
+        UserError: the folder's layout is wrong, or an image is refused; the name is in use for
+            other images; the directory can't be written.
     """
     from randmix.data import imagefolder
 
@@ -199,24 +208,25 @@ def prepare_folder(
     prepared_from = json.loads((target / "metadata.json").read_text())["files"]
     if prepared_from != imagefolder.fingerprint(files):
         raise UserError(
-            f"{target} was prepared from other files than {source}; choose another --name, or remove it"
+            f"{target} was prepared from other files than {source}; "
+            "choose another --name, or remove it"
         )
     return target
 
 
 def _local(target: epath.Path, name: str) -> Path:
-    """A directory as a path of this machine's; a UserError where it is elsewhere."""
+    """Converts a directory to a local path; raises a UserError if it is remote."""
     if "://" in os.fspath(target):
         raise UserError(
-            f"{target} is no local folder, which preparing takes; prepare with a local --data_dir and copy the folder "
-            f"{name} from there"
+            f"{target} is not a local folder, as preparation requires; "
+            f"prepare with a local --data_dir and copy the folder {name} from there"
         )
     return Path(target)
 
 
 def _check_num_shards(name: str, num_shards: int | None, most: int) -> None:
     if num_shards is not None and not 1 <= num_shards <= most:
-        raise UserError(f"num_shards of {name} is 1..{most}, got {num_shards}")
+        raise UserError(f"num_shards: got {num_shards}, allowed is 1 to {most} for {name}")
 
 
 def _prepare_once(
@@ -227,14 +237,14 @@ def _prepare_once(
     num_shards: int | None,
     progress: bool,
 ) -> None:
-    """Prepares `target` unless it is, under a lock; trouble with the disk becomes a UserError.
+    """Prepares `target` under a lock unless it is complete; disk errors become UserErrors.
 
     Args:
-        name: of the data set.
+        name: the data set's name.
         target: its directory.
         make_builder: makes the TFDS builder, given its data directory and one for archives.
-        examples: how many each split has.
-        num_shards, progress: as for `prepare`.
+        examples: number of examples per split.
+        num_shards, progress: see `prepare`.
     """
     data_dir = os.fspath(target).removesuffix(f"/{name}/{target.name}")
     try:
@@ -244,7 +254,7 @@ def _prepare_once(
                 if not catalog.is_prepared(name, data_dir):
                     _build(name, target, make_builder, examples, num_shards, progress)
     except (OSError, RuntimeError) as error:
-        full = os.strerror(errno.ENOSPC)  # a RuntimeError of ArrayRecord's; any other one is a bug
+        full = os.strerror(errno.ENOSPC)  # ArrayRecord's RuntimeError; any other one is a bug
         if isinstance(error, RuntimeError) and full not in str(error):
             raise
         reason = full if isinstance(error, RuntimeError) else error
@@ -261,9 +271,9 @@ def _build(
     num_shards: int | None,
     progress: bool,
 ) -> None:
-    """Builds in a scratch directory beside `target` and renames at the end: all of it or nothing."""
+    """Builds atomically: in a scratch directory next to `target`, renamed at the end."""
     if target.exists():
-        catalog.require_array_record(target)
+        catalog.require_array_record(epath.Path(target))
         raise UserError(f"{target} is not a complete data set; remove it and try again")
     import tensorflow_datasets as tfds
 
@@ -277,7 +287,7 @@ def _build(
             try_download_gcs=False,
             num_shards=num_shards,
         )
-        # disable=None: shown on a terminal only.
+        # disable=None shows the bar only on a terminal.
         with tqdm(
             desc=name,
             unit=" images",
@@ -290,14 +300,14 @@ def _build(
         for split, expected in examples.items():
             if (found := builder.info.splits[split].num_examples) != expected:
                 raise UserError(
-                    f"{name}: its archives hold {found:,} {split} images where {expected:,} are expected; "
-                    "get them again"
+                    f"{name}: its archives contain {found:,} {split} images, "
+                    f"expected {expected:,}; download them again"
                 )
         os.rename(builder.data_dir, target)
 
 
 def _count_examples(builder, bar: tqdm) -> None:
-    """Moves the bar at each example. TFDS's own bars are several, and show patterns of file names."""
+    """Advances the bar at each example; TFDS would show several bars with file name patterns."""
     generate = builder._generate_examples
 
     def counted(*args):
@@ -310,7 +320,7 @@ def _count_examples(builder, bar: tqdm) -> None:
 
 @contextlib.contextmanager
 def _lock(path: Path, name: str) -> Iterator[None]:
-    """Holds a lock file, which the system frees when the process ends, however it ends."""
+    """Holds a file lock, which the system releases however the process ends."""
     import fcntl
 
     with path.open("w") as file:
@@ -326,7 +336,7 @@ def _lock(path: Path, name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _scratch(path: Path) -> Iterator[Path]:
-    """An empty directory, removed at the end. What a killed process left there is removed first."""
+    """Empty directory, removed at the end; leftovers of a killed process are removed first."""
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir()
     try:

@@ -1,11 +1,13 @@
-"""A picture of training images before and after augmentation: what the model is shown.
+r"""Figure of training images before and after augmentation.
 
     python -m randmix.data.show --config=configs/convmixer_cifar10.py
-    python -m randmix.data.show --config=configs/convmixer_cifar10.py --examples=8 --step=100 --out=figures
+    python -m randmix.data.show --config=configs/convmixer_cifar10.py --examples=8 --step=100 \
+        --out=figures
 
-It draws the first examples of the batch of a step, above as they are in the data set (photographs as they were cropped) and below as the model sees them
-in that very step, each with its class. A mixed image has both classes, with the share of each. It writes
-augmented.png, .svg and, with each label, .csv to --out. Exit status: 0 done, 2 a mistake in the command.
+Draws the first examples of a step's batch with their classes: above as they are in the data set
+(photographs after cropping), below as the model receives them in that step. A mixed image shows
+both classes and their weights. Writes augmented.png, augmented.svg and augmented.csv, which lists
+the labels, to --out. Exit status: 0 done, 2 a mistake in the command.
 """
 
 import contextlib
@@ -15,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from etils import epath
@@ -40,10 +43,11 @@ class Shown:
 
     Attributes:
         before: [N, H, W, C] float32 in [0, 1].
-        after: the same, not cut off to [0, 1].
-        labels: of each, [N] int32.
-        mixed_labels: of the images mixed into them, [N] int32; the same as ``labels`` where nothing is mixed.
-        weights: of ``labels``, [N] float32 in [0, 1].
+        after: [N, H, W, C] float32, not clipped to [0, 1].
+        labels: [N] int32.
+        mixed_labels: [N] int32, labels of the images mixed into them; equal to ``labels`` if
+            nothing is mixed.
+        weights: [N] float32 in [0, 1], the weights of ``labels``.
     """
 
     before: np.ndarray
@@ -56,17 +60,20 @@ class Shown:
 def draw(
     config: ConfigDict, folder: epath.PathLike, *, examples: int = 16, step: int = 0
 ) -> list[epath.Path]:
-    """Draws the first examples of a step into a folder and returns the files.
+    """Draws the first examples of a step and writes the figure and its table to a folder.
 
     Args:
-        config: of a run; its model counts for its normalisation only.
-        folder: it is made where it doesn't exist.
+        config: a run's config; of the model only the normalisation matters.
+        folder: output folder; created if it doesn't exist.
         examples: how many, up to the batch size.
         step: steps taken before the one that is shown, from 0.
 
+    Returns:
+        The files written.
+
     Raises:
-        UserError: a value that no run could have, more examples than a batch has, a data set that isn't prepared, or
-            a folder that can't be written to.
+        UserError: a config value is invalid, a batch has fewer examples, the data set isn't
+            prepared, or the folder can't be written.
     """
     configs.check(config)
     if not 1 <= examples <= config.batch_size:
@@ -91,14 +98,14 @@ def draw(
 
 
 def at_step(config: ConfigDict, step: int, examples: int) -> Shown:
-    """The first examples of the global batch of a step, by the functions that training uses."""
+    """Returns the first examples of a step's global batch, by the functions that training uses."""
     data_set = catalog.get(
         config.data.name, config.data.data_dir, image_size=config.data.image_size
     )
     augmentation = feeds.augmentation(config, data_set)
     split = feeds.Split(data_set, "train", config.data.data_dir, feeds.reading(config.data))
     count = max(1, round(config.data.subset * split.examples()))
-    configs.total_steps(config, count)  # says so where an epoch has no whole batch
+    configs.total_steps(config, count)  # refuses a batch size above the number of examples
     feed = split.for_training(
         seed=config.seed,
         batch_size=config.batch_size,
@@ -116,8 +123,8 @@ def at_step(config: ConfigDict, step: int, examples: int) -> Shown:
         batch = loader.train_batch(
             data,
             order,
-            np.int32(step),
-            np.uint32(config.seed),
+            jnp.int32(step),
+            jnp.uint32(config.seed),
             batch_size=config.batch_size,
             augmentation=augmentation,
         )
@@ -137,7 +144,7 @@ def at_step(config: ConfigDict, step: int, examples: int) -> Shown:
 
 @plots.style()
 def figure(shown: Shown, names: Sequence[str]) -> "Figure":
-    """Pairs of rows, before and after, of up to eight examples."""
+    """Figure with pairs of rows, before and after, of up to eight examples each."""
     n = len(shown.labels)
     columns = min(n, _COLUMNS)
     rows = 2 * -(-n // columns)
@@ -147,7 +154,7 @@ def figure(shown: Shown, names: Sequence[str]) -> "Figure":
         axes.set_visible(False)
     for i in range(n):
         above, below = (grid[2 * (i // columns) + k, i % columns] for k in (0, 1))
-        _show(above, shown.before[i], names[shown.labels[i]])
+        _show(above, shown.before[i], names[int(shown.labels[i])])
         _show(below, shown.after[i], _after_title(shown, i, names))
         above.set_ylabel("before" if i % columns == 0 else "")
         below.set_ylabel("after" if i % columns == 0 else "")
@@ -175,20 +182,20 @@ def _show(axes: "Axes", image: np.ndarray, title: str) -> None:
 
 
 def define_flags() -> None:
-    """Defines the command line's flags; not at import, which a program with flags of its own may do."""
+    """Defines the command-line flags; not at import, so any program can import this module."""
     config_flags.DEFINE_config_file(
         "config",
-        help_string="The config file, for example configs/digits.py, or configs/NAME.py:VARIANT.",
+        help_string="The config file, for example configs/digits.py or configs/NAME.py:VARIANT.",
     )
     flags.DEFINE_string("out", "runs/augmented", "The folder to write to.")
     flags.DEFINE_integer(
-        "examples", 16, "How many images, up to the batch size.", lower_bound=1, upper_bound=64
+        "examples", 16, "Number of images, up to the batch size.", lower_bound=1, upper_bound=64
     )
     flags.DEFINE_integer("step", 0, "Steps taken before the one that is shown.", lower_bound=0)
 
 
 def main(argv: list[str]) -> None:
-    """Draws what the command line names, and prints the files."""
+    """Draws the figure that the flags describe, and prints the files written."""
     options = flags.FLAGS
     if len(argv) > 1:
         raise UserError(f"got {argv[1]!r}, allowed are flags only; see --help")

@@ -1,12 +1,13 @@
-"""Batches of a set that doesn't fit in memory: read, decoded and cropped while training goes on.
+"""Streamed batches of sets that don't fit in memory, read, decoded and cropped during training.
 
-Everything follows from the seed and an example's position in the whole stream: which record it is, and where it is
-cropped. The stream is a Grain dataset with random access, so batch t is had at once and nothing of an iterator is
-saved. Positions belong to global batches, of which each process reads its own rows: any number of processes see
-the same batches, row for row.
+An example's record and crop follow from the seed and its position in the stream. The stream is a
+Grain dataset with random access: any batch can be read by index, and there is no iterator state to
+save. Positions belong to global batches, of which each process reads its own rows, so any number of
+processes sees the same batches, row for row.
 
-Threads decode (libjpeg and OpenCV work without Python's lock), and a thread of its own puts finished batches on the
-devices, two ahead of the step. What comes after the crop, flips and colours, happens there, in the compiled step.
+Threads decode (libjpeg and OpenCV release Python's lock), and a separate thread copies finished
+batches to the devices, two ahead of the step. Operations after the crop, such as flips and colours,
+run on the devices, in the compiled step.
 """
 
 import dataclasses
@@ -27,31 +28,34 @@ from etils import epath
 from randmix.data import catalog, photographs
 from randmix.errors import UserError
 
-# Images that a thread makes before it hands them over: one by one each costs 0.3 ms more, for Grain and for waking up.
+# Images that a thread decodes before it hands them over. Handing over single images costs 0.3 ms
+# more per image, for Grain and for waking up.
 _TOGETHER = 8
-# How often that many wait for their batch, for each thread. Grain's own 500 images take seconds to fill.
+# Groups of that many images buffered per thread. Grain's default of 500 takes seconds to fill.
 _BUFFERED = 2
 _BATCHES_AHEAD = 2
-# So many damaged images in a row aren't chance.
+# This many damaged images in a row aren't chance.
 _MOST_SKIPPED = 100
 _CROP_DRAWS = (10, 4)  # see photographs.random_box
 
+Example = dict[str, np.ndarray | np.generic]
 Batch = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """How images are read.
+    """Options for reading images.
 
     Attributes:
-        image_size: side of what a model is shown.
-        crop_scale: the least share of an image's area in a random training crop; see ``photographs.random_box``.
-        crop_aspect: the largest aspect ratio of such a crop.
-        eval_crop: the share of the shorter side that evaluation sees.
-        decoder: see ``photographs``.
-        workers: threads; 0 for one a core.
-        corrupt: 'fatal', or 'skip': the next record that isn't takes its place in training, evaluation is
-            without it, and each is named once.
+        image_size: side of a model's input in pixels.
+        crop_scale: lowest share of an image's area in a random training crop, in (0, 1]; see
+            ``photographs.random_box``.
+        crop_aspect: highest aspect ratio of such a crop, at least 1.
+        eval_crop: share of the shorter side that evaluation uses, in (0, 1].
+        decoder: one of ``photographs.DECODERS``.
+        workers: number of threads; 0 for one per core.
+        corrupt: 'fatal', or 'skip': the next intact record replaces a damaged one in training,
+            evaluation omits it, and each is logged once.
     """
 
     image_size: int = catalog.IMAGE_SIZE
@@ -64,11 +68,11 @@ class Reading:
 
 
 class Photographs:
-    """A prepared split, of which each record can be had cropped.
+    """A prepared split with random access to cropped images.
 
     Attributes:
-        examples: how many records are used.
-        corrupt: what was found damaged, row -> file name; of this process.
+        examples: the number of records used.
+        corrupt: damaged records found by this process, row -> file name.
     """
 
     def __init__(
@@ -83,14 +87,15 @@ class Photographs:
         """Opens a split.
 
         Args:
-            data_set: from ``catalog.get``; streamed.
+            data_set: from ``catalog.get``; it must be streamed.
             split: 'train' or 'test'.
-            data_dir: where TFDS keeps its data sets; None for its default.
-            reading: how.
-            examples: use the first ones only; None for all.
+            data_dir: TFDS's data directory; None for its default.
+            reading: options for reading images.
+            examples: use only this many examples, the first ones; None for all.
 
         Raises:
-            UserError: it isn't prepared, or its files are damaged; the decoder isn't installed.
+            UserError: the split isn't prepared, its files are damaged, or the decoder isn't
+                installed.
         """
         catalog.require_prepared(data_set.name, data_dir)
         self._name = f"{data_set.name}, {data_set.tfds_split(split)}"
@@ -105,8 +110,19 @@ class Photographs:
             raise catalog.damaged(self._directory, error) from error
         self.examples = len(self._source) if examples is None else examples
 
-    def for_training(self, row: int, draws: np.ndarray) -> Batch:
-        """A record, or the next one that isn't damaged, randomly cropped: ``image`` and ``label``."""
+    def for_training(self, row: int, draws: np.ndarray) -> Example:
+        """Returns a randomly cropped record; if it is damaged and skipped, the next intact one.
+
+        Args:
+            row: row number in 0 .. examples - 1.
+            draws: [10, 4] uniform in [0, 1); see ``photographs.random_box``.
+
+        Returns:
+            ``image`` [image_size, image_size, 3] uint8 and ``label`` [] int32.
+
+        Raises:
+            UserError: a record is damaged and that is fatal, or 100 in a row are.
+        """
         reading = self._reading
         crop = functools.partial(
             photographs.random_crop,
@@ -120,11 +136,16 @@ class Photographs:
             if example := self._read((row + further) % self.examples, crop):
                 return example
         raise UserError(
-            f"{self._name}: {_MOST_SKIPPED} damaged images in a row from record {row} on; prepare it again"
+            f"{self._name}: {_MOST_SKIPPED} damaged images in a row from record {row} on; "
+            "prepare it again"
         )
 
-    def for_evaluation(self, row: int) -> Batch:
-        """The centre of a record, and ``mask``: False if it is past the end, or damaged."""
+    def for_evaluation(self, row: int) -> Example:
+        """Returns a record's centre crop, ``image`` and ``label`` as in ``for_training``.
+
+        ``mask`` [] bool is False for padding: the row is past the end, or its record is damaged and
+        skipped.
+        """
         size = self._reading.image_size
         crop = functools.partial(
             photographs.centre_crop,
@@ -138,11 +159,11 @@ class Photographs:
             return {**example, "mask": np.bool_(False)}
         return {**example, "mask": np.bool_(True)}
 
-    def _read(self, row: int, crop: Callable[[bytes], np.ndarray]) -> Batch | None:
-        """A record with its image cropped; None, said once, if it is damaged and that isn't fatal."""
+    def _read(self, row: int, crop: Callable[[bytes], np.ndarray]) -> Example | None:
+        """Reads a record and crops its image; None if it is damaged and skipped, logged once."""
         try:
             record = self._source[row]
-        except RuntimeError as error:  # ArrayRecord's, which has a checksum over each chunk
+        except RuntimeError as error:  # from ArrayRecord, which checksums each chunk
             raise catalog.damaged(self._directory, error) from error
         try:
             return {"image": crop(record["image"]), "label": np.int32(record["label"])}
@@ -151,7 +172,7 @@ class Photographs:
             return None
 
     def _found_corrupt(self, row: int, file_name: str, error: Exception) -> None:
-        what = f"{self._name}: {file_name} (record {row}) is no whole image ({error})"
+        what = f"{self._name}: {file_name} (record {row}) is not a complete image ({error})"
         if self._reading.corrupt == "fatal":
             raise UserError(
                 f"{what}; set config.data.corrupt to skip, or prepare the data set without it"
@@ -164,21 +185,21 @@ class Photographs:
 
 
 @dataclasses.dataclass(frozen=True)
-class Positions(Sequence[Batch]):
-    """Examples by their position; each is made when it is asked for, on any thread.
+class Positions(Sequence[Example]):
+    """Lazy sequence of examples, each made on access, on any thread.
 
     Attributes:
-        length: how many there are.
-        example: makes one.
+        length: the number of examples.
+        example: makes the example of a position.
     """
 
     length: int
-    example: Callable[[int], Batch]
+    example: Callable[[int], Example]
 
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, position: int) -> Batch:
+    def __getitem__(self, position: int) -> Example:
         if not 0 <= position < self.length:
             raise IndexError(f"position {position} of {self.length}")
         return self.example(position)
@@ -193,22 +214,22 @@ def train_positions(
     start: int,
     stop: int,
 ) -> Positions:
-    """The examples that a process gives to the global batches of some steps.
+    """A process's examples in the global batches of a range of steps.
 
     Args:
         photographs: the training split.
-        seed: the run's, in 0 .. 2**32 - 1.
-        batch_size: examples in a global batch.
-        rows: which of them this process reads.
-        start, stop: steps, the first and the one after the last.
+        seed: the run's seed, in 0 .. 2**32 - 1.
+        batch_size: examples per global batch.
+        rows: rows of the batch that this process reads.
+        start, stop: the first step, and the one after the last.
 
     Returns:
-        len(rows) examples a step, ``image`` [image_size, image_size, 3] uint8 and ``label`` [] int32. An
-        epoch's remainder, less than a batch, is dropped.
+        len(rows) examples per step, ``image`` [image_size, image_size, 3] uint8 and ``label`` []
+        int32. An epoch's last incomplete batch is dropped.
     """
     n, rows = photographs.examples, tuple(rows)
 
-    def example(position: int) -> Batch:
+    def example(position: int) -> Example:
         later, i = divmod(position, len(rows))
         step = start + later
         row = _train_row(step, rows[i], n=n, seed=seed, batch_size=batch_size)
@@ -220,14 +241,15 @@ def train_positions(
 def eval_positions(
     photographs: Photographs, *, batch_size: int, rows: Sequence[int], start: int = 0
 ) -> Positions:
-    """The examples that a process gives to the batches of one pass, as ``train_positions``, with ``mask``.
+    """A process's examples in the batches of one pass; see ``train_positions``, plus ``mask``.
 
-    ``ceil(examples / batch_size)`` batches hold every example from ``start`` on exactly once; the last is padded.
+    ``ceil((examples - start) / batch_size)`` batches contain every example from row ``start`` on
+    exactly once; the last is padded.
     """
     rows = tuple(rows)
     batches = -(-(photographs.examples - start) // batch_size)
 
-    def example(position: int) -> Batch:
+    def example(position: int) -> Example:
         batch, i = divmod(position, len(rows))
         return photographs.for_evaluation(start + batch * batch_size + rows[i])
 
@@ -237,24 +259,24 @@ def eval_positions(
 def batches(
     examples: Positions, size: int, put: Callable[[Batch], Any], *, workers: int
 ) -> grain.DatasetIterator:
-    """Reads ahead: threads make the examples, in their order, another one puts each batch on the devices.
+    """Reads batches ahead: threads make the examples in order, another one puts them on devices.
 
     Args:
-        examples: of this process, whole batches.
-        size: how many of them make its part of a batch.
-        put: what to do with that part, arrays with the first axis ``size``.
+        examples: this process's examples, in complete batches.
+        size: number of examples in this process's part of a batch.
+        put: applied to that part, arrays with first axis ``size``.
         workers: see ``Reading``.
 
     Returns:
-        What ``put`` returns, batch by batch. ``close()`` ends its threads.
+        An iterator over the results of ``put``, batch by batch. Its ``close()`` ends the threads.
     """
     workers = workers or len(os.sched_getaffinity(0))
     together = math.gcd(size, _TOGETHER)
 
-    def piece(index: int) -> list[Batch]:
+    def piece(index: int) -> list[Example]:
         return [examples[position] for position in range(index * together, (index + 1) * together)]
 
-    def join(pieces: Sequence[list[Batch]]) -> Batch:
+    def join(pieces: Sequence[list[Example]]) -> Batch:
         whole = [example for piece in pieces for example in piece]
         return {name: np.stack([example[name] for example in whole]) for name in whole[0]}
 
@@ -269,7 +291,7 @@ def batches(
 
 
 def to_devices(split_batch: jax.sharding.NamedSharding) -> Callable[[Batch], dict[str, jax.Array]]:
-    """What makes global arrays of the rows that each process has."""
+    """Returns a function that assembles global arrays from each process's rows."""
 
     def put(batch: Batch) -> dict[str, jax.Array]:
         return {
@@ -281,13 +303,17 @@ def to_devices(split_batch: jax.sharding.NamedSharding) -> Callable[[Batch], dic
 
 
 def rows_of_this_process(batch_size: int, split_batch: jax.sharding.NamedSharding) -> list[int]:
-    """Which rows of a global batch live on this process's devices, ascending."""
-    places = split_batch.addressable_devices_indices_map((batch_size,)).values()
-    return sorted({row for (part,) in places for row in range(*part.indices(batch_size))})
+    """Rows of a global batch on this process's devices, ascending."""
+    rows: set[int] = set()
+    for index in split_batch.addressable_devices_indices_map((batch_size,)).values():
+        assert index is not None
+        (part,) = index
+        rows.update(range(*part.indices(batch_size)))
+    return sorted(rows)
 
 
 class TrainStream:
-    """The training split as the loop takes it; see ``arrays.TrainArrays``, its like in memory."""
+    """Streamed ``feeds.TrainFeed``; ``arrays.TrainArrays`` is its in-memory counterpart."""
 
     def __init__(
         self,
@@ -299,15 +325,15 @@ class TrainStream:
         workers: int,
         split_batch: jax.sharding.NamedSharding,
     ):
-        """Nothing is read before the first ``arguments``.
+        """Sets up the stream; nothing is read before the first call of ``arguments``.
 
         Args:
             photographs: the training split.
-            seed: the run's.
-            batch_size: examples in a global batch.
-            total_steps: of the run: nothing is read ahead beyond.
+            seed: the run's seed.
+            batch_size: examples per global batch.
+            total_steps: number of steps of the run; nothing is read ahead beyond them.
             workers: see ``Reading``.
-            split_batch: how a batch lies on the devices.
+            split_batch: sharding of a batch over the devices.
         """
         self.photographs = photographs
         rows = rows_of_this_process(batch_size, split_batch)
@@ -329,7 +355,7 @@ class TrainStream:
         self._next = 0
 
     def arguments(self, step: int) -> tuple[dict[str, jax.Array], None]:
-        """The batch of a step, and None for an order; quick if the steps follow on each other."""
+        """Returns the batch after ``step`` steps, and None as order; fast for successive steps."""
         if self._iterator is None or step != self._next:
             self.close()
             self._iterator = self._from(step)
@@ -341,14 +367,14 @@ class TrainStream:
         return np.asarray([self._row(step, i) for i in range(self._batch_size)])
 
     def close(self) -> None:
-        """Ends the threads that read ahead."""
+        """Stops the threads that read ahead."""
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
 
 
 class EvalStream:
-    """A split to be evaluated on; see ``arrays.EvalArrays``, its like in memory."""
+    """Streamed ``feeds.EvalFeed``; ``arrays.EvalArrays`` is its in-memory counterpart."""
 
     def __init__(
         self,
@@ -359,7 +385,12 @@ class EvalStream:
         split_batch: jax.sharding.NamedSharding,
         start: int = 0,
     ):
-        """Nothing is read before it is iterated over; ``start`` is the first row, the rest as ``TrainStream``."""
+        """Sets up the stream; nothing is read before iteration.
+
+        Args:
+            photographs, batch_size, workers, split_batch: see ``TrainStream``.
+            start: row of the first example.
+        """
         self._start = start
         self._photographs, self._workers = photographs, workers
         self._batch_size, self._split_batch = batch_size, split_batch
@@ -380,9 +411,11 @@ class EvalStream:
 
 
 def load(photographs: Photographs, *, workers: int = 0) -> Batch:
-    """All examples as evaluation sees them, in memory: ``image`` uint8 and ``label``, as ``catalog.load`` has them.
+    """Loads all examples into memory with the images that evaluation uses.
 
-    Damaged ones that are skipped are left out.
+    Returns:
+        ``image`` [N, image_size, image_size, 3] uint8 and ``label`` [N] int32, as in
+        ``catalog.load``, without damaged examples that are skipped.
     """
     n = photographs.examples
     iterator = batches(
@@ -399,20 +432,20 @@ def load(photographs: Photographs, *, workers: int = 0) -> Batch:
 
 
 def _train_row(step: int, i: int, *, n: int, seed: int, batch_size: int) -> int:
-    """Which of n examples is the i-th of the global batch that follows ``step`` others."""
+    """Row in 0..n-1 of the i-th example in the global batch after ``step`` steps."""
     epoch, batch = divmod(step, n // batch_size)
     return _shuffled(batch * batch_size + i, n, seed, epoch)
 
 
 def _shuffled(index: int, n: int, seed: int, epoch: int) -> int:
-    """Where a permutation of range(n) has ``index``; one for each seed and epoch, without making all of it."""
+    """Maps an index by a permutation of range(n) per seed and epoch, without storing it."""
     key = int(_seed_sequence(seed, "order", epoch).generate_state(1)[0])
     return grain.experimental.index_shuffle(index, max_index=n - 1, seed=key, rounds=4)
 
 
 def _uniform(seed: int, position: int) -> np.ndarray:
-    """[10, 4] float64 in [0, 1), of the seed and a position in the stream."""
-    # Raw bits and not a Generator's numbers: NumPy keeps these the same across versions.
+    """Uniform draws [10, 4] float64 in [0, 1) from the seed and a position in the stream."""
+    # Raw bits, not a Generator's numbers: NumPy guarantees these across versions.
     bits = np.random.Philox(_seed_sequence(seed, "crop", position)).random_raw(np.prod(_CROP_DRAWS))
     return ((bits >> np.uint64(11)) * 2.0**-53).reshape(_CROP_DRAWS)
 

@@ -1,4 +1,4 @@
-"""Random crops and flips, each example by its own key."""
+"""Random crops and flips, with one key per example."""
 
 from functools import partial
 
@@ -9,12 +9,12 @@ _ATTEMPTS = 10
 
 
 def crop_and_flip(keys: jax.Array, images: jax.Array, *, padding: int, flip: bool) -> jax.Array:
-    """Random crop of the zero-padded image, then a random flip left to right.
+    """Crops each zero-padded image at random, then flips it left to right at random.
 
     Args:
         keys: [N] typed keys.
         images: [N, H, W, C].
-        padding: pixels on each side; the crop's corner is uniform in 0..2 * padding, in each direction.
+        padding: pixels on each side; the crop's corner is uniform in 0..2 * padding on each axis.
         flip: whether to flip, with probability 1/2.
 
     Returns:
@@ -36,11 +36,12 @@ def _crop_and_flip_one(key: jax.Array, image: jax.Array, *, padding: int, flip: 
 
 
 def resized_crop(keys: jax.Array, images: jax.Array, *, scale: float, aspect: float) -> jax.Array:
-    """A random part of the image, stretched to the image's size; torchvision's RandomResizedCrop.
+    """Random crop of each image, resized to the image's size; torchvision's RandomResizedCrop.
 
-    Its share of the area is uniform in [scale, 1] and the logarithm of its aspect ratio (width over height) uniform
-    between those of 1/aspect and aspect; the first of ten such draws that fits is taken, or else the whole image.
-    Bilinear, with values rounded after each direction, as Pillow does: equal to it but for 1 in few pixels.
+    The crop's share of the area is uniform in [scale, 1], and the logarithm of its aspect ratio
+    (width over height) is uniform between those of 1/aspect and aspect. The first of ten draws that
+    fits is used, or else the full image. Resizing is bilinear and rounds after each direction, as
+    Pillow does; a few pixels differ from Pillow's, by 1.
 
     Args:
         keys: [N] typed keys.
@@ -62,9 +63,8 @@ def draw_box(
     key: jax.Array, *, height: int, width: int, scale: float, aspect: float
 ) -> tuple[jax.Array, ...]:
     """Draws (top, left, box height, box width), [] int32 each."""
-    numbers = jax.random.uniform(
-        key, (2 * _ATTEMPTS + 2,)
-    )  # all at once: each call is compiled anew
+    # In one call: each call would be compiled separately.
+    numbers = jax.random.uniform(key, (2 * _ATTEMPTS + 2,))
     area = (scale + (1 - scale) * numbers[:_ATTEMPTS]) * (height * width)
     ratio = aspect ** (2 * numbers[_ATTEMPTS:-2] - 1)
     h, w = jnp.round(jnp.sqrt(area / ratio)), jnp.round(jnp.sqrt(area * ratio))
@@ -79,9 +79,9 @@ def _resize_box(
     image: jax.Array, top: jax.Array, left: jax.Array, h: jax.Array, w: jax.Array
 ) -> jax.Array:
     height, width, _ = image.shape
-    # Precision: on an accelerator the default would round 0..255 to eight bits and the weights too.
+    # An accelerator's default precision would round both 0..255 and the weights to eight bits.
     einsum = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-    # Rounded half up, after either direction.
+    # Round half up after each direction.
     rows = jnp.floor(
         einsum("xj,ijc->ixc", _stretch(left, w, width), image.astype(jnp.float32)) + 0.5
     )
@@ -89,8 +89,8 @@ def _resize_box(
 
 
 def _stretch(start: jax.Array, length: jax.Array, size: int) -> jax.Array:
-    """Weights [size, size] that stretch positions start..start + length to all of them, by linear interpolation."""
+    """Linear-interpolation weights [size, size] that stretch start..start + length to 0..size."""
     source = (jnp.arange(size) + 0.5) * (length / size) - 0.5
-    # What lies outside of the box isn't seen: its edge pixels are repeated.
+    # Pixels outside the box are never read: its edge pixels repeat.
     source = start + jnp.clip(source, 0, length - 1)
     return jnp.maximum(0, 1 - jnp.abs(source[:, None] - jnp.arange(size)))

@@ -1,6 +1,7 @@
-"""Brightness, contrast, colour and sharpness: blends of an image with one that has less of it, as in ImageEnhance.
+"""Brightness, contrast, colour and sharpness, as in Pillow's ImageEnhance.
 
-The values are Pillow's, but for 1 in few pixels, where a machine fuses multiplication and addition.
+Each operation blends an image with a degenerate one that has less of the property. Values are
+Pillow's; on machines that fuse multiplication and addition a few pixels differ by 1.
 """
 
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-# What an image is blended with, for brightness, contrast, colour and sharpness.
+# The degenerate images for brightness, contrast, colour and sharpness.
 BLACK, MEAN, GRAY, SMOOTH = range(4)
 
 
@@ -19,13 +20,15 @@ def apply(
     *,
     degenerates: Sequence[int] = (BLACK, MEAN, GRAY, SMOOTH),
 ) -> jax.Array:
-    """Blends each image with its degenerate one: degenerate + factor * (image - degenerate), cut off to 0..255.
+    """Blends each image with its degenerate one.
+
+    Computes degenerate + factor * (image - degenerate), clipped to 0..255.
 
     Args:
-        images: [N, H, W, C] uint8; C is 3, or 1, whose colour is none, so that GRAY changes nothing.
-        degenerate: [N] int32, what the image is blended with.
-        factor: [N] float32; 0 gives the degenerate image, 1 the image, more of it enhances.
-        degenerates: those that occur; static.
+        images: [N, H, W, C] uint8; C is 1 or 3. With C = 1 GRAY changes nothing.
+        degenerate: [N] int32; BLACK, MEAN, GRAY or SMOOTH per image.
+        factor: [N] float32; 0 yields the degenerate image, 1 the original, above 1 enhances.
+        degenerates: the values that occur in ``degenerate``; static.
 
     Returns:
         [N, H, W, C] uint8.
@@ -48,11 +51,11 @@ def apply(
 
 
 def color_jitter(keys: jax.Array, images: jax.Array, strength: float) -> jax.Array:
-    """Brightness, contrast and saturation by random factors in a random order; torchvision's ColorJitter.
+    """Random brightness, contrast and saturation in random order; torchvision's ColorJitter.
 
     Args:
         keys: [N] typed keys.
-        images: [N, H, W, C] uint8; of C = 1 the saturation stays.
+        images: [N, H, W, C] uint8; with C = 1 the saturation is unchanged.
         strength: factors are uniform in [max(0, 1 - strength), 1 + strength].
 
     Returns:
@@ -71,7 +74,7 @@ def color_jitter(keys: jax.Array, images: jax.Array, strength: float) -> jax.Arr
 
 
 def _gray(images: jax.Array) -> jax.Array:
-    """Luminance by Pillow's fixed-point weights, [N, H, W, 1] int32."""
+    """Luminance with Pillow's fixed-point weights, [N, H, W, 1] int32."""
     images = images.astype(jnp.int32)
     if images.shape[-1] == 1:
         return images
@@ -80,13 +83,13 @@ def _gray(images: jax.Array) -> jax.Array:
 
 
 def _mean(gray: jax.Array) -> jax.Array:
-    """The mean rounded half up, [N, 1, 1, 1] int32; in whole numbers, which 4 million pixels don't overflow."""
+    """Mean rounded half up, [N, 1, 1, 1] int32; integer sums don't overflow up to 4M pixels."""
     _, h, w, _ = gray.shape
     return (2 * gray.sum((1, 2, 3), keepdims=True) + h * w) // (2 * h * w)
 
 
 def _smooth(images: jax.Array) -> jax.Array:
-    """Pillow's SMOOTH: the 3 x 3 mean with the middle counted five times, edge pixels as they are."""
+    """Pillow's SMOOTH: the 3 x 3 mean with the centre counted five times; edges are unchanged."""
     n, h, w, c = images.shape
     if h < 3 or w < 3:
         return images

@@ -1,4 +1,4 @@
-"""Random erasing (Zhong et al., arXiv 1708.04896) as timm has it in its mode "pixel"."""
+"""Random erasing (Zhong et al., arXiv 1708.04896), as in timm's mode "pixel"."""
 
 from functools import partial
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 _ATTEMPTS = 10
 _AREA = (0.02, 1 / 3)
-_ASPECT = 0.3  # the least; the largest is 1 / 0.3
+_ASPECT = 0.3  # the lowest; the highest is 1 / 0.3
 
 
 def random_erasing(
@@ -18,25 +18,29 @@ def random_erasing(
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
 ) -> jax.Array:
-    """Fills a random rectangle of an image with noise.
+    """Fills a random rectangle of each image with noise.
 
-    Its share of the area is uniform in 0.02..1/3, the logarithm of height over width between those of 0.3 and 1/0.3;
-    the first of ten draws that is smaller than the image in both directions is taken.
+    The rectangle's share of the area is uniform in 0.02..1/3, and the logarithm of its height over
+    width is uniform between those of 0.3 and 1/0.3. The first of ten draws that is smaller than the
+    image in both directions is used.
 
     Args:
         keys: [N] typed keys.
         images: [N, H, W, C] float32 in [0, 1].
-        probability: that an image is erased.
-        mean, std: a number a channel, the model's normalisation: the noise is normal, with mean 0 and standard
-            deviation 1, after it. Without them it is so before it. It isn't cut off to [0, 1].
+        probability: the probability that an image is erased, in [0, 1].
+        mean, std: the model's normalisation, one number per channel: the noise is standard normal
+            after it. If they are empty, the noise is standard normal before it. The noise isn't
+            clipped to [0, 1].
 
     Returns:
         [N, H, W, C] float32.
     """
-    mean, std = (
-        jnp.asarray(v or default, jnp.float32) for v, default in ((mean, (0.0,)), (std, (1.0,)))
+    one = partial(
+        _erase_one,
+        probability=probability,
+        mean=jnp.asarray(mean or (0.0,), jnp.float32),
+        std=jnp.asarray(std or (1.0,), jnp.float32),
     )
-    one = partial(_erase_one, probability=probability, mean=mean, std=std)
     return jax.vmap(one)(keys, images)
 
 
@@ -55,10 +59,9 @@ def _erase_one(
 def draw_box(
     key: jax.Array, *, height: int, width: int, probability: float
 ) -> tuple[jax.Array, ...]:
-    """Draws (whether to erase, top, left, box height, box width)."""
-    numbers = jax.random.uniform(
-        key, (2 * _ATTEMPTS + 3,)
-    )  # all at once: each call is compiled anew
+    """Draws (whether to erase, [] bool; top, left, box height, box width, [] int32 each)."""
+    # In one call: each call would be compiled separately.
+    numbers = jax.random.uniform(key, (2 * _ATTEMPTS + 3,))
     area = (_AREA[0] + (_AREA[1] - _AREA[0]) * numbers[:_ATTEMPTS]) * (height * width)
     aspect = _ASPECT ** (1 - 2 * numbers[_ATTEMPTS:-3])
     h, w = jnp.round(jnp.sqrt(area * aspect)), jnp.round(jnp.sqrt(area / aspect))

@@ -1,8 +1,11 @@
-"""Operations that give each value of a channel another one: tables of 256 entries, and one look-up for all of them.
+"""Value mappings of a channel: tables of 256 entries, and one lookup for all operations.
 
-Values are those of Pillow's ImageOps, tables included: exact, but for autocontrast, where Pillow's arithmetic is
-double precision's and falls 1 short of some quotients that are whole.
+Results equal those of Pillow's ImageOps exactly, except for autocontrast: Pillow computes it in
+double precision and falls 1 short of some integer quotients.
 """
+
+import functools
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -13,19 +16,21 @@ NONE, AUTOCONTRAST, EQUALIZE = range(3)
 def apply(
     images: jax.Array, stretch: jax.Array, add: jax.Array, threshold: jax.Array, bits: jax.Array
 ) -> jax.Array:
-    """Looks every value up in its image's table.
+    """Looks up every value in its image's table.
 
     Args:
         images: [N, H, W, C] uint8.
-        stretch: [N] int32; NONE, AUTOCONTRAST or EQUALIZE, where the others must be as they change nothing.
-        add: [N] int32, solarize-add: added to values below 128, up to 255; 0 changes nothing.
-        threshold: [N] int32, solarize: this and higher values are inverted; 0 inverts all, 256 none.
-        bits: [N] int32 in 0..8, posterize: the leading bits that are kept.
+        stretch: [N] int32; NONE, AUTOCONTRAST or EQUALIZE. The latter two ignore ``add``,
+            ``threshold`` and ``bits``.
+        add: [N] int32, for solarize-add: added to values below 128, up to 255; 0 changes nothing.
+        threshold: [N] int32, for solarize: values from it upwards are inverted; 0 inverts all, 256
+            none.
+        bits: [N] int32 in 0..8, for posterize: the number of leading bits to keep.
 
     Returns:
         [N, H, W, C] uint8.
     """
-    # Decided at lowering, as in `randmix.ops.depthwise`: gathers and scatters are what a TPU is worst at.
+    # Chosen at lowering, as in `randmix.ops.depthwise`: gathers and scatters are slow on a TPU.
     counts = jax.lax.platform_dependent(
         images, tpu=_histograms_by_comparison, default=jax.vmap(histograms)
     )
@@ -38,7 +43,7 @@ def apply(
 def _tables(
     counts: jax.Array, stretch: jax.Array, add: jax.Array, threshold: jax.Array, bits: jax.Array
 ) -> jax.Array:
-    """One image's, [C, 256] uint8, from its histograms [C, 256]."""
+    """One image's tables, [C, 256] uint8, from its histograms [C, 256]."""
     fixed = jnp.broadcast_to(_fixed(add, threshold, bits), counts.shape)
     tables = jnp.stack([fixed, jax.vmap(autocontrast)(counts), jax.vmap(equalize)(counts)])
     return tables[stretch].astype(jnp.uint8)
@@ -47,12 +52,15 @@ def _tables(
 def _look_up(tables: jax.Array, image: jax.Array) -> jax.Array:
     """[C, 256] and [H, W, C] uint8 -> [H, W, C] uint8."""
     *_, c = image.shape
-    # One flat table, so that an index is one number.
+    # A flat table makes an index one number.
     return tables.reshape(-1)[image.astype(jnp.int32) + 256 * jnp.arange(c)]
 
 
 def _look_up_by_selection(tables: jax.Array, images: jax.Array) -> jax.Array:
-    """The same of [N, C, 256] and [N, H, W, C]: four entries a word, and of 64 words each bit leaves half."""
+    """Batched `_look_up` by selection: [N, C, 256] and [N, H, W, C] -> [N, H, W, C] uint8.
+
+    A word packs four entries, and each bit of the value halves the 64 candidate words.
+    """
     n, c, _ = tables.shape
     entries = tables.astype(jnp.uint32).reshape(n, 1, 1, c, 64, 4)
     words = (entries << jnp.arange(0, 32, 8, dtype=jnp.uint32)).sum(-1, dtype=jnp.uint32)
@@ -67,22 +75,23 @@ def _look_up_by_selection(tables: jax.Array, images: jax.Array) -> jax.Array:
 
 
 def histograms(image: jax.Array) -> jax.Array:
-    """How often each value occurs in each channel of [H, W, C] uint8: [C, 256] int32."""
+    """Counts each value in each channel of an image [H, W, C] uint8; returns [C, 256] int32."""
     *_, c = image.shape
     index = (image.astype(jnp.int32) + 256 * jnp.arange(c)).reshape(-1)
-    # Flat and in bounds: 7 ns a value on a CPU, where a matrix product of one-hot digits takes 70.
+    # Flat and in bounds: 7 ns per value on a CPU; a matrix product of one-hot digits takes 70.
     return jnp.zeros(c * 256, jnp.int32).at[index].add(1, mode="promise_in_bounds").reshape(c, 256)
 
 
 def _histograms_by_comparison(images: jax.Array) -> jax.Array:
-    """The same of [N, H, W, C]: [N, C, 256] int32."""
+    """Batched `histograms` without a scatter: [N, H, W, C] uint8 -> [N, C, 256] int32."""
     _, h, *_ = images.shape
-    # What the eight bits of a counter hold.
-    return sum(_count(images[:, start : start + 255]) for start in range(0, h, 255))
+    # An eight-bit counter holds up to 255.
+    counts = (_count(images[:, start : start + 255]) for start in range(0, h, 255))
+    return functools.reduce(operator.add, counts)
 
 
 def _count(images: jax.Array) -> jax.Array:
-    """Histograms of up to 255 rows: a word has the counters of four values, so 64 comparisons do for 256."""
+    """Histograms of up to 255 rows: a word counts four values, so 64 comparisons cover 256."""
     n, _, _, c = images.shape
     values = images.astype(jnp.uint32)[:, None]
     ours = values >> 2 == jnp.arange(64, dtype=jnp.uint32)[:, None, None, None]
@@ -99,7 +108,7 @@ def _fixed(add: jax.Array, threshold: jax.Array, bits: jax.Array) -> jax.Array:
 
 
 def autocontrast(counts: jax.Array) -> jax.Array:
-    """The table, [256] int32 in 0..255, that spreads the values that occur over 0..255."""
+    """Table that stretches the occurring values to 0..255: [256] int32 from counts [256]."""
     values = jnp.arange(256)
     low, high = (counts > 0).argmax(), 255 - (counts[::-1] > 0).argmax()
     spread = jnp.clip((values - low) * 255 // jnp.maximum(high - low, 1), 0, 255)
@@ -107,7 +116,7 @@ def autocontrast(counts: jax.Array) -> jax.Array:
 
 
 def equalize(counts: jax.Array) -> jax.Array:
-    """The table, [256] int32 in 0..255, that spreads the pixels evenly over 0..255."""
+    """Table that spreads the pixels evenly over 0..255: [256] int32 from counts [256]."""
     values = jnp.arange(256)
     last = jnp.where(values == 255 - (counts[::-1] > 0).argmax(), counts, 0).sum()
     step = (counts.sum() - last) // 255

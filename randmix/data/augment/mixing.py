@@ -1,7 +1,7 @@
-"""Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899) as timm has them in its mode "batch".
+"""Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899), as in timm's mode "batch".
 
-One draw decides for a whole batch. Each image is mixed with its partner in the flipped batch: the last one with the
-first, and so on.
+One draw applies to the entire batch. Each image is mixed with its partner in the reversed batch:
+the first with the last, and so on.
 """
 
 import jax
@@ -17,18 +17,19 @@ def mix(
     probability: float,
     switch_probability: float,
 ) -> dict[str, jax.Array]:
-    """Mixes the images of a batch, and says how much of each label is left.
+    """Mixes the images of a batch and returns each label's weight.
 
     Args:
-        key: of the batch.
+        key: the batch's key.
         batch: ``image`` [N, H, W, C] float32 and ``label`` [N] int32.
-        mixup, cutmix: the alphas of their Beta(alpha, alpha) distributions; 0: not used, and one of them is.
-        probability: that a batch is mixed.
-        switch_probability: that it is by CutMix where both are used.
+        mixup, cutmix: alphas of their Beta(alpha, alpha) distributions; 0 disables one, and at
+            least one must be positive.
+        probability: the probability that a batch is mixed.
+        switch_probability: the probability of CutMix if both are enabled.
 
     Returns:
-        ``image``, ``label``, ``mixed_label`` [N] int32, the partner's, and ``label_weight`` [N] float32 in [0, 1],
-        that of ``label``; the partner's is 1 - label_weight.
+        ``image``; ``label``; ``mixed_label`` [N] int32, the partner's label; and ``label_weight``
+        [N] float32 in [0, 1], the weight of ``label``. The partner's weight is 1 - label_weight.
     """
     images, labels = batch["image"], batch["label"]
     n, h, w, _ = images.shape
@@ -59,7 +60,7 @@ def draw(
     probability: float,
     switch_probability: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """Draws the partner's share of each pixel, [H, W] float32, and the own label's weight, [] float32."""
+    """Draws the partner's share of each pixel, [H, W], and the own label's weight, []; float32."""
     uniform_key, beta_key = jax.random.split(key)
     used, switch, y, x = jax.random.uniform(uniform_key, (4,))
     cut = (switch < switch_probability) if mixup and cutmix else jnp.asarray(bool(cutmix))
@@ -73,12 +74,12 @@ def draw(
 
 
 def _box(y: jax.Array, x: jax.Array, side: jax.Array, height: int, width: int) -> jax.Array:
-    """1 inside a box around a middle, which the image's edges cut off, else 0: [H, W] float32.
+    """Box mask [H, W] float32: 1 inside the box, clipped at the image's edges, 0 elsewhere.
 
     Args:
-        y, x: the middle, in shares of the height and width.
-        side: the box's, in the same shares.
-        height, width: of the image.
+        y, x: the box's centre, as fractions of the height and width.
+        side: the box's side, as the same fractions.
+        height, width: the image's size in pixels.
     """
 
     def inside(middle: jax.Array, size: int) -> jax.Array:

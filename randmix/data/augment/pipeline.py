@@ -1,4 +1,4 @@
-"""What happens to a training batch between the data set and the model."""
+"""Augmentation of training batches: the steps between the data set and the model."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,34 +11,39 @@ from randmix.data import keys as streams
 from randmix.data.augment import crops, enhance, erasing, mixing, policies, randaugment
 from randmix.errors import UserError
 
-# Each example's own draws. Cropping and flipping take its key itself, whose first two children they split off:
-# `fold_in` of 0 and 1 would be the same two.
+# Draws per example. Cropping and flipping use the example's key itself and split it into two
+# children, which `fold_in` of 0 and 1 would repeat.
 _DRAWS = {"resized_crop": 2, "randaugment": 3, "color_jitter": 4, "random_erasing": 5}
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """Augments batches of uint8 images in the order of the attributes: a pure function of (seed, step, batch).
+    """Augmentation of uint8 image batches: a pure function of (seed, step, batch).
 
-    An example's draws follow from the seed and its position in the stream, a batch's from the seed and the step, so that
-    they are the same for any number of devices and processes. Everything but mixing is each example's own affair:
-    where a batch is split over devices, only mixing moves images.
+    Operations apply in the order of the attributes. An example's draws follow from the seed and its
+    position in the stream, a batch's from the seed and the step, so they are the same for any
+    number of devices and processes. All operations except mixing work on single examples: if a
+    batch is split over devices, only mixing moves images between them.
 
     Attributes:
-        crop_padding: pixels of zero padding for a random crop; 0: none.
-        crop_scale: the least share of the area of a random resized crop; 1: none.
-        crop_aspect: its largest aspect ratio, 1 or more.
-        flip: left to right with probability 1/2.
-        randaugment: a policy's text, see ``policies``; "": none.
-        color_jitter: brightness, contrast and saturation change by up to this factor; 0: none.
-        mixup: alpha; 0: none.
-        cutmix: alpha; 0: none.
-        mix_probability: that a batch is mixed.
-        mix_switch_probability: that it is by CutMix where both are used.
-        random_erasing: the probability that an image is erased in part. After mixing, as in timm's own training,
-            where the loader mixes.
-        mean, std: the model's normalisation, a number a channel in [0, 1], or (): what RandAugment of timm's fills
-            with, and the distribution of erasing's noise.
+        crop_padding: pixels of zero padding for a random crop; 0 disables it.
+        crop_scale: the lowest share of the area of a random resized crop, in (0, 1]; 1 disables it.
+        crop_aspect: the highest aspect ratio of that crop, at least 1.
+        flip: whether to flip left to right with probability 1/2.
+        randaugment: a policy's text, see ``policies``; "" disables it.
+        color_jitter: the largest relative change of brightness, contrast and saturation; 0 disables
+            it.
+        mixup: alpha; 0 disables it.
+        cutmix: alpha; 0 disables it.
+        mix_probability: the probability that a batch is mixed.
+        mix_switch_probability: the probability of CutMix if both are enabled.
+        random_erasing: the probability that a part of an image is erased. Erasing follows mixing,
+            as in timm's own training, where the loader mixes.
+        mean, std: the model's normalisation, one number per channel in [0, 1], or (): the fill
+            colour of timm's RandAugment, and the distribution of erasing's noise.
+
+    Raises:
+        UserError: a value is out of range, or both crops are enabled.
     """
 
     crop_padding: int = 0
@@ -65,42 +70,51 @@ class Augmentation:
         for name in ("mix_probability", "mix_switch_probability", "random_erasing"):
             _check(self, name, 0 <= getattr(self, name) <= 1, "0 to 1")
         if self.crop_padding and self.crop_scale < 1:
-            allowed = "1 where config.data.crop_padding isn't 0; choose one of the two crops"
+            allowed = "1 if config.data.crop_padding isn't 0; choose one of the two crops"
             _check(self, "crop_scale", False, allowed)
         policies.parse(self.randaugment)
 
     @classmethod
     def from_config(
-        cls, data: Mapping[str, Any], **normalization: tuple[float, ...]
+        cls,
+        data: Mapping[str, Any],
+        *,
+        mean: tuple[float, ...] = (),
+        std: tuple[float, ...] = (),
     ) -> "Augmentation":
-        """From a mapping with a key for each attribute, as ``config.data``, and ``mean`` and ``std``.
+        """Builds an augmentation from a config.
+
+        Args:
+            data: a mapping with a key for each attribute except ``mean`` and ``std``, such as
+                ``config.data``.
+            mean, std: see the attributes.
 
         Raises:
-            UserError: a value that isn't allowed.
+            UserError: a value is out of range.
         """
         names = [
             field.name for field in dataclasses.fields(cls) if field.name not in ("mean", "std")
         ]
-        return cls(**{name: data[name] for name in names}, **normalization)
+        return cls(**{name: data[name] for name in names}, mean=mean, std=std)
 
     @property
     def mixes(self) -> bool:
-        """Whether batches get second labels."""
+        """Whether batches have second labels."""
         return bool(self.mixup or self.cutmix)
 
     def __call__(
         self, batch: Mapping[str, jax.Array], *, seed: streams.Seed, step: jax.Array
     ) -> dict[str, jax.Array]:
-        """Augments the whole batch of a step, over all devices.
+        """Augments the global batch of a step.
 
         Args:
-            batch: ``image`` [N, H, W, C] uint8, C 1 or 3, and ``label`` [N] int32.
-            seed: the run's.
-            step: [] int32, steps taken before this one; example i has the position step * N + i.
+            batch: ``image`` [N, H, W, C] uint8, C = 1 or 3, and ``label`` [N] int32.
+            seed: the run's seed.
+            step: [] int32, steps taken before this one; example i has position step * N + i.
 
         Returns:
-            ``image`` float32, in [0, 1] but for erasing's noise, and ``label``; where batches are mixed, also
-            ``mixed_label`` and ``label_weight``, see ``mixing.mix``.
+            ``image`` [N, H, W, C] float32, in [0, 1] except for erasing's noise, and ``label``. If
+            batches are mixed, also ``mixed_label`` and ``label_weight``; see ``mixing.mix``.
         """
         keys = streams.example_keys(seed, step, len(batch["image"]))
         images = self._augment_values(keys, batch["image"]).astype(jnp.float32) / 255
@@ -125,7 +139,7 @@ class Augmentation:
         return batch
 
     def _augment_values(self, keys: jax.Array, images: jax.Array) -> jax.Array:
-        """All that is done to uint8 images."""
+        """Applies the operations on uint8 images."""
         *_, channels = images.shape
         if self.crop_scale < 1:
             crop_keys = _draw_keys(keys, "resized_crop")

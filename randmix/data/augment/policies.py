@@ -1,19 +1,21 @@
-"""RandAugment's policies: which operations there are, how strong, how often; read from the text of a config.
+"""RandAugment policies: their operations, magnitudes and probabilities, parsed from config text.
 
-"rand-m9-mstd0.5-inc1" is timm's, in its own words, each part but the first optional:
+"rand-m9-mstd0.5-inc1" is timm's policy in timm's syntax; all parts except the first are optional:
 
     rand        the family
-    m9          magnitude, 0 to 10; default 10
-    n2          operations an image; default 2
-    mstd0.5     each magnitude is drawn from a normal distribution around m with this standard deviation; over 100:
-                uniformly from 0 to m. Default 0
-    mmax12      magnitudes are cut off to 0..mmax; default 10
+    m9          magnitude, 0 to mmax; default 10
+    n2          operations per image; default 2
+    mstd0.5     each magnitude is drawn from a normal distribution around m with this standard
+                deviation; above 100: uniformly from 0 to m; default 0
+    mmax12      magnitudes are clipped to 0..mmax; default 10
     inc1        every operation gets stronger with the magnitude; without it some get weaker
 
-"torchvision-n2-m12" is torchvision's RandAugment(num_ops=2, magnitude=12), of 31 magnitudes from 0.
+"torchvision-n2-m12" is torchvision's RandAugment(num_ops=2, magnitude=12), with 31 magnitudes from
+0 to 30.
 
-timm applies each operation with probability 1/2, torchvision always, but has one that does nothing. Interpolation is
-bilinear for the one (timm itself draws bilinear or bicubic each time), nearest for the other, as its default is.
+timm applies each operation with probability 1/2. torchvision always applies them, but one of them
+is the identity. Interpolation is bilinear for timm's policy (timm itself draws bilinear or bicubic
+each time) and nearest for torchvision's, which is its default.
 """
 
 import dataclasses
@@ -30,14 +32,18 @@ from randmix.errors import UserError
 Number = float | jax.Array
 
 _KEY = "config.data.randaugment"
-_ALLOWED = '"" for none, timm\'s "rand-m9-mstd0.5-inc1" (parts m, n, mstd, mmax, inc1) or "torchvision-n2-m12" (parts n, m)'
+_ALLOWED = (
+    '"" for none, timm\'s "rand-m9-mstd0.5-inc1" (parts m, n, mstd, mmax, inc1) or '
+    '"torchvision-n2-m12" (parts n, m)'
+)
 _TIMM = (
-    "autocontrast", "equalize", "invert", "rotate", "posterize", "solarize", "solarize_add", "color", "contrast",
-    "brightness", "sharpness", "shear_x", "shear_y", "translate_x", "translate_y",
+    "autocontrast", "equalize", "invert", "rotate", "posterize", "solarize", "solarize_add",
+    "color", "contrast", "brightness", "sharpness", "shear_x", "shear_y", "translate_x",
+    "translate_y",
 )  # fmt: skip
 _TORCHVISION = (
-    "identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color", "contrast",
-    "sharpness", "posterize", "solarize", "autocontrast", "equalize",
+    "identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color",
+    "contrast", "sharpness", "posterize", "solarize", "autocontrast", "equalize",
 )  # fmt: skip
 _ENHANCE = ("color", "contrast", "brightness", "sharpness")
 
@@ -47,10 +53,11 @@ class Timm:
     """timm's RandAugment.
 
     Attributes:
-        magnitude: how strong, in 0..maximum.
-        count: operations an image, drawn with replacement.
-        magnitude_std: of the normal distribution that each magnitude is drawn from; infinity: uniform in 0..magnitude.
-        maximum: what magnitudes are cut off to.
+        magnitude: strength of the operations, in 0..maximum.
+        count: operations per image, drawn with replacement.
+        magnitude_std: standard deviation of the normal distribution of magnitudes; infinity means
+            uniform in 0..magnitude.
+        maximum: upper limit that magnitudes are clipped to.
         increasing: whether every operation gets stronger with the magnitude.
     """
 
@@ -66,11 +73,11 @@ class Timm:
 
     @property
     def steepest(self) -> float:
-        """Of ``warp.apply``: the sine of the largest angle, which no shear exceeds."""
+        """Argument of ``warp.apply``: the sine of the largest angle, which no shear exceeds."""
         return math.sin(math.radians(3.0 * self.maximum))
 
     def draw_level(self, key: jax.Array) -> Number:
-        """The magnitude of one operation."""
+        """Draws the magnitude of one operation, [] float32 in 0..maximum."""
         if self.magnitude_std == float("inf"):
             return jax.random.uniform(key, maxval=self.magnitude)
         level = self.magnitude + self.magnitude_std * jax.random.normal(key)
@@ -79,12 +86,15 @@ class Timm:
     def arguments(
         self, level: Number, sign: Number, height: int, width: int
     ) -> Mapping[str, Number]:
-        """What each operation that takes an argument is given, in the unit of ``randaugment.OPERATIONS``.
+        """Arguments of the operations that have one, in the units of ``randaugment.OPERATIONS``.
 
         Args:
             level: the magnitude.
             sign: 1 or -1.
-            height, width: of the image.
+            height, width: the image's size in pixels.
+
+        Returns:
+            Operation name -> argument.
         """
         bits, threshold = _whole(level * 0.4), _whole(level * 25.6)
         if self.increasing:
@@ -105,7 +115,7 @@ class Timm:
         }
 
     def fill(self, mean: tuple[float, ...], channels: int) -> tuple[int, ...]:
-        """What stands outside of the image: the data's mean, mid-gray where it isn't known."""
+        """Colour outside the image, C integers in 0..255: the data's mean, or else mid-gray."""
         return tuple(min(255, round(255 * m)) for m in mean) if mean else (128,) * channels
 
 
@@ -114,8 +124,8 @@ class Torchvision:
     """torchvision's RandAugment.
 
     Attributes:
-        magnitude: how strong, a whole number in 0..30.
-        count: operations an image, drawn with replacement.
+        magnitude: strength of the operations, an integer in 0..30.
+        count: operations per image, drawn with replacement.
     """
 
     magnitude: int = 9
@@ -127,17 +137,17 @@ class Torchvision:
 
     @property
     def steepest(self) -> float:
-        """As ``Timm.steepest``."""
+        """See ``Timm.steepest``."""
         return math.sin(math.radians(self.magnitude))
 
     def draw_level(self, key: jax.Array) -> Number:
-        """The magnitude: the same for all."""
+        """Returns the magnitude, which is the same for all operations."""
         return float(self.magnitude)
 
     def arguments(
         self, level: Number, sign: Number, height: int, width: int
     ) -> Mapping[str, Number]:
-        """As ``Timm.arguments``."""
+        """See ``Timm.arguments``."""
         share = level / 30
         return {
             "shear_x": sign * share * 0.3,
@@ -147,21 +157,20 @@ class Torchvision:
             "rotate": sign * share * 30,
             **dict.fromkeys(_ENHANCE, 1 + sign * share * 0.9),
             "posterize": 8 - jnp.round(share * 4),
-            "solarize": jnp.ceil(
-                255 - share * 255
-            ),  # a value is below it where it is below the number itself
+            # An integer is below the ceiling if and only if it is below the number itself.
+            "solarize": jnp.ceil(255 - share * 255),
         }
 
     def fill(self, mean: tuple[float, ...], channels: int) -> tuple[int, ...]:
-        """Black."""
+        """Colour outside the image: black."""
         return (0,) * channels
 
 
 def parse(text: str) -> Timm | Torchvision | None:
-    """Reads a policy; None of an empty text.
+    """Parses a policy's text; an empty text yields None.
 
     Raises:
-        UserError: a text that is no policy.
+        UserError: the text isn't a policy.
 
     >>> parse("rand-m9-mstd0.5-inc1")
     Timm(magnitude=9.0, count=2, magnitude_std=0.5, maximum=10.0, increasing=True)
@@ -183,7 +192,7 @@ def parse(text: str) -> Timm | Torchvision | None:
     return (_timm if family == "rand" else _torchvision)(given, text)
 
 
-# Part -> (whole numbers only, least, most).
+# Part -> (integers only, lowest, highest).
 _READERS = {
     "rand": {
         "m": (False, 0, 30),
@@ -200,7 +209,7 @@ def _number(name: str, digits: str, text: str) -> float:
     whole, least, most = _READERS[text.split("-")[0]][name]
     value = float(digits)
     if not least <= value <= most or (whole and value != int(value)):
-        kind = "a whole number of " if whole else ""
+        kind = "an integer from " if whole else ""
         raise UserError(
             f"{_KEY}: got {name}{digits} in {text!r}, allowed is {kind}{least} to {most} for {name}"
         )
@@ -212,7 +221,8 @@ def _timm(given: Mapping[str, float], text: str) -> Timm:
     magnitude = given.get("m", 10.0)
     if magnitude > maximum:
         raise UserError(
-            f"{_KEY}: got m{magnitude:g} in {text!r}, allowed is up to {maximum:g}; raise it by mmax, or lower m"
+            f"{_KEY}: got m{magnitude:g} in {text!r}, allowed is up to {maximum:g}; "
+            "raise the limit with mmax, or lower m"
         )
     return Timm(
         magnitude=magnitude,
@@ -228,5 +238,5 @@ def _torchvision(given: Mapping[str, float], text: str) -> Torchvision:
 
 
 def _whole(value: Number) -> Number:
-    """Cut off to a whole number, as Python's int() does, where single precision falls just short of one too."""
+    """Truncates as Python's int() does, even if single precision falls just short of an integer."""
     return jnp.floor(value + 1e-4)

@@ -1,10 +1,11 @@
-"""RandAugment (Cubuk et al., arXiv 1909.13719) on a whole batch, by the operations of Pillow.
+"""RandAugment (Cubuk et al., arXiv 1909.13719) on a batch, with Pillow's operations.
 
-Under ``vmap`` a switch over fifteen operations becomes all fifteen on every image. Here an operation is a point in the
-parameters of three passes, each of them one computation for the whole batch: a table for what maps values, a blend for
-what weakens or enhances, a warp for what moves pixels. All three are given the same images, and each image takes one
-result: a chain of them would come to the same, but XLA fuses a chain into one loop that computes the first passes anew
-for each neighbour that a later one reads. `benchmarks/augment.py` says what this costs.
+Under ``vmap`` a switch over fifteen operations would run all fifteen on every image. Here an
+operation is a point in the parameters of three passes, each one computation for the entire batch:
+a table maps values, a blend weakens or enhances, a warp moves pixels. All three receive the same
+images, and each image uses one result. A chain would be equivalent, but XLA fuses it into one loop
+that recomputes the first passes for each neighbour that a later pass reads.
+`benchmarks/augment.py` measures the cost.
 """
 
 from collections.abc import Callable
@@ -23,9 +24,10 @@ LOOKUP, ENHANCE, WARP = range(3)
 
 
 class Parameters(NamedTuple):
-    """Which pass an image takes, and what each is given; the defaults change nothing.
+    """An image's pass, and the parameters of all three; the defaults change nothing.
 
-    See ``lookup.apply``, ``enhance.apply`` and ``warp.apply`` for the rest.
+    ``taken`` is LOOKUP, ENHANCE or WARP. See ``lookup.apply``, ``enhance.apply`` and ``warp.apply``
+    for the others.
     """
 
     taken: Number = LOOKUP
@@ -38,7 +40,22 @@ class Parameters(NamedTuple):
     matrix: warp.Matrix = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
-# (argument, height, width) -> parameters. Arguments: degrees, bits, values, factors, pixels a pixel, pixels.
+class Drawn(NamedTuple):
+    """``Parameters`` as arrays, float32 for ``factor`` and ``matrix`` [6], else int32."""
+
+    taken: jax.Array
+    stretch: jax.Array
+    add: jax.Array
+    threshold: jax.Array
+    bits: jax.Array
+    degenerate: jax.Array
+    factor: jax.Array
+    matrix: jax.Array
+
+
+# (argument, height, width) -> parameters. Units of the arguments: rotate: degrees; posterize: bits;
+# solarize and solarize_add: pixel values; shear: pixels per pixel; translate: pixels; the others:
+# factors.
 OPERATIONS: dict[str, Callable[[Number, int, int], Parameters]] = {
     "identity": lambda _, h, w: Parameters(),
     "autocontrast": lambda _, h, w: Parameters(stretch=lookup.AUTOCONTRAST),
@@ -68,13 +85,14 @@ def randaugment(
     *,
     fill: tuple[int, ...],
 ) -> jax.Array:
-    """Applies ``policy.count`` random operations to each image, one after the other.
+    """Applies ``policy.count`` random operations to each image, sequentially.
 
     Args:
         keys: [N] typed keys.
-        images: [N, H, W, C] uint8, C 1 or 3.
-        policy: static.
-        fill: C numbers in 0..255, what moved images leave empty; see ``policy.fill``.
+        images: [N, H, W, C] uint8, C = 1 or 3.
+        policy: see ``policies.parse``; static.
+        fill: C numbers in 0..255, the colour of areas that moved images uncover; see
+            ``policy.fill``.
 
     Returns:
         [N, H, W, C] uint8.
@@ -87,15 +105,15 @@ def randaugment(
             images, drawn, fill=fill, interpolation=policy.interpolation, steepest=policy.steepest
         ), None
 
-    # A scan, so that the passes are compiled once and not for each operation.
+    # A scan compiles the passes once, not once per operation.
     keys = jax.vmap(partial(jax.random.split, num=policy.count), out_axes=1)(keys)
     return jax.lax.scan(operation, images, keys)[0]
 
 
 def draw(
     key: jax.Array, *, policy: policies.Timm | policies.Torchvision, height: int, width: int
-) -> Parameters:
-    """Draws one operation with its magnitude and sign, and whether it is applied at all."""
+) -> Drawn:
+    """Draws one operation with magnitude and sign, or no operation: scalars and a matrix [6]."""
     uniform_key, level_key = jax.random.split(key)
     which, used, signed = jax.random.uniform(uniform_key, (3,))
     sign = jnp.where(signed < 0.5, -1.0, 1.0)
@@ -109,33 +127,33 @@ def draw(
     return jax.tree.map(lambda *leaves: jnp.stack(leaves)[index], *choices)
 
 
-def pack(parameters: Parameters) -> Parameters:
-    """The same as arrays: int32, float32, and a matrix [6]."""
+def pack(parameters: Parameters) -> Drawn:
+    """Converts parameters to arrays."""
     kinds = {name: jnp.int32 if name in _WHOLE else jnp.float32 for name in Parameters._fields}
     packed = {
         name: jnp.asarray(value, kinds[name])
         for name, value in parameters._asdict().items()
         if name != "matrix"
     }
-    return Parameters(
+    return Drawn(
         **packed, matrix=jnp.stack([jnp.asarray(m, jnp.float32) for m in parameters.matrix])
     )
 
 
 def apply(
     images: jax.Array,
-    drawn: Parameters,
+    drawn: Drawn,
     *,
     fill: tuple[int, ...],
     interpolation: str,
     steepest: float = 1.0,
 ) -> jax.Array:
-    """The three passes, of which each image takes one.
+    """Runs the three passes and selects one result per image.
 
     Args:
         images: [N, H, W, C] uint8.
-        drawn: of each image, [N] and [N, 6].
-        fill, interpolation, steepest: of ``warp.apply``.
+        drawn: parameters per image, [N], and [N, 6] for the matrix.
+        fill, interpolation, steepest: see ``warp.apply``.
 
     Returns:
         [N, H, W, C] uint8.

@@ -1,51 +1,60 @@
-"""Pixels of moved images without a gather, which is what a TPU is worst at.
+"""Pixels of moved images without a gather, which is slow on a TPU.
 
-A matrix with a = e and a e - b d = 1 is three shears: of rows, of columns and of rows again (Paeth, A fast algorithm for
-general raster rotation, Graphics Interface 1986). By whole pixels each of them moves every row, or column, by a number
-of its own, in a few selections between shifted copies. The outcome isn't yet the image that is asked for, but every
-pixel of that lies within two or three of its place, and whole numbers say where: it is selected from so many shifted
-copies. Nothing is approximated; a gather gives the same pixels.
+A matrix with a = e and a e - b d = 1 decomposes into three shears: of rows, of columns and of rows
+again (Paeth, A fast algorithm for general raster rotation, Graphics Interface 1986). Rounded to
+whole pixels, each shear moves every row or column by its own amount, in a few selections between
+shifted copies. The result isn't the requested image yet, but every pixel of that image lies within
+two or three pixels of its place, at an integer offset that selects it from as many shifted copies.
+Nothing is approximated; a gather yields the same pixels.
 """
 
+import functools
 import math
+import operator
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-# Of a shift, done by one pass over the image: 1.75 GB moved for 40 images at 224 x 224; by 1 bit 1.92, by 3 bits 1.89.
+# Bits of a shift per pass over the image. Memory traffic for 40 images at 224 x 224: 1.75 GB; with
+# 1 bit 1.92 GB, with 3 bits 1.89 GB.
 _DIGIT_BITS = 2
 
 
 def pixels(
     image: jax.Array, matrix: jax.Array, *, steepest: float
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """Prepares to take pixels from near where a matrix says.
+    """Prepares to read pixels from near the positions that a matrix maps to.
 
     Args:
         image: [H, W, C] uint8, C at most 4; up to 4096 pixels high and wide.
-        matrix: [6] float32 (a, b, c, d, e, f), of a shear, a translation or a rotation; see ``warp``.
-        steepest: at least |b| and |d|, in 0..1; static. What is steeper gives wrong pixels.
+        matrix: [6] float32 (a, b, c, d, e, f) of a shear, translation or rotation; see ``warp``.
+        steepest: an upper bound of |b| and |d|, in 0..1; static. Steeper matrices yield wrong
+            pixels.
 
     Returns:
-        A function of two [H, W] int32, columns x and rows y: [H, W, C] uint32, the pixels at them, or at the edge where
-        they lie outside. They must lie within 1 of (a u + b v + c - 1/2, d u + e v + f - 1/2), where (u, v) is the
-        middle of the pixel in question, wherever that is inside of the image; elsewhere the result means nothing.
+        A function of columns x and rows y, both [H, W] int32, that returns the pixels there, [H, W,
+        C] uint32; positions outside the image read its edge. Positions must lie within 1 of
+        (a u + b v + c - 1/2, d u + e v + f - 1/2), where (u, v) is the centre of the output pixel,
+        if that is inside the image; elsewhere the result is undefined.
     """
     h, w, c = image.shape
     slope = steepest / (1 + math.sqrt(1 - steepest**2))
-    # How far a pixel can be from its place: 1 from where the matrix says, in x and in y, and 1/2 by each rounding, all
-    # under the shears that follow, which come to at most 1 and `steepest`; and 0.1 for the shears' own precision.
+    # A pixel's largest distance from its place: 1 from the matrix's position, in x and in y, and
+    # 1/2 from each rounding, all under the shears that follow, which amount to at most 1 and
+    # `steepest`; and 0.1 for the precision of the shears themselves.
     rows_off, columns_off = int(1.6 + 1.5 * steepest), int(2.1 + steepest + slope / 2)
     reach = int(slope * ((h - 1) / 2 + rows_off) + 0.6)
     margin = reach + columns_off
     outer, middle, inner = _shears(matrix, h)
 
-    # From the source to the place. What is shifted in from the other side is never selected.
+    # From the source to its place. Pixels that wrap around are never selected.
     canvas_h, canvas_w = h + 2 * rows_off, w + 2 * margin
     rows, columns = jnp.arange(-rows_off, h + rows_off)[:, None], jnp.arange(-margin, w + margin)
-    # A word has all channels of a pixel, so that they are moved at once.
-    words = sum(image[..., i].astype(jnp.uint32) << 8 * i for i in range(c))
+    # A word packs all channels of a pixel, so they move together.
+    words = functools.reduce(
+        operator.add, (image[..., i].astype(jnp.uint32) << 8 * i for i in range(c))
+    )
     words = _shift(
         words, (outer(jnp.arange(h)[:, None]) - margin) % w, w - 1, axis=1, size=canvas_w
     )
@@ -69,14 +78,15 @@ def pixels(
 
 
 def _shears(matrix: jax.Array, height: int) -> tuple[Callable[[jax.Array], jax.Array], ...]:
-    """Three functions of whole numbers: (x, y) is taken from (u + outer(v), v), v = y + middle(u), u = x + inner(y).
+    """The three shears (outer, middle, inner), functions of integers.
 
-    In 16.16 fixed point, for the same in a whole array as at one place, however a compiler fuses either. The inner
-    one is around the middle row: it moves less far.
+    Pixel (x, y) is read from (u + outer(v), v), where v = y + middle(u) and u = x + inner(y). They
+    use 16.16 fixed point, so an array and a single position agree however a compiler fuses either.
+    The inner shear is centred on the middle row, so it moves pixels less far.
     """
     a, b, c, d, e, f = matrix
     slope, middle_row = b / (1 + a), (height - 1) / 2
-    # From middles of pixels to their numbers.
+    # From pixel centres to pixel indices.
     c, f = c + (a + b - 1) / 2, f + (d + e - 1) / 2
     return (
         _line(slope, c + slope * (middle_row - f)),
@@ -86,13 +96,13 @@ def _shears(matrix: jax.Array, height: int) -> tuple[Callable[[jax.Array], jax.A
 
 
 def _line(slope: jax.Array, start: jax.Array) -> Callable[[jax.Array], jax.Array]:
-    """Rounds slope * position + start, as a function of the position."""
+    """Rounded slope * position + start, as a function of the integer position."""
     slope, start = (jnp.round(v * 65536).astype(jnp.int32) for v in (slope, start + 0.5))
     return lambda position: (slope * position + start) >> 16
 
 
 def _shift(words: jax.Array, amount: jax.Array, most: int, *, axis: int, size: int) -> jax.Array:
-    """Takes ``size`` words from position ``amount`` on, in 0..most, of the words repeated along the axis."""
+    """Returns ``size`` words from ``amount`` in 0..most on, of the words tiled along the axis."""
     starts = range(0, most.bit_length(), _DIGIT_BITS)
     digits = 1 << _DIGIT_BITS
     needed = size + digits ** len(starts) - 1
@@ -108,7 +118,7 @@ def _shift(words: jax.Array, amount: jax.Array, most: int, *, axis: int, size: i
 
 
 def _choose(index: jax.Array, choices: list[jax.Array]) -> jax.Array:
-    """choices[index], place by place."""
+    """Elementwise choices[index]."""
     chosen = choices[0]
     for i, choice in enumerate(choices[1:], 1):
         chosen = jnp.where(index == i, choice, chosen)

@@ -1,7 +1,7 @@
-"""Shears, translations and rotations: pixels taken by a matrix an image.
+"""Shears, translations and rotations: resampling by one matrix per image.
 
-A matrix (a, b, c, d, e, f) is Pillow's: the pixel with its middle at (x, y) is taken from the image at
-(a x + b y + c, d x + e y + f), or is the fill where that lies outside.
+A matrix (a, b, c, d, e, f) is Pillow's: the pixel with its centre at (x, y) is read from the image
+at (a x + b y + c, d x + e y + f), or is the fill colour if that lies outside.
 """
 
 from collections.abc import Callable
@@ -20,22 +20,22 @@ Take = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def shear_x(amount: Number) -> Matrix:
-    """Moves each row to the left by this many pixels a row."""
+    """Matrix that moves rows left, by ``amount`` pixels more per row."""
     return (1.0, amount, 0.0, 0.0, 1.0, 0.0)
 
 
 def shear_y(amount: Number) -> Matrix:
-    """Moves each column up by this many pixels a column."""
+    """Matrix that moves columns up, by ``amount`` pixels more per column."""
     return (1.0, 0.0, 0.0, amount, 1.0, 0.0)
 
 
 def translation(x: Number, y: Number) -> Matrix:
-    """Moves the image to the left and up by this many pixels."""
+    """Matrix that moves the image left by ``x`` and up by ``y`` pixels."""
     return (1.0, 0.0, x, 0.0, 1.0, y)
 
 
 def rotation(degrees: Number, height: int, width: int) -> Matrix:
-    """Turns the image counterclockwise around its middle."""
+    """Matrix that rotates the image counterclockwise around its centre."""
     angle = -jnp.deg2rad(degrees)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     x, y = width / 2, height / 2
@@ -50,21 +50,23 @@ def apply(
     interpolation: str = BILINEAR,
     steepest: float = 1.0,
 ) -> jax.Array:
-    """Takes every pixel from where its image's matrix says.
+    """Resamples each image by its matrix.
 
     Args:
         images: [N, H, W, C] uint8.
-        matrices: [N, 6] float32, of this module's functions.
-        fill: C numbers in 0..255, what lies outside of the image.
-        interpolation: NEAREST or BILINEAR; static. Both have Pillow's edges and roundings, its 16.16 fixed-point
-            positions for NEAREST; BILINEAR in single precision, which gives 1 more or less in few pixels.
-        steepest: at least the matrices' |b| and |d|, in 0..1; static. The less, the less a TPU has to do.
+        matrices: [N, 6] float32, from this module's functions.
+        fill: C numbers in 0..255, the colour outside the image.
+        interpolation: NEAREST or BILINEAR; static. Both follow Pillow's edges and rounding. NEAREST
+            uses its 16.16 fixed-point positions; BILINEAR uses single precision, so a few pixels
+            differ by 1.
+        steepest: an upper bound of the matrices' |b| and |d|, in 0..1; static. A lower bound is
+            less work for a TPU.
 
     Returns:
         [N, H, W, C] uint8.
     """
     program = partial(_apply, fill=fill, interpolation=interpolation)
-    # Decided at lowering, as in `randmix.ops.depthwise`.
+    # Chosen at lowering, as in `randmix.ops.depthwise`.
     return jax.lax.platform_dependent(
         images,
         matrices,
@@ -81,7 +83,7 @@ def _apply(
     interpolation: str,
     pixels: Callable[[jax.Array, jax.Array], Take],
 ) -> jax.Array:
-    """``apply`` by one way to take pixels: a function of an image and its matrix, as ``shears.pixels``."""
+    """``apply`` with a function that reads pixels, such as ``shears.pixels``."""
     sample = {NEAREST: _nearest, BILINEAR: _bilinear}[interpolation]
 
     def one(image: jax.Array, matrix: jax.Array) -> jax.Array:
@@ -93,7 +95,7 @@ def _apply(
 
 
 def _bilinear(take: Take, matrix: jax.Array, h: int, w: int) -> tuple[jax.Array, jax.Array]:
-    """Values [H, W, C] float32, to be cut off and not rounded, and what is inside, [H, W] bool."""
+    """Returns values [H, W, C] float32, to be truncated, and a mask of the inside, [H, W] bool."""
     x, y = jnp.arange(w) + 0.5, (jnp.arange(h) + 0.5)[:, None]
     a, b, c, d, e, f = matrix
     x, y = a * x + b * y + c, d * x + e * y + f
@@ -112,7 +114,7 @@ def _bilinear(take: Take, matrix: jax.Array, h: int, w: int) -> tuple[jax.Array,
 
 
 def _nearest(take: Take, matrix: jax.Array, h: int, w: int) -> tuple[jax.Array, jax.Array]:
-    """As ``_bilinear``; the values are whole."""
+    """See ``_bilinear``; the values are integers."""
     a, b, c, d, e, f = matrix
     start = jnp.stack([c + a * 0.5 + b * 0.5, f + d * 0.5 + e * 0.5])
     step_x, step_y, start = (
@@ -125,7 +127,7 @@ def _nearest(take: Take, matrix: jax.Array, h: int, w: int) -> tuple[jax.Array, 
 
 
 def _gather(image: jax.Array, matrix: jax.Array) -> Take:
-    """``shears.pixels`` of any matrix, by a gather."""
+    """``shears.pixels`` for any matrix, with a gather."""
     del matrix
     h, w, c = image.shape
 
