@@ -181,7 +181,7 @@ def strong(
     restarts: int = 10,
     norm: str = "linf",
 ) -> Array:
-    """The worst points found by many steps from many starts; as strong as any other attack here.
+    """Worst points over many steps from many starts; on no example weaker than FGSM or PGD-2.
 
     Restarts alternate between climbing the cross-entropy and climbing the margin, whose gradient
     doesn't vanish where the classifier is confident. Each starts at a random point of the ball and
