@@ -1,24 +1,27 @@
-"""Attacks on a classifier's input in pure JAX: FGSM, PGD-2, PGD, a strong one, and noise as their control.
+"""Attacks on a classifier's input in pure JAX: FGSM, PGD-2, PGD, a strong attack, and noise.
 
-The paper's section 4.3. FGSM (Goodfellow et al., arXiv 1412.6572) is its equation 4,
+Section 4.3 of the paper. FGSM (Goodfellow et al., arXiv 1412.6572) is its equation 4,
 
     adversarial = images + epsilon * sign(gradient of the loss with respect to the images),
 
-and PGD takes that step again and again, projected on the ball of radius epsilon around the clean image. FGSM and
-PGD-2 measure how sensitive a classifier is, not how robust: a strong attack belongs beside them.
+and PGD repeats that step, projecting onto the ball of radius epsilon around the clean image.
+FGSM and PGD-2 measure how sensitive a classifier is, not how robust: report a strong attack
+beside them, and random noise as the control.
 
 An attack is a function ``(classifier, images, labels, epsilon, keys) -> adversarial images``, where
 
-    classifier: images [N, H, W, C] float32 in [0, 1] -> logits [N, classes]. Each example must be scored by
-        itself: ``partial(model.apply, variables, train=False)``, and normalisation is inside the model.
+    classifier: images [N, H, W, C] float32 in [0, 1] -> logits [N, classes]. It must score each
+        example independently, as ``partial(model.apply, variables, train=False)`` does, and
+        normalise its input itself.
     images: [N, H, W, C] float32 in [0, 1].
-    labels: [N] int32, the true ones.
-    epsilon: [] float32, the ball's radius on the scale of the pixels: 8/255, not 8.
-    keys: [N] typed keys, an example's own, so that no result depends on how examples are put in batches; None
-        where nothing is drawn.
+    labels: [N] int32, the true classes.
+    epsilon: [] float32, the ball's radius in pixel values: 8/255, not 8.
+    keys: [N] typed keys, one per example, so that no result depends on the batching; None for
+        attacks that draw nothing.
 
-The result has the images' shape and lies in the ball and in [0, 1]. All of it may be jitted, and vmapped over
-epsilon: what doesn't depend on epsilon, the gradient at the clean images above all, is then computed once.
+The result has the shape of ``images`` and lies in the ball and in [0, 1]. Attacks can be jitted,
+and vmapped over epsilon: whatever doesn't depend on epsilon, above all the gradient at the clean
+images, is then computed once.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,13 +37,12 @@ from randmix.errors import UserError
 Array = jax.Array
 Classifier = Callable[[Array], Array]
 Loss = Callable[[Array, Array], Array]
-Perturb = Callable[
-    [Classifier, Array, Array], Array
-]  # an attack whose radius is set and that draws nothing
+# An attack with its radius bound that draws nothing at random.
+Perturb = Callable[[Classifier, Array, Array], Array]
 
 
 class Attempt(NamedTuple):
-    """Images [N, H, W, C] that were tried, and the classifier's logits [N, classes] for them."""
+    """Candidate images [N, H, W, C] and the classifier's logits [N, classes] for them."""
 
     images: Array
     logits: Array
@@ -50,14 +52,15 @@ def noise(
     classifier: Classifier,
     images: Array,
     labels: Array,
-    epsilon: Array,
+    epsilon: float | Array,
     keys: Array,
     *,
     norm: str = "linf",
 ) -> Array:
-    """The control: a perturbation as large as FGSM's in a direction that has nothing to do with the classifier.
+    """Random perturbation of the same size as FGSM's, independent of the classifier: the control.
 
-    Every pixel moves by epsilon up or down ("linf"), or the image by epsilon in a random direction ("l2").
+    Moves every pixel by epsilon up or down ("linf"), or the image by epsilon in a random direction
+    ("l2").
     """
     direction = _draw(balls.get(norm).surface, keys, images)
     return _move(images, images, epsilon * direction, epsilon, norm)
@@ -67,15 +70,15 @@ def ascent(
     classifier: Classifier,
     images: Array,
     labels: Array,
-    epsilon: Array,
+    epsilon: float | Array,
     *,
     steps: int,
     norm: str = "linf",
 ) -> tuple[Attempt, ...]:
-    """The points that equation 4 visits when it is applied again and again, from the clean images on.
+    """The points that repeated steps of equation 4 visit, starting at the clean images.
 
-    Point 0 is the clean images, point 1 FGSM, point 2 PGD-2: one pass forward and back for each but the last,
-    which takes the pass forward only.
+    Point 0 is the clean images, point 1 FGSM, point 2 PGD-2. Each costs one forward and backward
+    pass, except the last, which needs only the forward pass.
 
     Returns:
         ``steps + 1`` attempts.
@@ -92,12 +95,12 @@ def fgsm(
     classifier: Classifier,
     images: Array,
     labels: Array,
-    epsilon: Array,
+    epsilon: float | Array,
     keys: Array | None = None,
     *,
     norm: str = "linf",
 ) -> Array:
-    """Equation 4: one step of size epsilon along the sign of the gradient; along the gradient itself in "l2"."""
+    """Equation 4: one step of size epsilon along the gradient's sign ("l2": along the gradient)."""
     return ascent(classifier, images, labels, epsilon, steps=1, norm=norm)[-1].images
 
 
@@ -105,12 +108,12 @@ def pgd2(
     classifier: Classifier,
     images: Array,
     labels: Array,
-    epsilon: Array,
+    epsilon: float | Array,
     keys: Array | None = None,
     *,
     norm: str = "linf",
 ) -> Array:
-    """The paper's PGD-2 as read here: two steps of equation 4 from the clean images, each of size epsilon."""
+    """The paper's PGD-2, read as two steps of equation 4 of size epsilon from the clean images."""
     return ascent(classifier, images, labels, epsilon, steps=2, norm=norm)[-1].images
 
 
@@ -118,7 +121,7 @@ def pgd(
     classifier: Classifier,
     images: Array,
     labels: Array,
-    epsilon: Array,
+    epsilon: float | Array,
     keys: Array | None = None,
     *,
     steps: int,
@@ -131,20 +134,20 @@ def pgd(
 
     Args:
         classifier, images, labels, epsilon, keys: see the module's docstring.
-        steps: how many, 1 or more.
-        step_size: of each step, as a multiple of epsilon.
-        random_start: start anywhere in the ball, and not at the clean image.
-        restarts: how many random starts, 1 or more; of their last points the worst for the classifier counts,
-            example by example.
+        steps: number of steps, at least 1.
+        step_size: size of each step, as a multiple of epsilon.
+        random_start: start at a uniformly random point of the ball, not at the clean image.
+        restarts: number of random starts, at least 1; the result holds, for each example, the final
+            point that is worst for the classifier.
         norm: "linf" or "l2".
 
     Raises:
-        UserError: an argument out of its range, or several restarts from one place.
+        UserError: an argument is out of range, or there are several restarts but no random start.
     """
     _check(steps=steps, restarts=restarts)
     if restarts > 1 and not random_start:
         raise UserError(
-            f"restarts: got {restarts} without a random start, which would all end the same; allowed 1"
+            f"restarts: got {restarts} without a random start, which would all end alike; allowed 1"
         )
 
     def climb(restart: int | Array) -> Array:
@@ -171,28 +174,29 @@ def strong(
     classifier: Classifier,
     images: Array,
     labels: Array,
-    epsilon: Array,
+    epsilon: float | Array,
     keys: Array,
     *,
     steps: int = 50,
     restarts: int = 10,
     norm: str = "linf",
 ) -> Array:
-    """The worst that many steps from many starts find, and no weaker than the other attacks on any example.
+    """Worst points over many steps from many starts; on no example weaker than FGSM or PGD-2.
 
-    Restarts climb the cross-entropy and the margin in turn: the margin's gradient doesn't fade where the
-    classifier is sure of itself. Each starts anywhere in the ball and takes steps of 2.5 epsilon / steps. What
-    counts is the worst, example by example, of every point visited, of the clean images, ``noise``, FGSM and
-    PGD-2. The search ends early once no example of the batch is classified rightly.
+    Restarts alternate between climbing the cross-entropy and climbing the margin, whose gradient
+    doesn't vanish where the classifier is confident. Each starts at a random point of the ball and
+    takes steps of 2.5 epsilon / steps. For each example the result is the worst of all points
+    visited, of the clean image, ``noise``, FGSM and PGD-2. The search stops early once every
+    example of the batch is misclassified.
 
     Args:
         classifier, images, labels, epsilon, keys: see the module's docstring.
-        steps: of each restart, 1 or more.
-        restarts: 1 or more.
+        steps: number of steps of each restart, at least 1.
+        restarts: number of restarts, at least 1.
         norm: "linf" or "l2".
 
     Raises:
-        UserError: an argument out of its range.
+        UserError: an argument is out of range.
     """
     _check(steps=steps, restarts=restarts)
     step_size = 2.5 / steps
@@ -234,16 +238,17 @@ ATTACKS = {"noise": noise, "fgsm": fgsm, "pgd2": pgd2, "pgd": pgd, "strong": str
 def perturb_batch(
     variables: Mapping[str, Any], batch: Mapping[str, Array], *, model: Any, perturb: Perturb
 ) -> dict[str, Array]:
-    """The batch with its images attacked.
+    """Returns the batch with its images attacked.
 
-    The model is attacked in eval mode also where the batch is for training: it's what an attacker meets, an
-    example's perturbation then doesn't depend on the rest of the batch, and no running statistic can move.
+    The model is attacked in eval mode, for training batches too: that is the model an attacker
+    meets, an example's perturbation then doesn't depend on the rest of the batch, and no running
+    statistics change.
 
     Args:
-        variables: of the model.
-        batch: ``image`` and ``label``, as the loader gives them.
+        variables: the model's variables.
+        batch: ``image`` [N, H, W, C] float32 in [0, 1] and ``label`` [N] int32, as loaded.
         model: a Linen classifier.
-        perturb: static.
+        perturb: the attack to apply; static under jit.
     """
     classifier = partial(model.apply, variables, train=False)
     return {**batch, "image": perturb(classifier, batch["image"], batch["label"])}
@@ -252,20 +257,20 @@ def perturb_batch(
 def fgsm_on_share(
     classifier: Classifier, images: Array, labels: Array, *, epsilon: float, share: float = 1.0
 ) -> Array:
-    """FGSM on the first ``share`` of a batch, which is in random order; for training on it (section 4.3.1)."""
+    """FGSM on the first ``share`` (in [0, 1]) of a shuffled batch, for training (section 4.3.1)."""
     attacked = fgsm(classifier, images, labels, epsilon)
     count = round(share * images.shape[0])
-    # Selected and not sliced: a slice of a batch that is split over devices would move images between them.
+    # Selected, not sliced: slicing a batch that is sharded over devices would move images.
     return jnp.where(_column(jnp.arange(images.shape[0]) < count), attacked, images)
 
 
 def is_correct(logits: Array, labels: Array) -> Array:
-    """[N] bool: whether the largest of the logits [N, classes], the first of equals, is the label's."""
+    """[N] bool: whether the (first) largest of the logits [N, classes] is the label's."""
     return logits.argmax(-1) == labels
 
 
 def margin(logits: Array, labels: Array) -> Array:
-    """The largest of the other logits minus the label's, [N]; over 0 where the classifier is wrong.
+    """The largest other logit minus the label's, [N]; positive where the classifier is wrong.
 
     >>> margin(jnp.array([[3.0, 1.0, 2.0]]), jnp.array([0]))
     Array([-1.], dtype=float32)
@@ -275,13 +280,16 @@ def margin(logits: Array, labels: Array) -> Array:
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
-    """The cross-entropy of the true label, [N], written so that its gradient keeps its direction in float32.
+    """Cross-entropy of the true label, [N], whose gradient keeps its direction in float32.
 
-    log(1 + sum over the other logits of exp(other - own)) is -log softmax. But the gradient of the latter with
-    respect to the label's own logit is p - 1, which rounds to 0 once p is within 6e-8 of 1, while the others'
-    gradients, of the same sum, stay: a classifier that is sure of itself would look robust.
+    log(1 + sum over the other logits of exp(other - own)) equals -log softmax. But the gradient of
+    the latter with respect to the label's own logit is p - 1, which rounds to 0 once p is within
+    6e-8 of 1, while the gradients of the other logits, which have the same sum, remain: a
+    confident classifier would look robust.
 
-    >>> f"{cross_entropy(jnp.array([[30.0, 0.0, 0.0]]), jnp.array([0]))[0]:.2e}"  # 2 exp(-30); log_softmax gives 0
+    The loss below is 2 exp(-30), where log_softmax returns 0:
+
+    >>> f"{cross_entropy(jnp.array([[30.0, 0.0, 0.0]]), jnp.array([0]))[0]:.2e}"
     '1.87e-13'
     """
     own, others = _own_and_others(logits, labels)
@@ -298,46 +306,50 @@ def _own_and_others(logits: Array, labels: Array) -> tuple[Array, Array]:
 def _differentiate(
     classifier: Classifier, loss: Loss, images: Array, labels: Array
 ) -> tuple[Array, Array]:
-    """The logits, and the gradient of each example's loss with respect to its own image."""
+    """Logits, and the gradient of each example's loss with respect to its own image."""
 
     def total(images: Array) -> tuple[Array, Array]:
         logits = classifier(images)
-        return loss(
-            logits, labels
-        ).sum(), logits  # a sum: no example's gradient depends on the batch size
+        # A sum, so that no example's gradient depends on the batch size.
+        return loss(logits, labels).sum(), logits
 
     gradient, logits = jax.grad(total, has_aux=True)(images)
     return logits, gradient
 
 
 def _worse(labels: Array, one: Attempt, other: Attempt) -> Attempt:
-    """Of two attempts the worse for the classifier, example by example: wrong before right, then by margin."""
+    """The attempt worse for the classifier, per example: wrong before right, then by margin."""
     wrong, other_wrong = (~is_correct(attempt.logits, labels) for attempt in (one, other))
     larger = margin(other.logits, labels) > margin(one.logits, labels)
-    # By margin alone a tie of two logits, which argmax may decide either way, could hide a success.
+    # By margin alone, a tie of two logits, which argmax breaks either way, could hide a success.
     replaces = (other_wrong & ~wrong) | ((other_wrong == wrong) & larger)
     images = jnp.where(_column(replaces), other.images, one.images)
     return Attempt(images, jnp.where(replaces[:, None], other.logits, one.logits))
 
 
-def _move(images: Array, points: Array, step: Array, epsilon: Array, norm: str) -> Array:
-    """Where a step from ``points`` ends: back in the ball around ``images``, then in [0, 1].
+def _move(images: Array, points: Array, step: Array, epsilon: float | Array, norm: str) -> Array:
+    """Steps from ``points``, projects into the ball around ``images`` and clips to [0, 1].
 
-    Clipping brings each pixel nearer to the clean one, which is in [0, 1], so it can't leave the ball again.
+    Clipping moves each pixel closer to the clean one, which is in [0, 1], so the result stays in
+    the ball.
     """
     return jnp.clip(images + balls.get(norm).project(points - images + step, epsilon), 0, 1)
 
 
-def _start(images: Array, epsilon: Array, keys: Array, restart: int | Array, norm: str) -> Array:
-    """A random point in the ball, another for each restart and none of them where ``noise`` is."""
-    keys = jax.vmap(lambda key: jax.random.fold_in(key, restart + 1))(keys)
-    inside = _draw(balls.get(norm).inside, keys, images)
-    return _move(images, images, epsilon * inside, epsilon, norm)
+def _start(
+    images: Array, epsilon: float | Array, keys: Array | None, restart: int | Array, norm: str
+) -> Array:
+    """A random point in the ball, drawn anew for each restart and independent of ``noise``."""
+
+    def sample(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+        return balls.get(norm).inside(jax.random.fold_in(key, restart + 1), shape, dtype)
+
+    return _move(images, images, epsilon * _draw(sample, keys, images), epsilon, norm)
 
 
-def _draw(sample: Callable[..., Array], keys: Array, images: Array) -> Array:
+def _draw(sample: Callable[..., Array], keys: Array | None, images: Array) -> Array:
     if keys is None:
-        raise ValueError("keys: got None, expected [N] keys; this attack draws at random")
+        raise ValueError("keys: got None, allowed [N] keys; this attack draws at random")
     return jax.vmap(lambda key: sample(key, images.shape[1:], images.dtype))(keys)
 
 
@@ -348,5 +360,5 @@ def _check(**counts: int) -> None:
 
 
 def _column(values: Array) -> Array:
-    """[N] to [N, 1, 1, 1], to stand beside images."""
+    """Reshapes [N] to [N, 1, 1, 1], to broadcast against images."""
     return values[:, None, None, None]

@@ -1,10 +1,10 @@
-"""The project's one look for pictures, and how they are saved: PNG, SVG and the data as CSV.
+"""The figures' common style, and saving them as PNG and SVG with their data as CSV.
 
     @plots.style()
     def accuracy_figure(...) -> Figure:
         figure = plots.new_figure(5, 3)
         axes = figure.subplots()
-        axes.set(xlabel="depth (blocks a stage)", ylabel="test accuracy (%)")
+        axes.set(xlabel="depth (blocks per stage)", ylabel="test accuracy (%)")
         for i, (mode, values) in enumerate(results.items()):
             plots.mean_and_spread(axes, depths, values, label=mode, **plots.series(i))
         axes.legend()
@@ -12,16 +12,16 @@
 
     plots.save(accuracy_figure(...), "results/accuracy", rows)
 
-Pictures must be read in grey too: series differ in lightness, line and marker, and images have colour maps whose
-lightness rises with the value. Nothing here uses pyplot, whose figures are global state. Matplotlib is imported
-when a picture is drawn, so that training does without it.
+Figures must be legible in greyscale: series differ in lightness, line style and marker, and the
+lightness of image colour maps increases with the value. Nothing here uses pyplot, whose figures are
+global state. Matplotlib is imported only when a figure is drawn, so training works without it.
 """
 
 import contextlib
 import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from etils import epath
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# CIE lightness 18, 42, 54, 65 and 77 of 100, in an order that colour-blind readers tell apart too.
+# CIE lightness 18, 42, 54, 65 and 77 of 100, in an order that colour-blind readers can also tell.
 COLORS = ("#0b2a5b", "#b8323a", "#2f8f8b", "#df892f", "#a9c1dd")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _MARKERS = ("o", "s", "^", "D", "v")
 
-MAGNITUDE_MAP = "cividis"  # from 0 up
-SIGNED_MAP = "gray"  # around 0: mid-grey
+MAGNITUDE_MAP = "cividis"  # for values from 0 up
+SIGNED_MAP = "gray"  # for values around 0, which is mid-grey
 
 _STYLE = {
-    "font.family": "DejaVu Sans",  # comes with Matplotlib: the same on every machine
+    "font.family": "DejaVu Sans",  # ships with Matplotlib: the same on every machine
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 8,
@@ -60,29 +60,33 @@ _STYLE = {
     "lines.linewidth": 1.4,
     "lines.markersize": 4,
     "legend.frameon": False,
-    "legend.handlelength": 3,  # long enough to tell the lines
+    "legend.handlelength": 3,  # long enough to tell line styles apart
     "figure.dpi": 150,
     "savefig.dpi": 200,
     "savefig.bbox": "tight",
-    "svg.hashsalt": "randmix",  # the same picture is the same file
+    "svg.hashsalt": "randmix",  # the same figure yields the same file
 }
-# What would make two files of one picture differ.
+# Metadata that would make two files of the same figure differ.
 _METADATA = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """Matplotlib's settings while a picture is drawn; a context manager, or a decorator as ``@style()``."""
+    """Applies the figures' Matplotlib settings; a context manager, or a decorator ``@style()``."""
     import matplotlib
 
-    with matplotlib.rc_context(_STYLE):
+    # Matplotlib's hints ask for literal keys, which a dict[str, Any] doesn't have.
+    with matplotlib.rc_context(_STYLE):  # pyright: ignore[reportArgumentType]
         yield
 
 
-def new_figure(width: float, height: float, layout: str = "constrained") -> "Figure":
-    """An empty figure of that many inches that keeps its labels inside; to be drawn within `style`.
+def new_figure(
+    width: float, height: float, layout: Literal["constrained", "compressed"] = "constrained"
+) -> "Figure":
+    """Returns an empty figure, its size in inches, whose layout keeps labels inside.
 
-    The layout "compressed" is the one for images, whose panels have a fixed shape.
+    Draw on it within `style`. The layout "compressed" suits grids of images, whose aspect ratio is
+    fixed.
     """
     from matplotlib.figure import Figure
 
@@ -90,9 +94,10 @@ def new_figure(width: float, height: float, layout: str = "constrained") -> "Fig
 
 
 def series(index: int) -> dict[str, Any]:
-    """Colour, line and marker of the series at a place from 0, as keyword arguments of ``axes.plot``.
+    """Colour, line style and marker of series number ``index``, as arguments of ``axes.plot``.
 
-    The first five differ in lightness, and further ones in the pairing of colour and line: 25 in all.
+    Counting starts at 0. The first five differ in lightness, later ones in how colours and lines
+    are paired: 25 combinations in all.
 
     >>> series(0)
     {'color': '#0b2a5b', 'linestyle': '-', 'marker': 'o'}
@@ -105,14 +110,14 @@ def series(index: int) -> dict[str, Any]:
 def mean_and_spread(
     axes: "Axes", x: Sequence[float], values: np.ndarray, *, label: str, **appearance: Any
 ) -> None:
-    """Draws the mean over seeds as a line, with a band of one sample standard deviation around it.
+    """Draws the mean over seeds as a line within a band of one sample standard deviation.
 
     Args:
-        axes: where.
+        axes: the axes to draw on.
         x: [points].
-        values: [seeds, points]; with one seed there is no band.
-        label: for the legend.
-        **appearance: of ``axes.plot``, see `series`.
+        values: [seeds, points]; a single seed has no band.
+        label: the legend's entry.
+        **appearance: arguments of ``axes.plot``, see `series`.
     """
     values = np.asarray(values, float)
     mean = values.mean(axis=0)
@@ -125,9 +130,9 @@ def mean_and_spread(
 
 
 def tile(images: np.ndarray, *, gap: int = 1) -> np.ndarray:
-    """Images [rows, columns, h, w, ...] side by side: [rows (h + gap) - gap, columns (w + gap) - gap, ...].
+    """Tiles [rows, columns, h, w, ...] into [rows (h + gap) - gap, columns (w + gap) - gap, ...].
 
-    The gaps are NaN, which ``imshow`` leaves in the background's colour.
+    Gaps are NaN, which ``imshow`` leaves in the background colour.
 
     >>> tile(np.ones((1, 2, 1, 2)))
     array([[ 1.,  1., nan,  1.,  1.]])
@@ -143,19 +148,19 @@ def tile(images: np.ndarray, *, gap: int = 1) -> np.ndarray:
 def save(
     figure: "Figure", path: epath.PathLike, rows: Sequence[Mapping[str, Any]] = ()
 ) -> list[epath.Path]:
-    """Writes a figure, and the data that it shows, side by side; folders are made.
+    """Writes a figure and the data that it shows; creates missing folders.
 
     Args:
-        figure: drawn within `style`.
-        path: of the files, without a suffix.
-        rows: the data, one mapping of column to value each, all with the same columns; numbers that aren't whole
-            are written with six digits. Without rows there is no CSV.
+        figure: a figure drawn within `style`.
+        path: the files' path without a suffix.
+        rows: the data, one mapping from column to value per row, all with the same columns; floats
+            are written with six significant digits. Without rows no CSV is written.
 
     Returns:
-        The files: ``path.png``, ``path.svg`` and ``path.csv``.
+        The files written: ``path.png``, ``path.svg`` and ``path.csv``.
 
     Raises:
-        UserError: they can't be written.
+        UserError: the files can't be written.
     """
     path = epath.Path(path)
     files = {}
@@ -172,7 +177,8 @@ def save(
             file.write_bytes(content)
     except OSError as error:
         raise UserError(
-            f"{path.parent}: can't be written ({error.strerror}); give a folder that you may write to"
+            f"{path.parent}: can't be written ({error.strerror}); "
+            "give a folder that you may write to"
         ) from error
     return list(files)
 

@@ -1,13 +1,14 @@
-"""What smoothing the frozen filters gains under attack: the paper's section 4.3.3 and Figure 7.
+"""Accuracy gained under attack by smoothing frozen filters (section 4.3.3, Figure 7).
 
     python -m randmix.evaluate --workdir=runs/s0 --attacks=fgsm,pgd2        # model.filters=random
-    python -m randmix.evaluate --workdir=runs/s2 --attacks=fgsm,pgd2        # model.filters=smoothed, index 2
+    python -m randmix.evaluate --workdir=runs/s2 --attacks=fgsm,pgd2        # smoothed, index 2
     python -m randmix.smoothing --folders=runs/s0,runs/s2 --attack=fgsm
 
-A folder holds what randmix.evaluate wrote under attack: of runs that were trained from smoothed filters, or of one
-run whose filters were smoothed afterwards (randmix.evaluate --smoothing=2). One of them must be of index 0. It draws
-the relative gain in accuracy over that one against the smoothing index, a line an epsilon, and the clean accuracy,
-and writes smoothing.png, .svg and .csv into --out. Exit status: 0 done, 2 a mistake in the command.
+Each folder holds what randmix.evaluate measured under attack: of runs trained with smoothed
+filters, or of one run whose filters were smoothed after training (randmix.evaluate --smoothing=2).
+Exactly one folder must have smoothing index 0, the baseline. The figure shows the relative gain in
+accuracy over the baseline against the smoothing index, one line per epsilon, and the clean
+accuracy. Writes smoothing.png, .svg and .csv to --out. Exit status: 0 done, 2 a usage error.
 """
 
 import csv
@@ -30,8 +31,8 @@ class Curve(NamedTuple):
     """Accuracy under one attack.
 
     Attributes:
-        index: the smoothing index of the filters.
-        data: which data set and split.
+        index: the filters' smoothing index.
+        data: the data set and the examples evaluated.
         epsilons: [points], in 1/255, ascending.
         accuracies: [points], in [0, 1].
     """
@@ -43,17 +44,17 @@ class Curve(NamedTuple):
 
 
 def read(folder: epath.PathLike, attack: str) -> Curve:
-    """Reads what ``randmix.evaluate`` wrote into a folder.
+    """Reads the accuracies that ``randmix.evaluate`` wrote to a folder.
 
     Raises:
-        UserError: nothing is there, or not of this attack.
+        UserError: the folder has no accuracies under attack, or none for this attack.
     """
     folder = epath.Path(folder)
     files = [folder / name for name in ("attacks.csv", "attacks.json")]
     if not all(file.exists() for file in files):
         raise UserError(
-            f"{folder}: no accuracy under attack there; run python -m randmix.evaluate --workdir=... "
-            f"--attacks={attack} first"
+            f"{folder}: no accuracies under attack there; first run python -m randmix.evaluate "
+            f"--workdir=... --attacks={attack}"
         )
     rows = list(csv.DictReader(files[0].read_text().splitlines()))
     about = json.loads(files[1].read_text())
@@ -68,16 +69,16 @@ def read(folder: epath.PathLike, attack: str) -> Curve:
 
 
 def relative_gains(curves: Sequence[Curve]) -> np.ndarray:
-    """(accuracy - baseline) / baseline of each curve at each epsilon; the baseline is the curve of index 0.
+    """Relative gain of each curve at each epsilon: (accuracy - baseline) / baseline.
 
     Args:
-        curves: of one attack, one of them of index 0.
+        curves: curves of one attack, exactly one of them of smoothing index 0: the baseline.
 
     Returns:
-        [curves, points], NaN where the baseline is 0.
+        [curves, points] float64, NaN where the baseline is 0.
 
     Raises:
-        UserError: no baseline or two, or curves of different epsilons or data.
+        UserError: no baseline or several, or curves with different epsilons or data.
     """
     baselines = [curve for curve in curves if curve.index == 0]
     if len(baselines) != 1:
@@ -90,7 +91,8 @@ def relative_gains(curves: Sequence[Curve]) -> np.ndarray:
             got, allowed = getattr(curve, name), getattr(baseline, name)
             if got != allowed:
                 raise UserError(
-                    f"--folders: got {name} {got!r} at index {curve.index:g}, allowed {allowed!r} as at index 0"
+                    f"--folders: got {name} {got!r} at index {curve.index:g}, "
+                    f"allowed {allowed!r} as at index 0"
                 )
     base = np.asarray(baseline.accuracies)
     gains = np.asarray([curve.accuracies for curve in curves]) - base
@@ -99,7 +101,7 @@ def relative_gains(curves: Sequence[Curve]) -> np.ndarray:
 
 @plots.style()
 def figure(curves: Sequence[Curve], gains: np.ndarray, attack: str) -> "Figure":
-    """Relative gain against the index, a line an epsilon, and below it the clean accuracy."""
+    """Relative gain against the smoothing index, one line per epsilon, above the clean accuracy."""
     drawing = plots.new_figure(4.6, 4.6)
     above, below = drawing.subplots(2, 1, sharex=True, height_ratios=(2.5, 1))
     indices = [curve.index for curve in curves]
@@ -118,7 +120,11 @@ def figure(curves: Sequence[Curve], gains: np.ndarray, attack: str) -> "Figure":
 
 
 def draw(folders: Sequence[epath.PathLike], attack: str, out: epath.PathLike) -> list[epath.Path]:
-    """Draws folders of ``randmix.evaluate`` into ``out`` and returns the files; errors as of `relative_gains`."""
+    """Draws folders of ``randmix.evaluate`` and returns the files written to ``out``.
+
+    Raises:
+        UserError: as `read` and `relative_gains` do, or ``out`` can't be written.
+    """
     curves = sorted(read(folder, attack) for folder in folders)
     gains = relative_gains(curves)
     rows = [
@@ -136,20 +142,21 @@ def draw(folders: Sequence[epath.PathLike], attack: str, out: epath.PathLike) ->
 
 
 def define_flags() -> None:
-    """Defines the command line's flags; not at import, which a program with flags of its own may do."""
-    flags.DEFINE_list("folders", [], "What randmix.evaluate wrote, one for each smoothing index.")
-    flags.DEFINE_string("attack", "fgsm", "One of the attacks that were measured.")
-    flags.DEFINE_string("out", "runs/smoothing", "The folder to write to.")
+    """Defines the command-line flags; not at import, so that any program can import this module."""
+    flags.DEFINE_list("folders", [], "Folders of randmix.evaluate, one per smoothing index.")
+    flags.DEFINE_string("attack", "fgsm", "The attack to plot; it must have been measured.")
+    flags.DEFINE_string("out", "runs/smoothing", "Folder to write to.")
 
 
 def main(argv: list[str]) -> None:
-    """Draws the folders that the command line names, and prints the files."""
+    """Draws the folders named on the command line and prints the files written."""
     options = flags.FLAGS
     if len(argv) > 1:
         raise UserError(f"got {argv[1]!r}, allowed are flags only; see --help")
     if len(options.folders) < 2:
         raise UserError(
-            "--folders: give two or more, for example --folders=runs/s0,runs/s2; see --help"
+            f"--folders: got {len(options.folders)}, allowed two or more; "
+            "for example --folders=runs/s0,runs/s2"
         )
     for file in draw(options.folders, options.attack, options.out):
         print(file)

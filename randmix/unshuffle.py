@@ -1,15 +1,16 @@
-"""A picture of pixel un-shuffling: test images, what the models were shown of them, and what each run gives back.
+"""Pictures of pixel un-shuffling: test images, their shuffled versions and the reconstructions.
 
     python -m randmix.unshuffle --workdirs=runs/full
     python -m randmix.unshuffle --workdirs=runs/full,runs/chans,runs/space --out=figures
 
-A column is a test image, the first ones in the data set's own order, which is a mixed one. Below the rows
-"original" and "shuffled" comes a row for each run, with the PSNR of each image under it and the mean over the
-whole test split beside it. Pixels are clipped to [0, 1] to be shown; the PSNR is of the model's output as it is.
-Runs in one picture must have been given the same data set and the same permutation.
+Each column is a test image; they are the first ones in the data set's own order, in which classes
+are mixed. Below the rows "original" and "shuffled" there is one row per run, with the PSNR under
+each image and the mean over the entire test split beside the row. Pixels are clipped to [0, 1] for
+display; the PSNR is that of the unclipped output. All runs in one picture must share the data set
+and the permutation.
 
-It writes reconstructions.png, .svg and, with each PSNR, .csv. A run with the task "unshuffling" draws its own when
-it ends. Exit status: 0 done, 2 a mistake in the command.
+Writes reconstructions.png, .svg and, with every PSNR, .csv. A run with the task "unshuffling" draws
+its own picture when it ends. Exit status: 0 done, 2 a usage error.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from etils import epath
@@ -41,9 +43,9 @@ class Row:
     """A row of the picture.
 
     Attributes:
-        label: what stands beside it.
-        images: [N, H, W, C] float32; what lies outside of [0, 1] is clipped where it is shown.
-        psnr: of each image, [N], in dB; None: not shown.
+        label: text beside the row.
+        images: [N, H, W, C] float32; values outside [0, 1] are clipped for display.
+        psnr: [N], the PSNR of each image in dB; None for rows that show none.
     """
 
     label: str
@@ -54,23 +56,27 @@ class Row:
 def draw(
     workdirs: Sequence[epath.PathLike], folder: epath.PathLike, *, examples: int = 8
 ) -> list[epath.Path]:
-    """Draws runs into a folder and returns the files; on several processes all must call it, and process 0 draws.
+    """Draws runs into a folder and returns the files written.
+
+    With several processes all must call it; only process 0 draws, and the others return [].
 
     Args:
-        workdirs: of un-shuffling runs, one at least, in the order of their rows.
-        folder: it is made where it doesn't exist.
-        examples: how many test images, from the first on.
+        workdirs: folders of un-shuffling runs, at least one, in the order of the rows.
+        folder: folder to write to; created if missing.
+        examples: number of test images, starting with the first.
 
     Raises:
-        UserError: a workdir without such a run or a checkpoint, runs of different data sets or permutations, or
-            a folder that can't be written to.
+        UserError: a workdir holds no un-shuffling run or no checkpoint, the runs differ in their
+            data set or permutation, or the folder can't be written.
     """
     original, shuffled, *reconstructed = reconstructions(workdirs, examples=examples)
-    table = [
-        {"run": str(workdir), "image": i, "psnr": float(psnr)}
-        for workdir, row in zip(workdirs, reconstructed, strict=True)
-        for i, psnr in enumerate(row.psnr)
-    ]
+    table = []
+    for workdir, row in zip(workdirs, reconstructed, strict=True):
+        assert row.psnr is not None, "every reconstruction has a PSNR"
+        table += [
+            {"run": str(workdir), "image": i, "psnr": float(psnr)}
+            for i, psnr in enumerate(row.psnr)
+        ]
     if not distributed.is_primary():
         return []
     return plots.save(
@@ -79,9 +85,9 @@ def draw(
 
 
 def reconstructions(workdirs: Sequence[epath.PathLike], *, examples: int) -> list[Row]:
-    """The original images, the shuffled ones, and what the latest checkpoint of each run makes of those.
+    """Rows of the original images, the shuffled ones, and each run's reconstruction.
 
-    Arguments and errors are those of ``draw``.
+    Reconstructs with the latest checkpoint of each run. Arguments and errors are those of ``draw``.
     """
     run_configs = [_read_config(workdir) for workdir in workdirs]
     _check_comparable(workdirs, run_configs)
@@ -106,7 +112,7 @@ def reconstructions(workdirs: Sequence[epath.PathLike], *, examples: int) -> lis
 
 @plots.style()
 def figure(rows: Sequence[Row]) -> "Figure":
-    """Lays rows out, a column an image."""
+    """Lays out the rows, one column per image."""
     columns = len(rows[0].images)
     figure = plots.new_figure(1.6 + 0.8 * columns, 0.95 * len(rows))
     for row, axes in zip(rows, figure.subplots(len(rows), columns, squeeze=False), strict=True):
@@ -133,8 +139,8 @@ def _read_config(workdir: epath.PathLike) -> ConfigDict:
     config = artifacts.read_config(workdir)
     if config.task != "unshuffling":
         raise UserError(
-            f"{workdir}: a run with the task {config.task!r}, allowed are runs with the task 'unshuffling'; "
-            "train one with --config=configs/unshuffle.py"
+            f"{workdir}: got a run with the task {config.task!r}, allowed are runs with the task "
+            "'unshuffling'; train one with --config=configs/unshuffle.py"
         )
     return config
 
@@ -147,13 +153,14 @@ def _check_comparable(
         for key in _SHARED_KEYS:
             if other[key] != first[key]:
                 raise UserError(
-                    f"{workdirs[0]} and {workdir}: config.{key}: got {first[key]!r} and {other[key]!r}, allowed "
-                    "in one picture are runs of one data set and one permutation; draw them apart"
+                    f"{workdirs[0]} and {workdir}: config.{key}: got {first[key]!r} and "
+                    f"{other[key]!r}, allowed in one picture are runs that share the data set and "
+                    "the permutation; draw them separately"
                 )
 
 
 def _labels(run_configs: Sequence[ConfigDict]) -> list[str]:
-    """What tells runs apart: what each trains, and every key in which they differ."""
+    """A label for each run: what it trains, and the value of every key in which the runs differ."""
     sources = [groups.source(config) for config in run_configs]
     trained = [
         key if key == "groups" else config[key]
@@ -175,7 +182,7 @@ def _reconstruct(
 ) -> Row:
     run = runs.load(workdir)
     outputs = jax.jit(run.model.apply)(run.variables, shuffled)
-    psnr = tasks.unshuffling_metrics(outputs, {"target": images})["psnr"]
+    psnr = tasks.unshuffling_metrics(outputs, {"target": jnp.asarray(images)})["psnr"]
     if result := artifacts.read_result(epath.Path(workdir)):
         label += f"\nmean {result['metrics']['test_psnr']:.2f} dB"
     else:
@@ -184,24 +191,24 @@ def _reconstruct(
 
 
 def define_flags() -> None:
-    """Defines the command line's flags; not at import, which a program with flags of its own may do."""
-    flags.DEFINE_list("workdirs", [], "The folders of the runs, in the order of their rows.")
+    """Defines the command-line flags; not at import, so that any program can import this module."""
+    flags.DEFINE_list("workdirs", [], "The runs' folders, in the order of their rows.")
     flags.DEFINE_string(
         "out",
         None,
-        "The folder to write to. Default: the run's where there is one run, else runs/unshuffle.",
+        "Folder to write to. Default: the run's folder for a single run, else runs/unshuffle.",
     )
-    flags.DEFINE_integer("examples", 8, "How many test images.", lower_bound=1, upper_bound=32)
+    flags.DEFINE_integer("examples", 8, "Number of test images.", lower_bound=1, upper_bound=32)
 
 
 def main(argv: list[str]) -> None:
-    """Draws the runs that the command line names, and prints the files."""
+    """Draws the runs named on the command line and prints the files written."""
     options = flags.FLAGS
     if len(argv) > 1:
         raise UserError(f"got {argv[1]!r}, allowed are flags only; see --help")
     if not options.workdirs:
         raise UserError(
-            "--workdirs is missing; give the folders of runs, for example --workdirs=runs/a,runs/b"
+            "--workdirs is missing; list the runs' folders, for example --workdirs=runs/a,runs/b"
         )
     out = options.out or (options.workdirs[0] if len(options.workdirs) == 1 else "runs/unshuffle")
     for file in draw(options.workdirs, out, examples=options.examples):

@@ -241,7 +241,7 @@ def test_a_sweep_hands_seeds_over(tmp_path, monkeypatch):
     assert training.train_seeds(configs(), folders(tmp_path), 3) == [None] * 3
     assert calls == [[0, 3, 7], 0, 3, 7]
     assert (
-        "MemoryError: all of it\ntogether it failed"
+        "MemoryError: all of it\ntraining the seeds together failed"
         in (folders(tmp_path)[2] / "log.txt").read_text()
     )
     error = Preempted("stopped")

@@ -170,7 +170,7 @@ def test_a_dry_run_lists_and_makes_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("error", "status", "message"),
     [
-        ("preemption.Preempted('stopped')", 75, "stopped; the same command goes on from there"),
+        ("preemption.Preempted('stopped')", 75, "stopped; run the same command to resume"),
         ("MemoryError('all of it')", 1, "failed: MemoryError: all of it"),
     ],
 )

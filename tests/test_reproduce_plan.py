@@ -85,8 +85,8 @@ def test_overrides_reach_the_runs_that_have_the_key_and_the_attack():
     [
         ("epochs", "allowed is KEY=VALUE"),
         ("epoch=2", "no config has the key 'epoch'; did you mean 'epochs'"),
-        ("model.depth=2", "model.depth is what the experiments vary"),
-        ("seed=2", "seed is what the experiments vary"),
+        ("model.depth=2", "model.depth is varied by the experiments"),
+        ("seed=2", "seed is varied by the experiments"),
         ("attack.example=2", "allowed are attack.epsilons"),
         ("attack.examples=all", "allowed are attack.epsilons"),
     ],

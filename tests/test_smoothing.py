@@ -62,7 +62,7 @@ def test_the_command_line(folders, tmp_path):
     done = command.run("randmix.smoothing", f"--folders={folders[0]}")
     assert (done.status, done.err) == (
         2,
-        "randmix: --folders: give two or more, for example --folders=runs/s0,runs/s2; see --help\n",
+        "randmix: --folders: got 1, allowed two or more; for example --folders=runs/s0,runs/s2\n",
     )
 
 
@@ -85,6 +85,6 @@ def test_what_cannot_be_compared(folders, tmp_path):
     )
     empty = tmp_path / "empty"
     assert message(zero, empty) == (
-        f"{empty}: no accuracy under attack there; run python -m randmix.evaluate --workdir=... "
-        "--attacks=fgsm first"
+        f"{empty}: no accuracies under attack there; first run python -m randmix.evaluate "
+        "--workdir=... --attacks=fgsm"
     )

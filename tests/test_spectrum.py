@@ -124,7 +124,7 @@ def test_1024_filters_of_9_x_9_take_less_than_10_seconds():
     [
         (
             np.ones((3, 3, 0)),
-            "filter bank: got shape [3, 3, 0], which has no filters; give one or more",
+            "filter bank: got shape [3, 3, 0], allowed is at least one filter",
         ),
         (
             np.ones((3, 4, 2)),
@@ -341,7 +341,7 @@ def test_help_is_enough():
         assert words in done.out
 
 
-RANDOM = "allowed are whole numbers from 1 to 1,000,000, with commas between"
+RANDOM = "allowed are whole numbers from 1 to 1,000,000, separated by commas"
 
 
 @pytest.mark.parametrize(
@@ -357,15 +357,15 @@ RANDOM = "allowed are whole numbers from 1 to 1,000,000, with commas between"
         (["--random="], f"--random=: {RANDOM}"),
         (
             ["--random=4", "--smoothing=-1"],
-            "--smoothing=-1: allowed are numbers from 0, with commas between",
+            "--smoothing=-1: allowed are numbers from 0, separated by commas",
         ),
         (
             ["--random=4,8", "--smoothing=1"],
-            "--smoothing takes one bank of one seed: give --random one size, and no --seeds",
+            "--smoothing plots one bank of one seed: give --random a single size, and no --seeds",
         ),
         (
             ["--workdir=x", "--kernel_size=3"],
-            "--kernel_size goes with --random; the filters of --workdir are as they are",
+            "--kernel_size applies to --random only; the filters of --workdir are fixed",
         ),
         (
             ["--workdir=/nowhere/run"],

@@ -229,10 +229,11 @@ def test_runs_that_do_not_fit_into_one_picture(whole, tmp_path):
         unshuffle.draw([workdir, tmp_path / "seed"], tmp_path)
     assert str(error.value) == (
         f"{workdir} and {tmp_path / 'seed'}: config.permutation_seed: got 0 and 1, allowed in one picture are "
-        "runs of one data set and one permutation; draw them apart"
+        "runs that share the data set and the permutation; draw them separately"
     )
     with pytest.raises(
-        UserError, match="a run with the task 'classification', allowed are runs with the task 'u"
+        UserError,
+        match="got a run with the task 'classification', allowed are runs with the task 'u",
     ):
         unshuffle.draw([tmp_path / "classifier"], tmp_path)
     with pytest.raises(UserError, match="no run there"):
@@ -243,7 +244,7 @@ def test_runs_that_do_not_fit_into_one_picture(whole, tmp_path):
 @pytest.mark.parametrize(
     ("module", "arguments", "message"),
     [
-        ("randmix.unshuffle", [], "--workdirs is missing; give the folders of runs"),
+        ("randmix.unshuffle", [], "--workdirs is missing; list the runs' folders"),
         (
             "randmix.unshuffle",
             ["--workdirs=/nowhere"],

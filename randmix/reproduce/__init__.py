@@ -1,16 +1,19 @@
-"""The paper's experiments, from configs to a report: ``python -m randmix.reproduce --preset=digits --workdir=...``.
+"""Reproduction of the paper's experiments, from configs to a report.
 
-The rooms, from below:
+    python -m randmix.reproduce --preset=digits --workdir=...
 
-- `presets`: for each preset the configs of each experiment, as tables.
-- `plan`: the runs that they make together, each once; what they cost; who of several jobs takes which.
-- `training`: the one place where runs are trained, those that differ only in seed together.
-- `sweep`: takes the runs of a plan one after the other, under locks, through failures and signals.
-- `measurements`: what is measured on trained runs, kept in files beside them.
-- `records`: every number, with the run that it comes from.
+Modules, from the bottom up:
+
+- `presets`: tables of the configs of each experiment, for each preset.
+- `plan`: the distinct runs that they amount to, their cost, and their division among jobs.
+- `training`: trains runs; those that differ only in their seed can be trained together.
+- `sweep`: executes a plan under locks, surviving failures and signals.
+- `measurements`: measurements of trained runs, stored in files beside them.
+- `counting`: parameter counts compared with the paper's equations.
+- `records`: all numbers, each with the run that it comes from.
 - `statistics`: effects over seeds with their confidence intervals.
-- `claims`: what the paper claims, what confirms and what refutes it, and the verdicts.
-- `experiments`, `figures`, `tables`, `neighbours`: what a reader sees of each experiment.
+- `claims`: the paper's claims, the rules that judge them, and the verdicts.
+- `experiments`, `figures`, `pictures`, `tables`, `neighbours`: the contents of the report.
 - `report`: the page, its data and its figures.
 - `__main__`: the command line.
 """

@@ -1,29 +1,33 @@
-"""Runs the paper's experiments and writes a report with every figure and a verdict on every claim.
+"""Runs the paper's experiments and writes a report with all figures and a verdict on every claim.
 
     python -m randmix.reproduce --preset=digits --workdir=runs/reproduce
-    python -m randmix.reproduce --preset=fashion_mnist --experiments=E2,E5 --workdir=runs/fashion --dry_run
+    python -m randmix.reproduce --preset=fashion_mnist --experiments=E2,E5 --dry_run
     python -m randmix.reproduce --preset=cifar --workdir=/shared/cifar --shard=3/8
-    python -m randmix.reproduce --preset=cifar --override=data.subset=0.1,epochs=10,attack.examples=500
+    python -m randmix.reproduce --preset=cifar --override=data.subset=0.1,attack.examples=500
 
-Presets, from seconds to weeks (their tables are in randmix/reproduce/presets.py):
+Presets, from a minute to weeks (their tables are in randmix/reproduce/presets.py):
 
-    smoke           all experiments, a minute: that the code runs
-    digits          all experiments in small on scikit-learn's digits: the demonstration, on two CPU cores
-    fashion_mnist   all experiments on the real Fashion-MNIST: half an hour of a GPU, or a night of two CPU cores
-    cifar           the paper's sizes on CIFAR-10 and -100, and un-shuffling on MNIST, Fashion-MNIST and CIFAR-10
+    smoke           all experiments in a minute: checks that the code runs
+    digits          all experiments on a small scale, on scikit-learn's digits: the demonstration,
+                    on two CPU cores
+    fashion_mnist   all experiments on the real Fashion-MNIST: half an hour on a GPU, or a night on
+                    two CPU cores
+    cifar           the paper's sizes on CIFAR-10 and CIFAR-100, and un-shuffling on MNIST,
+                    Fashion-MNIST and CIFAR-10
     imagenet        the paper's sizes on ImageNet-1k
 
-It leaves
+Writes
 
-    WORKDIR/runs/NAME/           a folder for each run, as python -m randmix.main leaves it, with log.txt
+    WORKDIR/runs/NAME/           one folder per run, as from python -m randmix.main, with log.txt
     WORKDIR/report/index.html    the report, in one file
     WORKDIR/report/              results.csv, verdicts.json, figures/
 
-The same command goes on where it was stopped, or failed; what is finished is never run again. Several jobs share a
-workdir on one file system with --shard=i/n each; then the command without --shard writes the report.
+After an interruption or a failure, the same command resumes; finished runs are never repeated.
+Several jobs can share a workdir on one file system, each with its own --shard=i/n; afterwards, the
+command without --shard writes the report.
 
-Exit status: 0 done, 1 a run or measurement failed (the report says which) or a bug, 2 a mistake in the command, 75 stopped
-by a signal and saved.
+Exit status: 0 done, 1 a run or measurement failed (the report says which) or a bug, 2 a usage
+error, 75 stopped by a signal and saved.
 """
 
 import json
@@ -40,31 +44,32 @@ _SWEEP = "sweep.json"
 
 
 def define_flags() -> None:
-    """Defines the command line's flags; not at import, which a program with flags of its own may do."""
+    """Defines the command-line flags; not at import, so that any program can import this module."""
     flags.DEFINE_string("preset", None, "smoke | digits | fashion_mnist | cifar | imagenet.")
     flags.DEFINE_list(
-        "experiments", [], "Of E1 to E12, one or more. Default: all that the preset has."
+        "experiments", [], "One or more of E1 to E12. Default: all experiments of the preset."
     )
-    flags.DEFINE_string("workdir", None, "The sweep's folder. Default: runs/reproduce-PRESET.")
+    flags.DEFINE_string("workdir", None, "Folder of the sweep. Default: runs/reproduce-PRESET.")
     flags.DEFINE_integer(
-        "seeds", 3, "Every run with the seeds 0 to this, less one.", lower_bound=1, upper_bound=1000
+        "seeds", 3, "Number of seeds of every run, from 0 up.", lower_bound=1, upper_bound=1000
     )
     flags.DEFINE_list(
         "override",
         [],
-        "KEY=VALUE, ...: keys of randmix/config.py for every run that has them, or attack.KEY of the preset.",
+        "KEY=VALUE,...: config keys (see randmix/config.py), set in every run that has them, or "
+        "attack.KEY of the preset.",
     )
-    flags.DEFINE_string("data_dir", None, "Where TFDS keeps its data sets. Default: TFDS's own.")
-    flags.DEFINE_string("shard", None, "i/n: this is job i of n that share the runs; no report.")
+    flags.DEFINE_string("data_dir", None, "TFDS's data folder. Default: TFDS's own.")
+    flags.DEFINE_string("shard", None, "i/n: run only job i's share of n; write no report.")
     flags.DEFINE_string(
         "ensemble",
         "auto",
-        "auto | off | N: how many seeds of a ConvMixer are trained as one program at most. auto: on a GPU or TPU as many "
-        "as its memory holds, on a CPU none.",
+        "auto | off | N: largest number of seeds of a ConvMixer trained as one program. auto: as "
+        "many as fit into the memory of a GPU or TPU; on a CPU, one at a time.",
     )
-    flags.DEFINE_bool("dry_run", False, "Print the runs and their cost, and end.")
-    flags.DEFINE_bool("report_only", False, "Train nothing; write the report of what is there.")
-    flags.DEFINE_bool("tune_host", True, "On a CPU: as in randmix.main.")
+    flags.DEFINE_bool("dry_run", False, "Print the runs and their cost, and exit.")
+    flags.DEFINE_bool("report_only", False, "Train nothing; write the report from existing runs.")
+    flags.DEFINE_bool("tune_host", True, "Tune the process on a CPU, as in randmix.main.")
 
 
 def main(argv: list[str]) -> int:
@@ -72,7 +77,7 @@ def main(argv: list[str]) -> int:
     options = flags.FLAGS
     if options.tune_host:
         host.tune()
-    # Only now what imports JAX.
+    # These import JAX, which reads the settings made above.
     from randmix.preemption import EXIT_STATUS, Preempted
     from randmix.reproduce import measurements, plan, presets, report, sweep, training
 
@@ -105,17 +110,18 @@ def main(argv: list[str]) -> int:
                 )
             if part:
                 print(
-                    f"shard {options.shard} is done; the same command without --shard writes the report"
+                    f"shard {options.shard} is done; "
+                    "run the same command without --shard to write the report"
                 )
                 return 0
-            # Beside the runs' overrides the report names the attack's.
+            # The report lists overrides of the attack too.
             changed = plan.parse_overrides(options.override)
             command = shlex.join(["python", "-m", "randmix.reproduce", *sys.argv[1:]])
             written = report.write(
                 root, preset, experiments, groups, overrides=changed, command=command
             )
     except Preempted as stopped:
-        print(f"randmix: {stopped}; the same command goes on from there", file=sys.stderr)
+        print(f"randmix: {stopped}; run the same command to resume", file=sys.stderr)
         return EXIT_STATUS
     if written is None:
         print(f"{root}: another process is writing the report", file=sys.stderr)
@@ -129,7 +135,7 @@ def main(argv: list[str]) -> int:
 
 
 def check_workdir(root: Path, preset: str) -> None:
-    """Raises a UserError where a folder holds the sweep of another preset, or something else."""
+    """Raises a UserError if a folder holds another preset's sweep, or something else."""
     file = root / _SWEEP
     if not file.exists():
         if root.exists() and (not root.is_dir() or any(root.iterdir())):
@@ -140,15 +146,16 @@ def check_workdir(root: Path, preset: str) -> None:
     other = json.loads(file.read_text())["preset"]
     if other != preset:
         raise UserError(
-            f"{root}: holds a sweep of --preset={other}, got --preset={preset}; give another --workdir"
+            f"{root}: holds a sweep of --preset={other}, got --preset={preset}; "
+            "give another --workdir"
         )
 
 
 def open_workdir(root: Path, preset: str) -> None:
-    """Makes the folder of a sweep.
+    """Creates the folder of a sweep.
 
     Raises:
-        UserError: it can't be written.
+        UserError: the folder can't be written.
     """
     from randmix import artifacts
 

@@ -1,8 +1,8 @@
-"""E11: the parameters of the preset's models in each mode, counted, and held against equations 1 to 3."""
+"""E11: parameter counts of the preset's models in each mode, compared with equations 1 to 3."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +20,17 @@ _KERNEL_SIZES = (3, 5, 7, 9)
 
 
 def rows(preset: Preset, overrides: Settings) -> list[dict[str, Any]]:
-    """A row for each model of E2 and E5, and for the first of each at several kernel sizes.
+    """One row for each model of E2 and E5, and for the first of each at several kernel sizes.
+
+    Args:
+        preset: the models' preset.
+        overrides: config keys that replace the preset's values; only those of the model are used.
 
     Returns:
-        Rows of ``model, data, width, depth, kernel_size``, trainable parameters ``full, chans, space``, and
-        ``standard``: what the same network has with dense convolutions, where each of its convolutions is separable.
-        ``differs`` is whether a count isn't what the equations, or the ConvMixer's closed form, say.
+        Rows with ``model``, ``data``, ``width``, ``depth`` and ``kernel_size``; the trainable
+        parameters in each mode, ``full``, ``chans`` and ``space``; ``standard``, those of the same
+        network with dense convolutions, or None where it has no separable ones; and ``differs``,
+        whether a count deviates from the equations or from the ConvMixer's closed form.
     """
     found = []
     for settings in _models(preset):
@@ -77,19 +82,24 @@ def _parameters(model: nn.Module, image_shape: tuple[int, int, int]) -> Mapping[
 
 
 def _separable(params: Mapping[str, Any]) -> Iterator[tuple[int, int, int, int]]:
-    """(k, C_in, C_out, m) of each separable convolution: a depthwise kernel [k, k, C, m] and its pointwise one."""
-    channel = flatten_dict(params["channel"], sep="/")
-    for path, kernel in flatten_dict(params["spatial"], sep="/").items():
+    """(k, C_in, C_out, m) of each depthwise kernel [k, k, C_in, m] and its pointwise kernel."""
+    channel = _leaves(params["channel"])
+    for path, kernel in _leaves(params["spatial"]).items():
         if path.endswith("depthwise/kernel") and len(kernel.shape) == 4:
             k, _, c, m = kernel.shape
             pointwise = channel[path.replace("depthwise/kernel", "pointwise/kernel")]
             yield k, c, pointwise.shape[-1], m
 
 
+def _leaves(params: Mapping[str, Any]) -> dict[str, Any]:
+    # Flax's hint for the result lists only its nodes: FrozenDict, dict and the empty node.
+    return cast(dict[str, Any], flatten_dict(params, sep="/"))
+
+
 def _closed_form(
     config: Any, params: Mapping[str, Any], dataset: catalog.DataSet
 ) -> dict[str, int]:
-    """Parameters by role as the equations have them; norms, shortcuts and heads by their shapes."""
+    """Parameters by role: from the equations; those of norms, shortcuts and heads by shape."""
     if config.model.name == "convmixer":
         keys = ("width", "depth", "kernel_size", "patch_size")
         return counts.convmixer(
@@ -99,9 +109,7 @@ def _closed_form(
         )
     separable = [*_separable(params)]
     shortcuts = [
-        math.prod(x.shape)
-        for path, x in flatten_dict(params["channel"], sep="/").items()
-        if "shortcut" in path
+        math.prod(x.shape) for path, x in _leaves(params["channel"]).items() if "shortcut" in path
     ]
     chans = sum(counts.chans(c, out, m) for _, c, out, m in separable)
     spatial = sum(counts.separable(*layer) for layer in separable) - chans
@@ -113,7 +121,7 @@ def _closed_form(
 
 
 def records(rows: Sequence[Mapping[str, Any]], file: str) -> Records:
-    """The counts of each mode, and the two that claim 8 is judged by."""
+    """Records of the counts in each mode, and of the two metrics by which claim 8 is judged."""
     found = Records()
     for row in rows:
         settings = {

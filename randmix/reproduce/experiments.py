@@ -1,4 +1,4 @@
-"""The experiments as a reader meets them: what was asked, what is drawn, and which claims they decide."""
+"""The experiments as the report presents them: what is run, drawn and decided."""
 
 import dataclasses
 
@@ -9,11 +9,11 @@ class Experiment:
 
     Attributes:
         id: "E1" to "E12".
-        title: in a few words.
+        title: a short title.
         source: the paper's figure and section.
-        about: what was run and what the figure shows.
-        figures: the names of its figures, each drawn by ``figures.draw``.
-        claims: that it decides.
+        about: what was run and what the figures show.
+        figures: names of its figures, drawn by ``pictures.draw``.
+        claims: ids of the claims that it decides.
     """
 
     id: str
@@ -31,9 +31,10 @@ EXPERIMENTS = {
             "E1",
             "Spectral coverage of random filters",
             "Figure 1, section 3.1",
-            "Banks of random filters; the envelope is the largest magnitude of any filter's Fourier transform, padded to "
-            "512 x 512, frequency zero in the middle. Coverage is the share of frequencies at which it is over half of its "
-            "maximum.",
+            "Banks of random filters. The envelope of a bank is the largest magnitude, over its "
+            "filters, of the Fourier transform of each filter padded to 512 x 512; frequency zero "
+            "is in the middle. Coverage is the share of frequencies at which the envelope exceeds "
+            "half of its maximum.",
             ("E1",),
             ("7",),
         ),
@@ -41,17 +42,17 @@ EXPERIMENTS = {
             "E2",
             "Separable ResNets over depth",
             "Figure 2, section 4.1.2",
-            "Pre-activation ResNets whose every convolution is separable, with Full, Chans or Space learned. Depth is the "
-            "number of blocks a stage.",
+            "Pre-activation ResNets in which every convolution is separable, trained as Full, "
+            "Chans or Space. Depth is the number of blocks per stage.",
             ("E2",),
             ("1a", "1c"),
         ),
         Experiment(
             "E3",
-            "Which frozen filters",
+            "Kinds of frozen filters",
             "Figure 3, section 4.1.3",
-            "A depth-2 ResNet: Full, and Chans with Different filters in every channel, the Same nine in every channel, Box "
-            "filters, and Identity.",
+            "A ResNet of depth 2: Full, and Chans with Different filters in every channel, the "
+            "Same nine filters in every channel, Box filters, and Identity filters.",
             ("E3",),
             ("2",),
         ),
@@ -67,8 +68,8 @@ EXPERIMENTS = {
             "E5",
             "ConvMixers over depth",
             "Figure 5, section 4.2.1",
-            "ConvMixers with Full, Chans or Space learned; Chans leaves the patch stem frozen too. Depth is the number of "
-            "blocks.",
+            "ConvMixers trained as Full, Chans or Space; Chans freezes the patch stem as well. "
+            "Depth is the number of blocks.",
             ("E5",),
             ("1b",),
         ),
@@ -76,9 +77,10 @@ EXPERIMENTS = {
             "E6",
             "Robustness of frozen filters",
             "Figure 6, section 4.3.2",
-            "The models of E2 and E5 under FGSM and PGD-2 (two steps of size epsilon), and models trained on FGSM samples. FGSM "
-            "and PGD-2 measure sensitivity rather than robustness, so that a strong attack (many steps and restarts, two "
-            "losses) and random noise of the same size stand beside them.",
+            "The models of E2 and E5 under FGSM and PGD-2 (two steps of size epsilon), and models "
+            "trained on FGSM samples. FGSM and PGD-2 measure sensitivity rather than robustness, "
+            "so a strong attack (many steps and restarts, two losses) and random noise of the same "
+            "size are reported beside them.",
             ("E6-depth", "E6-epsilon"),
             ("4a", "4b", "4c", "4d"),
         ),
@@ -86,8 +88,9 @@ EXPERIMENTS = {
             "E7",
             "Smoothed frozen filters",
             "Figure 7, section 4.3.3",
-            "Chans ConvMixers trained with random filters that were smoothed beforehand: each is convolved with a Gaussian "
-            "of half a pixel an index and scaled back to its own norm.",
+            "Chans ConvMixers trained with random filters that were smoothed beforehand. Each "
+            "filter is convolved with a Gaussian whose standard deviation is half a pixel times "
+            "the smoothing index, then scaled back to its original norm.",
             ("E7", "E7-filters"),
             ("5",),
         ),
@@ -95,23 +98,24 @@ EXPERIMENTS = {
             "E8",
             "Spectra of smoothed filters",
             "Figure 8",
-            "The envelopes of those filters at three indices, and their means over rings of one frequency.",
+            "The envelopes of those filters at three smoothing indices, and their means over rings "
+            "of equal frequency.",
             ("E8", "E8-profile"),
         ),
         Experiment(
             "E9",
             "Spectra of learned filters",
             "Figure 9, section 4.2.2",
-            "The envelope of each layer of a learned depth-4 ConvMixer (in the smoke preset of depth 1), and a sample of its "
-            "filters; of the first seed.",
+            "The envelope and a sample of the filters of each layer of a trained Full ConvMixer of "
+            "depth 4 (in the smoke preset depth 1), for the first seed.",
             ("E9-envelopes", "E9-filters"),
         ),
         Experiment(
             "E10",
             "Pixel un-shuffling",
             "Figures 10, 11, B.2 to B.5, section 4.4",
-            "One fixed permutation of the pixels of every image; a ConvMixer of patch size 1 with a linear read-out gives the "
-            "image back.",
+            "The pixels of every image are shuffled by one fixed permutation; a ConvMixer of patch "
+            "size 1 with a linear read-out reconstructs the image.",
             ("E10", "E10-reconstructions"),
             ("6a", "6b", "6c"),
         ),
@@ -119,8 +123,9 @@ EXPERIMENTS = {
             "E11",
             "Parameter counts",
             "Equations 1 to 3, section 3.4",
-            "Trainable parameters of each model in each mode, counted from its arrays. Chans' don't depend on the kernel size; "
-            "with m = k^2 filters a channel they equal those of dense convolutions.",
+            "Trainable parameters of each model in each mode, counted from its arrays. The count "
+            "of Chans doesn't depend on the kernel size; with m = k^2 filters per channel it "
+            "equals that of dense convolutions.",
             (),
             ("8",),
         ),
@@ -128,8 +133,9 @@ EXPERIMENTS = {
             "E12",
             "How many spatial filters must be learned?",
             "ours",
-            "Accuracy against the share of spatial filters that is learned, from Chans (0) to Full (1); channel mixing, "
-            "normalisation and head are always learned. The paper makes no claim about it.",
+            "Accuracy against the share of spatial filters that are learned, from Chans (0) to "
+            "Full (1); channel mixing, normalisation and head are always learned. The paper makes "
+            "no claim about this.",
             ("E12",),
         ),
     )

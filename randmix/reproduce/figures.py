@@ -1,7 +1,8 @@
-"""The paper's figures, drawn from records; a line is the mean over seeds, its band one standard deviation.
+"""The paper's figures, drawn from records.
 
-Each function takes `Records` and returns a picture, or None where there is nothing to draw yet. Pictures of filters and
-images are drawn by ``spectrum`` and ``unshuffle``; ``measurements`` keeps them.
+Lines are means over seeds, bands one standard deviation. Each function accepts `Records` and
+returns a picture, or None if there is nothing to draw yet. Pictures of filters and images are drawn
+by ``spectrum`` and ``unshuffle`` and stored by ``measurements``.
 """
 
 import math
@@ -34,7 +35,16 @@ MODELS = {"resnet": "separable ResNet", "convmixer": "ConvMixer"}
 
 
 def accuracy_over(records: Records, experiment: str, size: str, xlabel: str) -> Picture | None:
-    """Test accuracy against a size, a panel a data set and a line a mode: figures 2, 4 and 5."""
+    """Test accuracy against a size: figures 2, 4 and 5.
+
+    One panel per data set, one line per mode.
+
+    Args:
+        records: all records.
+        experiment: "E2", "E4" or "E5".
+        size: the setting on the x axis, for example "model.depth".
+        xlabel: label of the x axis.
+    """
     accuracy = records.where(experiment, "accuracy")
     data_sets = accuracy.values("data.name")
     if not data_sets:
@@ -51,7 +61,10 @@ def accuracy_over(records: Records, experiment: str, size: str, xlabel: str) -> 
 
 
 def bars(records: Records) -> Picture | None:
-    """Figure 3: Full, and Chans with each bank; a dot a seed, and one standard deviation as a whisker."""
+    """Figure 3: test accuracy of Full, and of Chans with each kind of filters.
+
+    Dots are seeds, whiskers one standard deviation.
+    """
     accuracy = records.where("E3", "accuracy")
     if not accuracy:
         return None
@@ -80,7 +93,7 @@ def bars(records: Records) -> Picture | None:
             for s, v in zip(part.by_seed(), values, strict=True)
         ]
     lowest = min(row["accuracy"] for row in rows)
-    # Bars grow from zero, unless all of them are high: then their differences would not be seen.
+    # Bars start at zero unless all are high: their differences would then be invisible.
     axes.set_ylim(0 if lowest < 70 else 10 * math.floor((lowest - 5) / 10), None)
     axes.set_xticks(range(len(groups)), [*groups])
     axes.set(ylabel="test accuracy (%)", xlabel="Full, and Chans with filters of each kind")
@@ -89,7 +102,10 @@ def bars(records: Records) -> Picture | None:
 
 
 def attacked_over_depth(records: Records) -> Picture | None:
-    """Figure 6: accuracy under attack, mean over all epsilons above 0, against depth; a row a model and data set."""
+    """Figure 6: accuracy under attack, averaged over all epsilons above 0, against depth.
+
+    One row of panels per model and data set, one panel per attack.
+    """
     attacked = Records(
         r for r in records if r.experiment == "E6" and r.settings.get("epsilon", 0) > 0
     )
@@ -120,7 +136,10 @@ def attacked_over_depth(records: Records) -> Picture | None:
 
 
 def attacked_over_epsilon(records: Records) -> Picture | None:
-    """Figure 6's other axis: accuracy against epsilon at the largest depth, a panel an attack."""
+    """Figure 6's other axis: accuracy against epsilon at the largest depth.
+
+    One row of panels per model and data set, one panel per attack.
+    """
     attacked = Records(r for r in records if r.experiment == "E6" and "epsilon" in r.settings)
     lines = sorted(
         {(r.settings["model.name"], r.settings["data.name"]) for r in attacked}, reverse=True
@@ -144,7 +163,7 @@ def attacked_over_epsilon(records: Records) -> Picture | None:
             more = {"panel": title, "model": model, "data": data, "depth": depth}
             _lines(axes, part, "epsilon", "mode", MODES, rows, scale=100, more=more)
             axes.set(title=title, ylim=(-3, 103))
-        line[0].set_ylabel(f"{MODELS[model]} depth {depth}\naccuracy under attack (%)")
+        line[0].set_ylabel(f"{MODELS[model]}, depth {depth}\naccuracy under attack (%)")
     for axes in grid[-1]:
         axes.set_xlabel("epsilon (1/255)")
     grid[0][-1].legend()
@@ -152,7 +171,10 @@ def attacked_over_epsilon(records: Records) -> Picture | None:
 
 
 def smoothing_gains(records: Records) -> Picture | None:
-    """Figure 7: relative gain under FGSM against the smoothing index, a line an epsilon; below it the clean accuracy."""
+    """Figure 7: relative gain under FGSM, and clean accuracy, against the smoothing index.
+
+    One line per epsilon.
+    """
     fgsm, clean = records.where("E7", "fgsm"), records.where("E7", "accuracy")
     indices = clean.values("model.smoothing_index")
     plain = fgsm.where("E7", model__smoothing_index=0.0)
@@ -189,7 +211,10 @@ def smoothing_gains(records: Records) -> Picture | None:
 
 
 def psnr_over_width(records: Records) -> Picture | None:
-    """Figures B.4 and B.5: test PSNR against width, a row a data set, a panel a depth and kernel size."""
+    """Figures B.4 and B.5: test PSNR against width.
+
+    One row of panels per data set, one panel per depth and kernel size.
+    """
     psnr = records.where("E10", "psnr")
     data_sets = psnr.values("data.name")
     sizes = sorted({(r.settings["model.depth"], r.settings["model.kernel_size"]) for r in psnr})
@@ -211,7 +236,7 @@ def psnr_over_width(records: Records) -> Picture | None:
 
 
 def accuracy_over_share(records: Records) -> Picture | None:
-    """E12: test accuracy against the share of spatial filters that is learned."""
+    """E12: test accuracy against the share of spatial filters that are learned."""
     accuracy = records.where("E12", "accuracy")
     if not accuracy:
         return None
@@ -219,13 +244,13 @@ def accuracy_over_share(records: Records) -> Picture | None:
     axes = figure.subplots()
     rows: list[dict[str, Any]] = []
     _lines(axes, accuracy, "share", "data.name", DATA, rows, scale=100)
-    axes.set(xlabel="share of the spatial filters that is learned", ylabel="test accuracy (%)")
+    axes.set(xlabel="share of spatial filters learned", ylabel="test accuracy (%)")
     return Picture(figure, rows)
 
 
-# What is drawn from records, by the figure's name; the other figures are pictures that ``measurements`` keeps.
+# Figures drawn from records, by name; all others are pictures stored by ``measurements``.
 DRAWN: dict[str, Callable[[Records], Picture | None]] = {
-    "E2": lambda records: accuracy_over(records, "E2", "model.depth", "depth (blocks a stage)"),
+    "E2": lambda records: accuracy_over(records, "E2", "model.depth", "depth (blocks per stage)"),
     "E3": bars,
     "E4": lambda records: accuracy_over(records, "E4", "model.width", "base width"),
     "E5": lambda records: accuracy_over(records, "E5", "model.depth", "depth (blocks)"),
@@ -258,7 +283,18 @@ def _lines(
     scale: float,
     more: dict[str, Any] | None = None,
 ) -> None:
-    """A line for each value of ``by`` over the setting ``x``, at the points that all seeds have reached."""
+    """Draws one line per value of the setting ``by`` against ``x``, at the points all seeds have.
+
+    Args:
+        axes: the axes to draw on.
+        records: records of one metric.
+        x: the setting on the x axis.
+        by: the setting that tells lines apart.
+        titles: legend entry by value of ``by``, in drawing order.
+        rows: the figure's data, to which those drawn are appended.
+        scale: factor for the values; 100 for per cent.
+        more: further columns of the rows.
+    """
     for place, (value, title) in enumerate(titles.items()):
         part = Records(record for record in records if record.settings.get(by) == value)
         points = part.values(x)
@@ -267,7 +303,7 @@ def _lines(
         ]
         if not points:
             continue
-        # A point that some seeds haven't reached yet would be the mean of others than its neighbours are.
+        # A point that some seeds lack would average over other seeds than its neighbours do.
         seeds = sorted(max(by_x, key=len))
         reached = {
             point: at for point, at in zip(points, by_x, strict=True) if at.keys() >= {*seeds}

@@ -1,11 +1,12 @@
-"""What is measured on trained runs and on random banks, kept in files so that a second call only reads.
+"""Measurements of trained runs and random banks, stored in files so that each is made only once.
 
-    runs/NAME/measurements/attacks-KEY.json    accuracy under attack, and whether to believe it (E6, E7)
+    runs/NAME/measurements/attacks-KEY.json    accuracy under attack and sanity checks (E6, E7)
     runs/NAME/measurements/layers-KEY.json     coverage of each layer, with pictures (E9)
-    pictures/...                               what is drawn of several runs or of none (E1, E7, E8, E10)
+    pictures/...                               pictures of several runs or none (E1, E7, E8, E10)
 
-KEY is a hash of how it was measured: measured otherwise, it's measured anew beside the old one. A measurement that fails is
-written to the run's measurements/failed.json and passed over.
+KEY is a hash of the measurement's settings: with other settings the measurement is made anew, and
+the old file stays. A failed measurement is recorded in the run's measurements/failed.json and
+skipped.
 """
 
 import hashlib
@@ -25,18 +26,18 @@ from randmix.spectrum import figures as spectra
 
 FAILED = "failed.json"
 _FOLDER = "measurements"
-# Changed whenever the meaning of what is kept changes.
+# Increase it whenever the meaning of the stored numbers changes.
 _VERSION = 1
 
 
 def key(*how: Any) -> str:
-    """Eight hex digits of how something is measured."""
+    """Hash of a measurement's settings: eight hex digits."""
     text = json.dumps([_VERSION, *how], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def kept(file: epath.Path, compute: Callable[[], Any]) -> Any:
-    """What a JSON file holds, computed and written where it doesn't exist."""
+    """Returns the content of a JSON file; computes and writes it first if the file is missing."""
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         artifacts.write_atomically(file, json.dumps(compute(), indent=1) + "\n")
@@ -50,17 +51,17 @@ def measure(
     stop: StopSignals,
     programs: Programs | None = None,
 ) -> None:
-    """Measures what the experiments of a finished run ask for.
+    """Makes the measurements that the experiments of a finished run need.
 
     Args:
-        run: which.
+        run: the finished run.
         root: the sweep's folder.
-        preset: how it is attacked.
-        stop: asked meanwhile.
-        programs: the same for runs that differ only in their seed.
+        preset: its ``attack`` holds the settings of the attacks.
+        stop: checked for signals during the measurements.
+        programs: compiled programs; runs that differ only in their seed share them.
 
     Raises:
-        Preempted: a signal came; what was finished is kept.
+        Preempted: a signal arrived; completed measurements are kept.
     """
     failures = {}
     for name, needed_by, function in (
@@ -73,7 +74,7 @@ def measure(
             function()
         except Preempted:
             raise
-        except Exception as error:  # the others may still succeed; the report names it
+        except Exception as error:  # the others may still succeed, and the report names this one
             failures[name] = f"{type(error).__name__}: {error}"
     file = run.folder(root) / _FOLDER / FAILED
     if failures:
@@ -84,13 +85,13 @@ def measure(
 
 
 def failures(run: PlannedRun, root: epath.PathLike) -> dict[str, str]:
-    """The measurements of a run that failed at last, and why."""
+    """Measurements of a run that failed in the latest attempt, with the reason by name."""
     file = run.folder(root) / _FOLDER / FAILED
     return json.loads(file.read_text()) if file.exists() else {}
 
 
 def attack_settings(preset: Preset, batch_size: int) -> robustness.Settings:
-    """How E6 and E7 attack."""
+    """Settings of the attacks of E6 and E7."""
     attack = preset.attack
     return robustness.Settings(
         attacks=("noise", "fgsm", "pgd2", "strong"),
@@ -101,7 +102,7 @@ def attack_settings(preset: Preset, batch_size: int) -> robustness.Settings:
 
 
 def attacks_file(run: PlannedRun, root: epath.PathLike, preset: Preset) -> epath.Path:
-    """Where a run's accuracy under attack is kept."""
+    """Path of a run's accuracy under attack."""
     return run.folder(root) / _FOLDER / f"attacks-{key(dict(preset.attack))}.json"
 
 
@@ -112,10 +113,13 @@ def attacks(
     stop: StopSignals,
     programs: Programs | None = None,
 ) -> dict[str, Any]:
-    """Accuracy under noise, FGSM, PGD-2 and the strong attack at every epsilon of the preset, and the sanity checks.
+    """Accuracy under noise, FGSM, PGD-2 and the strong attack at every epsilon of the preset.
+
+    Arguments and errors are those of ``measure``.
 
     Returns:
-        ``{"examples": ..., "clean": ..., "rows": [{"attack", "epsilon", "accuracy"}], "checks": [...]}``.
+        ``{"examples", "clean", "rows": [{"attack", "epsilon", "accuracy"}, ...], "checks"}``:
+        epsilons in 1/255, accuracies in [0, 1], and the sanity checks as dicts.
     """
 
     def compute() -> dict[str, Any]:
@@ -149,12 +153,12 @@ def attacks(
 def _stoppable(items: Iterable[Any], stop: StopSignals) -> Iterator[Any]:
     for item in items:
         if stop.signalled:
-            raise Preempted("stopped during a measurement, which starts anew")
+            raise Preempted("stopped during a measurement, which will start over")
         yield item
 
 
 def layers(run: PlannedRun, root: epath.PathLike) -> list[dict[str, Any]]:
-    """Coverage of each layer's filters; and beside it the pictures envelopes and filters."""
+    """E9: coverage of each layer's filters; also saves the pictures "envelopes" and "filters"."""
     folder = run.folder(root) / _FOLDER
 
     def compute() -> list[dict[str, Any]]:
@@ -167,12 +171,12 @@ def layers(run: PlannedRun, root: epath.PathLike) -> list[dict[str, Any]]:
 
 
 def layer_pictures(run: PlannedRun, root: epath.PathLike) -> dict[str, epath.Path]:
-    """The files that `layers` draws, without suffix, by name."""
+    """Paths, without suffix, of the pictures that `layers` saves, by name."""
     return {name: run.folder(root) / _FOLDER / name for name in ("envelopes", "filters")}
 
 
 def random_banks(root: epath.PathLike, preset: Preset) -> tuple[list[dict[str, Any]], epath.Path]:
-    """E1: coverage of random banks by size and seed, and where the picture is."""
+    """E1: coverage of random banks by size and seed, and the picture's path without suffix."""
     banks = preset.banks
     file = epath.Path(root) / "pictures" / f"random-{key(dict(banks))}.json"
 
@@ -189,10 +193,13 @@ def random_banks(root: epath.PathLike, preset: Preset) -> tuple[list[dict[str, A
 def smoothed_filters(
     run: PlannedRun, root: epath.PathLike, preset: Preset
 ) -> tuple[list[dict[str, Any]], dict[str, epath.Path]]:
-    """E7 and E8: the frozen random filters of a Chans run at three smoothing indices, measured and drawn.
+    """E7 and E8: frozen random filters of a Chans run, smoothed at the preset's three indices.
 
-    Smoothing is what the bank "smoothed" does to the same random numbers, so that these are the filters that the
-    smoothed runs of the same seed were trained with.
+    The bank "smoothed" applies the same smoothing to the same random numbers, so these are the
+    filters with which the smoothed runs of that seed were trained.
+
+    Returns:
+        Rows of measures, one per index, and the pictures' paths without suffix, by name.
     """
     file = epath.Path(root) / "pictures" / f"smoothing-{key(run.name, preset.shown)}.json"
 
@@ -211,7 +218,11 @@ def smoothed_filters(
 
 
 def reconstructions(group: Sequence[PlannedRun], root: epath.PathLike) -> epath.Path:
-    """E10: truth, shuffled image, and what each run gives back, in one picture; returns where it is."""
+    """E10: originals, shuffled images and each run's reconstructions in one picture.
+
+    Returns:
+        The picture's path without suffix.
+    """
     file = (
         epath.Path(root) / "pictures" / f"reconstructions-{key([run.name for run in group])}.json"
     )
@@ -231,7 +242,7 @@ def _bare(file: epath.Path) -> epath.Path:
 
 
 def provenance(results: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """The devices and versions that runs were trained with, each once."""
+    """The distinct devices and versions with which runs were trained, from their result.json."""
     found: dict[str, set[str]] = {"device": set(), "versions": set()}
     for result in results:
         device = result["device"]

@@ -1,4 +1,4 @@
-"""Published numbers of others that stand beside ours; none of them is ours, and no verdict uses them."""
+"""Related results published by others, shown for comparison; no verdict uses them."""
 
 from typing import NamedTuple
 
@@ -7,11 +7,11 @@ class Neighbour(NamedTuple):
     """A pair of published test accuracies in per cent.
 
     Attributes:
-        source: who, where.
-        model: of theirs.
-        data: data set, in this project's name.
+        source: authors or title, and arXiv number.
+        model: the model, in their terms.
+        data: this project's name of the data set.
         frozen: accuracy with frozen random spatial mixing.
-        learned: with learned spatial mixing (RandFormer: with none, the identity).
+        learned: accuracy with learned spatial mixing (RandFormer: with no mixing, the identity).
     """
 
     source: str
@@ -36,5 +36,5 @@ NEIGHBOURS = (
 
 
 def on(data_sets: set[str]) -> list[Neighbour]:
-    """Those on one of these data sets."""
+    """The published results on any of the given data sets."""
     return [neighbour for neighbour in NEIGHBOURS if neighbour.data in data_sets]

@@ -1,4 +1,4 @@
-"""Every figure of a report, drawn into one folder: those from records, and those of filters and images."""
+"""All figures of a report, written to one folder: from records, and of filters and images."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -23,18 +23,19 @@ def draw(
     preset: Preset,
     folder: epath.Path,
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Draws what can be drawn as PNG and SVG, and its data as CSV.
+    """Writes all figures that can be drawn, as PNG and SVG with their data as CSV.
 
     Args:
-        experiments: whose figures.
-        records: every number there is.
+        experiments: ids of the experiments whose figures are drawn.
+        records: all records of the sweep.
         groups: the sweep's runs.
-        root: its folder.
-        preset: how pictures are measured.
-        folder: to draw into.
+        root: the sweep's folder.
+        preset: the sweep's preset.
+        folder: folder to write to.
 
     Returns:
-        The names of the figures of each experiment, and why others couldn't be drawn, by their name.
+        The names of each experiment's figures, and for each figure that couldn't be drawn the
+        reason, by name.
     """
     drawn: dict[str, list[str]] = {experiment: [] for experiment in experiments}
     missing = {}
@@ -50,12 +51,12 @@ def draw(
                         plots.save(picture.figure, folder / name, picture.rows)
                 else:
                     names = [*_copy(name, kept.get(name, []), folder)]
-            except Exception as error:  # one picture that fails must not take the report with it
+            except Exception as error:  # one failed picture must not prevent the report
                 missing[name] = f"{type(error).__name__}: {error}"
                 continue
             drawn[experiment] += names
             if not names:
-                missing[name] = "the runs that it needs aren't finished"
+                missing[name] = "the runs that it needs are not finished"
     return drawn, missing
 
 
@@ -75,7 +76,7 @@ def _copy(
 def _kept(
     experiment: str, groups: Sequence[Group], root: epath.PathLike, preset: Preset
 ) -> dict[str, list[Callable[[], epath.Path]]]:
-    """For each figure of filters or images the functions that give its files, without suffix."""
+    """For each figure of filters or images, functions that return its files without suffix."""
     first = _first_finished(experiment, groups, root)
     if experiment == "E1":
         return {"E1": [lambda: measurements.random_banks(root, preset)[1]]}
@@ -102,7 +103,7 @@ def _kept(
 
 
 def unsmoothed(groups: Sequence[Group], root: epath.PathLike) -> PlannedRun | None:
-    """The first finished run of E7 or E8 whose filters are random: those that they show smoothed."""
+    """The first finished run of E8 or E7 with random filters, which both experiments smooth."""
     runs = [run for experiment in ("E8", "E7") for run in _first_finished(experiment, groups, root)]
     return next((run for run in runs if not run.settings.get("model.smoothing_index")), None)
 
@@ -110,7 +111,7 @@ def unsmoothed(groups: Sequence[Group], root: epath.PathLike) -> PlannedRun | No
 def _first_finished(
     experiment: str, groups: Sequence[Group], root: epath.PathLike
 ) -> list[PlannedRun]:
-    """Of each group of an experiment the first seed that is finished."""
+    """The first finished seed of each group of an experiment."""
     found = []
     for group in groups:
         if experiment in group[0].experiments:
@@ -119,7 +120,11 @@ def _first_finished(
 
 
 def _reconstructed(runs: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
-    """For each data set the largest model of which the most modes are there, and the largest of all if it's another."""
+    """Chooses the models whose reconstructions are shown, as lists of the runs of one model.
+
+    For each data set these are the largest model among those with the most finished modes, and the
+    largest of all if it costs at least four times as much.
+    """
     by_size: dict[tuple, list[PlannedRun]] = {}
     for run in runs:
         model = run.config.model

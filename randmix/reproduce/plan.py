@@ -1,4 +1,4 @@
-"""From a preset to the runs of a sweep: each once, in groups of seeds, with their costs, and parted into shards."""
+"""The runs of a sweep: each once, in groups of seeds, with their costs, divided into shards."""
 
 import ast
 import collections
@@ -26,12 +26,12 @@ class PlannedRun:
     """A run of the sweep.
 
     Attributes:
-        name: the fingerprint of its config, and the name of its folder.
-        config: the whole config.
-        settings: what the preset and the command line say of it, flat, and its seed.
-        experiments: that take it.
-        cost: multiply-adds of its forward passes in training.
-        steps: of its training.
+        name: fingerprint of its config, and name of its folder.
+        config: its complete config.
+        settings: the config keys that the preset and the command line set, flat, and the seed.
+        experiments: ids of the experiments that use it.
+        cost: multiply-adds of the forward passes in training.
+        steps: number of training steps.
     """
 
     name: str
@@ -42,22 +42,23 @@ class PlannedRun:
     steps: int
 
     def folder(self, root: epath.PathLike) -> epath.Path:
-        """Its workdir."""
+        """The run's workdir."""
         return epath.Path(root) / "runs" / self.name
 
     @property
     def title(self) -> str:
-        """What it is, in a few words."""
+        """A short description of the run."""
         return describe(self.settings)
 
 
-Group = tuple[PlannedRun, ...]  # runs that differ in their seed only
+Group = tuple[PlannedRun, ...]  # runs that differ only in their seed
 
 
 def describe(settings: Mapping[str, Any]) -> str:
-    """The settings in which the runs of a preset differ, in a few words.
+    """Describes a run briefly, by the settings in which the runs of a preset differ.
 
-    >>> describe({"model.name": "resnet", "model.depth": 2, "mode": "chans", "data.name": "digits", "seed": 1})
+    >>> run = {"model.name": "resnet", "model.depth": 2, "mode": "chans", "seed": 1}
+    >>> describe({"data.name": "digits", **run})
     'digits resnet depth 2 chans seed 1'
     """
     words = [str(settings.get("data.name", "digits"))]
@@ -79,7 +80,7 @@ def describe(settings: Mapping[str, Any]) -> str:
 
 
 def learned_share(settings: Mapping[str, Any]) -> float:
-    """The share of the spatial filters that a run learns, from 0 (Chans) to 1 (Full and Space)."""
+    """The share of spatial filters that a run learns, from 0 (Chans) to 1 (Full and Space)."""
     if settings.get("groups") is None:
         return float(settings["mode"] != "chans")
     (share,) = re.findall(r"fraction\(role\('spatial'\), ([0-9.]+)\)", repr(settings["groups"]))
@@ -87,17 +88,20 @@ def learned_share(settings: Mapping[str, Any]) -> float:
 
 
 def parse_overrides(texts: Sequence[str]) -> Settings:
-    """``["epochs=2", "data.subset=0.1"]`` to keys and values; a value that is no Python literal is a text.
+    """Parses ``["epochs=2", "data.subset=0.1"]`` into keys and values.
+
+    Values are Python literals; anything else is a string.
 
     Raises:
-        UserError: something without "=".
+        UserError: a text without a key or without "=".
     """
     found = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise UserError(
-                f"--override: got {text!r}, allowed is KEY=VALUE, for example --override=data.subset=0.1,epochs=2"
+                f"--override: got {text!r}, allowed is KEY=VALUE, "
+                "for example --override=data.subset=0.1,epochs=2"
             )
         try:
             found[key.strip()] = ast.literal_eval(value)
@@ -107,10 +111,14 @@ def parse_overrides(texts: Sequence[str]) -> Settings:
 
 
 def split_overrides(preset: Preset, overrides: Settings) -> tuple[Preset, Settings]:
-    """Takes those of the attack ("attack.examples") out, into the preset.
+    """Applies overrides of the attack, such as "attack.examples", to the preset.
+
+    Returns:
+        The changed preset, and the remaining overrides.
 
     Raises:
-        UserError: a key that neither an attack nor any config has, or one in which the preset's runs differ.
+        UserError: a key that neither the attack nor any config has, a value of another type for
+            the attack, or a key in which the preset's runs differ.
     """
     attack, rest = dict(preset.attack), {}
     families = {run["model.name"] for runs in preset.runs.values() for run in runs}
@@ -125,16 +133,18 @@ def split_overrides(preset: Preset, overrides: Settings) -> tuple[Preset, Settin
             if name not in attack or type(value) is not type(attack[name]):
                 allowed = ", ".join(f"attack.{name}={value}" for name, value in attack.items())
                 raise UserError(
-                    f"--override: got {key}={value!r}, allowed are {allowed} and the like"
+                    f"--override: got {key}={value!r}, allowed are {allowed}, "
+                    "or other values of the same types"
                 )
             attack[name] = value
         elif key in varied:
             raise UserError(
-                f"--override: {key} is what the experiments vary; allowed are the other keys"
+                f"--override: {key} is varied by the experiments; allowed are other keys"
             )
         elif key not in known:
             raise UserError(
-                f"--override: no config has the key {key!r}{did_you_mean(key, known)}; see randmix/config.py"
+                f"--override: no config has the key {key!r}{did_you_mean(key, known)}; "
+                "see randmix/config.py"
             )
         else:
             rest[key] = value
@@ -142,7 +152,7 @@ def split_overrides(preset: Preset, overrides: Settings) -> tuple[Preset, Settin
 
 
 def _varied(runs: Sequence[Settings]) -> set[str]:
-    """The keys in which the runs of one model and task differ."""
+    """The keys in which runs of the same model and task differ."""
     families = collections.defaultdict(list)
     for run in runs:
         families[run["model.name"], run.get("task")].append(run)
@@ -163,19 +173,19 @@ def build(
     overrides: Settings | None = None,
     data_dir: str | None = None,
 ) -> list[Group]:
-    """The runs of a sweep, grouped by all but their seed, in the order of the experiments.
+    """Builds the runs of a sweep, grouped by everything but the seed, in the experiments' order.
 
-    Every config is assembled, which finds mistakes before anything is trained.
+    Assembles every config, to find mistakes before anything is trained.
 
     Args:
-        preset: whose runs.
-        experiments: of the preset.
-        seeds: of every run.
-        overrides: keys of the config that replace the preset's values, where a run's model has the key.
-        data_dir: where TFDS keeps its data sets; None for its default.
+        preset: the preset that defines the runs.
+        experiments: ids of experiments of the preset.
+        seeds: the seeds with which each run is made.
+        overrides: config keys that replace the preset's values, in runs whose model has the key.
+        data_dir: TFDS's data folder; None for its default.
 
     Raises:
-        UserError: a config that no run could have, or a data set that isn't prepared.
+        UserError: a config is invalid, or a data set isn't prepared.
     """
     users: dict[str, list[str]] = collections.defaultdict(list)
     wanted: dict[str, Settings] = {}
@@ -208,10 +218,10 @@ def _planned(
 
 
 def make_config(settings: Mapping[str, Any]) -> ConfigDict:
-    """The config of a flat dict of settings.
+    """Builds a config from a flat dict of settings, which must include "model.name".
 
     Raises:
-        UserError: a key that the model's configs don't have, or a value of another type.
+        UserError: a key that configs of this model don't have, or a value of another type.
     """
     config = configs.default(settings["model.name"])
     try:
@@ -240,10 +250,10 @@ def _multiply_adds(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """``"3/8"`` to (3, 8): the third of eight jobs.
+    """Parses ``"3/8"`` into (3, 8): the third of eight jobs.
 
     Raises:
-        UserError: anything else than i/n with 1 <= i <= n.
+        UserError: the text is not i/n with 1 <= i <= n.
     """
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
     i, n = map(int, match.groups()) if match else (0, 0)
@@ -255,14 +265,14 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def shard(groups: Iterable[Group], i: int, n: int) -> list[Group]:
-    """The groups that job i of n takes: the costliest first, each to the job with the least so far.
+    """The groups of job i (from 1) of n, assigned greedily: costliest first, to the job with least.
 
-    It depends on the groups alone, so that n jobs that know nothing of each other part them.
+    The result depends only on the groups, so n jobs divide them without communicating.
     """
     loads, mine = [0.0] * n, []
     for group in sorted(groups, key=lambda group: (-group[0].cost, group[0].name)):
         taker = loads.index(min(loads))
-        # A run costs something, its compilation, also where its model is tiny.
+        # Even with a tiny model a run costs something: its compilation.
         loads[taker] += len(group) * max(group[0].cost, 1.0)
         if taker == i - 1:
             mine.append(group)
@@ -270,20 +280,21 @@ def shard(groups: Iterable[Group], i: int, n: int) -> list[Group]:
 
 
 def table(groups: Sequence[Group], root: epath.PathLike) -> str:
-    """The runs, a line each, with what they are, their cost and whether they are finished."""
-    lines = [f"{'run':8}  {'10^9 MAC':>12}  {'steps':>9}  experiments  what"]
+    """A text table with one line per run: name, cost, steps, experiments, description, state."""
+    lines = [f"{'run':8}  {'10^9 MAC':>12}  {'steps':>9}  experiments  description"]
     total = left = 0.0
     for run in (run for group in groups for run in group):
         done = (run.folder(root) / artifacts.RESULT).exists()
         total += run.cost
         left += 0 if done else run.cost
         lines.append(
-            f"{run.name:8}  {run.cost / 1e9:12,.4g}  {run.steps:9,}  {'+'.join(run.experiments):11}  {run.title}"
-            f"{'  (finished)' if done else ''}"
+            f"{run.name:8}  {run.cost / 1e9:12,.4g}  {run.steps:9,}  "
+            f"{'+'.join(run.experiments):11}  {run.title}{'  (finished)' if done else ''}"
         )
     runs = sum(map(len, groups))
     lines.append(
-        f"{runs} runs, {total / 1e12:.3g} x 10^12 multiply-adds of forward passes (images x epochs x the model's), "
-        f"{left / 1e12:.3g} x 10^12 of them to do; training takes about three times as many, and attacks come on top"
+        f"{runs} runs, {total / 1e12:.3g} x 10^12 multiply-adds (MAC) of forward passes "
+        f"(images x epochs x the model's), {left / 1e12:.3g} x 10^12 of them remaining; "
+        "training takes about three times as many, plus the attacks"
     )
     return "\n".join(lines)

@@ -1,8 +1,9 @@
-"""The presets: for each experiment the runs it takes, as plain tables of what differs from ``config.default``.
+"""The presets: tables of each experiment's runs, as differences from ``config.default``.
 
-A run here is a flat dict of config keys, {"model.depth": 2, ...}; seeds are added by ``plan``. `product` makes a run of
-every combination. What several experiments share is trained once. Each preset opens with its purpose and its departures
-from the paper; the report repeats them. All presets stand in one file, long as it is, to be compared.
+A run is a flat dict of config keys, {"model.depth": 2, ...}; ``plan`` adds the seeds. `product`
+makes one run of every combination of values. Runs that several experiments share are trained once.
+Each preset starts with its purpose and its departures from the paper, which the report repeats. All
+presets are in one file, despite its length, so that they can be compared.
 """
 
 import dataclasses
@@ -19,15 +20,17 @@ MODES = ("full", "chans", "space")
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """What is run, and how it's measured.
+    """The runs of a reproduction, and how they are measured.
 
     Attributes:
-        name: on the command line.
-        purpose: in a sentence.
-        departures: how it differs from the paper's setting, a sentence each.
-        runs: the settings of each experiment's runs, without seeds; those of E1 and E11 train nothing.
-        attack: E6's and E7's: epsilons in 1/255 from 0, test examples, steps and restarts of the strong attack.
-        banks: E1's: sizes, side of the filters, seeds.
+        name: its name on the command line.
+        purpose: its purpose and its cost, in a sentence.
+        departures: its differences from the paper's setting, one sentence each.
+        runs: settings of each experiment's runs, without seeds; E1 and E11 train nothing.
+        attack: attacks of E6 and E7: ``epsilons`` in 1/255, ascending from 0; ``examples``, the
+            number of test images; ``steps`` and ``restarts`` of the strong attack.
+        banks: random banks of E1: their sizes ``counts``, the filters' side ``kernel_size``, and
+            the number of ``seeds``.
         shown: the three smoothing indices whose filters and envelopes E7 and E8 show.
     """
 
@@ -41,10 +44,10 @@ class Preset:
 
 
 def product(base: Settings, over: Mapping[str, Sequence[Any]]) -> list[Settings]:
-    """A run for every combination of values.
+    """One run for every combination of the values in ``over``.
 
-    >>> product({"batch_size": 64}, {"mode": ("full", "chans"), "model.depth": (1,)})
-    [{'batch_size': 64, 'mode': 'full', 'model.depth': 1}, {'batch_size': 64, 'mode': 'chans', 'model.depth': 1}]
+    >>> product({"steps": 9}, {"mode": ("full", "chans"), "epochs": (1,)})
+    [{'steps': 9, 'mode': 'full', 'epochs': 1}, {'steps': 9, 'mode': 'chans', 'epochs': 1}]
     """
     return [
         {**base, **dict(zip(over, values, strict=True))}
@@ -53,9 +56,9 @@ def product(base: Settings, over: Mapping[str, Sequence[Any]]) -> list[Settings]
 
 
 def fractions(base: Settings, shares: Sequence[float]) -> list[Settings]:
-    """E12's runs: channel mixing, norms and head learned whole, and of the spatial filters a share.
+    """E12's runs: channel mixing, norms, head and a share of the spatial filters are learned.
 
-    0 is Chans and 1 is Full, so that these runs are shared with the other experiments.
+    Shares 0 and 1 are Chans and Full, so other experiments share those runs.
     """
     runs = []
     for share in shares:
@@ -69,7 +72,7 @@ def fractions(base: Settings, shares: Sequence[float]) -> list[Settings]:
 
 
 def smoothings(base: Settings, indices: Sequence[float]) -> list[Settings]:
-    """E7's runs: Chans with random filters (index 0), and with smoothed ones."""
+    """E7's runs: Chans with random (index 0) and with smoothed filters."""
     smoothed = {"model.filters": "smoothed"}
     return [
         {**base, "mode": "chans"} | ({**smoothed, "model.smoothing_index": float(i)} if i else {})
@@ -78,13 +81,13 @@ def smoothings(base: Settings, indices: Sequence[float]) -> list[Settings]:
 
 
 def banks_of_filters(base: Settings) -> list[Settings]:
-    """E3's runs: Full, and Chans with each bank: Different ("random"), Same, Box, Identity."""
+    """E3's runs: Full, and Chans with each bank: Different ("random"), Same, Box and Identity."""
     names = ("random", "same", "box", "identity")
     return [{**base, "mode": "full"}, *product({**base, "mode": "chans"}, {"model.filters": names})]
 
 
 def defended(runs: Sequence[Settings], epsilon: float) -> list[Settings]:
-    """The runs, and again each of them trained on FGSM samples."""
+    """The runs, followed by each of them trained on FGSM samples; epsilon in 1/255."""
     return [*runs, *({**run, "defense.epsilon": float(epsilon)} for run in runs)]
 
 
@@ -95,7 +98,7 @@ def unshuffling(
     sizes: Sequence[tuple[int, int]],
     space: tuple[int, int],
 ) -> list[Settings]:
-    """E10's runs: Full and Chans over width for each (depth, kernel size), and Space for one of them."""
+    """E10's runs: Full and Chans over width for each (depth, kernel size), and Space for one."""
     base = {**base, "task": "unshuffling"}
     return [
         {
@@ -111,7 +114,7 @@ def unshuffling(
     ]
 
 
-# The recipe of the pre-activation ResNet: SGD, divided by 10 at 1/2 and 3/4.
+# The pre-activation ResNet's recipe: SGD, learning rate divided by 10 at 1/2 and 3/4 of training.
 _SGD = {
     "model.name": "resnet",
     "optimizer.name": "sgd",
@@ -119,7 +122,7 @@ _SGD = {
     "optimizer.weight_decay": 1e-4,
     "schedule.name": "step",
 }
-# The recipe of the ConvMixer repository: AdamW, clipping, its piecewise linear schedule (the default).
+# The ConvMixer repository's recipe: AdamW, clipping, a piecewise linear schedule (the default).
 _ADAMW = {
     "model.name": "convmixer",
     "optimizer.learning_rate": 0.01,
@@ -127,7 +130,7 @@ _ADAMW = {
     "optimizer.clip_norm": 1.0,
 }
 _UNSHUFFLE = {**_ADAMW, "optimizer.learning_rate": 0.05, "optimizer.weight_decay": 0.0}
-# Evaluated and saved at the end only, without TensorBoard's events.
+# Evaluates and saves only at the end, and writes no TensorBoard events.
 _SHORT = {"log_every": 1000, "eval_every": 10**6, "checkpoint_every": 10**6, "tensorboard": False}
 
 
@@ -151,9 +154,11 @@ def _smoke() -> Preset:
     e5 = product(convmixer, {"mode": MODES})
     return Preset(
         name="smoke",
-        purpose="The whole code in a minute on the digits. Its numbers mean nothing: nothing is trained to an end.",
+        purpose="Runs all of the code on the digits, in a minute. Its numbers are meaningless: no "
+        "model is trained to convergence.",
         departures=(
-            "Three steps of the smallest models on scikit-learn's digits; under attack ConvMixers only.",
+            "The smallest models train for three steps on scikit-learn's digits; only ConvMixers "
+            "are attacked.",
         ),
         runs={
             "E1": (),
@@ -185,12 +190,13 @@ def _digits() -> Preset:
     attacked = [run for run in (*e2, *e5) if run["mode"] != "space" and run["model.depth"] < 3]
     return Preset(
         name="digits",
-        purpose="The demonstration: every experiment in small, on two CPU cores.",
+        purpose="The demonstration: every experiment on a small scale, on two CPU cores.",
         departures=(
-            "scikit-learn's 1,797 digits of 8 x 8 pixels stand for CIFAR and ImageNet. Nearly every model comes close "
-            "to 100 %, so that gaps in accuracy are small whatever is frozen.",
-            "Models are a quarter of the paper's width and less, depths 1 to 4, 8 to 12 epochs.",
-            "The test set has 360 images: one is worth 0.28 percentage points.",
+            "scikit-learn's 1,797 digits of 8 x 8 pixels replace CIFAR and ImageNet. Nearly every "
+            "model comes close to 100 %, so gaps in accuracy are small whatever is frozen.",
+            "Models have at most a quarter of the paper's width and depths 1 to 4, and train for 8 "
+            "to 12 epochs.",
+            "The test set has 360 images, so one image is worth 0.28 percentage points.",
         ),
         runs={
             "E1": (),
@@ -227,7 +233,7 @@ def _fashion_mnist() -> Preset:
         "data.flip": True,
         "batch_size": 256,
         "epochs": 3.0,
-        "checkpoint_every": 234,  # once an epoch, so that a job of a few minutes gets somewhere
+        "checkpoint_every": 234,  # once per epoch, so that jobs of a few minutes make progress
     }
     resnet = {**_SGD, **shared, "model.width": 8}
     convmixer = {
@@ -251,16 +257,19 @@ def _fashion_mnist() -> Preset:
     attacked = [run for run in (*e2, *e5) if run["mode"] != "space" and run["model.depth"] < 3]
     return Preset(
         name="fashion_mnist",
-        purpose="Every experiment on the real Fashion-MNIST: 30 minutes of a data-centre GPU, or a night of two CPU cores.",
+        purpose="Every experiment on the real Fashion-MNIST: 30 minutes on a data-centre GPU, or a "
+        "night on two CPU cores.",
         departures=(
-            "Fashion-MNIST's 60,000 and 10,000 images of 28 x 28 pixels stand for CIFAR and ImageNet.",
-            "Half of the paper's width, depths 1 to 4, 2 to 3 epochs; ConvMixers have patches of 2 x 2 but for un-shuffling.",
+            "Fashion-MNIST's 60,000 training and 10,000 test images of 28 x 28 pixels replace "
+            "CIFAR and ImageNet.",
+            "Models have half of the paper's width and depths 1 to 4, and train for 2 to 3 epochs; "
+            "ConvMixers have patches of 2 x 2 pixels, except for un-shuffling.",
         ),
         runs={
             "E1": (),
             "E2": e2,
             "E3": banks_of_filters({**resnet, "model.depth": 2}),
-            # Width 32 alone would cost two fifths of all the rest.
+            # Width 32 alone would cost two fifths as much as all the rest.
             "E4": product(
                 {**resnet, "model.depth": 1}, {"mode": MODES[:2], "model.width": (2, 4, 8, 16)}
             ),
@@ -341,11 +350,13 @@ def _cifar() -> Preset:
     middle = {**convmixer, **cifar10, "model.depth": 8}
     return Preset(
         name="cifar",
-        purpose="The paper's own sizes on CIFAR-10 and CIFAR-100, and un-shuffling on MNIST, Fashion-MNIST and CIFAR-10.",
+        purpose="The paper's own sizes on CIFAR-10 and CIFAR-100, and un-shuffling on MNIST, "
+        "Fashion-MNIST and CIFAR-10.",
         departures=(
-            "The paper prints neither its depths nor its widths, epochs and learning rates: these are those of the public "
-            "code that it used.",
-            "ConvMixers are augmented by a padded random crop as well as by the public code's flip and RandAugment.",
+            "The paper doesn't state its depths, widths, epochs and learning rates; those used "
+            "here are from the public code that it builds on.",
+            "ConvMixers are trained with a padded random crop in addition to the public code's "
+            "flip and RandAugment.",
         ),
         runs={
             "E1": (),
@@ -419,10 +430,10 @@ def _imagenet() -> Preset:
     e5 = product(convmixer, {"model.depth": (4, 8, 16), "mode": MODES})
     return Preset(
         name="imagenet",
-        purpose="The paper's own sizes on ImageNet-1k, for the experiments that it has there.",
+        purpose="The paper's own sizes on ImageNet-1k, for the experiments that it runs there.",
         departures=(
-            "The paper prints neither its depths nor its epochs and learning rates: these are those of the public code "
-            "that it used.",
+            "The paper doesn't state its depths, epochs and learning rates; those used here are "
+            "from the public code that it builds on.",
         ),
         runs={
             "E1": (),
@@ -447,20 +458,20 @@ NAMES = tuple(_PRESETS)
 
 
 def get(name: str) -> Preset:
-    """The preset of a name.
+    """Returns the preset of a name, one of ``NAMES``.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such preset.
     """
     check_choice("--preset", name, _PRESETS)
     return _PRESETS[name]()
 
 
 def check_experiments(preset: Preset, names: Sequence[str]) -> tuple[str, ...]:
-    """The experiments that a command asks for, in their order; all of the preset's where it names none.
+    """Returns the requested experiments in the preset's order, or all of them for no names.
 
     Raises:
-        UserError: one that the preset doesn't have.
+        UserError: the preset doesn't have one of them.
     """
     for name in names:
         if name not in preset.runs:

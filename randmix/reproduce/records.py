@@ -1,4 +1,4 @@
-"""Every number of a sweep, with the run that it comes from."""
+"""All numbers of a sweep, each with the run that it comes from."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,16 +14,19 @@ from randmix.reproduce.presets import Preset
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """A number.
+    """One number.
 
     Attributes:
-        experiment: "E2", ...
-        mode: "full", "chans", "space", or "groups" where a share of the filters is learned; "" of what isn't a model.
-        settings: of the run, flat; and what else the number depends on: "epsilon", "filters", "index", "layer", "share".
-        seed: of the run or the bank.
-        metric: "accuracy", "psnr", "coverage", "fgsm", "pgd2", "strong", "noise". Accuracies are shares of 1.
+        experiment: id of the experiment, "E1" to "E12".
+        mode: "full", "chans", "space", or "groups" where a share of the filters is learned; ""
+            where there is no model.
+        settings: settings of the run, flat, and whatever else the number depends on: "epsilon" (in
+            1/255), "filters", "index", "layer", "share".
+        seed: seed of the run or the bank.
+        metric: for example "accuracy", "psnr" (in dB), "coverage", or an attack: "fgsm", "pgd2",
+            "strong", "noise". Accuracies, also under attack, and coverage are in [0, 1].
         value: the number.
-        run: the name of the run's folder, or the file of a bank.
+        run: name of the run's folder, or path of the file with a bank's numbers.
     """
 
     experiment: str
@@ -36,10 +39,13 @@ class Record:
 
 
 class Records(list[Record]):
-    """Records, and ways to pick from them."""
+    """A list of records with ways to select from it."""
 
     def where(self, experiment: str, metric: str | None = None, **settings: Any) -> "Records":
-        """Those of an experiment (and metric) whose settings have these values; dots are written as "__"."""
+        """Selects records of an experiment (and metric) whose settings have the given values.
+
+        A dot in the name of a setting is written as "__": ``data__name="digits"``.
+        """
         wanted = {name.replace("__", "."): value for name, value in settings.items()}
         return Records(
             record
@@ -50,12 +56,12 @@ class Records(list[Record]):
         )
 
     def values(self, setting: str) -> list[Any]:
-        """The values that a setting has among them, each once, sorted; None is left out."""
+        """The distinct values of a setting among the records, sorted, without None."""
         found = {record.settings.get(setting) for record in self} - {None}
         return sorted(found)
 
     def by_seed(self) -> dict[int, float]:
-        """The value of each seed; the mean where a seed has several, over epsilons for example."""
+        """The value of each seed, or the mean of its values (over epsilons, for example)."""
         found: dict[int, list[float]] = {}
         for record in self:
             found.setdefault(record.seed, []).append(record.value)
@@ -63,12 +69,12 @@ class Records(list[Record]):
 
     @property
     def runs(self) -> list[str]:
-        """The runs that they come from, each once, in the order of their seeds."""
+        """The distinct runs that the records come from, in the order of their seeds."""
         return list(dict.fromkeys(record.run for record in sorted(self, key=lambda r: r.seed)))
 
 
 def collect(groups: Sequence[Group], root: epath.PathLike, preset: Preset) -> Records:
-    """The numbers of all finished runs; nothing is computed."""
+    """Reads the numbers of all finished runs; measures nothing."""
     records = Records()
     for run in (run for group in groups for run in group):
         result = artifacts.read_result(run.folder(root))
@@ -81,7 +87,7 @@ def collect(groups: Sequence[Group], root: epath.PathLike, preset: Preset) -> Re
         rows += [({}, "trainable", result["parameters"]["trainable"])]
         file = measurements.attacks_file(run, root, preset)
         attacked = measurements.kept(file, dict)["rows"] if file.exists() else []
-        # What E8 shows is of filters, not of the runs that they are in.
+        # E8 reports on the filters, not on the run that contains them.
         for experiment in (name for name in run.experiments if name != "E8"):
             own = [*rows]
             if experiment in ("E6", "E7"):
@@ -110,7 +116,12 @@ def collect(groups: Sequence[Group], root: epath.PathLike, preset: Preset) -> Re
 
 
 def of_banks(rows: Iterable[Mapping[str, Any]], file: str) -> Records:
-    """E1's numbers."""
+    """E1's records.
+
+    Args:
+        rows: measured banks, as ``measurements.random_banks`` returns them.
+        file: path of the file that holds them.
+    """
     return Records(
         Record("E1", "", {"filters": row["filters"]}, row["seed"], metric, float(row[metric]), file)
         for row in rows
@@ -119,7 +130,12 @@ def of_banks(rows: Iterable[Mapping[str, Any]], file: str) -> Records:
 
 
 def of_smoothing(rows: Iterable[Mapping[str, Any]], run: PlannedRun) -> Records:
-    """E8's numbers, of the frozen filters of one run."""
+    """E8's records.
+
+    Args:
+        rows: measured filters, as ``measurements.smoothed_filters`` returns them.
+        run: the run that the filters belong to.
+    """
     return Records(
         Record(
             "E8",
@@ -141,7 +157,7 @@ def _layers(run: Any, root: epath.PathLike) -> list[dict[str, Any]]:
 
 
 def _complete(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """With the values that presets leave at their defaults, so that they can be asked for."""
+    """Adds the defaults that presets leave out, so that records can be selected by them."""
     return {
         "data.name": "digits",
         "model.filters": "random",

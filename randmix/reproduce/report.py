@@ -1,4 +1,4 @@
-"""The report: index.html, results.csv, verdicts.json and figures/, written whole or not at all."""
+"""The report: index.html, results.csv, verdicts.json and figures/, written all at once."""
 
 import base64
 import csv
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from etils import epath
 from PIL import Image
 
 from randmix import artifacts, locks
@@ -35,18 +36,18 @@ from randmix.reproduce.records import Records, collect, of_banks, of_smoothing
 
 _TEMPLATE = "report.html.j2"
 _COLUMNS = ("experiment", "claim", "mode", "size", "seed", "metric", "value", "run")
-_SHOWN = 10  # failed checks
+_SHOWN = 10  # most failed checks listed
 _SIZES = ("model.name", "model.width", "model.depth", "model.kernel_size", "model.filters")
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What was written.
+    """A written report.
 
     Attributes:
-        folder: where.
-        verdicts: of each claim, by its id.
-        problems: what failed or is missing, a line each.
+        folder: the report's folder.
+        verdicts: verdict by claim id.
+        problems: what failed or is missing, one line each.
     """
 
     folder: Path
@@ -63,25 +64,26 @@ def write(
     overrides: Settings,
     command: str,
 ) -> Report | None:
-    """Judges, draws and writes what the folder of a sweep holds into its report/.
+    """Judges and draws the results in a sweep's folder, and writes them to its report/.
 
-    It's made beside its place and renamed at the end, so that no half of it is ever taken for the whole.
+    The report is written to a temporary folder and renamed at the end, so it is never seen half
+    written.
 
     Args:
         root: the sweep's folder.
-        preset: of the sweep.
-        experiments: that were asked for.
-        groups: all runs of the sweep, also those of other shards.
-        overrides: what the command line changed of the preset.
-        command: the command line, for the page.
+        preset: the sweep's preset.
+        experiments: ids of the requested experiments.
+        groups: all runs of the sweep, including those of other shards.
+        overrides: keys that the command line changed in the preset.
+        command: the command line, shown in the report.
 
     Returns:
-        The report; None where another process is writing it.
+        The report; None if another process is writing it.
     """
     with locks.try_lock(root / "report.lock") as mine:
         if not mine:
             return None
-        for left in root.glob("report.new-*"):  # by a process that was killed
+        for left in root.glob("report.new-*"):  # left by a process that was killed
             shutil.rmtree(left)
         folder = Path(tempfile.mkdtemp(prefix="report.new-", dir=root))
         folder.chmod(0o755)
@@ -112,12 +114,15 @@ def _fill(
     if "E8" in experiments and (plain := pictures.unsmoothed(groups, root)):
         records += of_smoothing(measurements.smoothed_filters(plain, root, preset)[0], plain)
     if "E11" in experiments:
-        name = f"counts-{measurements.key(preset.name, _models_key(preset), sorted(map(str, overrides.items())))}"
-        file = root / "measurements" / f"{name}.json"
+        changed = sorted(map(str, overrides.items()))
+        name = f"counts-{measurements.key(preset.name, _models_key(preset), changed)}"
+        file = epath.Path(root) / "measurements" / f"{name}.json"
         counted = measurements.kept(file, lambda: counting.rows(preset, overrides))
         records += counting.records(counted, f"measurements/{name}.json")
     judged = claims.judge(records, experiments)
-    drawn, missing = pictures.draw(experiments, records, groups, root, preset, folder / "figures")
+    drawn, missing = pictures.draw(
+        experiments, records, groups, root, preset, epath.Path(folder) / "figures"
+    )
     problems += [f"figure {name}: {reason}" for name, reason in missing.items()]
     (folder / "results.csv").write_text(_csv(records))
     (folder / "verdicts.json").write_text(json.dumps(_verdicts(judged), indent=2) + "\n")
@@ -142,7 +147,7 @@ def _fill(
 
 
 def _models_key(preset: Preset) -> list[str]:
-    """What E11 counts, as texts: another table of models is another file."""
+    """The models that E11 counts, as strings: other models are stored in another file."""
     return [repr(sorted(run.items())) for id in ("E2", "E5") for run in preset.runs.get(id, ())]
 
 
@@ -152,7 +157,8 @@ def _problems(groups: Sequence[Group], root: Path) -> Iterator[str]:
         for run in group:
             state = states[run.name]
             if state.name == "failed":
-                yield f"run {run.name} ({'+'.join(run.experiments)}: {run.title}) failed: {state.reason}"
+                what = f"{'+'.join(run.experiments)}: {run.title}"
+                yield f"run {run.name} ({what}) failed: {state.reason}"
             for name, reason in measurements.failures(run, root).items():
                 yield f"run {run.name} ({run.title}): {name} failed: {reason}"
         unfinished = [run for run in group if states[run.name].name not in ("finished", "failed")]
@@ -165,7 +171,7 @@ def _problems(groups: Sequence[Group], root: Path) -> Iterator[str]:
 
 
 def _failed_checks(groups: Sequence[Group], root: Path, preset: Preset) -> dict[str, Any]:
-    """The sanity checks on accuracy under attack: how many of each passed, stayed open, and failed where."""
+    """Sanity checks of accuracy under attack: counts by outcome, and the failed ones."""
     counts: dict[str, dict[str, int]] = {}
     failed = []
     for run in (run for group in groups for run in group):
@@ -203,12 +209,12 @@ def _facts(groups: Sequence[Group], root: Path) -> dict[str, Any]:
 
 
 def _seconds(result: Mapping[str, Any]) -> float:
-    """What a run took; of seeds that were trained together its share."""
+    """A run's training time; for seeds trained together, its share of it."""
     return result["wall_seconds"] / result.get("ensemble", 1)
 
 
 def _row(group: Group, root: Path) -> dict[str, Any]:
-    """A line of the appendix: what a group of seeds is, and its runs."""
+    """A row of the table of runs: one group, with a run for each seed."""
     results = [artifacts.read_result(run.folder(root)) for run in group]
     seconds = [_seconds(result) for result in results if result]
     return {
@@ -230,7 +236,7 @@ def _section(
     folder: Path,
 ) -> dict[str, Any]:
     experiment = EXPERIMENTS[id]
-    data = {record.settings.get("data.name") for record in records.where(id)}
+    data = set(records.where(id).values("data.name"))
     return {
         "experiment": experiment,
         "claims": [_claim(claim, *judged[claim]) for claim in experiment.claims if claim in judged],
@@ -250,13 +256,13 @@ def _claim(id: str, verdict: str, effects: Sequence[Effect]) -> dict[str, Any]:
 
 
 def summary(effects: Sequence[Effect]) -> str:
-    """The effects on one line: the one that is, or the least and the most of them, and how many came out how."""
+    """The effects in one line: a single effect, or counts of outcomes and the least favourable."""
     known = [effect for effect in effects if not math.isnan(effect.interval.mean)]
     if not known:
         return "nothing to compare yet"
     if len(effects) == 1:
         return in_words(effects[0])
-    # By their distance from the threshold: the effect that speaks least for the claim.
+    # By signed distance from the threshold: the effect that supports the claim least.
     worst = min(
         known, key=lambda e: (e.interval.mean - e.threshold) * (1 if e.wants == ">" else -1)
     )
@@ -266,13 +272,13 @@ def summary(effects: Sequence[Effect]) -> str:
 
 
 def in_words(effect: Effect) -> str:
-    """An effect on one line."""
+    """An effect in one line."""
     what = f"{effect.what} ({effect.condition})"
     return f"{what} {number(effect.interval.mean)} {effect.unit}, {interval_in_words(effect)}"
 
 
 def interval_in_words(effect: Effect) -> str:
-    """The interval of an effect, or why there is none."""
+    """The interval of an effect and its number of seeds, or a note that there is none."""
     if effect.interval.n < 2 or math.isnan(effect.interval.mean):
         return f"no interval, n = {effect.interval.n}"
     low, high = number(effect.interval.low), number(effect.interval.high)
@@ -280,7 +286,7 @@ def interval_in_words(effect: Effect) -> str:
 
 
 def number(value: float) -> str:
-    r"""A number with two decimals, and a true minus sign.
+    r"""Formats a number with two decimals and a true minus sign; "n/a" for NaN.
 
     >>> number(-1.234) == "\N{MINUS SIGN}1.23"
     True
@@ -291,7 +297,7 @@ def number(value: float) -> str:
 
 
 def _verdicts(judged: Mapping[str, tuple[str, list[Effect]]]) -> dict[str, Any]:
-    """What verdicts.json holds; numbers that aren't finite are null."""
+    """The content of verdicts.json; numbers that aren't finite become null."""
     return {
         id: {
             "claim": CLAIMS[id].text,
@@ -333,7 +339,7 @@ def _csv(records: Records) -> str:
 
 
 def _size(settings: Mapping[str, Any]) -> str:
-    """Everything but mode and seed that tells one number from another, as "key=value" with spaces between."""
+    """All settings but mode and seed that distinguish a number, as "key=value" joined by spaces."""
     shown = [("data", settings.get("data.name"))]
     shown += [(key.rpartition(".")[2], settings.get(key)) for key in _SIZES]
     shown += [(key, settings.get(key)) for key in ("epsilon", "layer", "filters", "index")]
@@ -347,9 +353,9 @@ def _size(settings: Mapping[str, Any]) -> str:
 
 
 def _image(folder: Path, name: str) -> dict[str, Any]:
-    """A figure as a data URI, and its width in CSS pixels: the same letters are as large in all of them."""
+    """A figure as a data URI, and its width in CSS pixels, which keeps text at one size."""
     lines = name in figures.DRAWN
-    # Of filters and images an SVG would hold the same pixels.
+    # For pictures of filters and images, an SVG would contain the same pixels.
     suffix, kind = ("svg", "svg+xml") if lines else ("png", "png")
     content = base64.b64encode((folder / f"{name}.{suffix}").read_bytes()).decode()
     with Image.open(folder / f"{name}.png") as png:

@@ -1,4 +1,4 @@
-"""Effects over seeds: a mean, its confidence interval by Student's t, and on which side of a threshold that lies."""
+"""Effects over seeds: mean, Student's t confidence interval, and the side of a threshold."""
 
 import dataclasses
 import math
@@ -16,9 +16,9 @@ class Interval:
     """A mean with its confidence interval.
 
     Attributes:
-        mean: of the values; NaN without any.
-        low, high: the interval's ends; infinite with fewer than two values.
-        n: how many values.
+        mean: mean of the values; NaN if there are none or one isn't finite.
+        low, high: ends of the interval; infinite with fewer than two values or a NaN mean.
+        n: number of values.
     """
 
     mean: float
@@ -28,49 +28,49 @@ class Interval:
 
 
 def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
-    """Student's interval for the mean of independent values, the two-sided one.
+    """Two-sided Student's t interval for the mean of independent values.
 
-    With two values the interval is 12.7 times as wide as their standard error, with three 4.3 times. Values that are all
-    equal give an interval without width: that seeds agree exactly doesn't say that the test images were many.
+    At 95 % confidence the interval extends 12.7 standard errors to each side with two values, 4.3
+    with three. Equal values give an interval of width 0, however few the test images were.
 
     >>> t_interval([1.0, 2.0, 3.0])
     Interval(mean=2.0, low=-0.48413771175033027, high=4.48413771175033, n=3)
     """
-    values = np.asarray(values, float)
-    n = len(values)
-    if not n or not np.isfinite(values).all():
+    array = np.asarray(values, float)
+    n = len(array)
+    if not n or not np.isfinite(array).all():
         return Interval(math.nan, -math.inf, math.inf, n)
-    mean = float(values.mean())
+    mean = float(array.mean())
     if n < 2:
         return Interval(mean, -math.inf, math.inf, n)
-    half = float(stats.t.ppf((1 + confidence) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n))
+    half = float(stats.t.ppf((1 + confidence) / 2, n - 1) * array.std(ddof=1) / math.sqrt(n))
     return Interval(mean, mean - half, mean + half, n)
 
 
 def differences(one: Mapping[int, float], other: Mapping[int, float]) -> list[float]:
-    """``one - other`` of the seeds that both have.
+    """``one - other`` for the seeds that both have, in the order of the seeds.
 
-    Runs of one seed share their data order and, where they have the same shape, their initial values, so that the pairs
-    vary less than the runs do.
+    Runs of one seed share the data order and the initial values of weights of equal shape, so
+    paired differences vary less than the runs themselves.
     """
     return [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
-    """The least-squares slope of y over x; NaN with fewer than two different x.
+    """Least-squares slope of y over x; NaN with fewer than two distinct x.
 
     >>> slope([0, 1, 2], [1, 3, 5])
     2.0
     """
-    x, y = np.asarray(x, float), np.asarray(y, float)
-    if len(np.unique(x)) < 2:
+    xs, ys = np.asarray(x, float), np.asarray(y, float)
+    if len(np.unique(xs)) < 2:
         return math.nan
-    x = x - x.mean()
-    return float((x * y).sum() / (x * x).sum())
+    xs = xs - xs.mean()
+    return float((xs * ys).sum() / (xs * xs).sum())
 
 
 def slopes(by_x: Mapping[float, Mapping[int, float]]) -> list[float]:
-    """The slope of each seed that has a value at every x.
+    """Slopes over x, one for each seed that has a value at every x; [] with fewer than two x.
 
     Args:
         by_x: x -> seed -> value.
@@ -82,15 +82,19 @@ def slopes(by_x: Mapping[float, Mapping[int, float]]) -> list[float]:
 
 
 def outcome(interval: Interval, wants: str, threshold: float) -> str:
-    """Where an interval lies: wholly on the claim's side, wholly on the other, or on both.
+    """Compares an interval with a threshold.
 
-    One that touches the threshold decides nothing: two untrained models that give every image the same class differ by
-    exactly 0 with every seed.
+    An interval that touches the threshold decides nothing: two untrained models that assign every
+    image to the same class differ by exactly 0 with every seed.
 
     Args:
-        interval: of the effect.
+        interval: the effect's interval.
         wants: ">" or "<".
         threshold: the claim is "effect > threshold" or "effect < threshold".
+
+    Returns:
+        ``CONFIRMED`` if the entire interval is on the claim's side, ``REFUTED`` if all of it is on
+        the other side, else ``UNDECIDED``.
 
     >>> outcome(Interval(2.0, 1.0, 3.0, 3), ">", 0.0)
     'confirmed'
@@ -106,14 +110,14 @@ def outcome(interval: Interval, wants: str, threshold: float) -> str:
 
 
 def all_of(outcomes: Sequence[str]) -> str:
-    """Confirmed where every one is, refuted where any one is; not decided without any."""
+    """Confirmed if all outcomes are, refuted if any is; otherwise, or without any, undecided."""
     if REFUTED in outcomes:
         return REFUTED
     return CONFIRMED if outcomes and set(outcomes) == {CONFIRMED} else UNDECIDED
 
 
 def any_of(outcomes: Sequence[str]) -> str:
-    """Confirmed where any one is, refuted where every one is; not decided without any."""
+    """Confirmed if any outcome is, refuted if all are; otherwise, or without any, undecided."""
     if CONFIRMED in outcomes:
         return CONFIRMED
     return REFUTED if outcomes and set(outcomes) == {REFUTED} else UNDECIDED

@@ -1,11 +1,12 @@
-"""Takes the groups of a plan one after the other: trains and measures what isn't there yet.
+"""Execution of a plan: trains and measures whatever is missing, one group of runs at a time.
 
-A run's state is what its folder says, so that any number of calls, one after the other or at once, add up:
+A run's state is read from its folder, so any number of calls, sequential or concurrent, share the
+work:
 
     result.json     trained to the end
-    failed.json     failed, and why; it's tried again by the next call
+    failed.json     failed, with the reason; the next call tries again
     checkpoints/    begun
-    sweep.lock      held while a process works on it
+    sweep.lock      locked while a process works on the run
 """
 
 import contextlib
@@ -25,20 +26,20 @@ from randmix.reproduce.plan import Group, PlannedRun
 from randmix.reproduce.training import train_seeds
 
 FAILED = "failed.json"
-LOCK = "sweep.lock"  # not the one that `train` takes inside of it
+LOCK = "sweep.lock"  # distinct from the lock that `train` takes while it is held
 Say = Callable[[str], None]
 Measure = Callable[[PlannedRun, StopSignals, Programs], None]
 
 
 class State(NamedTuple):
-    """What has become of a run: "finished", "failed", "begun" or "missing", and why."""
+    """State of a run: "finished", "failed", "begun" or "missing", and the reason of a failure."""
 
     name: str
     reason: str = ""
 
 
 def state(run: PlannedRun, root: epath.PathLike) -> State:
-    """What a run's folder says of it."""
+    """Reads a run's state from its folder."""
     folder = run.folder(root)
     if (folder / artifacts.RESULT).exists():
         return State("finished")
@@ -55,19 +56,20 @@ def execute(
     together: int | str = 1,
     say: Say = lambda line: print(line, flush=True),
 ) -> None:
-    """Trains and measures all runs; what fails is written down and passed over.
+    """Trains and measures all runs; records failures and continues with the next run.
 
-    A run that another process has locked is left to it. Come back for it by calling again.
+    Skips runs that another process has locked; call again to pick them up.
 
     Args:
-        groups: runs that differ only in their seed stand together.
+        groups: the runs, in groups that differ only in their seed.
         root: the sweep's folder.
-        measure: what is done with a finished run, under its lock; the programs are the same for all of a group.
-        together: how many seeds are trained as one program at most; see ``training.train_seeds``.
-        say: takes a line for the user.
+        measure: called with each finished run, under its lock, with the signals to watch and the
+            compiled programs that its group shares.
+        together: largest number of seeds trained as one program; see ``training.train_seeds``.
+        say: prints a line for the user.
 
     Raises:
-        Preempted: SIGTERM or SIGINT came; everything is saved, and the same call goes on.
+        Preempted: SIGTERM or SIGINT arrived; everything is saved, and the same call resumes.
     """
     progress = _Progress(groups, root, say)
     with StopSignals() as stop, catalog.keep_in_memory():
@@ -112,7 +114,7 @@ def _check(stop: StopSignals, progress: "_Progress") -> None:
 
 
 class _Progress:
-    """Says which runs come next and how long the rest may take."""
+    """Reports which runs come next and how long the rest may take."""
 
     def __init__(self, groups: Sequence[Group], root: epath.PathLike, say: Say):
         self.total = sum(map(len, groups))
@@ -130,7 +132,8 @@ class _Progress:
         self.began = time.monotonic()
         if len(mine) < len(group):
             self.say(
-                f"{len(group) - len(mine)} seeds of {group[0].title}: another process has them; left to it"
+                f"{len(group) - len(mine)} seeds of {group[0].title}: "
+                "skipped, another process is working on them"
             )
         new = [run for run in mine if run.name not in self.finished_before]
         if new:
@@ -142,8 +145,8 @@ class _Progress:
                 else f"{self.done + 1}-{self.done + len(group)}"
             )
             self.say(
-                f"run {place} of {self.total}  {'+'.join(new[0].experiments)}  {title}  seed {seeds}  "
-                f"{self.time_left()}log: runs/{new[0].name}/log.txt"
+                f"run {place} of {self.total}  {'+'.join(new[0].experiments)}  {title}  "
+                f"seed {seeds}  {self.time_left()}log: runs/{new[0].name}/log.txt"
             )
         self.done += len(group)
 
@@ -158,7 +161,7 @@ class _Progress:
             self.work += sum(map(_work, new))
 
     def time_left(self) -> str:
-        """From the time that the work so far took; nothing before anything is done."""
+        """Time left at the pace so far; empty before any work is done."""
         if not self.work:
             return ""
         left = sum(cost for name, cost in self.costs.items() if name not in self.finished_before)
@@ -167,14 +170,16 @@ class _Progress:
 
 
 def _work(run: PlannedRun) -> float:
-    # Compiling and starting take as long as some 10 GMAC of training do on two CPU cores.
+    # Compilation and start-up take about as long as 10 GMAC of training on two CPU cores.
     return run.cost + 1e10
 
 
 @contextlib.contextmanager
 def compiled_programs_kept(root: epath.PathLike) -> Iterator[None]:
-    """Keeps compiled programs in the sweep's folder: runs that differ only in their seed, and a sweep that goes on,
-    compile nothing twice. In a folder for each machine, since a program for one CPU may not run on another.
+    """Caches compiled programs in the sweep's folder.
+
+    Runs that differ only in their seed, and a resumed sweep, then compile nothing twice. Each
+    machine has its own folder, since a program for one CPU may not run on another.
     """
     import platform
 
@@ -189,7 +194,7 @@ def compiled_programs_kept(root: epath.PathLike) -> Iterator[None]:
     try:
         for key, value in keys.items():
             jax.config.update(key, value)
-        compilation_cache.reset_cache()  # what has compiled before has settled where the cache is
+        compilation_cache.reset_cache()  # an earlier compilation has fixed the cache's location
         yield
     finally:
         for key, value in before.items():

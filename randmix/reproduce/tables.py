@@ -1,4 +1,7 @@
-"""The tables of the report: a row a size, a column a mode, mean and standard deviation over seeds, linked to the runs."""
+"""The report's tables: mean and standard deviation over seeds, linked to the runs.
+
+Most have one row per size and one column per mode.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -12,7 +15,7 @@ from randmix.reproduce.records import Records
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A cell: its text, and the runs that it comes from."""
+    """A table cell: its text, and the runs that it comes from."""
 
     text: str
     runs: Sequence[str] = ()
@@ -20,7 +23,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table with a caption; the first cell of a row names it."""
+    """A table with a caption; the first cell of each row is its label."""
 
     caption: str
     columns: Sequence[str]
@@ -28,7 +31,7 @@ class Table:
 
 
 def build(experiment: str, records: Records, counted: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """The tables of an experiment, from its records; E11's from what was counted."""
+    """The tables of an experiment from its records, or for E11 from ``counting.rows``."""
     makers = {
         "E1": _coverage,
         "E3": _banks,
@@ -86,7 +89,10 @@ def _coverage(records: Records) -> list[Table]:
         ]
         for count in part.values("filters")
     ]
-    caption = "Coverage of random banks in per cent of all frequencies: mean ± standard deviation over banks."
+    caption = (
+        "Coverage of random banks in per cent of all frequencies: "
+        "mean ± standard deviation over banks (their number)."
+    )
     return [
         Table(caption, ["filters", "over half of the maximum", "mean over all thresholds"], rows)
     ]
@@ -123,12 +129,13 @@ def _attacks(records: Records) -> list[Table]:
                     _cell(from_.where("E6", metric, mode=m, **at), "accuracy")
                     for m in ("full", "chans")
                 ]
-                title = f"{MODELS[model]}, {DATA.get(data, data)}, depth {depth}: {ATTACKS.get(attack, attack)}"
-                rows.append([Cell(title), *cells])
-        trained = "Trained on FGSM samples" if defended else "Trained as ever"
+                title = f"{MODELS[model]}, {DATA.get(data, data)}, depth {depth}"
+                rows.append([Cell(f"{title}: {ATTACKS.get(attack, attack)}"), *cells])
+        trained = "Trained on FGSM samples" if defended else "Trained without defence"
         caption = (
-            f"{trained}: accuracy in per cent on the whole test set, and under attack on its first images, the mean over "
-            "all epsilons above 0; mean ± standard deviation over seeds."
+            f"{trained}: accuracy in per cent on the entire test set, and under attack on its "
+            "first images, averaged over all epsilons above 0; mean ± standard deviation over "
+            "seeds (their number)."
         )
         tables.append(Table(caption, ["", "Full", "Chans"], rows))
     return tables
@@ -148,7 +155,10 @@ def _smoothing(records: Records) -> list[Table]:
                 *cells,
             ]
         )
-    caption = "Accuracy in per cent, clean and under FGSM at epsilon in 1/255: mean ± standard deviation over seeds."
+    caption = (
+        "Accuracy in per cent, clean and under FGSM at each epsilon (in 1/255): "
+        "mean ± standard deviation over seeds (their number)."
+    )
     return [
         Table(
             caption, ["smoothing index", "clean", *(f"{epsilon:g}" for epsilon in epsilons)], rows
@@ -165,7 +175,10 @@ def _smoothed_filters(records: Records) -> list[Table]:
         ]
         for index in part.values("index")
     ]
-    caption = "Coverage in per cent of all frequencies, and the mean frequency in hundredths of a cycle a pixel."
+    caption = (
+        "Coverage in per cent of all frequencies, and mean frequency in hundredths of a cycle "
+        "per pixel."
+    )
     return [Table(caption, ["smoothing index", "coverage", "mean frequency"], rows)]
 
 
@@ -207,13 +220,13 @@ def _counts(counted: Sequence[Mapping[str, Any]]) -> list[Table]:
         "k",
         *MODES.values(),
         "dense convolutions",
-        "as the equations",
+        "equal to the equations",
     ]
     return [Table("Trainable parameters.", columns, rows)]
 
 
 def _cell(records: Records, metric: str) -> Cell:
-    """Mean ± standard deviation (number of seeds); shares in per cent."""
+    """Mean ± standard deviation (number of seeds); everything but PSNR is multiplied by 100."""
     values = np.asarray([*records.by_seed().values()])
     if not len(values):
         return Cell("n/a")

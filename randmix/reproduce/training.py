@@ -1,4 +1,4 @@
-"""The one place where a sweep trains: runs that differ only in their seed are handed over together."""
+"""Training of a sweep's runs; those that differ only in their seed can share one program."""
 
 import contextlib
 import io
@@ -21,16 +21,19 @@ AUTO = "auto"
 
 
 def parse_ensemble(text: str) -> int | str:
-    """How many seeds are trained as one program at most: "auto", or a number; "off" is 1.
+    """Parses --ensemble, the largest number of seeds trained as one program.
+
+    Returns:
+        "auto", or a number of at least 1; 1 for "off".
 
     Raises:
-        UserError: it is none of these.
+        UserError: the text is none of these.
     """
     if text in (AUTO, "off"):
         return AUTO if text == AUTO else 1
     if not (text.isascii() and text.isdigit() and int(text) >= 1):
         raise UserError(
-            f"--ensemble: got {text!r}, allowed are auto, off and a number from 1, of seeds together"
+            f"--ensemble: got {text!r}, allowed are auto, off and a number of seeds, at least 1"
         )
     return int(text)
 
@@ -41,23 +44,23 @@ def train_seeds(
     together: int | str = 1,
     programs: Programs | None = None,
 ) -> list[str | None]:
-    """Trains runs that differ only in their seed: as one program, or one after the other.
+    """Trains runs that differ only in their seed, as one program or sequentially.
 
-    What a run prints goes to its log.txt. A run that fails doesn't keep the others from being trained: where an
-    ensemble fails as a whole (memory, a full disk), its runs are tried one after the other.
+    A run's output goes to its log.txt. A failed run doesn't prevent the others from being trained:
+    if an ensemble fails as a whole (memory, a full disk), its runs are tried one by one.
 
     Args:
-        configs: equal but for ``seed``.
-        workdirs: of the runs; those that were begun go on, finished ones are left as they are.
-        together: how many are trained as one program at most (see ``ensemble.cohorts``); "auto": on a GPU or TPU as
-            many as its memory holds, on a CPU, which gains nothing by it, 1.
-        programs: of these runs, where something else is compiled for them too.
+        configs: configs that are equal except for ``seed``.
+        workdirs: the runs' folders; begun runs resume, finished ones are left unchanged.
+        together: largest number of runs trained as one program (see ``ensemble.cohorts``). "auto":
+            as many as fit into the memory of a GPU or TPU; 1 on a CPU, which gains nothing.
+        programs: compiled programs to share with other work on these runs.
 
     Returns:
-        For each run why it failed, in one line, or None.
+        For each run the reason of its failure, in one line, or None.
 
     Raises:
-        Preempted: SIGTERM or SIGINT came; everything is saved.
+        Preempted: SIGTERM or SIGINT arrived; everything is saved.
     """
     folders = [epath.Path(folder) for folder in workdirs]
     reasons: list[str | None] = [None] * len(configs)
@@ -77,22 +80,22 @@ def train_seeds(
 def _cohorts(
     configs: Sequence[ConfigDict], folders: Sequence[epath.Path], together: int | str
 ) -> list[list[int]]:
-    """The runs' indices, in lists of those that are trained together."""
+    """Indices of the runs, in lists of those that are trained together."""
     alone = [[i] for i in range(len(configs))]
     if len(configs) == 1 or together == 1 or (together == AUTO and jax.default_backend() == "cpu"):
         return alone
     try:
-        if together == AUTO:
+        if isinstance(together, str):
             together = ensemble.largest_that_fits(configs[0], len(configs))
         return ensemble.cohorts(configs, folders, together)
-    except UserError:  # a mistake that each run will name
+    except UserError:  # a mistake that every run will report
         return alone
 
 
 def _train_together(
     configs: Sequence[ConfigDict], folders: Sequence[epath.Path], programs: Programs
 ) -> list[str | None] | None:
-    """As ``train_seeds``, in one program; None where that failed as a whole."""
+    """As ``train_seeds``, as one program; returns None if that failed as a whole."""
     with _logged(folders):
         try:
             return ensemble.train(configs, folders, programs=programs)
@@ -100,7 +103,7 @@ def _train_together(
             raise
         except Exception:
             print(traceback.format_exc(), end="")
-            print("together it failed; the seeds are trained one after the other", flush=True)
+            print("training the seeds together failed; training them one by one", flush=True)
     return None
 
 
@@ -113,17 +116,17 @@ def _train_one(config: ConfigDict, workdir: epath.Path, programs: Programs) -> s
         except UserError as error:
             print(error)
             return str(error)
-        except (
-            Exception
-        ) as error:  # out of memory, a full disk, a bug: the others may still succeed
+        except Exception as error:
+            # Out of memory, a full disk, a bug: the other runs may still succeed.
             print(traceback.format_exc(), end="")
-            return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+            first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
+            return f"{type(error).__name__}: {first_line}"
     return None
 
 
 @contextlib.contextmanager
 def _logged(folders: Sequence[epath.Path]) -> Iterator[None]:
-    """What is printed meanwhile goes to the log.txt of each folder."""
+    """Appends everything printed in its context to the log.txt of each folder."""
     with contextlib.ExitStack() as stack:
         logs = []
         for folder in folders:
@@ -134,7 +137,7 @@ def _logged(folders: Sequence[epath.Path]) -> Iterator[None]:
 
 
 class _Copies(io.TextIOBase):
-    """A text file whose lines go to several."""
+    """A text file that writes to several files."""
 
     def __init__(self, files: Sequence[TextIO]):
         self._files = files

@@ -1,4 +1,4 @@
-"""Accuracy under attack: the curves (`curves`), whether to believe them (`sanity`), and what is shown of them (`report`)."""
+"""Accuracy under attack: measurement (`curves`), sanity checks (`sanity`), files (`report`)."""
 
 from randmix.robustness.curves import Curves, Settings, jit_quick_curves, measure
 

@@ -1,7 +1,8 @@
-"""Accuracy under attack: curves over epsilon for a whole split.
+"""Accuracy under attack: curves over epsilon for an entire split.
 
-Every example is attacked at every epsilon, and whether it is still classified rightly is kept for each. The arithmetic
-is float32 whatever the model was trained in: bfloat16 rounds small perturbations away, and hides gradients.
+Every example is attacked at every epsilon, and the curves record whether it is still classified
+correctly. The arithmetic is float32 whatever the model was trained in: bfloat16 would round small
+perturbations away and hide gradients.
 """
 
 import dataclasses
@@ -24,14 +25,15 @@ Program = Callable[..., Any]
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What is measured.
+    """What to measure.
 
     Attributes:
-        attacks: keys of ``attacks.ATTACKS``, "noise" among them.
-        epsilons: ascending, in 1/255.
+        attacks: keys of ``attacks.ATTACKS``; must include "noise".
+        epsilons: radii in 1/255, ascending.
         norm: "linf" or "l2".
-        seed: of the noise and of random starts; an example's draws depend on it and its position only.
-        batch_size: images that the devices work on at once.
+        seed: seed of the noise and the random starts; an example's draws depend only on the seed
+            and the example's position.
+        batch_size: number of images that the devices process at once.
         pgd: arguments of the attack "pgd".
         strong: arguments of the attack "strong".
     """
@@ -49,15 +51,16 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-    """What was measured.
+    """Measured accuracies.
 
     Attributes:
-        settings: of the measurement.
-        clean: the accuracy without an attack, from the evaluation that knows of none.
-        correct: for each attack, whether each example is still classified rightly: [epsilons, examples] bool.
-            An example that any other attack fools counts as fooled by the strong one.
-        missed: how often the strong attack by itself left an example right that another one fooled; None
-            where it wasn't asked for.
+        settings: what was measured.
+        clean: accuracy in [0, 1] without an attack, from the ordinary evaluation.
+        correct: for each attack, whether each example is still classified correctly:
+            [epsilons, examples] bool. An example that any other attack fools counts as fooled by
+            the strong one.
+        missed: number of cases (example and epsilon) in which another attack fools the model and
+            the strong attack alone doesn't; None where the strong attack wasn't requested.
     """
 
     settings: Settings
@@ -67,11 +70,11 @@ class Curves:
 
     @property
     def examples(self) -> int:
-        """How many were attacked."""
+        """Number of examples attacked."""
         return self.correct["noise"].shape[1]
 
     def accuracy(self, attack: str) -> np.ndarray:
-        """The accuracy at each epsilon, [epsilons] float64."""
+        """Accuracy at each epsilon, [epsilons] float64 in [0, 1]."""
         return self.correct[attack].mean(axis=1)
 
 
@@ -91,38 +94,38 @@ def measure(
         model: a classifier of `randmix.models`.
         variables: its parameters by role and ``batch_stats``.
         data: ``image`` [examples, H, W, C] uint8 and ``label`` [examples] int32.
-        settings: what is measured.
-        devices: to work on; by default all there are.
-        track: ``(items, how many, what is done) -> items``, to show how far it is.
-        programs: what runs that differ only in their seed compile once, if the same is given to each.
+        settings: what to measure.
+        devices: devices to use; all by default.
+        track: ``(items, how many, what is done) -> items``, to report progress.
+        programs: compiled programs; runs that differ only in their seed and share this object
+            compile once.
     """
     mesh = sharding.make_mesh(devices)
     once = (programs or Programs()).once
     model = model.clone(dtype=jnp.float32)
     examples = len(data["label"])
-    variables, data = (
-        sharding.replicate(dict(variables), mesh),
-        sharding.replicate(dict(data), mesh),
-    )
+    weights: dict[str, Any] = sharding.replicate(dict(variables), mesh)
+    split: loader.Data = sharding.replicate(dict(data), mesh)
     whole = eval_loop.round_up(min(settings.batch_size, examples), mesh)
     one_batch = {"model": model, "mesh": mesh, "batch_size": whole}
     jit_clean = partial(eval_loop.jit_eval_step, task=tasks.CLASSIFICATION, **one_batch)
     batches = arrays.EvalArrays(data, batch_size=whole, mesh=mesh)
-    clean = eval_loop.evaluate_split(once(("clean", whole), jit_clean), variables, batches)[
+    clean = eval_loop.evaluate_split(once(("clean", whole), jit_clean), weights, batches)[
         "accuracy"
     ]
-    # All epsilons are in the air at once, so the images must be fewer. It's also quicker on a CPU, by a factor of 1.4.
+    # All epsilons are processed at once, so each batch holds fewer images; on a CPU that is also
+    # faster, by a factor of 1.4.
     fewer = eval_loop.round_up(max(1, settings.batch_size // len(settings.epsilons)), mesh)
     how = {"settings": settings, "model": model, "mesh": mesh}
     jit_quick = partial(jit_quick_curves, batch_size=fewer, **how)
     quick = once(("quick", fewer, repr(settings)), jit_quick)
-    correct = _quick_curves(quick, variables, data, settings, track, batch_size=fewer)
+    correct = _quick_curves(quick, weights, split, settings, track, batch_size=fewer)
     missed = None
     if "strong" in settings.attacks:
         strong = once(
             ("strong", whole, repr(settings)), partial(jit_strong, batch_size=whole, **how)
         )
-        alone = _strong_curve(strong, variables, data, settings, track, batch_size=whole)
+        alone = _strong_curve(strong, weights, split, settings, track, batch_size=whole)
         by_others = np.logical_and.reduce(list(correct.values()))
         missed = int((alone & ~by_others).sum())
         correct["strong"] = alone & by_others
@@ -134,20 +137,22 @@ def jit_quick_curves(
 ) -> Program:
     """One program for all epsilons and all attacks but the strong one, compiled on first use.
 
-    A batch of n images costs a pass forward and back for the clean images, whose gradient serves every epsilon
-    of FGSM and PGD-2; for each epsilon a pass forward and back at the FGSM samples, which scores FGSM and gives
-    PGD-2's second gradient; and for each epsilon a pass forward for PGD-2's samples and one for the noise's.
+    A batch of n images costs a forward and backward pass at the clean images, whose gradient serves
+    FGSM and PGD-2 at every epsilon; per epsilon, a forward and backward pass at the FGSM samples,
+    which scores FGSM and yields PGD-2's second gradient; and per epsilon, one forward pass for
+    PGD-2's samples and one for the noise's. PGD, if requested, adds its own steps.
 
     Returns:
-        ``(variables, data, index, epsilons, seed) -> {attack: [epsilons, batch_size] bool}``, whether the examples
-        of batch ``index`` are still classified rightly; epsilons on the scale of the pixels.
+        ``(variables, data, index, epsilons, seed) -> {attack: [epsilons, batch_size] bool}``:
+        whether the examples of batch ``index`` are still classified correctly; epsilons in pixel
+        values (in [0, 1]).
     """
 
     def program(
         variables: Any, data: loader.Data, index: Any, epsilons: Any, seed: Any
     ) -> dict[str, jax.Array]:
         images, labels, keys = _batch(data, index, seed, batch_size, mesh)
-        classifier = partial(model.apply, variables, train=False)
+        classifier = _classifier(model, variables)
 
         def correct(epsilon: jax.Array) -> dict[str, jax.Array]:
             logits = _quick_logits(classifier, images, labels, epsilon, keys, settings)
@@ -166,7 +171,7 @@ def _quick_logits(
     keys: jax.Array,
     settings: Settings,
 ) -> dict[str, jax.Array]:
-    # Where fewer are asked for, the compiler drops what they don't need.
+    # Where fewer attacks are requested, the compiler drops the steps that none of them needs.
     _, one, two = attacks.ascent(classifier, images, labels, epsilon, steps=2, norm=settings.norm)
     logits = {"fgsm": one.logits, "pgd2": two.logits}
     for name, options in (("noise", {}), ("pgd", settings.pgd)):
@@ -182,19 +187,28 @@ def _quick_logits(
 def jit_strong(
     *, model: nn.Module, settings: Settings, mesh: jax.sharding.Mesh, batch_size: int
 ) -> Program:
-    """The strong attack at one epsilon: ``(variables, data, index, epsilon, seed) -> [batch_size] bool``."""
+    """The strong attack at one epsilon, compiled on first use.
+
+    Returns:
+        ``(variables, data, index, epsilon, seed) -> [batch_size] bool``, as ``jit_quick_curves``.
+    """
 
     def program(
         variables: Any, data: loader.Data, index: Any, epsilon: Any, seed: Any
     ) -> jax.Array:
         images, labels, keys = _batch(data, index, seed, batch_size, mesh)
-        classifier = partial(model.apply, variables, train=False)
+        classifier = _classifier(model, variables)
         attacked = attacks.strong(
             classifier, images, labels, epsilon, keys, norm=settings.norm, **settings.strong
         )
         return attacks.is_correct(classifier(attacked), labels)
 
     return jax.jit(program, out_shardings=sharding.replicated(mesh))
+
+
+def _classifier(model: nn.Module, variables: Any) -> attacks.Classifier:
+    # Linen's apply returns a tuple only with `mutable`, which its return type doesn't say.
+    return partial(model.apply, variables, train=False)  # pyright: ignore[reportReturnType]
 
 
 def _quick_curves(
@@ -231,7 +245,7 @@ def _strong_curve(
 ) -> np.ndarray:
     examples = data["label"].shape[0]
     batches = -(-examples // batch_size)
-    # Epsilon by epsilon and not all at once: where it's large, the search soon ends.
+    # One epsilon after another, not all at once: where epsilon is large, the search soon stops.
     calls = [(index, epsilon / 255) for epsilon in settings.epsilons for index in range(batches)]
     parts = [
         jax.device_get(
@@ -245,7 +259,7 @@ def _strong_curve(
 def _batch(
     data: loader.Data, index: jax.Array, seed: jax.Array, batch_size: int, mesh: jax.sharding.Mesh
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Images, labels and a key for each example: of the seed and its position in the split."""
+    """Images, labels and one key per example, from the seed and its position in the split."""
     batch = loader.eval_batch(data, index, batch_size=batch_size)
     positions = index * batch_size + jnp.arange(batch_size)
     keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(positions)

@@ -1,4 +1,4 @@
-"""What is left of a measurement under attack: table, picture, and the verdicts on whether to believe it."""
+"""Files of a measurement under attack: a table, a figure, and the sanity checks."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _NAME = "attacks"
-# In the order of the looks that ``plots.series`` gives out: an attack has the same one in every picture.
+# In the order of ``plots.series``, so that an attack looks the same in every figure.
 _TITLES = {
     "strong": "strong",
     "fgsm": "FGSM",
@@ -31,12 +31,13 @@ def write(curves: Curves, folder: epath.PathLike, about: Mapping[str, Any]) -> l
     """Writes attacks.csv, .png, .svg and .json, and returns the files.
 
     Args:
-        curves: what was measured.
-        folder: it is made where it doesn't exist.
-        about: of which run and examples, for the picture's title and the JSON file; "data" and "examples" at least.
+        curves: the measured accuracies.
+        folder: folder to write to; created if missing.
+        about: the run and examples attacked, for the figure's title and the JSON file; at least
+            "data" and "examples".
 
     Raises:
-        UserError: the folder can't be written to.
+        UserError: the folder can't be written.
     """
     path = epath.Path(folder) / _NAME
     files = plots.save(
@@ -55,7 +56,7 @@ def write(curves: Curves, folder: epath.PathLike, about: Mapping[str, Any]) -> l
 
 
 def require_writable(folder: epath.PathLike) -> None:
-    """Makes the folder, and raises a UserError where nothing can be written into it."""
+    """Creates the folder; raises a UserError if it can't be written."""
     trial = epath.Path(folder) / f"{_NAME}.tmp"
     try:
         trial.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +69,7 @@ def require_writable(folder: epath.PathLike) -> None:
 
 
 def rows(curves: Curves) -> list[dict[str, Any]]:
-    """The table: attack, epsilon (in 1/255), accuracy."""
+    """Table rows: attack, epsilon (in 1/255), accuracy (in [0, 1])."""
     return [
         {"attack": attack, "epsilon": epsilon, "accuracy": accuracy}
         for attack in curves.settings.attacks
@@ -77,7 +78,7 @@ def rows(curves: Curves) -> list[dict[str, Any]]:
 
 
 def text(curves: Curves) -> str:
-    """The accuracies, a row an epsilon and a column an attack, and the verdicts under them."""
+    """Accuracies as text, one row per epsilon and one column per attack, and the sanity checks."""
     names = curves.settings.attacks
     accuracies = zip(*(curves.accuracy(name) for name in names), strict=True)
     table = progress.table(
@@ -92,7 +93,10 @@ def text(curves: Curves) -> str:
 
 @plots.style()
 def figure(curves: Curves, title: str) -> "Figure":
-    """Accuracy against epsilon, a line an attack; the scale is linear up to the first epsilon, then logarithmic."""
+    """Accuracy against epsilon, one line per attack.
+
+    The axis of epsilon is linear up to the smallest positive epsilon, then logarithmic.
+    """
     drawing = plots.new_figure(4.2, 3)
     axes = drawing.subplots()
     epsilons = curves.settings.epsilons

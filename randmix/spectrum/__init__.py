@@ -1,4 +1,4 @@
-"""Which frequencies a bank of filters covers: the paper's section 3.1, and figures 1, 8 and 9.
+"""Spectral coverage of filter banks: section 3.1 of the paper and its figures 1, 8 and 9.
 
 >>> import jax
 >>> from randmix import filters, spectrum
@@ -6,12 +6,12 @@
 >>> spectrum.coverage(spectrum.envelope(bank)) > spectrum.coverage(spectrum.envelope(bank[..., :1]))
 True
 
-The rooms, from below:
+Modules, from the bottom up:
 
-- `envelopes`: envelopes and their measures, on arrays.
-- `variables`: the depthwise filters inside the variables of a model.
-- `figures`: the pictures.
-- `__main__`: ``python -m randmix.spectrum``.
+- `envelopes`: spectral envelopes of arrays of filters, and their measures.
+- `variables`: the depthwise filters among a model's variables.
+- `figures`: the figures.
+- `__main__`: the command ``python -m randmix.spectrum``.
 """
 
 from randmix.spectrum.envelopes import (

@@ -1,21 +1,23 @@
-"""Draws which frequencies filters cover: of a finished run, or of random banks.
+"""Plots which frequencies filters cover, of a trained run or of random banks.
 
     python -m randmix.spectrum --workdir=runs/a
     python -m randmix.spectrum --random=1,4,16,64,256
     python -m randmix.spectrum --workdir=runs/a --smoothing=0,2,4
     python -m randmix.spectrum --random=128 --smoothing=0,2,4
 
-The envelope of a bank is the largest magnitude, over its filters, of the Fourier transform of each filter padded to
-512 x 512. Its coverage is the share of frequencies at which it is over half of its maximum; mean_coverage is the
-mean of that share over all thresholds; mean_frequency is where its energy lies, in cycles a pixel.
+The envelope of a bank is the largest magnitude, over its filters, of the Fourier transform of each
+filter padded to 512 x 512. Its coverage is the share of frequencies at which it exceeds half of its
+maximum; mean_coverage averages that share over all thresholds; mean_frequency is the mean
+frequency, weighted by the envelope's energy, in cycles per pixel.
 
-With --workdir: the envelope and a sample of the depthwise filters of each layer, and a table
-(envelopes.png, .svg, .csv; filters.png, .svg). With --random: envelopes by the size of the bank, and coverage against
-it over several seeds (random.png, .svg, .csv). With --smoothing: filters and envelopes of one bank at those smoothing
-indices (smoothing.png, .svg, .csv), and the envelopes along the distance from frequency zero
-(smoothing_profile.png, .svg, .csv); all layers of a run are one bank then.
+--workdir plots the envelope and a sample of the depthwise filters of each layer, with a table
+(envelopes.png, .svg, .csv; filters.png, .svg). --random plots envelopes by bank size, and coverage
+against bank size over several seeds (random.png, .svg, .csv). --smoothing plots the filters and
+envelopes of one bank at several smoothing indices (smoothing.png, .svg, .csv), and the envelopes
+against the distance from frequency zero (smoothing_profile.png, .svg, .csv); with --workdir the
+bank holds the filters of all layers.
 
-Exit status: 0 done, 2 a mistake in the command.
+Exit status: 0 done, 2 a usage error.
 """
 
 import math
@@ -37,26 +39,30 @@ _MOST_FILTERS = 1_000_000
 
 
 def define_flags() -> None:
-    """Defines the command line's flags."""
-    flags.DEFINE_string("workdir", None, "The run whose filters are drawn.")
+    """Defines the command-line flags."""
+    flags.DEFINE_string("workdir", None, "Folder of the run whose filters are plotted.")
     flags.DEFINE_list("random", None, "Sizes of random banks, for example 1,4,16,64,256.")
-    flags.DEFINE_list("smoothing", None, "Smoothing indices from 0, for example 0,2,4.")
+    flags.DEFINE_list("smoothing", None, "Smoothing indices, 0 or more, for example 0,2,4.")
     flags.DEFINE_string(
-        "out", None, "The folder to write to. Default: WORKDIR/spectrum, or runs/spectrum."
+        "out", None, "Folder to write to. Default: WORKDIR/spectrum, or runs/spectrum."
     )
     flags.DEFINE_integer(
-        "kernel_size", 8, "With --random: side of the filters.", lower_bound=1, upper_bound=SIZE
+        "kernel_size",
+        8,
+        "With --random: side of the filters, in pixels.",
+        lower_bound=1,
+        upper_bound=SIZE,
     )
     flags.DEFINE_integer(
         "seed", 0, "With --random: the first seed.", lower_bound=0, upper_bound=2**31 - 1
     )
     flags.DEFINE_integer(
-        "seeds", 5, "With --random: how many seeds.", lower_bound=1, upper_bound=1000
+        "seeds", 5, "With --random: number of seeds.", lower_bound=1, upper_bound=1000
     )
 
 
 def main(argv: list[str]) -> None:
-    """Draws what the command line asks for, and prints the files."""
+    """Writes the figures that the command line asks for and prints their files."""
     options = flags.FLAGS
     if len(argv) > 1:
         raise UserError(f"got {argv[1]!r}, allowed are flags only; see --help")
@@ -78,7 +84,7 @@ def _pictures() -> dict[str, figures.Picture]:
     if counts is None:
         if given := [name for name in _RANDOM_ONLY if flags.FLAGS[name].present]:
             raise UserError(
-                f"--{given[0]} goes with --random; the filters of --workdir are as they are"
+                f"--{given[0]} applies to --random only; the filters of --workdir are fixed"
             )
         kernels = layers(runs.load(options.workdir).variables)
         return (
@@ -92,18 +98,18 @@ def _pictures() -> dict[str, figures.Picture]:
         return figures.random_banks(counts, kernel_size=k, seeds=seeds)
     if len(counts) > 1 or flags.FLAGS["seeds"].present:
         raise UserError(
-            "--smoothing takes one bank of one seed: give --random one size, and no --seeds"
+            "--smoothing plots one bank of one seed: give --random a single size, and no --seeds"
         )
     bank = filters.random(jax.random.key(options.seed), (k, k, counts[0]))
     return figures.smoothing([np.asarray(bank)], indices)
 
 
 def _numbers(name: str, number: type, allowed: str, ok: Callable[[float], bool]) -> list | None:
-    """The numbers that a flag gives, or None where it isn't given."""
+    """Returns the numbers given to a flag, or None if the flag is absent."""
     words = flags.FLAGS[name].value
     if words is None:
         return None
-    mistake = UserError(f"--{name}={','.join(words)}: allowed are {allowed}, with commas between")
+    mistake = UserError(f"--{name}={','.join(words)}: allowed are {allowed}, separated by commas")
     try:
         numbers = [number(word) for word in words]
     except ValueError as error:

@@ -1,8 +1,9 @@
-"""Spectral envelopes of filter banks, and what they are measured by (paper, section 3.1).
+"""Spectral envelopes of filter banks and the measures of their coverage (section 3.1).
 
-The envelope of a bank is the largest magnitude, over its filters, of the two-dimensional Fourier transform of each
-filter padded with zeros to 512 x 512. The paper shows envelopes and gives no number for "coverage"; here are one
-for a threshold and one for all thresholds at once. Frequencies are in cycles a pixel, from -0.5 up to 0.5.
+The envelope of a bank is the largest magnitude, over its filters, of the two-dimensional Fourier
+transform of each filter zero-padded to 512 x 512. The paper shows envelopes but defines no number
+for "coverage"; this module defines one for a given threshold and one averaged over all thresholds.
+Frequencies are in cycles per pixel, in [-0.5, 0.5).
 """
 
 import numpy as np
@@ -12,31 +13,32 @@ from randmix.errors import UserError
 
 SIZE = 512  # the paper's padding
 
-# Half of the largest magnitude, -6 dB. One random 8 x 8 filter has about a quarter of all frequencies above it, 64
-# have nearly all; at 0.25 and at 0.7 one or the other end of figure 1 is flat.
+# Half of the largest magnitude, -6 dB. One random 8 x 8 filter exceeds it at about a quarter of all
+# frequencies, 64 filters at nearly all; at 0.25 or 0.7 one end of figure 1 would be flat.
 THRESHOLD = 0.5
 
-# How many numbers a chunk's spectra have: one plane of 512 x 257. Larger chunks were slower.
+# Spectral values per chunk: one half plane of 512 x 257 fits. Larger chunks were slower.
 _CHUNK = 2**17
 
 
 def envelope(kernels: ArrayLike, size: int = SIZE) -> np.ndarray:
-    """The spectral envelope of a bank of filters.
+    """Spectral envelope of a bank of filters.
 
-    The envelope of two banks together is the maximum of theirs, and no frequency's value falls when filters are
-    added. Filters are taken in small chunks: memory doesn't grow with the bank.
+    The envelope of the union of two banks is the maximum of their envelopes; adding filters lowers
+    it at no frequency. Filters are processed in chunks, so memory doesn't grow with the bank.
 
     Args:
-        kernels: [k, k, ...], one filter for each of the trailing indices: a depthwise kernel [k, k, C] or
-            [k, k, C, m], or one filter [k, k]. Any real dtype.
-        size: filters are padded with zeros to size x size; at least k.
+        kernels: [k, k, ...] of any real dtype, one filter for each of the trailing indices: a
+            depthwise kernel [k, k, C] or [k, k, C, m], or a single filter [k, k].
+        size: filters are zero-padded to size x size; at least k.
 
     Returns:
-        [size, size] float32 from 0; rows are vertical frequencies and columns horizontal ones,
-        (index - size // 2) / size cycles a pixel: frequency zero is at [size // 2, size // 2].
+        [size, size] float32, at least 0. Rows are vertical and columns horizontal frequencies,
+        (index - size // 2) / size cycles per pixel: frequency zero is at [size // 2, size // 2].
 
     Raises:
-        UserError: no filters, filters that aren't square, are larger than ``size`` or hold NaN or infinity.
+        UserError: there are no filters, or they aren't square, are larger than ``size``, or hold
+            NaN or infinity.
 
     >>> envelope([[1, 1], [1, 1]], size=4)[2]
     array([0.      , 2.828427, 4.      , 2.828427], dtype=float32)
@@ -56,20 +58,21 @@ def envelope(kernels: ArrayLike, size: int = SIZE) -> np.ndarray:
 
 
 def coverage(envelope: ArrayLike, threshold: float = THRESHOLD) -> float:
-    """The share of frequencies at which an envelope is over ``threshold`` times its own maximum.
+    """Share of frequencies at which an envelope exceeds ``threshold`` times its own maximum.
 
-    Relative to its own maximum, since only the frequencies' weights among each other tell what a bank lets
-    through: the next layer scales. So a filter that is added can also lower it, by a higher peak.
+    The measure is relative because the next layer rescales: only the proportions between
+    frequencies say what a bank lets through. An added filter can therefore lower the coverage, by
+    raising the peak.
 
     Args:
-        envelope: any array of values from 0.
-        threshold: from 0 up to, but not including, 1.
+        envelope: an array of any shape, its values at least 0.
+        threshold: in [0, 1).
 
     Returns:
-        From 0 to 1: 1 for a flat envelope, 0 for a bank of zeros.
+        A number in [0, 1]: 1 for a flat envelope, 0 for a bank of zeros.
 
     Raises:
-        UserError: another threshold.
+        UserError: the threshold is out of range.
 
     >>> coverage([4.0, 2.5, 1.0, 2.0])
     0.5
@@ -81,10 +84,13 @@ def coverage(envelope: ArrayLike, threshold: float = THRESHOLD) -> float:
 
 
 def mean_coverage(envelope: ArrayLike) -> float:
-    """The coverage averaged over all thresholds from 0 to 1, which is the envelope's mean over its maximum.
+    """Coverage averaged over all thresholds from 0 to 1: the envelope's mean over its maximum.
+
+    Args:
+        envelope: an array of any shape, its values at least 0.
 
     Returns:
-        From 0 to 1: 1 for a flat envelope, 0 for a bank of zeros.
+        A number in [0, 1]: 1 for a flat envelope, 0 for a bank of zeros.
 
     >>> mean_coverage([4.0, 2.0, 0.0, 2.0])
     0.5
@@ -95,13 +101,13 @@ def mean_coverage(envelope: ArrayLike) -> float:
 
 
 def mean_frequency(envelope: ArrayLike) -> float:
-    """The mean distance from frequency zero, weighted by the envelope's square: where its energy lies.
+    """Mean distance from frequency zero, weighted by the envelope's energy (its square).
 
     Args:
-        envelope: [size, size], as `envelope` gives it.
+        envelope: [size, size], as `envelope` returns it.
 
     Returns:
-        Cycles a pixel, from 0 to 0.71; 0.38 for a flat envelope. 0 for a bank of zeros.
+        Cycles per pixel, from 0 to 0.71; 0.38 for a flat envelope, 0 for a bank of zeros.
     """
     energy = np.square(np.asarray(envelope, np.float64))
     total = energy.sum()
@@ -109,14 +115,14 @@ def mean_frequency(envelope: ArrayLike) -> float:
 
 
 def radial_profile(envelope: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """The mean of an envelope over rings around frequency zero, out to the corners of the plane.
+    """Mean of an envelope over rings around frequency zero, out to the corners of the plane.
 
     Args:
-        envelope: [size, size], as `envelope` gives it.
+        envelope: [size, size], as `envelope` returns it.
 
     Returns:
-        ``(frequencies, means)``, both [max(1, size // 8)] float64: the middle of each ring in cycles a pixel, and the
-        mean there.
+        ``(frequencies, means)``, both [max(1, size // 8)] float64: the middle of each ring in
+        cycles per pixel, and the mean over the ring.
     """
     envelope = np.asarray(envelope, np.float64)
     size = len(envelope)
@@ -128,14 +134,14 @@ def radial_profile(envelope: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _checked(kernels: np.ndarray, size: int) -> np.ndarray:
-    """The bank as [k, k, filters], or a UserError."""
+    """Returns the bank as [k, k, filters]; raises a UserError if it is malformed."""
     if kernels.ndim < 2 or kernels.shape[0] != kernels.shape[1]:
         raise UserError(
             f"filter bank: got shape {list(kernels.shape)}, allowed are square filters [k, k, ...]"
         )
     if not kernels.size:
         raise UserError(
-            f"filter bank: got shape {list(kernels.shape)}, which has no filters; give one or more"
+            f"filter bank: got shape {list(kernels.shape)}, allowed is at least one filter"
         )
     if kernels.shape[0] > size:
         raise UserError(
@@ -145,9 +151,9 @@ def _checked(kernels: np.ndarray, size: int) -> np.ndarray:
 
 
 def _whole_plane(half: np.ndarray) -> np.ndarray:
-    """The plane with frequency zero at its centre, of what ``rfft2`` keeps of it: [size, size // 2 + 1].
+    """Expands ``rfft2``'s half plane [size, size // 2 + 1], with frequency zero at the centre.
 
-    A real filter's magnitudes at opposite frequencies are equal.
+    The magnitudes of a real filter are equal at opposite frequencies.
     """
     size = len(half)
     opposite = -np.arange(size)  # the row of the opposite vertical frequency
@@ -156,6 +162,6 @@ def _whole_plane(half: np.ndarray) -> np.ndarray:
 
 
 def _radius(size: int) -> np.ndarray:
-    """The distance of each frequency of the plane from frequency zero."""
+    """Distance of each frequency of the plane from frequency zero, [size, size]."""
     frequency = (np.arange(size) - size // 2) / size
     return np.hypot(frequency[:, None], frequency)

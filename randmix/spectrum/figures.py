@@ -1,7 +1,8 @@
-"""Pictures of filters and their envelopes: the paper's figures 1, 7 (right), 8 and 9.
+"""Figures of filters and their envelopes: the paper's figures 1, 7 (right), 8 and 9.
 
-Each function returns pictures by file name, for ``plots.save(picture.figure, folder / name, picture.rows)``. An
-envelope is shown relative to its own maximum, as its coverage is; a filter relative to its own largest weight.
+Each function returns pictures by file name, to be saved with
+``plots.save(picture.figure, folder / name, picture.rows)``. Envelopes are shown relative to their
+own maximum, as coverage is measured; filters relative to their own largest weight.
 """
 
 import functools
@@ -11,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from randmix import filters, plots
@@ -28,13 +30,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PANEL = 1.35  # inches
-_COLUMNS = 8  # panels side by side
-_SAMPLE = 25  # filters shown of a bank
-_SCALE = "weight / largest of the filter: black -1, light grey 1"
+_COLUMNS = 8  # most panels side by side
+_SAMPLE = 25  # most filters shown per bank
+_SCALE = "weight / largest weight of the filter: black -1, light grey 1"
 
 
 class Picture(NamedTuple):
-    """A figure, and the data that it shows as rows of a table."""
+    """A figure, and the data that it shows as table rows."""
 
     figure: "Figure"
     rows: Sequence[Mapping[str, Any]] = ()
@@ -42,13 +44,13 @@ class Picture(NamedTuple):
 
 @plots.style()
 def layers(kernels: Mapping[str, np.ndarray]) -> dict[str, Picture]:
-    """The envelope and a sample of the filters of each layer (figure 9).
+    """Envelope and sample filters of each layer (figure 9).
 
     Args:
-        kernels: [k, k, C] or [k, k, C, m] by layer, as ``spectrum.layers`` gives them.
+        kernels: [k, k, C] or [k, k, C, m] by layer, as ``spectrum.layers`` returns them.
 
     Returns:
-        "envelopes" and "filters".
+        The pictures "envelopes", with one row per layer, and "filters".
     """
     envelopes = {name: envelope(kernel) for name, kernel in kernels.items()}
     rows = [
@@ -78,17 +80,17 @@ def layers(kernels: Mapping[str, np.ndarray]) -> dict[str, Picture]:
 def random_banks(
     counts: Iterable[int], *, kernel_size: int, seeds: Sequence[int]
 ) -> dict[str, Picture]:
-    """Envelopes of random banks by their size, and how much they cover (figure 1).
+    """Envelopes of random banks by size, and their coverage (figure 1).
 
-    A larger bank contains the smaller ones of its seed. Images are of the first seed.
+    Each bank contains the smaller ones of its seed. The images show the first seed.
 
     Args:
-        counts: how many filters, each at least 1.
-        kernel_size: side of the filters.
+        counts: sizes of the banks, in filters, each at least 1.
+        kernel_size: side of the filters, in pixels.
         seeds: at least one.
 
     Returns:
-        "random": a row for each seed and size.
+        The picture "random", with one row per seed and size.
     """
     counts = sorted(set(counts))
     rows, shown = [], []
@@ -101,7 +103,7 @@ def random_banks(
             for count, values in zip(counts, envelopes, strict=True)
         ]
     figure = plots.new_figure(max(4.5, 0.9 + _PANEL * len(counts)), _PANEL + 2.7)
-    above, below = figure.subfigures(2, 1, height_ratios=[_PANEL + 0.5, 2.2])
+    (above,), (below,) = figure.subfigures(2, 1, squeeze=False, height_ratios=[_PANEL + 0.5, 2.2])
     panels = list(above.subplots(1, len(counts), squeeze=False)[0])
     for axes, count, values in zip(panels, counts, shown, strict=True):
         _draw_envelope(axes, values, f"{count:,} filter{'s' if count > 1 else ''}")
@@ -112,17 +114,20 @@ def random_banks(
 
 @plots.style()
 def smoothing(bank: Sequence[np.ndarray], indices: Iterable[float]) -> dict[str, Picture]:
-    """A bank at several smoothing indices: filters, envelopes and their radial profiles (figures 7 and 8).
+    """Filters, envelopes and radial profiles of a bank at several smoothing indices (figures 7, 8).
 
     Args:
-        bank: kernels [k, k, C] or [k, k, C, m], of several layers perhaps, taken together.
-        indices: each at least 0; see ``filters.smooth``.
+        bank: kernels [k, k, C] or [k, k, C, m], of one or several layers, treated as one bank.
+        indices: smoothing indices, each at least 0; see ``filters.smooth``.
 
     Returns:
-        "smoothing", with a row for each index, and "smoothing_profile", with one for each index and ring.
+        The pictures "smoothing", with one row per index, and "smoothing_profile", with one per
+        index and ring.
     """
     indices = sorted(set(indices))
-    smoothed = [[np.asarray(filters.smooth(kernel, i)) for kernel in bank] for i in indices]
+    smoothed = [
+        [np.asarray(filters.smooth(jnp.asarray(kernel), i)) for kernel in bank] for i in indices
+    ]
     envelopes = [functools.reduce(np.maximum, map(envelope, kernels)) for kernels in smoothed]
     figure, panels = _panels(2 * len(indices), rows=2)
     sheets, panels = panels[: len(indices)], panels[len(indices) :]
@@ -155,7 +160,7 @@ def _profiles(indices: Sequence[float], envelopes: Sequence[np.ndarray]) -> Pict
             for f, mean in zip(frequencies, means, strict=True)
         ]
     axes.set(
-        xlabel="distance from frequency zero (cycles/pixel)", ylabel="envelope, mean over a ring"
+        xlabel="distance from frequency zero (cycles/pixel)", ylabel="mean of the envelope per ring"
     )
     axes.set_xlim(0)
     axes.set_ylim(0)
@@ -172,7 +177,10 @@ def _measures(values: np.ndarray) -> dict[str, float]:
 
 
 def _growing_envelopes(bank: np.ndarray, counts: Sequence[int]) -> list[np.ndarray]:
-    """Envelopes of the first filters of a bank [k, k, C], for rising counts; each filter is transformed once."""
+    """Envelopes of the first ``counts`` (ascending) filters of a bank [k, k, C].
+
+    Each filter is transformed once.
+    """
     found = [envelope(bank[..., : counts[0]])]
     for start, stop in itertools.pairwise(counts):
         found.append(np.maximum(found[-1], envelope(bank[..., start:stop])))
@@ -180,14 +188,14 @@ def _growing_envelopes(bank: np.ndarray, counts: Sequence[int]) -> list[np.ndarr
 
 
 def _panels(count: int, rows: int | None = None) -> tuple["Figure", list["Axes"]]:
-    """A figure of that many square panels, in rows of nearly the same length, up to 8."""
+    """A figure with that many square panels, in rows of nearly equal length, at most 8."""
     rows = rows or -(-count // _COLUMNS)
     columns = -(-count // rows)
-    # Panels are as large as fit; "compressed" then takes out the empty space between them.
+    # Panels are as large as fits; "compressed" then removes the empty space between them.
     figure = plots.new_figure(
         max(4, 1.2 + _PANEL * columns), 0.8 + (_PANEL + 0.35) * rows, "compressed"
     )
-    figure.get_layout_engine().set(w_pad=0.08)
+    figure.set_layout_engine("compressed", w_pad=0.08)
     panels = list(figure.subplots(rows, columns, squeeze=False).ravel())
     for axes in panels[count:]:
         axes.remove()
@@ -197,7 +205,7 @@ def _panels(count: int, rows: int | None = None) -> tuple["Figure", list["Axes"]
 def _draw_coverage(
     axes: "Axes", rows: Sequence[Mapping[str, Any]], counts: Sequence[int], *, seeds: int
 ) -> None:
-    """Coverage against the size of the bank."""
+    """Plots coverage against the size of the bank."""
     labels = {
         "coverage": f"over {THRESHOLD:g} of the maximum",
         "mean_coverage": "mean over all thresholds",
@@ -217,7 +225,7 @@ def _draw_coverage(
 
 def _draw_envelope(axes: "Axes", values: np.ndarray, title: str) -> None:
     peak = values.max() or 1
-    # The extent's order: the first row, at the top, is the lowest vertical frequency.
+    # This order of the extent puts the lowest vertical frequency, the first row, at the top.
     axes.imshow(
         values / peak, cmap=plots.MAGNITUDE_MAP, vmin=0, vmax=1, extent=(-0.5, 0.5, 0.5, -0.5)
     )
@@ -227,8 +235,10 @@ def _draw_envelope(axes: "Axes", values: np.ndarray, title: str) -> None:
 
 
 def _finish_envelopes(panels: Sequence["Axes"]) -> None:
-    """Names the frequencies' unit on the outer panels, and adds the one scale beside the first row."""
-    columns = panels[0].get_gridspec().ncols
+    """Labels the outer panels' axes, and adds one colour bar beside the first row."""
+    grid = panels[0].get_gridspec()
+    assert grid is not None, "panels come from _panels or random_banks, in a grid"
+    columns = grid.ncols
     for i, axes in enumerate(panels):
         left, bottom = i % columns == 0, i + columns >= len(panels)
         axes.set(xlabel="cycles/pixel" if bottom else "", ylabel="cycles/pixel" if left else "")
@@ -239,24 +249,24 @@ def _finish_envelopes(panels: Sequence["Axes"]) -> None:
 
 
 def _draw_filters(axes: "Axes", bank: Sequence[np.ndarray], title: str) -> None:
-    """Up to 25 filters, evenly from all of the bank, in a square."""
+    """Draws up to 25 filters, spaced evenly over the bank, as a square grid."""
     shown = _sample(bank)
     side = math.isqrt(len(shown) - 1) + 1
     squares = np.full((side * side, *shown.shape[1:]), np.nan)
     squares[: len(shown)] = shown
     sheet = plots.tile(squares.reshape(side, side, *shown.shape[1:]), gap=shown.shape[1] // 6)
-    # The scale goes on beyond 1, so that no weight is as white as the paper between the filters.
+    # The colour scale extends beyond 1, so that no weight is as white as the gaps between filters.
     axes.imshow(sheet, cmap=plots.SIGNED_MAP, vmin=-1, vmax=1.4, interpolation="nearest")
     axes.set_title(title)
     axes.set_axis_off()
 
 
 def _sample(bank: Sequence[np.ndarray]) -> np.ndarray:
-    """[count, side, side] in -1 .. 1: each filter over its largest weight, all enlarged to one side."""
+    """Filters [count, side, side], enlarged to one size and divided by their largest weights."""
     singles = [kernel.reshape(*kernel.shape[:2], -1) for kernel in bank]
     places = [(layer, i) for layer, kernel in enumerate(singles) for i in range(kernel.shape[2])]
     common = math.lcm(*map(len, singles))
-    side = common * -(-12 // common)  # at least 12, for a narrow gap
+    side = common * -(-12 // common)  # at least 12, so that the gaps are narrow
     shown = []
     for place in np.linspace(0, len(places) - 1, min(_SAMPLE, len(places))).round().astype(int):
         layer, i = places[place]

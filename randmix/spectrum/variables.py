@@ -1,8 +1,8 @@
-"""The depthwise filters inside the variables of a model.
+"""The depthwise filters among a model's variables.
 
-They are the kernels named ``depthwise`` of the role spatial, in every model of this project, trained or
-converted. A ConvMixer's patch stem has that role too and is left out: its kernel is dense, it mixes the image's
-channels and samples every p-th pixel, so that it has no frequency response a channel.
+They are the kernels named ``depthwise`` in the role spatial of every model of this project, trained
+or converted. A ConvMixer's patch stem has that role too but is excluded: its kernel is dense, mixes
+the image's channels and samples every p-th pixel, so it has no frequency response per channel.
 """
 
 import functools
@@ -20,24 +20,25 @@ _DEPTHWISE = masks.path(r"spatial/(.*/)?depthwise/kernel")
 
 
 def layers(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The depthwise kernels of a model by layer.
+    """Depthwise kernels of a model, by layer.
 
     Args:
-        variables: parameters by role; ``batch_stats`` may stand beside them.
+        variables: parameters by role, with or without ``batch_stats``.
 
     Returns:
-        Kernels [k, k, C] or [k, k, C, m] on the host, from the first layer on: "block_00" and so on in a
-        ConvMixer, "stem", "block_00/conv_1", "block_00/conv_2" and so on in a ResNet.
+        Kernels [k, k, C] or [k, k, C, m] on the host, in the order of the layers: "block_00" and so
+        on in a ConvMixer, "stem", "block_00/conv_1", "block_00/conv_2" and so on in a ResNet.
 
     Raises:
-        UserError: the model has none, or one that holds NaN or infinity.
+        UserError: the model has no depthwise kernels, or one that holds NaN or infinity.
     """
     leaves = [leaf for leaf in flatten(variables)[0] if _DEPTHWISE.matches(leaf)]
-    # The stem, which is in no block, comes first; block_100 comes after block_20.
+    # The stem, which belongs to no block, comes first; block_100 comes after block_20.
     leaves.sort(key=lambda leaf: (-1 if leaf.depth is None else leaf.depth, leaf.path))
     if not leaves:
         raise UserError(
-            "model: no depthwise filters in it; allowed is one with kernels at spatial/.../depthwise/kernel"
+            "model: no depthwise filters in it; allowed are models with kernels at "
+            "spatial/.../depthwise/kernel"
         )
     kernels = {}
     for leaf in leaves:
@@ -51,18 +52,18 @@ def layers(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def smooth_filters(variables: Any, index: float, *, keep_norm: bool = True) -> Any:
-    """The variables of a model with every depthwise filter smoothed, the rest as it is (paper, section 4.3.3).
+    """Smooths every depthwise filter among a model's variables (section 4.3.3).
 
     Args:
-        variables: parameters by role; ``batch_stats`` may stand beside them.
-        index: how strongly, from 0, which changes nothing; see ``filters.smooth``.
+        variables: parameters by role, with or without ``batch_stats``.
+        index: strength of the smoothing, at least 0; 0 changes nothing. See ``filters.smooth``.
         keep_norm: whether each filter keeps its L2 norm.
 
     Returns:
-        A new tree of the same structure, shapes and dtypes.
+        A new tree of the same structure, shapes and dtypes; all other leaves are unchanged.
 
     Raises:
-        UserError: an index that isn't a number from 0.
+        UserError: the index is not a number of at least 0.
     """
     return masks.apply(
         variables, _DEPTHWISE, functools.partial(filters.smooth, index=index, keep_norm=keep_norm)
