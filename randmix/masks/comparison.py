@@ -150,8 +150,7 @@ def _values(leaf: Leaf) -> np.ndarray:
     import jax.numpy as jnp
 
     value = leaf.value
-    dtype = getattr(value, "dtype", None)
-    if isinstance(value, jax.Array) and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         value = jax.random.key_data(value)
     try:
         array = np.asarray(value)
