@@ -220,10 +220,10 @@ def test_a_module_instead_of_its_state_dict():
             {"activation": "swish"},
             "model convmixer: activation: got 'swish', allowed gelu, relu",
         ),
-        ({"mean": (0.5,)}, "model convmixer: mean and std: give both, of one length, or neither"),
+        ({"mean": (0.5,)}, "model convmixer: mean and std: give both, of equal length, or neither"),
         (
             {"mean": (0.5,) * 3, "std": (1.0,) * 3},
-            "mean: got 3 numbers, allowed 1 (one a channel) or none",
+            "mean: got 3 numbers, allowed 1 (one per channel) or none",
         ),
     ],
 )
