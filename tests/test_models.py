@@ -195,7 +195,7 @@ def test_arithmetic_promotes_no_dtype_silently():
         ),
         (
             {"filters": "smoothed", "smoothing_index": -1.0},
-            "smoothing index: got -1.0, allowed a number from 0",
+            "smoothing index: got -1.0, allowed a number of at least 0",
         ),
     ],
 )
