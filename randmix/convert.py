@@ -1,21 +1,24 @@
-"""PyTorch's ConvMixer weights to a workdir, and to and from the variables of a model.
+"""Convert PyTorch's ConvMixer weights to a workdir.
 
     python -m randmix.convert CHECKPOINT --workdir=DIR [flags]
-    python -m randmix.convert convmixer_768_32.safetensors --workdir=runs/published --activation=relu \\
-        --mean=0.485,0.456,0.406 --std=0.229,0.224,0.225
+    python -m randmix.convert convmixer_768_32.safetensors --workdir=runs/published \\
+        --activation=relu --mean=0.485,0.456,0.406 --std=0.229,0.224,0.225
 
-CHECKPOINT is a .safetensors file, or a .pth, .pt, .bin or .tar file of PyTorch's, which takes PyTorch to be
-installed. It holds a ConvMixer's state dict as its authors (locuslab/convmixer) or timm name the weights, alone
-or in a training checkpoint, under "state_dict" or "model". Sizes are read off the weights. No weight tells the
-activation and the normalisation: give them as flags. The models published for ImageNet have gelu, but
-ConvMixer-768/32 relu, and the normalisation above.
+CHECKPOINT is a .safetensors file, or a .pth, .pt, .bin or .tar file from PyTorch, for which PyTorch
+must be installed. It contains the state dict of a ConvMixer with the weight names of its authors
+(locuslab/convmixer) or of timm, either alone or in a training checkpoint under "state_dict" or
+"model". Sizes are read from the weights. The activation and the normalisation can't be: pass them
+as flags. The models published for ImageNet use the normalisation above and gelu, except
+ConvMixer-768/32, which uses relu.
 
-DIR must be new or empty. Afterwards randmix.load("DIR") gives the model and its variables, as for a run that was
-trained. With --data=NAME it is a run on that data set, whose images and classes the weights must fit; without, it
-is a model alone, with no data to be evaluated on. From Python, the way back:
+DIR must be new or empty. Afterwards randmix.load("DIR") returns the model and its variables, as for
+a trained run. With --data=NAME, DIR is a run on that data set, whose images and classes must fit
+the weights; without it, DIR is a model alone, with no data to evaluate on. To convert back, in
+Python:
 
     run = randmix.load("runs/published")
-    safetensors.numpy.save_file(convert.convmixer_to_torch(run.model, run.variables, "timm"), "out.safetensors")
+    arrays = convert.convmixer_to_torch(run.model, run.variables, "timm")
+    safetensors.numpy.save_file(arrays, "out.safetensors")
 """
 
 import hashlib
@@ -49,17 +52,18 @@ def write_run(
     data: str | None = None,
     origin: Mapping[str, Any] | None = None,
 ) -> None:
-    """Makes a workdir that ``randmix.load`` reads, as if a run had ended at step 0.
+    """Writes a workdir that ``randmix.load`` reads, as if a run had ended at step 0.
 
     Args:
-        workdir: a folder that is new or empty.
+        workdir: a new or empty folder.
         model: a ConvMixer with a classifier.
         variables: its parameters by role and ``batch_stats``, float32.
-        data: a data set of the catalogue whose images and classes are the model's; None: a model alone.
-        origin: what ``origin.json`` is to say of where the weights come from.
+        data: a data set of the catalogue whose images and classes fit the model; None for a model
+            without data.
+        origin: JSON values that describe the source of the weights, written to ``origin.json``.
 
     Raises:
-        UserError: something is in the folder, it can't be written, or the model doesn't fit the data set.
+        UserError: the folder isn't empty or can't be written, or the model doesn't fit the data.
     """
     workdir = epath.Path(workdir)
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
@@ -73,10 +77,10 @@ def write_run(
         origin = {**(origin or {}), **artifacts.provenance(jax.devices())}
         artifacts.write_atomically(workdir / ORIGIN, json.dumps(origin, indent=2) + "\n")
         state = steps.TrainState(
-            step=np.zeros((), np.int32),
+            step=np.zeros((), np.int32),  # pyright: ignore[reportArgumentType] (a host array)
             params=params,
             batch_stats=batch_stats,
-            opt_state=(),  # nothing was trained here
+            opt_state=(),  # nothing was trained
             totals=steps.empty_totals(),
             failed_step=steps.never_failed(),
         )
@@ -85,7 +89,7 @@ def write_run(
 
 
 def _check_fits(data: str, model: models.ConvMixer, variables: Mapping[str, Any]) -> None:
-    """Raises a UserError where a data set has other images or classes than the model."""
+    """Raises a UserError if the images or classes of a data set don't fit the model."""
     data_set = catalog.get(data)
     channels = variables["spatial"]["stem"]["kernel"].shape[2]
     for name, got, allowed in (
@@ -94,13 +98,13 @@ def _check_fits(data: str, model: models.ConvMixer, variables: Mapping[str, Any]
     ):
         if got != allowed:
             raise UserError(
-                f"data set {data}: got {got} {name}, allowed {allowed} as the weights have it"
+                f"data set {data}: got {got} {name}, allowed {allowed}, as in the weights"
             )
     model.check_image_shape(data_set.image_shape)
 
 
 def _config(model: models.ConvMixer, data: str | None) -> ConfigDict:
-    """The config of a run that ends with this model: everything was learned."""
+    """Config of a run that ends with this model, with everything learned."""
     config = configs.default("convmixer")
     config.mode = "full"
     for name in ("width", "depth", "kernel_size", "patch_size", "activation", "mean", "std"):
@@ -111,20 +115,22 @@ def _config(model: models.ConvMixer, data: str | None) -> ConfigDict:
 
 
 def define_flags() -> None:
-    """Defines the command line's flags; not at import, which a program with flags of its own may do."""
-    flags.DEFINE_string("workdir", None, "The folder to make; it must be new or empty.")
-    flags.DEFINE_string("activation", "gelu", "gelu | relu: what the weights were trained with.")
+    """Defines the command-line flags; not on import, to leave importing programs their own."""
+    flags.DEFINE_string("workdir", None, "Folder to write; it must be new or empty.")
+    flags.DEFINE_string("activation", "gelu", "gelu | relu: the activation of the model.")
     flags.DEFINE_list(
-        "mean", [], "Normalisation, a number a channel for images in [0, 1]. Default: none."
+        "mean",
+        [],
+        "Mean to subtract, one number per channel for images in [0, 1]. Default: no normalisation.",
     )
-    flags.DEFINE_list("std", [], "The same.")
+    flags.DEFINE_list("std", [], "Standard deviation to divide by, one number per channel.")
     flags.DEFINE_string(
-        "data", None, "The data set that the weights are for, for example cifar10. Default: none."
+        "data", None, "Data set that the weights are for, such as cifar10. Default: none."
     )
 
 
 def main(argv: list[str]) -> None:
-    """Converts the file that the command line names."""
+    """Converts the file named on the command line."""
     options = flags.FLAGS
     if len(argv) != 2:
         raise UserError(f"expected one checkpoint, got {argv[1:]}; see --help")
@@ -141,7 +147,7 @@ def main(argv: list[str]) -> None:
 
 
 def _numbers(name: str) -> tuple[float, ...]:
-    words = flags.FLAGS[name].value
+    words: list[str] = getattr(flags.FLAGS, name)
     try:
         return tuple(float(word) for word in words)
     except ValueError as error:
@@ -155,8 +161,9 @@ def _description(model: models.ConvMixer, variables: Mapping[str, Any]) -> str:
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     channels = variables["spatial"]["stem"]["kernel"].shape[2]
     return (
-        f"ConvMixer-{model.width}/{model.depth}, kernel {model.kernel_size}, patch {model.patch_size}, "
-        f"{model.activation}, {channels} channels, {model.num_classes} classes, {count:,} parameters"
+        f"ConvMixer-{model.width}/{model.depth}, kernel {model.kernel_size}, "
+        f"patch {model.patch_size}, {model.activation}, {channels} channels, "
+        f"{model.num_classes} classes, {count:,} parameters"
     )
 
 

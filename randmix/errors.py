@@ -1,20 +1,19 @@
-"""The one exception that stands for a user's mistake, and the sentence that suggests a near name."""
+"""The exception for user mistakes, and helpers that suggest the nearest valid name."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: a config, a flag, a path, a file.
+    """A mistake in the user's input: a config, a flag, a path or a file.
 
-    Its message is one line that says what was got, what is allowed and what to do. The command-line
-    programs print that line and exit with status 2; every other exception is a bug of ours and keeps
-    its traceback.
+    The message is one line: what was got, what is allowed and what to do. Command-line programs
+    print that line and exit with status 2; any other exception is a bug and keeps its traceback.
     """
 
 
 def did_you_mean(got: object, allowed: Iterable[str]) -> str:
-    """Returns ``"; did you mean 'x'?"``, or nothing where no allowed name is near.
+    """Returns ``"; did you mean 'x'?"``, or an empty string if no allowed name is similar.
 
     >>> did_you_mean("adamv", ["adamw", "sgd"])
     "; did you mean 'adamw'?"
@@ -28,10 +27,10 @@ def did_you_mean(got: object, allowed: Iterable[str]) -> str:
 def check_choice(what: str, got: object, allowed: Iterable[str]) -> None:
     """Raises a UserError unless ``got`` is one of ``allowed``.
 
-    >>> check_choice("config.mode", "chan", ["full", "chans", "space"])
+    >>> check_choice("mode", "chan", ["full", "chans", "space"])
     Traceback (most recent call last):
     ...
-    randmix.errors.UserError: config.mode: got 'chan', allowed full, chans, space; did you mean 'chans'?
+    randmix.errors.UserError: mode: got 'chan', allowed full, chans, space; did you mean 'chans'?
     """
     allowed = list(allowed)
     if got not in allowed:

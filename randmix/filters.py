@@ -1,9 +1,9 @@
-"""Filter banks: what the spatial filters of a model are before, or instead of, being learned.
+"""Filter banks: initial values of spatial filters, whether learned or frozen.
 
-A bank is an initialiser ``bank(key, shape, dtype) -> kernel`` for a depthwise kernel of shape [k, k, C] or
-[k, k, C, m]. The paper's experiment E3 (figure 3) compares ``random`` ("Different"), ``same``, ``box`` and
-``identity``; section 4.3.3 smooths random filters, which is ``smoothed`` here and `smooth` for the filters
-of a trained model.
+A bank is an initialiser ``bank(key, shape, dtype) -> kernel`` for a depthwise kernel of shape
+[k, k, C] or [k, k, C, m]. Figure 3 of the paper (experiment E3) compares ``random`` ("Different"),
+``same``, ``box`` and ``identity``. Section 4.3.3 smooths random filters, which is the bank
+``smoothed``; `smooth` does it for the filters of a trained model.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from randmix.errors import UserError, check_choice
 Array = jax.Array
 Bank = Callable[..., Array]
 
-# Standard deviation of the smoothing Gaussian, in pixels, for each unit of the smoothing index.
+# Standard deviation of the smoothing Gaussian in pixels, per unit of the smoothing index.
 SIGMA_PER_INDEX = 0.5
 
 
@@ -28,14 +28,16 @@ def build(name: str, *, index: float = 0.0, keep_norm: bool = True) -> Bank:
 
     Args:
         name: a name in `NAMES`.
-        index: how strongly ``smoothed`` smooths, at least 0; see `smooth`. At 0 it equals ``random``.
-        keep_norm: whether smoothing keeps each filter's L2 norm.
+        index: strength of the smoothing by ``smoothed``, at least 0; see `smooth`. At 0,
+            ``smoothed`` equals ``random``.
+        keep_norm: whether smoothing keeps the L2 norm of each filter.
 
     Returns:
-        ``bank(key, shape, dtype=float32)``.
+        An initialiser ``bank(key, shape, dtype=float32)``.
 
     Raises:
-        UserError: an unknown name, an index that isn't a number from 0, or one for another bank.
+        UserError: the name is unknown, the index isn't a number of at least 0, or a non-zero index
+            is given for another bank than ``smoothed``.
 
     >>> build("identity")(jax.random.key(0), (2, 2, 1))[..., 0]
     Array([[1., 0.],
@@ -47,14 +49,14 @@ def build(name: str, *, index: float = 0.0, keep_norm: bool = True) -> Bank:
         return _Smoothed(index, keep_norm)
     if index:
         raise UserError(
-            f"filters: got smoothing index {index} for {name!r}; an index goes with 'smoothed'"
+            f"filters: got smoothing index {index} for {name!r}; only 'smoothed' has an index"
         )
     return BANKS[name]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Smoothed:
-    """A bank that compares equal to another one of the same settings, as a model that holds it must."""
+    """The bank "smoothed"; banks with equal settings compare equal, as a model's fields must."""
 
     index: float
     keep_norm: bool
@@ -66,31 +68,41 @@ class _Smoothed:
 def uniform_fan_in(
     key: Array, shape: tuple[int, ...], fan_in: int, dtype: jnp.dtype = jnp.float32
 ) -> Array:
-    """PyTorch's default for kernels and biases of convolutions: uniform in +-1 / sqrt(fan_in)."""
+    """PyTorch's default for kernels and biases of convolutions: uniform in +-1 / sqrt(fan_in).
+
+    Args:
+        key: random key.
+        shape: shape of the result.
+        fan_in: number of inputs of each output, at least 1.
+        dtype: dtype of the result.
+    """
     bound = 1 / math.sqrt(fan_in)
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def random(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
-    """Every filter drawn on its own, uniform in +-1 / k: PyTorch's default, where fan_in is k^2."""
+    """Independent filters, uniform in +-1 / k: PyTorch's default, where fan_in is k^2."""
     k = _side(shape)
     return uniform_fan_in(key, shape, k * k, dtype)
 
 
 def same(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
-    """One set of m filters (one filter for [k, k, C]), drawn as in `random`, for every channel."""
+    """One set of m filters (one filter for [k, k, C]), drawn as in `random`, for all channels."""
     k = _side(shape)
     return jnp.broadcast_to(random(key, (k, k, 1, *shape[3:]), dtype), shape)
 
 
 def box(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
-    """Every filter the mean of its k x k window: 1 / k^2 everywhere."""
+    """Filters that average their k x k window: 1 / k^2 everywhere."""
     k = _side(shape)
     return jnp.full(shape, 1 / (k * k), dtype)
 
 
 def identity(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
-    """Every filter passes its channel unchanged: 1 at row and column (k - 1) // 2, where 'same' centres it."""
+    """Filters that pass their channel unchanged under 'same' padding.
+
+    They are 1 at row and column (k - 1) // 2, where that padding centres a filter, and 0 elsewhere.
+    """
     centre = (_side(shape) - 1) // 2
     return jnp.zeros(shape, dtype).at[centre, centre].set(1)
 
@@ -98,22 +110,23 @@ def identity(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32)
 def smooth(kernels: Array, index: float, *, keep_norm: bool = True) -> Array:
     """Convolves each filter with a Gaussian, keeping its k x k support (paper, section 4.3.3).
 
-    The Gaussian's standard deviation is ``SIGMA_PER_INDEX * index`` pixels, and the filter is mirrored at
-    its edges. That makes it a product in the filter's cosine basis: the component of frequency w falls
-    by exp(-(sigma w)^2 / 2), so a higher index always moves a filter to lower frequencies and leaves its
-    sum alone. Zeros beyond the edges instead would cut large Gaussians into boxes, whose side lobes bring
-    high frequencies back.
+    The standard deviation of the Gaussian is ``SIGMA_PER_INDEX * index`` pixels, and the filter is
+    mirrored at its edges. The convolution is then a product in the filter's cosine basis: the
+    component of frequency w is multiplied by exp(-(sigma w)^2 / 2). A higher index therefore always
+    moves a filter to lower frequencies and doesn't change its sum. Padding with zeros would instead
+    truncate large Gaussians to boxes, whose side lobes restore high frequencies.
 
     Args:
-        kernels: [k, k, ...], one filter for each of the trailing indices; drawn or trained.
-        index: at least 0; 0 changes nothing.
-        keep_norm: scale each filter back to its own L2 norm. Otherwise it keeps its sum.
+        kernels: [k, k, ...], one filter for each of the trailing indices; random or trained.
+        index: strength of the smoothing, at least 0; 0 changes nothing.
+        keep_norm: whether to rescale each filter to its original L2 norm; otherwise it keeps its
+            sum.
 
     Returns:
         Filters of the same shape and dtype.
 
     Raises:
-        UserError: an index that isn't a number from 0.
+        UserError: the index isn't a number of at least 0.
         ValueError: the filters aren't square.
     """
     _check_index(index)
@@ -137,7 +150,7 @@ NAMES = (*BANKS, "smoothed")
 
 
 def _mirrored_gaussian(k: int, sigma: float) -> np.ndarray:
-    """The k x k matrix that convolves k mirrored samples with a Gaussian: diagonal in the DCT-II basis."""
+    """Matrix [k, k] of a Gaussian convolution of k mirrored samples; the DCT-II diagonalises it."""
     frequency = np.pi * np.arange(k) / k
     basis = np.cos(frequency[:, None] * (np.arange(k) + 0.5))
     basis /= np.linalg.norm(basis, axis=1, keepdims=True)
@@ -150,10 +163,10 @@ def _norm(kernels: Array) -> Array:
 
 def _side(shape: tuple[int, ...]) -> int:
     if len(shape) < 3 or shape[0] != shape[1]:
-        raise ValueError(f"filters are [k, k, C] or [k, k, C, m], got {list(shape)}")
+        raise ValueError(f"filters must be [k, k, C] or [k, k, C, m], got {list(shape)}")
     return shape[0]
 
 
 def _check_index(index: float) -> None:
     if isinstance(index, bool) or not isinstance(index, int | float) or not 0 <= index < math.inf:
-        raise UserError(f"smoothing index: got {index!r}, allowed a number from 0")
+        raise UserError(f"smoothing index: got {index!r}, allowed a number of at least 0")

@@ -1,4 +1,4 @@
-"""One data axis over all devices of all hosts: batches are split along it, everything else is on each device."""
+"""Data parallelism: one mesh axis over all devices; batches are split, all else is replicated."""
 
 from typing import Any
 
@@ -12,23 +12,23 @@ DATA_AXIS = "data"
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """A one-dimensional mesh over ``devices``, by default all there are."""
+    """One-dimensional mesh over ``devices``, by default the devices of all processes."""
     devices = jax.devices() if devices is None else devices
     return Mesh(np.asarray(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device."""
+    """Sharding of an array that every device holds in full."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split_batch(mesh: Mesh) -> NamedSharding:
-    """The first axis split over the devices."""
+    """Sharding of an array whose first axis is split over the devices."""
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Puts host arrays, equal on all hosts, whole on every device."""
+    """Copies host arrays, equal on all hosts, to every device."""
     sharding = replicated(mesh)
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree
@@ -36,7 +36,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Raises a UserError unless every device gets the same number of examples."""
+    """Raises a UserError unless the devices divide the global batch size."""
     if batch_size % mesh.size:
         raise UserError(
             f"config.batch_size: got {batch_size}, which {mesh.size} devices can't share evenly; "

@@ -1,4 +1,4 @@
-"""State dicts as PyTorch's users keep them: files, training checkpoints around them, wrappers' prefixes."""
+"""Read PyTorch state dicts from files, training checkpoints and wrapped modules."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,21 +6,25 @@ from typing import Any
 
 from randmix.errors import UserError
 
-# Prefixes that wrappers put before every key: DataParallel, a model held as an attribute, torch.compile.
+# Prefixes that wrappers add to every key: DataParallel, a model as an attribute, torch.compile.
 _PREFIXES = ("module.", "model.", "_orig_mod.")
-_WRAPPINGS = ("state_dict", "model")  # where a training checkpoint keeps its state dict
+_WRAPPINGS = ("state_dict", "model")  # where a training checkpoint stores its state dict
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar")
 _STATE_DICT = "arrays by name; give model.state_dict()"
 
 
 def read(path: Path) -> Any:
-    """What a file holds: arrays by name, or whatever PyTorch saved without code of its own.
+    """Reads a file of weights without running any code in it.
 
     Args:
         path: a .safetensors file, or a .pth, .pt, .bin or .tar file that ``torch.save`` wrote.
 
+    Returns:
+        Arrays by name, or whatever object ``torch.save`` was given.
+
     Raises:
-        UserError: no such file, none of these types, a damaged one, or the package that reads it is missing.
+        UserError: the file doesn't exist, has another type or is damaged, or the package that reads
+            it is missing.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
@@ -38,14 +42,14 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         from safetensors.numpy import load_file
     except ImportError as error:
         raise UserError(
-            f"{path}: reading it takes safetensors; run `pip install safetensors`"
+            f"{path}: reading it requires safetensors; run `pip install safetensors`"
         ) from error
-    import ml_dtypes  # noqa: F401 (JAX's own; gives NumPy the name bfloat16)
+    import ml_dtypes  # noqa: F401 (JAX depends on it; registers bfloat16 with NumPy)
 
     try:
         return load_file(path)
     except (SafetensorError, OSError, TypeError) as error:
-        raise UserError(f"{path}: can't be read ({error}); fetch it again") from error
+        raise UserError(f"{path}: can't be read ({error}); download it again") from error
 
 
 def _read_torch(path: Path) -> Any:
@@ -53,30 +57,34 @@ def _read_torch(path: Path) -> Any:
         import torch
     except ImportError as error:
         raise UserError(
-            f"{path}: reading it takes PyTorch; run `pip install torch`, or give a .safetensors file"
+            f"{path}: reading it requires PyTorch; run `pip install torch`, or give a .safetensors "
+            "file"
         ) from error
     import argparse
 
     try:
-        # Nothing in the file is run. timm's training checkpoints hold their flags beside the weights.
+        # Runs no code from the file. timm's training checkpoints store their flags in a Namespace.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # it raises half a dozen types for damaged files
+    except Exception as error:  # damaged files raise half a dozen types
         raise UserError(
-            f"{path}: torch.load(weights_only=True) can't read it ({type(error).__name__}): it is damaged, or "
-            "holds more than tensors; save model.state_dict() and give that"
+            f"{path}: torch.load(weights_only=True) can't read it ({type(error).__name__}): it is "
+            "damaged or contains more than tensors; save model.state_dict() and give that"
         ) from error
 
 
 def unwrap(what: str, found: Any) -> dict[str, Any]:
-    """The state dict inside a training checkpoint, without the prefixes of wrappers.
+    """Extracts the state dict of a training checkpoint and removes the prefixes of wrappers.
 
     Args:
-        what: its name, for the message.
-        found: a state dict, or a mapping that holds one under "state_dict" or "model".
+        what: name of the source, for error messages.
+        found: a state dict, or a mapping that contains one under "state_dict" or "model".
+
+    Returns:
+        Arrays or tensors by name; their values aren't checked.
 
     Raises:
-        UserError: nothing that has names and arrays.
+        UserError: the object isn't a mapping from names to values, or is empty.
     """
     while isinstance(found, Mapping):
         inner = [found[name] for name in _WRAPPINGS if isinstance(found.get(name), Mapping)]

@@ -1,8 +1,8 @@
-"""A ConvMixer's weights in PyTorch's names and layout, as its authors or timm have them, and in ours.
+"""Convert ConvMixer weights between this library and PyTorch (locuslab/convmixer or timm).
 
-Both have one array for each of our leaves; kernels differ in the order of their axes, [out, in, height, width]
-there and [height, width, in, out] here. The names are those of the public modules: the authors' is one
-``Sequential``, timm's has named parts.
+Each of our leaves corresponds to one PyTorch array. Kernels differ in the order of their axes:
+[out, in, height, width] in PyTorch, [height, width, in, out] here. The PyTorch names are those of
+the public modules: the authors' is a single ``Sequential``, timm's has named parts.
 """
 
 import re
@@ -18,14 +18,14 @@ from randmix.errors import UserError, check_choice
 
 NAMINGS = ("locuslab", "timm")
 
-_FLOATS = ("float32", "float16", "bfloat16")  # what float32 holds exactly
+_FLOATS = ("float32", "float16", "bfloat16")  # the dtypes that float32 represents exactly
 
-# Where the blocks are; the first group is the block's place.
+# Keys of the blocks; the first group is the position of the block.
 _BLOCKS = {"locuslab": r"(\d+)\.(?:0\.fn\.[02]|1|3)\.\w+", "timm": r"blocks\.(\d+)\..+"}
 
 
 class _Sizes(NamedTuple):
-    """What the shapes tell."""
+    """The sizes of a ConvMixer, as read from the shapes of its weights."""
 
     width: int
     depth: int
@@ -35,7 +35,7 @@ class _Sizes(NamedTuple):
     num_classes: int
 
     def shapes(self, path: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """PyTorch's shape of the leaf at our path, and ours."""
+        """PyTorch's shape of the leaf at one of our paths, and our shape."""
         w, k, p, c, n = (
             self.width,
             self.kernel_size,
@@ -61,22 +61,28 @@ def convmixer_from_torch(
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
 ) -> tuple[models.ConvMixer, dict[str, Any]]:
-    """A ConvMixer with a PyTorch model's weights: in eval mode it computes the same logits.
+    """Builds a ConvMixer with the weights of a PyTorch model.
+
+    In eval mode it computes the same logits as PyTorch's model.
 
     Args:
-        state_dict: arrays or tensors in float32, float16 or bfloat16 by name, as ``model.state_dict()`` gives
-            them, in the naming of locuslab/convmixer or of timm; or the path of a file that holds them, see
-            ``randmix.convert``. ``num_batches_tracked`` may be missing and isn't kept: no BatchNorm here counts.
-        activation: "gelu" or "relu"; no weight tells which.
-        mean, std: the normalisation that was done before PyTorch's model and is part of this one, a number a
-            channel for images in [0, 1]; empty: none.
+        state_dict: float32, float16 or bfloat16 arrays or tensors by name, as returned by
+            ``model.state_dict()``, with the names of locuslab/convmixer or of timm; or the path of
+            a file that contains them, see ``randmix.convert``. ``num_batches_tracked`` may be
+            missing and isn't kept, because BatchNorm doesn't count batches here.
+        activation: "gelu" or "relu"; it can't be inferred from the weights.
+        mean: one number per channel for images in [0, 1]: the normalisation that was applied before
+            PyTorch's model and is part of this one. Empty: no normalisation.
+        std: one number per channel, as many as in ``mean``.
 
     Returns:
-        ``(model, variables)``; variables are NumPy float32 arrays with PyTorch's values bit for bit.
+        ``(model, variables)``, where variables are NumPy float32 arrays with exactly PyTorch's
+        values.
 
     Raises:
-        UserError: no such file, or none that can be read; a state dict that isn't a ConvMixer's, with the
-            key, what was found and what was expected; an argument that the model can't have.
+        UserError: the file doesn't exist or can't be read, the state dict isn't that of a ConvMixer
+            (the message names the key, what was found and what was expected), or an argument is
+            invalid for the model.
     """
     what = "state dict"
     if isinstance(state_dict, str | Path):
@@ -103,6 +109,7 @@ def convmixer_from_torch(
         mean=tuple(mean),
         std=tuple(std),
     )
+    assert isinstance(model, models.ConvMixer)
     model.check_image_shape((sizes.patch_size, sizes.patch_size, sizes.channels))
     return model, unflatten_dict(flat, sep="/")
 
@@ -110,35 +117,38 @@ def convmixer_from_torch(
 def convmixer_to_torch(
     model: models.ConvMixer, variables: Mapping[str, Any], naming: str = "locuslab"
 ) -> dict[str, np.ndarray]:
-    """The state dict of the PyTorch model that computes the same.
+    """Returns the state dict of the PyTorch model that computes the same logits.
 
     Args:
-        model: a ConvMixer with a classifier. Its ``mean`` and ``std`` aren't in a state dict: normalise the
-            images before PyTorch's model.
+        model: a ConvMixer with a classifier. A state dict doesn't contain its ``mean`` and ``std``:
+            normalise the images before PyTorch's model.
         variables: its parameters by role and ``batch_stats``.
         naming: "locuslab" or "timm".
 
     Returns:
-        Contiguous float32 arrays by name, in the module's own order; and ``num_batches_tracked``, int64, which is 0:
-        it is nowhere counted, and PyTorch reads it only for BatchNorms with ``momentum=None``.
+        Contiguous float32 arrays by name, in the order of PyTorch's module. The int64
+        ``num_batches_tracked`` are 0: batches aren't counted here, and PyTorch reads the counts
+        only for a BatchNorm with ``momentum=None``.
 
     Raises:
-        UserError: an unknown naming, another model, or variables that aren't this model's.
+        UserError: the naming is unknown, the model isn't a ConvMixer with a classifier, or the
+            variables aren't those of the model.
     """
     check_choice("naming", naming, NAMINGS)
     if not isinstance(model, models.ConvMixer) or model.head != "classifier":
-        raise UserError(f"got {type(model).__name__}, allowed is a ConvMixer with a classifier")
+        raise UserError(f"got {type(model).__name__}, allowed a ConvMixer with a classifier")
     flat = {
         path: np.asarray(leaf, np.float32)
         for path, leaf in flatten_dict(variables, sep="/").items()
     }
     leaves = dict(_leaves(naming, model.depth))
     if differing := sorted(flat.keys() ^ set(filter(None, leaves.values()))):
-        is_there = "is no leaf of this model" if differing[0] in flat else "is missing"
+        is_there = "is not a leaf of this model" if differing[0] in flat else "is missing"
         raise UserError(
-            f"variables: {differing[0]} {is_there}; give the variables of this very model"
+            f"variables: {differing[0]} {is_there}; give the variables of the same model"
         )
     *_, channels, _ = (0, 0, *flat["spatial/stem/kernel"].shape)
+    assert model.num_classes is not None, "a classifier has a number of classes"
     sizes = _Sizes(
         model.width, model.depth, model.kernel_size, model.patch_size, channels, model.num_classes
     )
@@ -149,7 +159,7 @@ def convmixer_to_torch(
 
 
 def _leaves(naming: str, depth: int) -> Iterator[tuple[str, str | None]]:
-    """PyTorch's key and our path of every leaf, in PyTorch's order; no path for what we don't keep."""
+    """PyTorch's key and our path of each leaf, in PyTorch's order; None for what we don't keep."""
     for prefix, place in _layers(naming, depth):
         if not place.startswith("norm/"):
             yield f"{prefix}.weight", f"{place}/kernel"
@@ -164,7 +174,7 @@ def _leaves(naming: str, depth: int) -> Iterator[tuple[str, str | None]]:
 
 
 def _layers(naming: str, depth: int) -> Iterator[tuple[str, str]]:
-    """PyTorch's prefix and our place of every layer: the authors' is one Sequential, timm names its parts."""
+    """PyTorch's prefix and our path of each layer."""
     authors = naming == "locuslab"
     stem, block, first, head = (
         ("", "", 3, f"{depth + 5}") if authors else ("stem.", "blocks.", 0, "head")
@@ -180,22 +190,22 @@ def _layers(naming: str, depth: int) -> Iterator[tuple[str, str]]:
 
 
 def _naming(what: str, keys: Mapping[str, Any]) -> str:
-    """Whose names these are, by the blocks'."""
+    """Recognises the naming by the keys of the blocks."""
     for naming in NAMINGS:
         if any(re.fullmatch(_BLOCKS[naming], key) for key in keys):
             return naming
     first = ", ".join([*list(keys)[:3], *(["..."] if len(keys) > 3 else [])])
     raise UserError(
-        f"{what}: not a ConvMixer's: got the keys {first}, expected blocks such as 3.0.fn.0.weight (locuslab) "
-        "or blocks.0.0.fn.0.weight (timm)"
+        f"{what}: not a ConvMixer: got the keys {first}, expected blocks such as 3.0.fn.0.weight "
+        "(locuslab) or blocks.0.0.fn.0.weight (timm)"
     )
 
 
 def _check_keys(
     what: str, model: str, arrays: Mapping[str, Any], leaves: Mapping[str, str | None]
 ) -> None:
-    """Raises a UserError that names the first key that is missing, or that isn't a ConvMixer's."""
-    expected = f"expected are the {len(leaves)} keys of {model}"
+    """Raises a UserError that names the first missing or unexpected key."""
+    expected = f"expected the {len(leaves)} keys of {model}"
     if missing := [key for key, path in leaves.items() if path and key not in arrays]:
         raise UserError(f"{what}: {missing[0]} is missing; {expected}")
     if unexpected := [key for key in arrays if key not in leaves]:
@@ -203,7 +213,7 @@ def _check_keys(
 
 
 def _sizes(what: str, arrays: Mapping[str, Any], keys: Mapping[str, str], depth: int) -> _Sizes:
-    """The sizes, off the three kernels that have them between them; `keys` are PyTorch's by our path."""
+    """Reads the sizes from the three kernels that determine them; `keys` maps paths to keys."""
 
     def shape(path: str, rank: int, form: str) -> tuple[int, ...]:
         found = tuple(getattr(arrays[keys[path]], "shape", ()))
@@ -220,13 +230,15 @@ def _sizes(what: str, arrays: Mapping[str, Any], keys: Mapping[str, str], depth:
 
 
 def _to_ours(what: str, value: Any, theirs: tuple[int, ...], ours: tuple[int, ...]) -> np.ndarray:
-    """PyTorch's array, [out, in, ...space], as ours, [...space, in, out], without the axes of one that we drop."""
+    """Converts [out, in, ...space] to [...space, in, out], dropping axes that we don't have."""
     dtype = str(getattr(value, "dtype", type(value).__name__)).removeprefix("torch.")
     if dtype not in _FLOATS:
         raise UserError(f"{what}: got {dtype}, allowed {', '.join(_FLOATS)}")
     if tuple(value.shape) != theirs:
         raise UserError(f"{what}: got shape {tuple(value.shape)}, expected {theirs}")
-    if hasattr(value, "detach"):  # a tensor of PyTorch's; NumPy has no bfloat16 to take it as
+    if hasattr(
+        value, "detach"
+    ):  # a PyTorch tensor; converted to float32 first, because NumPy has no bfloat16
         value = value.detach().cpu().float().numpy()
     axes = (2, 3, 1, 0) if len(theirs) == 4 else tuple(range(len(theirs)))[::-1]
     return np.array(np.asarray(value, np.float32).transpose(axes).reshape(ours), order="C")
@@ -235,7 +247,7 @@ def _to_ours(what: str, value: Any, theirs: tuple[int, ...], ours: tuple[int, ..
 def _to_torch(
     path: str, value: np.ndarray, theirs: tuple[int, ...], ours: tuple[int, ...]
 ) -> np.ndarray:
-    """The other way."""
+    """The inverse of `_to_ours`."""
     if value.shape != ours:
         raise UserError(f"variables: {path}: got shape {value.shape}, expected {ours}")
     if len(theirs) == 4:

@@ -317,7 +317,7 @@ def test_what_does_not_fit_is_refused():
         ValueError, match="unknown activation 'swish'; choose one of gelu, relu, identity"
     ):
         act_norm(x, scale, bias, activation="swish")
-    with pytest.raises(ValueError, match=r"of x \[4, 5, 6, 7\] are \[7\], got \[3\]"):
+    with pytest.raises(ValueError, match=r"of x \[4, 5, 6, 7\] must be \[7\], got \[3\]"):
         norm_act(x, scale[:3], bias)
     with pytest.raises(ValueError, match="x must be floating, got int32"):
         act_norm_inference(jnp.zeros(SHAPE, jnp.int32), bias, bias, scale, bias)
@@ -363,5 +363,5 @@ def test_pointwise_over_models_stays_a_product():
 
 
 def test_pointwise_refuses_another_shape():
-    with pytest.raises(ValueError, match=r"x \[2, 5\] is \[5, C_out\], got \[4, 6\]"):
+    with pytest.raises(ValueError, match=r"x \[2, 5\] must be \[5, C_out\], got \[4, 6\]"):
         pointwise(jnp.zeros((2, 5)), jnp.zeros((4, 6)))

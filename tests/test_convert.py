@@ -76,11 +76,11 @@ def test_a_model_of_no_data_set_loads_too(tmp_path):
 @pytest.mark.parametrize(
     ("data", "sizes", "message"),
     [
-        ("cifar10", {}, "data set cifar10: got 3 channels, allowed 1 as the weights have it"),
+        ("cifar10", {}, "data set cifar10: got 3 channels, allowed 1, as in the weights"),
         (
             "digits",
             {"num_classes": 9},
-            "data set digits: got 10 classes, allowed 9 as the weights have it",
+            "data set digits: got 10 classes, allowed 9, as in the weights",
         ),
         (
             "digits",

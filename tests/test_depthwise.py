@@ -259,12 +259,12 @@ def test_a_batch_over_eight_devices_is_never_gathered(method, kernel_shape):
 @pytest.mark.parametrize(
     ("x_shape", "kernel_shape", "options", "message"),
     [
-        ((4, 4, 2), (3, 3, 2), {}, r"x is \[N, H, W, C\], got \[4, 4, 2\]"),
+        ((4, 4, 2), (3, 3, 2), {}, r"x must be \[N, H, W, C\], got \[4, 4, 2\]"),
         (
             (1, 4, 4, 2),
             (3, 2, 2),
             {},
-            r"x \[1, 4, 4, 2\] is \[k, k, 2\] or \[k, k, 2, m\], got \[3, 2, 2\]",
+            r"x \[1, 4, 4, 2\] must be \[k, k, 2\] or \[k, k, 2, m\], got \[3, 2, 2\]",
         ),
         ((1, 4, 4, 2), (3, 3, 5), {}, r"got \[3, 3, 5\]"),
         ((1, 4, 4, 2), (3, 3), {}, r"got \[3, 3\]"),

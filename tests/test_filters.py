@@ -144,13 +144,17 @@ def test_biases_and_dense_kernels_share_the_bound_of_their_fan_in():
             {},
             "filters: got 'identitty', allowed random, same, box, identity, smoothed; did you mean 'identity'?",
         ),
-        ("smoothed", {"index": -1}, "smoothing index: got -1, allowed a number from 0"),
-        ("smoothed", {"index": float("nan")}, "smoothing index: got nan, allowed a number from 0"),
-        ("smoothed", {"index": "2"}, "smoothing index: got '2', allowed a number from 0"),
+        ("smoothed", {"index": -1}, "smoothing index: got -1, allowed a number of at least 0"),
+        (
+            "smoothed",
+            {"index": float("nan")},
+            "smoothing index: got nan, allowed a number of at least 0",
+        ),
+        ("smoothed", {"index": "2"}, "smoothing index: got '2', allowed a number of at least 0"),
         (
             "box",
             {"index": 2},
-            "filters: got smoothing index 2 for 'box'; an index goes with 'smoothed'",
+            "filters: got smoothing index 2 for 'box'; only 'smoothed' has an index",
         ),
     ],
 )
@@ -163,7 +167,7 @@ def test_a_mistake_is_answered_in_one_line(name, settings, message):
 @pytest.mark.parametrize("name", filters.NAMES)
 def test_filters_are_square(name):
     with pytest.raises(
-        ValueError, match=r"filters are \[k, k, C\] or \[k, k, C, m\], got \[3, 4, 2\]"
+        ValueError, match=r"filters must be \[k, k, C\] or \[k, k, C, m\], got \[3, 4, 2\]"
     ):
         bank(name, (3, 4, 2))
 

@@ -75,11 +75,11 @@ def test_every_leaf_gets_the_label_of_the_first_rule_that_selects_it(flat, given
         ),
         (
             [("train", role("head") & depth(0, 1))],
-            "rule 1 ('train', role('head') & depth(0, 1)) matches no leaf: no leaf answers to all of its terms",
+            "rule 1 ('train', role('head') & depth(0, 1)) matches no leaf: no leaf matches all of its terms",
         ),
         (
             [("train", FLOATS)],
-            "rule 1 ('train', where('floats')) matches no leaf: where('floats') answers to none of the 22 leaves, "
+            "rule 1 ('train', where('floats')) matches no leaf: where('floats') matches none of the 22 leaves, "
             "the first is 'channel/block_00/pointwise/bias'",
         ),
         (
@@ -92,19 +92,19 @@ def test_every_leaf_gets_the_label_of_the_first_rule_that_selects_it(flat, given
         ),
         (
             {"train": everything},
-            "rules are a list of (label, selector) pairs, got {'train': everything}",
+            "rules must be a list of (label, selector) pairs, got {'train': everything}",
         ),
-        ("everything", "rules are a list of (label, selector) pairs, got 'everything'"),
-        ([everything], "rule 1 is a pair (label, selector), got everything"),
-        ([("", everything)], "rule 1 has a label, a non-empty str: got ''"),
-        ([("train", 3)], "rule 1 ('train') has a selector, a fraction or a text: got 3"),
+        ("everything", "rules must be a list of (label, selector) pairs, got 'everything'"),
+        ([everything], "rule 1 must be a pair (label, selector), got everything"),
+        ([("", everything)], "rule 1: the label must be a non-empty str, got ''"),
+        ([("train", 3)], "rule 1 ('train'): expected a selector, a fraction or a text, got 3"),
         (
             [("train", "rôle('a')")],
             "rule 1 ('train'): unknown selector 'rôle', did you mean role(name)?",
         ),
         (
             [("freeze", fraction(everything, 0.5))],
-            "rule 1 ('freeze'): a fraction says which share is learned, label it 'train'",
+            "rule 1 ('freeze'): a fraction names the learned share, label it 'train'",
         ),
     ],
 )
@@ -135,7 +135,7 @@ def test_strict_finds_the_misspelt_word_that_selects_everything():
     with pytest.raises(MaskError) as caught:
         masks.labels(model_params(), rules, strict=True)
     assert str(caught.value) == (
-        "rule 1 ('train', ~role('spacial')) has a word for nothing: no role is 'spacial', the nearest is 'spatial'"
+        "rule 1 ('train', ~role('spacial')) has a term that matches no leaf: no role is 'spacial', the nearest is 'spatial'"
     )
     # A range beyond the last block is arithmetic, not a misspelling.
     masks.labels(model_params(), masks.trainable("chans - depth(9, None)"), strict=True)
@@ -297,19 +297,19 @@ def test_messages_of_partition_and_merge():
     for call, message in [
         (
             lambda: masks.partition(tree, {"a": "train"}),
-            "labels is not a tree of the parameters' structure: got {'a': 'train'}",
+            "labels does not have the parameters' structure: got {'a': 'train'}",
         ),
         (
             lambda: masks.partition(tree, masks.mask(tree, everything)),
-            "a label is a str, got True: make the tree by masks.labels(params, rules)",
+            "a label must be a str, got True: build the tree with masks.labels(params, rules)",
         ),
         (
             lambda: masks.merge(tree, tree),
-            "merge takes the two trees of one partition, both have the leaf 'a'",
+            "merge expects the two trees of one partition, but both have the leaf 'a'",
         ),
         (
             lambda: masks.merge(tree, {"a": None}),
-            "merge takes the two trees of one partition, got two structures that differ",
+            "merge expects the two trees of one partition, got two different structures",
         ),
     ]:
         with pytest.raises(MaskError) as caught:

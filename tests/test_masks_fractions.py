@@ -102,6 +102,6 @@ def test_fractions_read_back_and_stand_alone():
             misuse()
     for share in (-0.1, 1.1, float("nan"), True, "0.5", None):
         with pytest.raises(
-            MaskError, match=r"^the share of a fraction is a number from 0 to 1, got "
+            MaskError, match=r"^the share of a fraction must be a number from 0 to 1, got "
         ):
             fraction(everything, share)

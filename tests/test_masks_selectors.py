@@ -266,7 +266,10 @@ def test_anything_but_selectors_is_refused_in_one_line(text):
     assert 10 < len(message) < 320
 
 
-READABLE = "a selector text holds role, path, depth, leaf, where, everything, nothing and the operators & | ~ -"
+READABLE = (
+    "a selector text may contain role, path, depth, leaf, where, everything, nothing "
+    "and the operators & | ~ -"
+)
 
 
 @pytest.mark.parametrize(
@@ -288,32 +291,44 @@ READABLE = "a selector text holds role, path, depth, leaf, where, everything, no
         ("everything()", "everything takes no brackets: write everything"),
         (
             "where('k')",
-            "where('k') stands for a predicate: give it by parse(text, names={'k': selector})",
+            "where('k') stands for a predicate: pass it with parse(text, names={'k': selector})",
         ),
-        ("depth(-1, 2)", "depth(start, stop) takes whole numbers from 0 or None for open, got -1"),
+        (
+            "depth(-1, 2)",
+            "depth(start, stop) expects integers of at least 0, or None for an open end, got -1",
+        ),
         ("depth(5, 2)", "depth(5, 2) ends before it starts: write depth(2, 5)"),
-        ("role(3)", "role takes a name as a non-empty str, got 3"),
+        ("role(3)", "role expects a name as a non-empty str, got 3"),
         (
             "path('[')",
-            "path takes a regular expression, got '[': unterminated character set at position 0",
+            "path expects a regular expression, got '[': unterminated character set at position 0",
         ),
-        ("x" * 4097, "a selector text has at most 4,096 characters, got 4,097"),
+        ("x" * 4097, "a selector text may have at most 4,096 characters, got 4,097"),
         (
             "~" * 65 + "nothing",
-            "a selector nests at most 64 deep: write fewer brackets or operators inside one another",
+            "a selector may nest at most 64 deep: use fewer nested brackets or operators",
         ),
         (
             "~fraction(nothing, 0.5, 0)",
-            "fraction(...) is a rule, not a selector: combine selectors inside it, it stands alone",
+            "fraction(...) is a rule, not a selector: combine selectors inside its brackets",
         ),
-        ("fraction(nothing, 1.5, 0)", "the share of a fraction is a number from 0 to 1, got 1.5"),
-        ("fraction(nothing, 1, 0.5)", "the seed of a fraction is a whole number from 0, got 0.5"),
+        (
+            "fraction(nothing, 1.5, 0)",
+            "the share of a fraction must be a number from 0 to 1, got 1.5",
+        ),
+        (
+            "fraction(nothing, 1, 0.5)",
+            "the seed of a fraction must be an integer of at least 0, got 0.5",
+        ),
     ],
 )
 def test_messages_of_texts(text, message):
     with pytest.raises(MaskError) as caught:
         masks.parse(text)
-    unknown = "unknown selector '__import__', the words are role, path, depth, leaf, where, fraction, everything, nothing"
+    unknown = (
+        "unknown selector '__import__', "
+        "allowed are role, path, depth, leaf, where, fraction, everything, nothing"
+    )
     assert str(caught.value) == (message or unknown)
 
 

@@ -101,9 +101,7 @@ def test_summary_refuses_trees_that_do_not_fit():
         MaskError, match=r"^the channel mask of 'a' has shape \(2,\), which doesn't broadcast to"
     ):
         masks.summary(params, labels, {"a": np.ones(2, bool)})
-    with pytest.raises(
-        MaskError, match=r"^channel_masks is not a tree of the parameters' structure"
-    ):
+    with pytest.raises(MaskError, match=r"^channel_masks does not have the parameters' structure"):
         masks.summary(params, labels, {"a": None, "b": None})
 
 
@@ -177,7 +175,7 @@ def test_messages_of_diff():
         (
             {"a": np.ones(2)},
             {"a": np.ones(3, np.float32)},
-            "'a' is float64[2] in the first tree and float32[3] in the second: compare trees of one model",
+            "'a' is float64[2] in the first tree and float32[3] in the second: compare trees of the same model",
         ),
         (
             {"a": jax.ShapeDtypeStruct((2,), jnp.float32)},

@@ -155,21 +155,21 @@ def test_arithmetic_promotes_no_dtype_silently():
             {"dtype": "float16"},
             "model convmixer: dtype: got 'float16', allowed float32, bfloat16; did you mean 'bfloat16'?",
         ),
-        ({"width": 0}, "model convmixer: width: got 0, allowed a whole number from 1"),
-        ({"depth": 0}, "model convmixer: depth: got 0, allowed a whole number from 1"),
+        ({"width": 0}, "model convmixer: width: got 0, allowed an integer of at least 1"),
+        ({"depth": 0}, "model convmixer: depth: got 0, allowed an integer of at least 1"),
         (
             {"kernel_size": 2.5},
-            "model convmixer: kernel_size: got 2.5, allowed a whole number from 1",
+            "model convmixer: kernel_size: got 2.5, allowed an integer of at least 1",
         ),
-        ({"width": True}, "model convmixer: width: got True, allowed a whole number from 1"),
+        ({"width": True}, "model convmixer: width: got True, allowed an integer of at least 1"),
         (
             {"num_classes": None},
-            "model convmixer: num_classes: got None, allowed a whole number from 1",
+            "model convmixer: num_classes: got None, allowed an integer of at least 1",
         ),
-        ({"mean": (0.5,)}, "model convmixer: mean and std: give both, of one length, or neither"),
+        ({"mean": (0.5,)}, "model convmixer: mean and std: give both, of equal length, or neither"),
         (
             {"mean": (0.5,), "std": (0.0,)},
-            "model convmixer: std: got (0.0,), allowed numbers more than 0",
+            "model convmixer: std: got (0.0,), allowed numbers greater than 0",
         ),
         (
             {"head": "images"},
@@ -177,8 +177,8 @@ def test_arithmetic_promotes_no_dtype_silently():
         ),
         (
             {"head": "image"},
-            "model convmixer: num_classes: got 10, allowed None with head 'image', which has as many channels "
-            "as the images",
+            "model convmixer: num_classes: got 10, allowed None with head 'image', which returns as many "
+            "channels as the images have",
         ),
         (
             {"head": "image", "num_classes": None},
@@ -186,8 +186,8 @@ def test_arithmetic_promotes_no_dtype_silently():
         ),
         (
             {"name": "convmixer_768_32"},
-            "model convmixer_768_32: width: got 16, allowed 768 as the name says; build the family by its own "
-            "name to choose",
+            "model convmixer_768_32: width: got 16, allowed 768, which the name fixes; to choose another, "
+            "build the model by the name of its family",
         ),
         (
             {"filters": "sam"},
@@ -195,7 +195,7 @@ def test_arithmetic_promotes_no_dtype_silently():
         ),
         (
             {"filters": "smoothed", "smoothing_index": -1.0},
-            "smoothing index: got -1.0, allowed a number from 0",
+            "smoothing index: got -1.0, allowed a number of at least 0",
         ),
     ],
 )

@@ -113,9 +113,9 @@ def test_initial_values_are_pytorchs_uniform_by_fan_in():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"multiplier": 0}, "multiplier: got 0, allowed a whole number from 1"),
-        ({"width": 0}, "width: got 0, allowed a whole number from 1"),
-        ({"depth": 0}, "depth: got 0, allowed a whole number from 1"),
+        ({"multiplier": 0}, "multiplier: got 0, allowed an integer of at least 1"),
+        ({"width": 0}, "width: got 0, allowed an integer of at least 1"),
+        ({"depth": 0}, "depth: got 0, allowed an integer of at least 1"),
         (
             {"between": "bn-relu"},
             "between: got 'bn-relu', allowed none, relu, bn, bn_relu; did you mean 'bn_relu'?",
@@ -124,7 +124,7 @@ def test_initial_values_are_pytorchs_uniform_by_fan_in():
             {"stem": "cifar10"},
             "stem: got 'cifar10', allowed cifar, imagenet; did you mean 'cifar'?",
         ),
-        ({"num_classes": 0}, "num_classes: got 0, allowed a whole number from 1"),
+        ({"num_classes": 0}, "num_classes: got 0, allowed an integer of at least 1"),
     ],
 )
 def test_arguments_that_no_resnet_could_have(arguments, message):
@@ -136,7 +136,7 @@ def test_arguments_that_no_resnet_could_have(arguments, message):
 def test_normalisation_of_another_number_of_channels():
     model = models.build("resnet", **ARGUMENTS, mean=(0.5,), std=(0.2,))
     with pytest.raises(
-        UserError, match=r"^mean: got 1 numbers, allowed 3 \(one a channel\) or none$"
+        UserError, match=r"^mean: got 1 numbers, allowed 3 \(one per channel\) or none$"
     ):
         model.check_image_shape((32, 32, 3))
 

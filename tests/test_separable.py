@@ -185,13 +185,13 @@ def test_a_batch_over_eight_devices_is_never_gathered(monkeypatch):
 @pytest.mark.parametrize(
     ("x", "spatial", "channel", "stride", "message"),
     [
-        ((4, 4, 2), (3, 3, 2, 9), (18, 4), 1, r"x is \[N, H, W, C\], got \[4, 4, 2\]"),
+        ((4, 4, 2), (3, 3, 2, 9), (18, 4), 1, r"x must be \[N, H, W, C\], got \[4, 4, 2\]"),
         (
             (1, 4, 4, 2),
             (3, 3, 2),
             (18, 4),
             1,
-            r"x \[1, 4, 4, 2\] is \[k, k, 2, m\], got \[3, 3, 2\]",
+            r"x \[1, 4, 4, 2\] must be \[k, k, 2, m\], got \[3, 3, 2\]",
         ),
         ((1, 4, 4, 2), (3, 3, 3, 9), (27, 4), 1, r"got \[3, 3, 3, 9\]"),
         (
@@ -199,7 +199,7 @@ def test_a_batch_over_eight_devices_is_never_gathered(monkeypatch):
             (3, 3, 2, 9),
             (9, 4),
             1,
-            r"depthwise \[3, 3, 2, 9\] is \[18, C_out\], got \[9, 4\]",
+            r"depthwise \[3, 3, 2, 9\] must be \[18, C_out\], got \[9, 4\]",
         ),
         ((1, 4, 4, 2), (3, 3, 2, 9), (18, 4), 0, "stride must be at least 1, got 0"),
     ],

@@ -144,8 +144,8 @@ def changed(key, value=None, **options):
     return state_dict
 
 
-LOCUSLAB = "expected are the 37 keys of a ConvMixer of depth 2 in locuslab's naming"
-TIMM = "expected are the 37 keys of a ConvMixer of depth 2 in timm's naming"
+LOCUSLAB = "expected the 37 keys of a ConvMixer of depth 2 in locuslab's naming"
+TIMM = "expected the 37 keys of a ConvMixer of depth 2 in timm's naming"
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ TIMM = "expected are the 37 keys of a ConvMixer of depth 2 in timm's naming"
         ),
         (
             {"conv1.weight": np.zeros(1), "bn1.bias": np.zeros(1)},
-            "not a ConvMixer's: got the keys conv1.weight, bn1.bias, expected blocks such as 3.0.fn.0.weight "
+            "not a ConvMixer: got the keys conv1.weight, bn1.bias, expected blocks such as 3.0.fn.0.weight "
             "(locuslab) or blocks.0.0.fn.0.weight (timm)",
         ),
         (changed("0.bias"), f"0.bias is missing; {LOCUSLAB}"),
@@ -220,10 +220,10 @@ def test_a_module_instead_of_its_state_dict():
             {"activation": "swish"},
             "model convmixer: activation: got 'swish', allowed gelu, relu",
         ),
-        ({"mean": (0.5,)}, "model convmixer: mean and std: give both, of one length, or neither"),
+        ({"mean": (0.5,)}, "model convmixer: mean and std: give both, of equal length, or neither"),
         (
             {"mean": (0.5,) * 3, "std": (1.0,) * 3},
-            "mean: got 3 numbers, allowed 1 (one a channel) or none",
+            "mean: got 3 numbers, allowed 1 (one per channel) or none",
         ),
     ],
 )
@@ -245,15 +245,15 @@ def test_the_way_back_refuses_what_it_cannot_name():
             (model, variables, "timmy"),
             "naming: got 'timmy', allowed locuslab, timm; did you mean 'timm'?",
         ),
-        ((resnet, variables), "got ResNet, allowed is a ConvMixer with a classifier"),
+        ((resnet, variables), "got ResNet, allowed a ConvMixer with a classifier"),
         (
             (model, {**variables, "channel": {}}),
-            "variables: channel/block_00/pointwise/bias is missing; give the variables of this very model",
+            "variables: channel/block_00/pointwise/bias is missing; give the variables of the same model",
         ),
         (
             (convmixer_from_torch(arrays(depth=1))[0], variables),
-            "variables: batch_stats/block_01/depthwise_norm/mean is no leaf of this model; "
-            "give the variables of this very model",
+            "variables: batch_stats/block_01/depthwise_norm/mean is not a leaf of this model; "
+            "give the variables of the same model",
         ),
         ((model, wrong), "variables: head/classifier/bias: got shape (3,), expected (10,)"),
     ]:
@@ -302,5 +302,5 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
         assert "\n" not in str(error.value)
     for package, name in (("torch", "bad.pth"), ("safetensors", "bad.safetensors")):
         monkeypatch.setitem(sys.modules, package, None)  # as if it weren't installed
-        with pytest.raises(UserError, match=f"reading it takes .*; run `pip install {package}`"):
+        with pytest.raises(UserError, match=f"reading it requires .*; run `pip install {package}`"):
             convmixer_from_torch(tmp_path / name)

@@ -1,7 +1,7 @@
-"""Which parameters must be learned? Asked of any pytree of parameters.
+"""Select, label and freeze the parameters of any pytree.
 
-A *selector* says which leaves are meant, by their paths (`spatial/block_03/depthwise/kernel`) or by a
-predicate; ordered *rules* turn selectors into a tree of labels for `optax.multi_transform`:
+A *selector* picks leaves by their paths (`spatial/block_03/depthwise/kernel`) or by a predicate.
+Ordered *rules* turn selectors into a tree of labels for `optax.multi_transform`:
 
 >>> from randmix import masks
 >>> params = {"spatial": {"block_00": {"kernel": 1.0}}, "channel": {"block_00": {"kernel": 2.0}}}
@@ -9,19 +9,20 @@ predicate; ordered *rules* turn selectors into a tree of labels for `optax.multi
 >>> masks.labels(params, [("train", chans), ("freeze", masks.everything)])
 {'channel': {'block_00': {'kernel': 'train'}}, 'spatial': {'block_00': {'kernel': 'freeze'}}}
 
-Linen dictionaries, `flax.nnx` states, registered dataclasses, lists and named tuples all work. Nothing
-here runs inside a compiled step: labels are made once, before it.
+Linen dictionaries, `flax.nnx` states, registered dataclasses, lists and named tuples all work.
+Labels are computed once, before the training step is compiled; importing this package does not
+import JAX.
 
-The rooms, from below:
+Modules, from the lowest layer up:
 
 - `tree`: a pytree as leaves with paths.
 - `selectors`: `role`, `path`, `depth`, `leaf`, `where`, `everything`, `nothing` and the operators.
-- `partial`: the draw of a share of the filters inside a leaf.
+- `partial`: draws a share of the filters inside a leaf.
 - `parsing`: `parse`, the text form.
 - `rules`: `MODES`, `trainable`, `fraction`.
 - `labelling`: `mask`, `paths`, `apply`, `labels`, `channel_masks`.
-- `splitting`: `partition` and `merge`, what the step differentiates; `blend`, inside a leaf.
-- `summaries` and `comparison`: `summary` and `diff`, shown through `tables`.
+- `splitting`: `partition` and `merge` for whole leaves, `blend` inside a leaf.
+- `summaries` and `comparison`: `summary` and `diff`, rendered by `tables`.
 """
 
 from randmix.masks.comparison import Change, Comparison, diff

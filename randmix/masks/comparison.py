@@ -1,4 +1,4 @@
-"""What a run changed, leaf by leaf and bit by bit: the proof that frozen is frozen."""
+"""Bitwise comparison of two parameter trees, to verify that frozen parameters did not change."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,10 +11,17 @@ from randmix.masks.tree import Leaf, PyTree, flatten, flatten_labels
 
 
 class Change(NamedTuple):
-    """One leaf: how many of its elements changed a bit, and by how much.
+    """The difference between two versions of one leaf, a and b.
 
-    `max_abs` is the largest |b - a| and `relative_l2` is |b - a| / |a|, both in float64 over the
-    changed elements; infinity for a change from all zeros, NaN where a NaN came or went.
+    Attributes:
+        path: slash-joined path of the leaf.
+        role: first component of the path.
+        label: the leaf's label, or "" if no labels were given.
+        count: number of elements.
+        changed: number of elements that differ in at least one bit.
+        max_abs: the largest |b - a|, in float64.
+        relative_l2: |b - a| / |a| in L2 norms, in float64; infinity if a is all zeros. Both
+            numbers are NaN if a NaN appeared or disappeared.
     """
 
     path: str
@@ -28,17 +35,17 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class Comparison(Tabular):
-    """The table that `diff` makes.
+    """The table that `diff` returns.
 
     Attributes:
-        rows: a `Change` for each leaf, in the tree's order.
+        rows: one `Change` per leaf, in the order of the tree.
     """
 
     rows: tuple[Change, ...]
 
     @property
     def moved(self) -> list[str]:
-        """Paths of the leaves of which a bit changed."""
+        """Paths of the leaves in which at least one bit changed."""
         return [row.path for row in self.rows if row.changed]
 
     @property
@@ -47,7 +54,7 @@ class Comparison(Tabular):
         return [row.path for row in self.rows if not row.changed]
 
     def table(self) -> Table:
-        """The cells to show; a column of labels where they were given."""
+        """The cells to show, with a column of labels if labels were given."""
         labelled = any(row.label for row in self.rows)
         body = [
             [
@@ -72,17 +79,19 @@ class Comparison(Tabular):
 
 
 def diff(params_a: PyTree, params_b: PyTree, labels: PyTree | None = None) -> Comparison:
-    """Compares two trees of arrays bit by bit; the result shows itself in a terminal and in a notebook.
+    """Compares two trees of arrays bit by bit.
 
-    A NaN of the same bits is unchanged, and -0.0 is not 0.0.
+    A NaN with the same bits counts as unchanged; -0.0 and 0.0 differ. The result prints as a table
+    in a terminal and in a notebook.
 
     Args:
-        params_a: before; its structure, shapes and dtypes are those of `params_b`.
-        params_b: after.
-        labels: of the same structure, from `labels`, to be shown beside.
+        params_a: the tree before.
+        params_b: the tree after, with the structure, shapes and dtypes of `params_a`.
+        labels: a tree of labels with the same structure, from `labels`, to show in the table.
 
     Raises:
-        MaskError: structure, shape or dtype differ (it names the path), or a leaf has no values.
+        MaskError: structures, shapes or dtypes differ (the message names the path), or a leaf has
+            no values.
 
     >>> import numpy as np
     >>> before = {"channel": {"kernel": np.array([3.0, 4.0])}, "spatial": {"kernel": np.ones(2)}}
@@ -111,7 +120,7 @@ def _check_paths(leaves_a: list[Leaf], leaves_b: list[Leaf]) -> None:
     for side, own, other in (("first", paths_a, paths_b), ("second", paths_b, paths_a)):
         for path in sorted(set(own) - set(other)):
             raise MaskError(f"the trees differ in structure: only the {side} has {path!r}")
-    raise MaskError("the trees differ in structure: they have the same paths in another order")
+    raise MaskError("the trees differ in structure: they have the same paths in a different order")
 
 
 def _change(a: Leaf, b: Leaf, label: str) -> Change:
@@ -119,7 +128,7 @@ def _change(a: Leaf, b: Leaf, label: str) -> Change:
     if (before.shape, before.dtype) != (after.shape, after.dtype):
         raise MaskError(
             f"{a.path!r} is {before.dtype}{list(before.shape)} in the first tree and "
-            f"{after.dtype}{list(after.shape)} in the second: compare trees of one model"
+            f"{after.dtype}{list(after.shape)} in the second: compare trees of the same model"
         )
     moved = np.any(_bytes(before) != _bytes(after), axis=1)
     changed = int(moved.sum())
@@ -127,7 +136,7 @@ def _change(a: Leaf, b: Leaf, label: str) -> Change:
         return Change(a.path, a.role, label, before.size, 0, 0.0, 0.0)
     wide = np.complex128 if np.iscomplexobj(before) else np.float64
     old, new = (x.reshape(-1)[moved].astype(wide) for x in (before, after))
-    with np.errstate(all="ignore"):  # infinities and NaNs are results here
+    with np.errstate(all="ignore"):  # infinities and NaNs are valid results
         delta = np.abs(new - old)
         norm = np.linalg.norm(before.astype(wide))
         size = np.linalg.norm(delta)
@@ -136,12 +145,12 @@ def _change(a: Leaf, b: Leaf, label: str) -> Change:
 
 
 def _values(leaf: Leaf) -> np.ndarray:
-    """The leaf as an array on the host; random keys by their data."""
+    """The leaf as a host array; a random key is represented by its data."""
     import jax
+    import jax.numpy as jnp
 
     value = leaf.value
-    dtype = getattr(value, "dtype", None)
-    if isinstance(value, jax.Array) and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         value = jax.random.key_data(value)
     try:
         array = np.asarray(value)
@@ -153,7 +162,7 @@ def _values(leaf: Leaf) -> np.ndarray:
 
 
 def _bytes(array: np.ndarray) -> np.ndarray:
-    """The bytes of an array, [number of elements, bytes of one]."""
+    """The bytes of an array: [elements, bytes per element] uint8."""
     return (
         np.ascontiguousarray(array).reshape(-1).view(np.uint8).reshape(array.size, array.itemsize)
     )

@@ -1,4 +1,4 @@
-"""The error of this package and how it shows what it was given."""
+"""The exception of this package, and helpers for its messages."""
 
 import difflib
 import reprlib
@@ -8,10 +8,10 @@ _SHOWN_CHARACTERS = 80
 
 
 class MaskError(ValueError):
-    """A selector, a rule or a tree that can't be used; its message is one line.
+    """An invalid selector, rule or tree.
 
-    It says what was got and what to write instead. It derives from `ValueError` alone, so that
-    this package stays usable without the rest of the project.
+    The message is one line: what was got and what to write instead. The class derives from
+    `ValueError` alone, so that this package stays usable without the rest of the project.
     """
 
 
@@ -20,7 +20,7 @@ _shortened.maxstring = _shortened.maxother = _SHOWN_CHARACTERS
 
 
 def shown(value: object) -> str:
-    """`repr(value)` on one line of at most about 80 characters, for a message.
+    """`repr(value)` on one line, shortened to about 80 characters.
 
     >>> shown("a" * 200)[:4], len(shown("a" * 200))
     ("'aaa", 80)
@@ -29,7 +29,7 @@ def shown(value: object) -> str:
 
 
 def nearest(word: str, candidates: Iterable[str], cutoff: float = 0.0) -> str | None:
-    """The candidate most like `word`; None without one that is at least `cutoff` (0 to 1) alike.
+    """The candidate most similar to `word`, or None if none reaches `cutoff`, in [0, 1].
 
     >>> nearest("spacial", ["channel", "spatial"])
     'spatial'

@@ -1,4 +1,4 @@
-"""Selectors and rules applied to a tree of parameters."""
+"""Apply selectors and rules to a tree of parameters."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -14,7 +14,7 @@ Rules = Iterable[tuple[str, Selector | Fraction | str]]
 
 
 def paths(params: PyTree, selector: Selector | str = everything) -> list[str]:
-    """The paths of the selected leaves, in the tree's order.
+    """Paths of the selected leaves, in the order of the tree.
 
     >>> paths({"head": {"kernel": 1.0, "bias": 0.0}}, "leaf('bias')")
     ['head/bias']
@@ -24,9 +24,10 @@ def paths(params: PyTree, selector: Selector | str = everything) -> list[str]:
 
 
 def mask(params: PyTree, selector: Selector | str) -> PyTree:
-    """A tree of the structure of `params` with True at the selected leaves and False elsewhere.
+    """Boolean tree with the structure of `params`: True at the selected leaves, False elsewhere.
 
-    It fits `optax.masked` and the like, for weight decay on kernels only for example.
+    For `optax.masked` and the masks of optax's transforms, for example weight decay on kernels
+    only.
 
     >>> mask({"head": {"kernel": 1.0, "bias": 0.0}}, "~leaf('bias')")
     {'head': {'bias': False, 'kernel': True}}
@@ -37,7 +38,7 @@ def mask(params: PyTree, selector: Selector | str) -> PyTree:
 
 
 def apply(params: PyTree, selector: Selector | str, function: Callable[[Any], Any]) -> PyTree:
-    """The tree with `function` applied to the selected leaves, the others as they are.
+    """Applies `function` to the selected leaves and leaves the others unchanged.
 
     >>> apply({"head": {"kernel": 2.0, "bias": 1.0}}, "leaf('bias')", lambda x: 0 * x)
     {'head': {'bias': 0.0, 'kernel': 2.0}}
@@ -50,21 +51,22 @@ def apply(params: PyTree, selector: Selector | str, function: Callable[[Any], An
 
 
 def labels(params: PyTree, rules: Rules, *, strict: bool = False) -> PyTree:
-    """A tree of labels of the structure of `params`, for `optax.multi_transform` and `partition`.
+    """Label tree with the structure of `params`, for `optax.multi_transform` and `partition`.
+
+    An `nnx.Optimizer` passes boxed variables to its transform at first and bare arrays later, and
+    no single tree fits both. In that case pass `optax.multi_transform` the function
+    `lambda params: labels(params, rules)` instead of a tree.
 
     Args:
-        params: any pytree; its leaves may be arrays or `jax.ShapeDtypeStruct`s.
-        rules: ordered (label, selector) pairs, the selector also as text or as `fraction(...)`. The
-          first rule that selects a leaf labels it.
-        strict: also refuse a `role`, `leaf` or `path` anywhere in a rule that no leaf answers to:
-          `~role('spacial')` selects every leaf, and nothing else would tell.
-
-    An `nnx.Optimizer` shows its transform boxed variables first and bare arrays later, which no one tree fits:
-    give `optax.multi_transform` the function `lambda params: labels(params, rules)` there.
+        params: any pytree whose leaves are arrays or `jax.ShapeDtypeStruct`s.
+        rules: ordered pairs (label, selector). A selector may also be given as text or as
+            `fraction(...)`. The first rule that selects a leaf labels it.
+        strict: also raise if a `role`, `leaf` or `path` term anywhere in a rule matches no leaf.
+            The typo in `~role('spacial')`, which selects every leaf, would otherwise go unnoticed.
 
     Raises:
-        MaskError: a leaf that no rule covers, or a rule that selects no leaf at all (one whose leaves
-          were all taken by earlier rules is fine); it names the leaf or the rule.
+        MaskError: no rule covers a leaf, or a rule selects no leaf at all; the message names the
+            leaf or the rule. A rule whose leaves were all labelled by earlier rules is allowed.
 
     >>> params = {"spatial": {"kernel": 1.0}, "channel": {"kernel": 2.0}}
     >>> labels(params, [("train", "~role('spatial')"), ("freeze", everything)])
@@ -78,20 +80,21 @@ def labels(params: PyTree, rules: Rules, *, strict: bool = False) -> PyTree:
 
 
 def channel_masks(params: PyTree, rules: Rules) -> PyTree:
-    """Which filters are learned inside the leaves that a `fraction` rule labels.
+    """Masks of the filters that are learned inside leaves labelled by a `fraction` rule.
 
-    A filter is an index of the axes after the first two, or of the last axis of a leaf with fewer than
-    three. `jnp.where(mask, new, old)` after the update keeps the others bit for bit, whatever weight
-    decay or momentum did; masking gradients alone does not.
+    A filter is one index into the axes after the first two, or into the last axis of a leaf with
+    fewer than three axes. Apply `jnp.where(mask, new, old)` after the update: it keeps the other
+    filters bit-identical whatever weight decay and momentum did. Masking only the gradients does
+    not.
 
     Args:
-        params: as of `labels`; only shapes are read.
-        rules: as of `labels`.
+        params: as in `labels`; only shapes are read.
+        rules: as in `labels`.
 
     Returns:
-        A tree of the structure of `params`: None for a leaf that its label holds for as a whole, else a
-        bool array that broadcasts to the leaf, True where it is learned ([1, 1, C] for a kernel
-        [k, k, C], [1, 1, C, m] for [k, k, C, m], [C] for a bias).
+        A tree with the structure of `params`: None for a leaf that was not labelled by a fraction,
+        otherwise a bool array that broadcasts to the leaf, True where it is learned ([1, 1, C] for
+        a kernel [k, k, C], [1, 1, C, m] for [k, k, C, m], [C] for a bias).
 
     >>> import numpy as np
     >>> params = {"spatial": {"kernel": np.ones((3, 3, 4)), "bias": np.ones(4)}}
@@ -110,7 +113,7 @@ def channel_masks(params: PyTree, rules: Rules) -> PyTree:
 
 
 def _assign(leaves: list[Leaf], rules: list[Rule]) -> list[int]:
-    """The index of the first rule that selects each leaf."""
+    """Index of the first rule that selects each leaf."""
     assigned = [-1] * len(leaves)
     free = list(range(len(leaves)))
     for number, (_, chosen) in enumerate(rules):
@@ -129,7 +132,8 @@ def _assign(leaves: list[Leaf], rules: list[Rule]) -> list[int]:
     if free:
         more = f" and {len(free) - 1} more" if len(free) > 1 else ""
         raise MaskError(
-            f"no rule covers {leaves[free[0]].path!r}{more}: end the rules with ('freeze', everything)"
+            f"no rule covers {leaves[free[0]].path!r}{more}: "
+            "end the rules with ('freeze', everything)"
         )
     return assigned
 
@@ -139,7 +143,8 @@ def _check_terms(leaves: list[Leaf], rules: list[Rule]) -> None:
         for term in _selector(chosen).terms():
             if isinstance(term, Role | Name | Path) and not any(map(term.matches, leaves)):
                 raise MaskError(
-                    f"{_named(number, rules)} has a word for nothing: {_absence(term, leaves)}"
+                    f"{_named(number, rules)} has a term that matches no leaf: "
+                    f"{_absence(term, leaves)}"
                 )
 
 
@@ -153,24 +158,25 @@ def _named(number: int, rules: list[Rule]) -> str:
 
 
 def _reason(selector: Selector, leaves: list[Leaf]) -> str:
-    """Why a selector matches none of the leaves, with the nearest word that would."""
+    """Why a selector matches no leaf, with the nearest name that exists."""
     if not leaves:
         return "the tree has no leaves"
     absent = (term for term in selector.terms() if not any(map(term.matches, leaves)))
     term = next(absent, None)
-    return "no leaf answers to all of its terms" if term is None else _absence(term, leaves)
+    return "no leaf matches all of its terms" if term is None else _absence(term, leaves)
 
 
 def _absence(term: Selector, leaves: list[Leaf]) -> str:
     match term:
         case Role(name):
-            return (
-                f"no role is {name!r}, the nearest is {nearest(name, (x.role for x in leaves))!r}"
-            )
+            near = nearest(name, (x.role for x in leaves))
+            return f"no role is {name!r}, the nearest is {near!r}"
         case Name(name):
-            return f"no leaf is named {name!r}, the nearest is {nearest(name, (x.name for x in leaves))!r}"
+            near = nearest(name, (x.name for x in leaves))
+            return f"no leaf is named {name!r}, the nearest is {near!r}"
         case Path(pattern):
-            return f"no path matches {pattern!r}, the nearest is {nearest(pattern, (x.path for x in leaves))!r}"
+            near = nearest(pattern, (x.path for x in leaves))
+            return f"no path matches {pattern!r}, the nearest is {near!r}"
         case Depth():
             depths = [x.depth for x in leaves if x.depth is not None]
             return (
@@ -178,4 +184,4 @@ def _absence(term: Selector, leaves: list[Leaf]) -> str:
                 if depths
                 else "no leaf has a depth"
             )
-    return f"{term!r} answers to none of the {len(leaves)} leaves, the first is {leaves[0].path!r}"
+    return f"{term!r} matches none of the {len(leaves)} leaves, the first is {leaves[0].path!r}"

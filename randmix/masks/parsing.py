@@ -1,7 +1,7 @@
-"""The text form of selectors: `"~role('spatial') | depth(4, None)"`.
+"""Parser for the text form of selectors, such as `"~role('spatial') | depth(4, None)"`.
 
-Texts come from configs and command lines, so they are read and never evaluated: Python's `ast` gives
-the tree, and whatever is not on the short list below is refused by name.
+Texts come from configs and command lines, so they are parsed and never evaluated. Python's `ast`
+builds the syntax tree; every node that is not on the short list below is rejected by name.
 """
 
 import ast
@@ -44,7 +44,8 @@ _FORMS = {
 _WORDS = (*_FORMS, *_CONSTANTS)
 _OPERATORS = {ast.BitAnd: and_, ast.BitOr: or_, ast.Sub: sub}
 _ALLOWED = (
-    f"a selector text holds {', '.join(_WORDS[:5])}, everything, nothing and the operators & | ~ -"
+    f"a selector text may contain {', '.join(_WORDS[:5])}, everything, nothing "
+    "and the operators & | ~ -"
 )
 _LOGIC = {ast.And: "and", ast.Or: "or", ast.Not: "not"}
 _KINDS = {
@@ -69,23 +70,23 @@ _KINDS = {
     ast.Dict: "a dict",
     ast.Call: "a call",
 }
-# A string (skipped, brackets in it don't count), the bracket of a call, another bracket, a closing one.
+# A string (skipped, as its brackets don't count), a call's bracket, another one, a closing one.
 _BRACKETS = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|(\w\s*\()|(\()|(\))""")
 
 
 def parse(text: str, names: Mapping[str, Selector] | None = None) -> Selector | Fraction:
-    r"""Reads the text form of a selector or of a fraction; nothing in it is ever evaluated.
+    r"""Parses the text form of a selector or of a fraction without evaluating it.
 
-    `parse(repr(selector)) == selector`. A backslash may be written once or twice, as in a regular
+    `parse(repr(selector)) == selector`. A backslash may be written once or twice, as in an ordinary
     Python string.
 
     Args:
-        text: at most 4,096 characters and 64 levels of operators or brackets. `fraction(...)` is read
-          at the top level only.
-        names: selectors for further words, each used as the bare word or as `where('word')`.
+        text: at most 4,096 characters and 64 levels of operators or brackets. `fraction(...)` is
+            accepted at the top level only.
+        names: selectors for additional words, each usable as the bare word or as `where('word')`.
 
     Raises:
-        MaskError: in one line, for anything else.
+        MaskError: the text is anything else; the message is one line.
 
     >>> parse("~role('spatial') | role('spatial') & depth(4, None)")
     ~role('spatial') | role('spatial') & depth(4, None)
@@ -104,31 +105,32 @@ def parse(text: str, names: Mapping[str, Selector] | None = None) -> Selector | 
 
 
 def as_selector(selector: Selector | str, names: Mapping[str, Selector] | None = None) -> Selector:
-    """A selector as it is, or read from its text.
+    """Returns a selector unchanged, or parses it from its text.
 
     Raises:
-        MaskError: it is neither, or the text is that of a fraction.
+        MaskError: the argument is neither, or the text is that of a fraction.
     """
     read = parse(selector, names) if isinstance(selector, str) else selector
     if isinstance(read, Fraction):
         raise MaskError(f"{shown(read)} is a rule, not a selector: use it in the rules of labels")
     if not isinstance(read, Selector):
-        raise MaskError(f"a selector or its text is needed, got {shown(read)}")
+        raise MaskError(f"expected a selector or its text, got {shown(read)}")
     return read
 
 
 class _Reader:
-    """Builds the selector of one text from its syntax tree."""
+    """Builds the selector for one text from its syntax tree."""
 
     def __init__(self, text: str, names: Mapping[str, Selector]):
         self.text = text
         self.names = names
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of `\d` in a regular expression, which is meant
+                warnings.simplefilter("ignore")  # `\d` in a regular expression is intended
                 self.node = ast.parse(text, mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError):
-            # A null byte is a ValueError or a SyntaxError and deep nesting any of them, by the version.
+            # Depending on Python's version, a null byte raises a ValueError or a SyntaxError, and
+            # deep nesting any of these.
             raise MaskError(f"cannot read the selector text {shown(text)}: {_ALLOWED}") from None
 
     def selector(self, node: ast.expr, level: int = 0) -> Selector:
@@ -141,8 +143,8 @@ class _Reader:
                 return ~self.selector(operand, level + 1)
             case ast.Name(id=word):
                 return self._word(word)
-            case ast.Call(func=ast.Name()):
-                return self._call(node)
+            case ast.Call(func=ast.Name(id=word)):
+                return self._call(node, word)
             case ast.Call(func=called):
                 raise self._refusal(called)
         raise self._refusal(node)
@@ -159,7 +161,7 @@ class _Reader:
         return Fraction(selector, share, seed)
 
     def _binary(self, node: ast.expr, level: int) -> Selector:
-        # The left operands are walked in a loop: a long flat chain is not deep.
+        # Left operands are walked in a loop, because a long flat chain is not deeply nested.
         rights = []
         while isinstance(node, ast.BinOp):
             if type(node.op) not in _OPERATORS:
@@ -179,13 +181,12 @@ class _Reader:
             raise MaskError(_unknown(word, (*_WORDS, *self.names)))
         return known[word]
 
-    def _call(self, node: ast.Call) -> Selector:
-        word = _called(node)
+    def _call(self, node: ast.Call, word: str) -> Selector:
         if word in _CONSTANTS or word in self.names:
             raise MaskError(f"{word} takes no brackets: write {word}")
         if word == "fraction":
             raise MaskError(
-                "fraction(...) is a rule, not a selector: combine selectors inside it, it stands alone"
+                "fraction(...) is a rule, not a selector: combine selectors inside its brackets"
             )
         if word == "where":
             self._check_arguments(node, word, (1,))
@@ -199,7 +200,8 @@ class _Reader:
     def _where(self, name: Any) -> Selector:
         if name not in self.names:
             raise MaskError(
-                f"where({shown(name)}) stands for a predicate: give it by parse(text, names={{{shown(name)}: selector}})"
+                f"where({shown(name)}) stands for a predicate: "
+                f"pass it with parse(text, names={{{shown(name)}: selector}})"
             )
         return self.names[name]
 
@@ -214,7 +216,7 @@ class _Reader:
             case ast.Constant(value=value):
                 return value
             case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
-                return -number  # for the term to refuse it in its own words
+                return -number  # the term raises its own error for it
         raise self._refusal(node)
 
     def _refusal(self, node: ast.expr) -> MaskError:
@@ -230,12 +232,12 @@ class _Reader:
 
 def _checked_text(text: Any) -> str:
     if not isinstance(text, str):
-        raise MaskError(f"a selector text is a str, got {shown(text)}")
+        raise MaskError(f"a selector text must be a str, got {shown(text)}")
     if len(text) > MAX_CHARACTERS:
         raise MaskError(
-            f"a selector text has at most {MAX_CHARACTERS:,} characters, got {len(text):,}"
+            f"a selector text may have at most {MAX_CHARACTERS:,} characters, got {len(text):,}"
         )
-    opened = []  # 1 for a bracket that groups, 0 for that of a call
+    opened = []  # 1 for a grouping bracket, 0 for that of a call
     for call, group, closing in _BRACKETS.findall(text):
         if closing:
             opened = opened[:-1]
@@ -249,10 +251,12 @@ def _checked_text(text: Any) -> str:
 def _checked_names(names: Mapping[str, Selector] | None) -> Mapping[str, Selector]:
     names = names or {}
     if not isinstance(names, Mapping):
-        raise MaskError(f"names is a dict of selectors, got {shown(names)}")
+        raise MaskError(f"names must be a dict of selectors, got {shown(names)}")
     for word, selector in names.items():
         if not isinstance(word, str) or not isinstance(selector, Selector):
-            raise MaskError(f"names maps words to selectors, got {shown(word)}: {shown(selector)}")
+            raise MaskError(
+                f"names must map words to selectors, got {shown(word)}: {shown(selector)}"
+            )
         if word in _WORDS:
             raise MaskError(f"names can't redefine {word!r}: choose another word")
     return names
@@ -265,11 +269,9 @@ def _called(node: ast.Call) -> str | None:
 def _unknown(word: str, words: tuple[str, ...]) -> str:
     guess = nearest(word, words, cutoff=0.5)
     return f"unknown selector {shown(word)}, " + (
-        f"did you mean {_FORMS.get(guess, guess)}?"
-        if guess
-        else f"the words are {', '.join(words)}"
+        f"did you mean {_FORMS.get(guess, guess)}?" if guess else f"allowed are {', '.join(words)}"
     )
 
 
 def _too_deep() -> str:
-    return f"a selector nests at most {MAX_NESTING} deep: write fewer brackets or operators inside one another"
+    return f"a selector may nest at most {MAX_NESTING} deep: use fewer nested brackets or operators"

@@ -1,4 +1,4 @@
-"""Freezing inside a leaf: which share of its filters is learned."""
+"""Freezing inside a leaf: draw the share of its filters that is learned."""
 
 import math
 import numbers
@@ -12,13 +12,13 @@ from randmix.masks.errors import MaskError, shown
 from randmix.masks.selectors import Selector
 from randmix.masks.tree import Leaf
 
-# The parts of one layer, in Flax's and PyTorch's names: they share one draw.
+# The parts of one layer, by Flax's and PyTorch's names; they share one draw.
 _PARTS = ("kernel", "weight", "scale", "bias")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Fraction:
-    """A share of the filters of each selected leaf; the second half of a rule, made by `fraction`."""
+    """A share of the filters of each selected leaf, for use in a rule; created by `fraction`."""
 
     selector: Selector
     share: float
@@ -26,17 +26,17 @@ class Fraction:
 
     def __post_init__(self):
         if not isinstance(self.selector, Selector):
-            raise MaskError(f"fraction takes a selector or its text, got {shown(self.selector)}")
-        # `not (0 <= x <= 1)` refuses NaN too.
+            raise MaskError(f"fraction expects a selector or its text, got {shown(self.selector)}")
+        # `not (0 <= x <= 1)` rejects NaN too.
         if not _is_number(self.share, numbers.Real) or not 0 <= self.share <= 1:
             raise MaskError(
-                f"the share of a fraction is a number from 0 to 1, got {shown(self.share)}"
+                f"the share of a fraction must be a number from 0 to 1, got {shown(self.share)}"
             )
         if not _is_number(self.seed, numbers.Integral) or self.seed < 0:
             raise MaskError(
-                f"the seed of a fraction is a whole number from 0, got {shown(self.seed)}"
+                f"the seed of a fraction must be an integer of at least 0, got {shown(self.seed)}"
             )
-        # Python's own numbers, whose repr reads back: a sweep's np.float64 doesn't.
+        # Python's own numbers, whose repr can be parsed; that of an np.float64 can't.
         object.__setattr__(self, "share", float(self.share))
         object.__setattr__(self, "seed", int(self.seed))
 
@@ -45,27 +45,27 @@ class Fraction:
 
     def _refuse(self, *_: Any) -> NoReturn:
         raise MaskError(
-            "fraction(...) is a rule, not a selector: combine selectors inside it, it stands alone"
+            "fraction(...) is a rule, not a selector: combine selectors inside its brackets"
         )
 
     __and__ = __rand__ = __or__ = __ror__ = __sub__ = __rsub__ = __invert__ = __bool__ = _refuse
 
 
 def filter_mask(leaf: Leaf, fraction: Fraction) -> np.ndarray:
-    """Which filters of a leaf are learned: bool, True where learned, broadcastable to the leaf.
+    """Mask of the filters of a leaf that are learned: bool, broadcastable to the leaf.
 
-    A filter is an index of the axes after the first two ([k, k, C]: C of them; [k, k, C, m]: C m),
-    or of the last axis of a leaf with fewer than three; the other axes have length 1 in the mask.
-    Exactly `round(share * filters)` are learned, drawn without replacement from the seed and the
-    path, so neither the order nor the rest of the tree matters. The draws of one seed are nested: a
-    larger share adds filters and drops none. The kernel and the bias of one layer share a draw, for
-    a filter is learned with its bias.
+    A filter is one index into the axes after the first two ([k, k, C] has C filters, [k, k, C, m]
+    has C m), or into the last axis of a leaf with fewer than three axes; the other axes have length
+    1 in the mask. Exactly `round(share * filters)` filters are learned. They are drawn without
+    replacement from the seed and the path, so neither the order nor the rest of the tree matters.
+    Draws with one seed are nested: a larger share adds filters and drops none. The kernel and the
+    bias of a layer share one draw, so that a filter is learned together with its bias.
     """
     shape = np.shape(leaf.value)
     kept = 2 if len(shape) > 2 else max(len(shape) - 1, 0)
     filters = math.prod(shape[kept:])
     layer = leaf.path.rpartition("/")[0] if leaf.name in _PARTS else leaf.path
-    # Raw bits ranked, and not Generator.permutation: NumPy keeps the bits the same across versions.
+    # Ranked raw bits instead of Generator.permutation: NumPy guarantees the bits across versions.
     bits = np.random.Philox(np.random.SeedSequence([fraction.seed, zlib.crc32(layer.encode())]))
     order = np.argsort(bits.random_raw(filters), kind="stable")
     mask = np.zeros(filters, bool)

@@ -1,4 +1,4 @@
-"""From what a config says to rules: ordered pairs of a label and what it is given to."""
+"""Rules: ordered pairs of a label and the selector of the leaves that receive it."""
 
 from collections.abc import Iterable, Mapping
 
@@ -17,23 +17,25 @@ MODES: dict[str, Selector] = {
     "chans": ~role("spatial"),
     "space": ~role("channel"),
 }
-"""The paper's modes by what is trained: all of it, all but spatial mixing, all but channel mixing."""
+"""What the paper's modes train: everything, all but spatial mixing, all but channel mixing."""
 
 
 def fraction(selector: Selector | str, share: float, seed: int = 0) -> Fraction:
-    """For a rule: learns a share of the filters of each selected leaf, the others stay as they are.
+    """A rule's second half that learns only a share of the filters of each selected leaf.
 
-    `labels` gives such a leaf the rule's label, even where the share rounds to no filter at all;
-    `channel_masks` says which filters are learned, and what a filter is. The kernel and the bias of
-    one layer share a draw. A fraction is no selector and takes no operators.
+    `labels` gives such a leaf the rule's label, even if the share rounds to no filter at all;
+    `channel_masks` returns the filters that are learned and defines what a filter is. The kernel
+    and the bias of a layer share one draw. A fraction is not a selector and supports no operators.
 
     Args:
         selector: a selector or its text.
-        share: of the filters, in [0, 1]; exactly `round(share * filters)` are drawn in each leaf.
-        seed: of the draw, a whole number from 0. With one seed a larger share contains a smaller one.
+        share: share of the filters to learn, in [0, 1]; exactly `round(share * filters)` are drawn
+            in each leaf.
+        seed: seed of the draw, an integer of at least 0. With one seed, a larger share contains a
+            smaller one.
 
     Raises:
-        MaskError: an argument is out of its range.
+        MaskError: an argument is out of range.
 
     >>> [("train", fraction("role('spatial')", 0.1)), ("freeze", everything)]
     [('train', fraction(role('spatial'), 0.1, 0)), ('freeze', everything)]
@@ -46,12 +48,15 @@ def fraction(selector: Selector | str, share: float, seed: int = 0) -> Fraction:
 def trainable(
     *learned: Selector | Fraction | str, names: Mapping[str, Selector] | None = None
 ) -> list[Rule]:
-    """The rules that train what is given and freeze the rest.
+    """Rules that train the given leaves and freeze the rest.
 
     Args:
-        *learned: selectors, fractions or texts. The words of a text may be the modes `full`, `chans`
-          and `space`.
-        names: further words, as of `parse`.
+        *learned: selectors, fractions or texts. A text may use the modes `full`, `chans` and
+            `space` as words.
+        names: additional words, as in `parse`.
+
+    Raises:
+        MaskError: a text cannot be parsed, or an argument is none of these.
 
     >>> trainable("chans | depth(4, None)")
     [('train', ~role('spatial') | depth(4, None)), ('freeze', everything)]
@@ -64,18 +69,18 @@ def trainable(
 
 
 def checked_rules(rules: Iterable[tuple[str, Selector | Fraction | str]]) -> list[Rule]:
-    """Rules with their texts read, or a `MaskError` that names the bad one."""
+    """Rules with their texts parsed; raises a `MaskError` that names an invalid rule."""
     if isinstance(rules, str | Mapping) or not isinstance(rules, Iterable):
-        raise MaskError(f"rules are a list of (label, selector) pairs, got {shown(rules)}")
+        raise MaskError(f"rules must be a list of (label, selector) pairs, got {shown(rules)}")
     return [_checked_rule(number, rule) for number, rule in enumerate(rules, start=1)]
 
 
 def _checked_rule(number: int, rule: tuple[str, Selector | Fraction | str]) -> Rule:
     if not isinstance(rule, tuple | list) or len(rule) != 2:
-        raise MaskError(f"rule {number} is a pair (label, selector), got {shown(rule)}")
+        raise MaskError(f"rule {number} must be a pair (label, selector), got {shown(rule)}")
     label, chosen = rule
     if not isinstance(label, str) or not label:
-        raise MaskError(f"rule {number} has a label, a non-empty str: got {shown(label)}")
+        raise MaskError(f"rule {number}: the label must be a non-empty str, got {shown(label)}")
     if isinstance(chosen, str):
         try:
             chosen = parse(chosen)
@@ -83,10 +88,11 @@ def _checked_rule(number: int, rule: tuple[str, Selector | Fraction | str]) -> R
             raise MaskError(f"rule {number} ({label!r}): {error}") from None
     if not isinstance(chosen, Selector | Fraction):
         raise MaskError(
-            f"rule {number} ({label!r}) has a selector, a fraction or a text: got {shown(chosen)}"
+            f"rule {number} ({label!r}): expected a selector, a fraction or a text, "
+            f"got {shown(chosen)}"
         )
     if isinstance(chosen, Fraction) and label == FREEZE:
         raise MaskError(
-            f"rule {number} ({label!r}): a fraction says which share is learned, label it {TRAIN!r}"
+            f"rule {number} ({label!r}): a fraction names the learned share, label it {TRAIN!r}"
         )
     return label, chosen

@@ -1,10 +1,10 @@
-"""Selectors: expressions that say which leaves of a parameter tree are meant.
+"""Selectors: expressions that pick leaves of a parameter tree.
 
-A selector is an immutable value. It is built from a few terms and the operators `&` (and), `|` (or),
-`~` (not) and `-` (but not), compares and hashes as the expression that was written, and its `repr` is
-the text that `parse` reads back. Chains of one operator are flat, so `(a | b) | c == a | (b | c)`.
+A selector is an immutable value, built from a few terms and the operators `&` (and), `|` (or),
+`~` (not) and `-` (but not). It compares and hashes as the expression that was written, and `parse`
+reads its `repr` back. Chains of one operator are flat, so `(a | b) | c == a | (b | c)`.
 """
-# ruff: noqa: D102 (the docstring of each class says what its `matches` matches)
+# ruff: noqa: D102 (the docstring of each class says what its `matches` selects)
 
 import numbers
 import re
@@ -20,22 +20,23 @@ MAX_NESTING = 64
 
 
 class Selector:
-    """What all selectors share: the operators, and being called on one leaf.
+    """Base class of all selectors.
 
-    A selector is also a predicate `(path, leaf) -> bool`, with the path a str or a sequence of its
-    components. So it is a filter for `flax.nnx`: `nnx.split(model, masks.role("spatial"), ...)`.
+    A selector is also a predicate `(path, leaf) -> bool`, where the path is a str or a sequence of
+    components. It can therefore serve as a `flax.nnx` filter:
+    `nnx.split(model, masks.role("spatial"), ...)`.
     """
 
     __slots__ = ()
     nesting: ClassVar[int] = 0
-    precedence: ClassVar[int] = 5  # of Python's operators: | 1, & 2, - 3, ~ 4, a term 5
+    precedence: ClassVar[int] = 5  # as in Python: | 1, & 2, - 3, ~ 4, a term 5
 
     def matches(self, leaf: Leaf) -> bool:
-        """Whether the leaf is selected."""
+        """Returns whether the leaf is selected."""
         raise NotImplementedError
 
     def terms(self) -> Iterator["Selector"]:
-        """The terms of the expression, from left to right."""
+        """Yields the terms of the expression from left to right."""
         yield self
 
     def __call__(self, path: str | Sequence[Any], leaf: Any = None) -> bool:
@@ -55,7 +56,7 @@ class Selector:
         return Not(self)
 
     def __bool__(self) -> bool:
-        # `a and b` would quietly be b.
+        # `a and b` would silently evaluate to b.
         raise TypeError("a selector has no truth value: write & for and, | for or, ~ for not")
 
 
@@ -96,7 +97,7 @@ class Name(Selector):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Path(Selector):
-    """Leaves whose whole path matches the regular expression `pattern`."""
+    """Leaves whose entire path matches the regular expression `pattern`."""
 
     pattern: str
     regex: re.Pattern = field(init=False, compare=False)
@@ -114,7 +115,7 @@ class Path(Selector):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Depth(Selector):
-    """Leaves whose depth lies in the half-open range [start, stop); None leaves an end open."""
+    """Leaves whose depth is in the half-open range [start, stop); None leaves an end open."""
 
     start: int | None
     stop: int | None
@@ -126,14 +127,15 @@ class Depth(Selector):
                 continue
             if isinstance(end, bool) or not isinstance(end, numbers.Integral) or end < 0:
                 raise MaskError(
-                    f"depth(start, stop) takes whole numbers from 0 or None for open, got {shown(end)}"
+                    "depth(start, stop) expects integers of at least 0, or None for an open end, "
+                    f"got {shown(end)}"
                 )
-            object.__setattr__(
-                self, field_name, int(end)
-            )  # a NumPy integer's repr doesn't read back
+            # The repr of a NumPy integer couldn't be parsed.
+            object.__setattr__(self, field_name, int(end))
         if self.start is not None and self.stop is not None and self.start > self.stop:
             raise MaskError(
-                f"depth({self.start}, {self.stop}) ends before it starts: write depth({self.stop}, {self.start})"
+                f"depth({self.start}, {self.stop}) ends before it starts: "
+                f"write depth({self.stop}, {self.start})"
             )
 
     def matches(self, leaf: Leaf) -> bool:
@@ -150,7 +152,7 @@ class Depth(Selector):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Where(Selector):
-    """Leaves of which `predicate(path, leaf)` is true."""
+    """Leaves for which `predicate(path, leaf)` is true."""
 
     predicate: Callable[[str, Any], bool]
     name: str
@@ -159,7 +161,7 @@ class Where(Selector):
         _check_name("where", self.name)
         if not callable(self.predicate):
             raise MaskError(
-                f"where takes a predicate(path, leaf) -> bool, got {shown(self.predicate)}"
+                f"where expects a predicate(path, leaf) -> bool, got {shown(self.predicate)}"
             )
 
     def matches(self, leaf: Leaf) -> bool:
@@ -196,7 +198,7 @@ class Nothing(Selector):
 
 @dataclass(frozen=True, slots=True, repr=False, init=False)
 class Operation(Selector):
-    """An operator and its operands; the first one's chain of the same operator is taken in."""
+    """An operator and its operands; chains of an associative operator are flattened."""
 
     operands: tuple[Selector, ...]
     nesting: int = field(compare=False)
@@ -210,7 +212,7 @@ class Operation(Selector):
         nesting = 1 + max(operand.nesting for operand in operands)
         if nesting > MAX_NESTING:
             raise MaskError(
-                f"a selector nests at most {MAX_NESTING} deep: name a part with where or a path"
+                f"a selector may nest at most {MAX_NESTING} deep: name a part with where or a path"
             )
         object.__setattr__(self, "operands", operands)
         object.__setattr__(self, "nesting", nesting)
@@ -223,7 +225,7 @@ class Operation(Selector):
         return operand.operands if type(operand) is type(self) else (operand,)
 
     def _written(self, operand: Selector) -> str:
-        # An operand of the same operator is left here only where the order matters: a - (b - c).
+        # An operand with the same operator remains only where the order matters: a - (b - c).
         needs = operand.precedence < self.precedence or type(operand) is type(self)
         return f"({operand!r})" if needs else repr(operand)
 
@@ -232,7 +234,7 @@ class Operation(Selector):
 
 
 class And(Operation):
-    """Leaves that all operands select."""
+    """Leaves that every operand selects."""
 
     __slots__ = ()
     symbol = "&"
@@ -254,7 +256,7 @@ class Or(Operation):
 
 
 class Difference(Operation):
-    """Leaves that the first operand selects and none of the others does."""
+    """Leaves that the first operand selects and no other operand does."""
 
     __slots__ = ()
     symbol = "-"
@@ -297,13 +299,14 @@ def role(name: str) -> Selector:
 
 
 def path(pattern: str) -> Selector:
-    r"""Selects the leaves whose whole slash-joined path matches a regular expression.
+    r"""Selects the leaves whose entire slash-joined path matches a regular expression.
 
     Args:
-        pattern: as of `re.fullmatch`, held against paths like `spatial/block_03/depthwise/kernel`.
+        pattern: a regular expression for `re.fullmatch`, applied to paths such as
+            `spatial/block_03/depthwise/kernel`.
 
     Raises:
-        MaskError: `pattern` is not a regular expression.
+        MaskError: `pattern` is not a valid regular expression.
 
     >>> path(r"spatial/block_\d+/.*")("spatial/block_03/depthwise/kernel")
     True
@@ -315,12 +318,16 @@ def depth(start: int | None, stop: int | None) -> Selector:
     """Selects the leaves whose depth is in [start, stop); None leaves an end open.
 
     The depth of a leaf is the number in the first path component that ends in `_` and digits, or
-    consists of digits (a position in a sequence): 7 in `spatial/block_07/depthwise/kernel`, 3 in
-    `layers_3/kernel` and in `layers/3/kernel`. A leaf without one is in no range, `depth(None, None)`
-    included.
+    that consists of digits (an index into a sequence): 7 in `spatial/block_07/depthwise/kernel`, 3
+    in `layers_3/kernel` and in `layers/3/kernel`. A leaf without such a component has no depth and
+    is in no range, not even `depth(None, None)`.
+
+    Args:
+        start: first depth, at least 0, or None for no lower limit.
+        stop: end of the range, exclusive, at least `start`, or None for no upper limit.
 
     Raises:
-        MaskError: an end is not a whole number from 0 or None, or `start` is above `stop`.
+        MaskError: an end is neither None nor an integer of at least 0, or `start` exceeds `stop`.
 
     >>> [depth(4, None)(p) for p in ("spatial/block_03/bias", "spatial/block_04/bias", "head/bias")]
     [False, True, False]
@@ -341,10 +348,10 @@ def where(predicate: Callable[[str, Any], bool], name: str) -> Selector:
     """Selects the leaves for which `predicate(path, leaf)` is true.
 
     Args:
-        predicate: called with the slash-joined path and the leaf itself (an array, a
-          `jax.ShapeDtypeStruct`, ...), outside of jit.
-        name: stands for the predicate in the `repr`; two such selectors are equal when both the names
-          and the predicates are. The text reads back by `parse(text, names={name: selector})`.
+        predicate: called outside jit with the slash-joined path and the leaf itself (an array, a
+            `jax.ShapeDtypeStruct`, ...).
+        name: represents the predicate in the `repr`. Two such selectors are equal if both their
+            names and their predicates are. `parse(text, names={name: selector})` reads it back.
 
     >>> matrices = where(lambda path, leaf: leaf.ndim == 2, "matrices")
     >>> matrices - leaf("bias")
@@ -362,15 +369,16 @@ nothing: Selector = Nothing()
 
 def _check_name(term: str, name: Any, kind: str = "name") -> None:
     if not isinstance(name, str) or not name:
-        raise MaskError(f"{term} takes a {kind} as a non-empty str, got {shown(name)}")
+        raise MaskError(f"{term} expects a {kind} as a non-empty str, got {shown(name)}")
 
 
 def _compile(pattern: str) -> re.Pattern:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", FutureWarning
-            )  # of sets that a later syntax may read otherwise
+            # Issued for sets whose syntax may change.
+            warnings.simplefilter("ignore", FutureWarning)
             return re.compile(pattern)
     except (re.error, RecursionError, OverflowError, MemoryError) as error:
-        raise MaskError(f"path takes a regular expression, got {shown(pattern)}: {error}") from None
+        raise MaskError(
+            f"path expects a regular expression, got {shown(pattern)}: {error}"
+        ) from None

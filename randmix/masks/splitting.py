@@ -1,4 +1,4 @@
-"""A tree of parameters as two, and back: what the training step differentiates, and what it only reads."""
+"""Split a parameter tree into the part that is differentiated and the rest, and join them again."""
 
 from randmix.masks.errors import MaskError
 from randmix.masks.rules import FREEZE
@@ -8,13 +8,14 @@ from randmix.masks.tree import PyTree, flatten, flatten_labels, is_none
 def partition(tree: PyTree, labels: PyTree, frozen: str = FREEZE) -> tuple[PyTree, PyTree]:
     """Splits a tree by its labels into (trainable, frozen); `merge` is the inverse.
 
-    Both have the tree's structure with None where the other has the leaf, so `jax.grad` with respect
-    to the first makes neither gradient nor backward work for a frozen leaf. Labels are plain strings
-    and read while tracing, so it may be called inside jit.
+    Both results have the tree's structure, with None where the other holds the leaf. Therefore
+    `jax.grad` with respect to the first computes no gradient, and does no backward work, for a
+    frozen leaf. Labels are plain strings that are read while tracing, so the function works inside
+    jit.
 
     Args:
-        tree: any pytree of that structure: parameters, gradients, updates.
-        labels: of the same structure, from `labels`.
+        tree: any pytree with the structure of `labels`: parameters, gradients, updates.
+        labels: a tree of labels, from `labels`.
         frozen: the label of the leaves that are not trained.
 
     Raises:
@@ -38,10 +39,10 @@ def partition(tree: PyTree, labels: PyTree, frozen: str = FREEZE) -> tuple[PyTre
 
 
 def merge(trainable: PyTree, frozen: PyTree) -> PyTree:
-    """Joins what `partition` split: each leaf from the tree that has it.
+    """Joins the two trees of `partition`, taking each leaf from the tree that holds it.
 
     Raises:
-        MaskError: the structures differ, or both trees have a leaf at one place.
+        MaskError: the structures differ, or both trees hold a leaf at the same path.
 
     >>> merge({"a": 1.0, "b": None}, {"a": None, "b": 2.0})
     {'a': 1.0, 'b': 2.0}
@@ -52,13 +53,13 @@ def merge(trainable: PyTree, frozen: PyTree) -> PyTree:
     second, other = jax.tree_util.tree_flatten(frozen, is_leaf=is_none)
     if treedef != other:
         raise MaskError(
-            "merge takes the two trees of one partition, got two structures that differ"
+            "merge expects the two trees of one partition, got two different structures"
         )
     for index, (one, two) in enumerate(zip(first, second, strict=True)):
         if one is not None and two is not None:
             path = flatten(treedef.unflatten(range(len(first))))[0][index].path
             raise MaskError(
-                f"merge takes the two trees of one partition, both have the leaf {path!r}"
+                f"merge expects the two trees of one partition, but both have the leaf {path!r}"
             )
     return treedef.unflatten(
         [two if one is None else one for one, two in zip(first, second, strict=True)]
@@ -66,17 +67,20 @@ def merge(trainable: PyTree, frozen: PyTree) -> PyTree:
 
 
 def blend(channel_masks: PyTree | None, learned: PyTree, kept: PyTree) -> PyTree:
-    """Takes `learned` where a channel mask is True and `kept` where it is False; works inside jit.
+    """Selects `learned` where a channel mask is True and `kept` where it is False.
 
-    A selection, not a sum of products: what is kept stays bit for bit, -0.0 and NaN too.
+    It selects elements instead of summing products, so kept elements stay bit-identical, including
+    -0.0 and NaN. Works inside jit.
 
     Args:
-        channel_masks: from `channel_masks`; where it has None, or is None, `learned` is taken whole.
-        learned: a tree of the parameters' structure, or one with None for frozen leaves.
-        kept: of the same structure.
+        channel_masks: a tree from `channel_masks`. For a leaf whose mask is None, and for all
+            leaves if the argument is None, `learned` is returned unchanged.
+        learned: a tree with the structure of the parameters; frozen leaves may be None.
+        kept: a tree with the structure of the parameters.
 
     >>> import numpy as np
-    >>> blend({"a": np.array([True, False]), "b": None}, {"a": np.ones(2), "b": 1}, {"a": np.zeros(2), "b": 0})
+    >>> channel_masks = {"a": np.array([True, False]), "b": None}
+    >>> blend(channel_masks, {"a": np.ones(2), "b": 1}, {"a": np.zeros(2), "b": 0})
     {'a': Array([1., 0.], dtype=float32), 'b': 1}
     """
     import jax

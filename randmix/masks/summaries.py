@@ -1,4 +1,4 @@
-"""What a label tree amounts to: a row for each leaf, totals for each label."""
+"""Tables of parameters and their labels: one row per leaf, totals per label."""
 
 import math
 from collections.abc import Mapping
@@ -14,7 +14,18 @@ from randmix.masks.tree import PyTree, flatten, flatten_labels, is_none
 
 
 class Row(NamedTuple):
-    """One leaf: `count` parameters, `learned` of them trained; `share` is of all parameters, in [0, 1]."""
+    """One leaf of a summary.
+
+    Attributes:
+        path: slash-joined path of the leaf.
+        shape: shape of the leaf.
+        dtype: name of its dtype.
+        role: first component of the path.
+        label: the leaf's label.
+        count: number of parameters.
+        learned: number of parameters that are trained.
+        share: `count` as a share of all parameters, in [0, 1].
+    """
 
     path: str
     shape: tuple[int, ...]
@@ -28,15 +39,15 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class Summary(Tabular):
-    """The table that `summary` makes.
+    """The table that `summary` returns.
 
     Attributes:
-        rows: a `Row` for each leaf, in the tree's order.
-        totals: numbers of parameters by label. The part of a leaf that its channel mask leaves out
-          counts as frozen.
+        rows: one `Row` per leaf, in the order of the tree.
+        totals: number of parameters by label. Parameters that a channel mask excludes count as
+            frozen.
         trainable: number of parameters that are trained.
-        frozen: number of the others.
-        columns: further columns by title, path -> number.
+        frozen: number of all other parameters.
+        columns: additional columns by title, each path -> number.
     """
 
     rows: tuple[Row, ...]
@@ -46,7 +57,7 @@ class Summary(Tabular):
     columns: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def table(self) -> Table:
-        """The cells to show; a column of learned numbers where a leaf is learned in part."""
+        """The cells to show, with a column of learned counts if a leaf is partly learned."""
         total = self.trainable + self.frozen
         partly = any(0 < row.learned < row.count for row in self.rows)
 
@@ -101,21 +112,22 @@ def summary(
     frozen: str = FREEZE,
     columns: Mapping[str, Mapping[str, int]] | None = None,
 ) -> Summary:
-    """A table of all parameters with their labels; it shows itself in a terminal and in a notebook.
+    """Table of all parameters with their labels, for a terminal or a notebook.
 
     Args:
-        params: any pytree of arrays or `jax.ShapeDtypeStruct`s, so `jax.eval_shape` is enough to look
-          before anything is computed.
-        labels: of the same structure, from `labels`.
-        channel_masks: of the same structure, from `channel_masks`.
+        params: any pytree of arrays or `jax.ShapeDtypeStruct`s; the result of `jax.eval_shape` is
+            enough, so nothing needs to be computed first.
+        labels: a tree of labels with the same structure, from `labels`.
+        channel_masks: a tree with the same structure, from `channel_masks`.
         frozen: the label of the leaves that are not trained.
-        columns: further columns by title, each path -> number; they are summed in the last line.
+        columns: additional columns by title, each path -> number, summed in the last line.
 
     Raises:
-        MaskError: the structures differ, or a channel mask doesn't fit its leaf.
+        MaskError: the structures differ, or a channel mask doesn't broadcast to its leaf.
 
     >>> import numpy as np
-    >>> params = {"spatial": {"kernel": np.zeros((3, 3, 4))}, "head": {"bias": np.zeros(4, np.float32)}}
+    >>> kernel, bias = np.zeros((3, 3, 4)), np.zeros(4, np.float32)
+    >>> params = {"spatial": {"kernel": kernel}, "head": {"bias": bias}}
     >>> summary(params, {"spatial": {"kernel": "freeze"}, "head": {"bias": "train"}})
     path            shape      dtype    role     label   count    share
     --------------  ---------  -------  -------  ------  -----  -------
@@ -162,7 +174,7 @@ def summary(
 
 
 def _described(value: Any) -> tuple[tuple[int, ...], str, int]:
-    """Shape, dtype and number of parameters; what is neither an array nor a number has none."""
+    """Shape, dtype and parameter count; a leaf that is neither array nor number counts zero."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return (
             tuple(value.shape),
@@ -180,7 +192,7 @@ def _flat_masks(channel_masks: PyTree | None, treedef: Any, count: int) -> list[
     flat, structure = jax.tree_util.tree_flatten(channel_masks, is_leaf=is_none)
     if len(flat) != count or structure.num_nodes != treedef.num_nodes:
         raise MaskError(
-            "channel_masks is not a tree of the parameters' structure: use masks.channel_masks"
+            "channel_masks does not have the parameters' structure: use masks.channel_masks"
         )
     return flat
 
@@ -190,5 +202,6 @@ def _learned(path: str, shape: tuple[int, ...], chosen: np.ndarray) -> int:
         return int(np.broadcast_to(chosen, shape).sum())
     except ValueError:
         raise MaskError(
-            f"the channel mask of {path!r} has shape {np.shape(chosen)}, which doesn't broadcast to {shape}"
+            f"the channel mask of {path!r} has shape {np.shape(chosen)}, "
+            f"which doesn't broadcast to {shape}"
         ) from None

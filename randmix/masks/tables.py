@@ -1,4 +1,4 @@
-"""One table of text cells, shown in a terminal and in a notebook."""
+"""Tables of text cells, rendered for a terminal and for a notebook."""
 
 import html
 from collections.abc import Sequence
@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text.
+    """A table of text cells.
 
     Attributes:
-        header: the column titles.
-        body: rows of as many cells.
-        footer: rows of totals, set apart from the body.
-        text_columns: so many columns from the left hold text and are set left, the others numbers.
+        header: column titles.
+        body: rows with one cell per column.
+        footer: rows of totals, separated from the body.
+        text_columns: number of leading columns that hold text and are aligned left; the others hold
+            numbers and are aligned right.
     """
 
     header: Sequence[str]
@@ -22,7 +23,7 @@ class Table:
     text_columns: int
 
     def text(self) -> str:
-        """The table in aligned columns."""
+        """Returns the table as text in aligned columns."""
         rows = [self.header, *self.body, *self.footer]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         rule = "  ".join("-" * width for width in widths)
@@ -31,7 +32,7 @@ class Table:
         return "\n".join([lines[0], rule, *lines[1:split], rule, *lines[split:]])
 
     def html(self) -> str:
-        """The table as one escaped HTML element."""
+        """Returns the table as one HTML element with its cells escaped."""
         return (
             "<table>"
             f"<thead>{self._html_row(self.header, 'th')}</thead>"
@@ -57,7 +58,7 @@ class Table:
 
 
 class Tabular:
-    """Shows itself as its `table()`."""
+    """Base class of objects that display as their `table()`."""
 
     def table(self) -> Table:
         """The cells to show."""
@@ -73,7 +74,7 @@ class Tabular:
 
 
 def percent(share: float) -> str:
-    """A share as a percentage with one decimal.
+    """Formats a share in [0, 1] as a percentage with one decimal.
 
     >>> percent(0.1234)
     '12.3 %'

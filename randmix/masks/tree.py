@@ -1,7 +1,7 @@
-"""Any pytree of parameters as a flat list of leaves with readable paths.
+"""Flatten any pytree of parameters into leaves with readable paths.
 
-JAX is imported inside the functions: reading a selector out of a config must not start it, since
-host settings have to come first.
+JAX is imported inside the functions, because parsing a selector from a config must not import it:
+process settings have to come first.
 """
 
 import functools
@@ -12,12 +12,12 @@ from randmix.masks.errors import MaskError, shown
 
 PyTree = Any
 
-# The first component that is a number or ends in one: `block_07`, `layers_3`, the 3 of `layers/3`.
+# The first component that is a number or ends in one: `block_07`, `layers_3`, the 3 in `layers/3`.
 _DEPTH = re.compile(r"(?:^|[/_])([0-9]+)(?=/|$)")
 
 
 class Leaf(NamedTuple):
-    """A leaf and its slash-joined path, such as `spatial/block_03/depthwise/kernel`."""
+    """A leaf with its slash-joined path, such as `spatial/block_03/depthwise/kernel`."""
 
     path: str
     value: Any
@@ -34,16 +34,16 @@ class Leaf(NamedTuple):
 
     @property
     def depth(self) -> int | None:
-        """The number of the first component that is one or ends in `_` and one; None without."""
+        """The number in the first component that is one or ends in `_` and one, or None."""
         found = _DEPTH.search(self.path)
         return int(found[1]) if found else None
 
 
 def flatten(tree: PyTree) -> tuple[list[Leaf], Any]:
-    """The leaves of a tree in JAX's order, and its treedef.
+    """Flattens a tree into its leaves, in JAX's order, and its treedef.
 
-    A path's components are dict keys, attribute names and sequence indices. The box that Flax puts
-    around an array (an `nnx.Variable`, a Linen `Partitioned`) adds no component.
+    The components of a path are dict keys, attribute names and sequence indices. A box that Flax
+    wraps around an array (an `nnx.Variable`, a Linen `Partitioned`) adds no component.
 
     >>> [leaf.path for leaf in flatten({"layers": [{"kernel": 1.0}, {"kernel": 2.0}]})[0]]
     ['layers/0/kernel', 'layers/1/kernel']
@@ -62,33 +62,34 @@ def flatten(tree: PyTree) -> tuple[list[Leaf], Any]:
 
 
 def flatten_like(treedef: Any, tree: PyTree, what: str) -> list[Any]:
-    """The leaves of a tree that has the structure of `treedef`, or a `MaskError` naming `what`."""
+    """Leaves of a tree with the structure of `treedef`; else raises a `MaskError` naming `what`."""
     try:
         return treedef.flatten_up_to(tree)
     except (ValueError, TypeError, KeyError):
         raise MaskError(
-            f"{what} is not a tree of the parameters' structure: got {shown(tree)}"
+            f"{what} does not have the parameters' structure: got {shown(tree)}"
         ) from None
 
 
 def flatten_labels(treedef: Any, labels: PyTree) -> list[str]:
-    """The leaves of a label tree of the structure of `treedef`, each checked to be a str."""
+    """Leaves of a label tree with the structure of `treedef`; raises unless each is a str."""
     flat = flatten_like(treedef, labels, "labels")
     for label in flat:
         if not isinstance(label, str):
             raise MaskError(
-                f"a label is a str, got {shown(label)}: make the tree by masks.labels(params, rules)"
+                f"a label must be a str, got {shown(label)}: "
+                "build the tree with masks.labels(params, rules)"
             )
     return flat
 
 
 def is_none(node: Any) -> bool:
-    """Whether a node is None; as `is_leaf` it makes None a leaf."""
+    """Returns whether a node is None; passed as `is_leaf`, it makes None a leaf."""
     return node is None
 
 
 def _component(key: Any) -> str:
-    """One entry of a JAX key path as text; key types of other libraries are read by their attributes."""
+    """One entry of a JAX key path as text; works for the key types of other libraries too."""
     for attribute in ("key", "name", "idx"):
         if hasattr(key, attribute):
             return str(getattr(key, attribute))
@@ -96,7 +97,7 @@ def _component(key: Any) -> str:
 
 
 def _boxes(tree: PyTree) -> set[tuple]:
-    """The key paths of Flax's boxes: their `.value` can be told from a field of that name by type only."""
+    """Key paths of Flax's boxes; only the type tells a box from a node with a field `value`."""
     import jax
 
     nodes, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: _is_box(type(node)))
@@ -105,7 +106,7 @@ def _boxes(tree: PyTree) -> set[tuple]:
 
 @functools.cache
 def _is_box(kind: type) -> bool:
-    """Whether a type derives from Flax's `nnx.Variable` or `AxisMetadata`, told without importing Flax."""
+    """Whether a type derives from `nnx.Variable` or `AxisMetadata`; does not import Flax."""
     return any(
         base.__module__.startswith("flax.") and base.__name__ in ("Variable", "AxisMetadata")
         for base in kind.__mro__

@@ -1,9 +1,10 @@
-"""Models by name: ``models.build("convmixer", width=128, depth=8, ...)``.
+"""Build models by name: ``models.build("convmixer", width=128, depth=8, ...)``.
 
-Every model is a Linen module, a pure function ``model.apply(variables, images, train=...)`` of variables
-that hold each role's parameters in a collection of their own (see ``models.parameters``).
+Every model is a Linen module, a pure function ``model.apply(variables, images, train=...)``. Its
+variables hold the parameters of each role in a separate collection (see ``models.parameters``).
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,8 +21,10 @@ from randmix.models.resnet import ResNet
 __all__ = ["DTYPES", "MODELS", "ROLES", "ConvMixer", "ResNet", "build", "split"]
 
 # The families, and the published models, whose names fix some of their family's arguments.
-MODELS = {"convmixer": (ConvMixer, {}), "resnet": (ResNet, {})} | {
-    name: (ConvMixer, fixed) for name, fixed in CONVMIXER_VARIANTS.items()
+MODELS: dict[str, tuple[type[ConvMixer] | type[ResNet], Mapping[str, Any]]] = {
+    "convmixer": (ConvMixer, {}),
+    "resnet": (ResNet, {}),
+    **{name: (ConvMixer, fixed) for name, fixed in CONVMIXER_VARIANTS.items()},
 }
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -35,23 +38,24 @@ def build(
     dtype: str = "float32",
     **arguments: Any,
 ) -> nn.Module:
-    """Builds a model from plain values, as a config or a command line gives them.
+    """Builds a model from plain values, such as those of a config or a command line.
 
     Args:
-        name: a key of ``MODELS``. A published model such as "convmixer_768_32" takes only what its name leaves
-            open: ``models.build("convmixer_768_32", num_classes=1000)``.
-        filters: the bank that the depthwise filters start from; see ``randmix.filters``.
-        smoothing_index: how strongly the bank "smoothed" smooths, from 0.
-        smoothing_keep_norm: whether smoothing keeps each filter's L2 norm.
-        dtype: "float32" or "bfloat16", the arithmetic's type.
-        **arguments: the model's own attributes, for example ``width=128``; see `ConvMixer` and `ResNet`.
+        name: a key of ``MODELS``. The name of a published model such as "convmixer_768_32" fixes
+            some arguments; pass the others: ``models.build("convmixer_768_32", num_classes=1000)``.
+        filters: name of the bank that initialises the depthwise filters; see ``randmix.filters``.
+        smoothing_index: strength of the smoothing by the bank "smoothed", at least 0.
+        smoothing_keep_norm: whether smoothing keeps the L2 norm of each filter.
+        dtype: "float32" or "bfloat16", the dtype of the computation.
+        **arguments: attributes of the model, for example ``width=128``; see `ConvMixer` and
+            `ResNet`.
 
     Returns:
-        A Linen module; ``module.init(key, images)`` gives its variables.
+        A Linen module; ``module.init(key, images)`` returns its variables.
 
     Raises:
-        UserError: an unknown name, a missing or unknown argument, a value that no model could have, or one
-            that contradicts the name.
+        UserError: the name is unknown, an argument is missing or unknown, or a value is invalid or
+            contradicts the name.
     """
     check_choice("model name", name, MODELS)
     check_choice(f"model {name}: dtype", dtype, DTYPES)
@@ -62,6 +66,6 @@ def build(
 
 
 def split(variables: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Parts a model's variables into ``(params, batch_stats)``; params holds the roles."""
+    """Splits a model's variables into ``(params, batch_stats)``; params holds the roles."""
     params = {role: variables[role] for role in ROLES if role in variables}
     return params, variables.get("batch_stats", {})

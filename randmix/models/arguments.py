@@ -1,4 +1,4 @@
-"""The arguments of a model as a user gives them: named, complete and possible, or one line that says why not."""
+"""Completes and validates the arguments of a model."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from randmix.models.convmixer import HEADS
 from randmix.models.layers import BETWEEN, METHODS
 from randmix.models.resnet import STAGES
 
-# Attributes that a user doesn't give, or gives to ``models.build`` by another name or type.
+# Attributes that aren't arguments, and those that ``models.build`` builds from other arguments.
 _NOT_GIVEN = ("name", "parent")
 _BUILT = ("filters", "dtype")
 
@@ -28,16 +28,18 @@ _COUNTS = ("width", "depth", "kernel_size", "patch_size", "multiplier", "num_cla
 def complete(
     name: str, model: type[nn.Module], fixed: Mapping[str, Any], given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Every attribute of a model but ``filters`` and ``dtype``: given, fixed by the name, or its default.
+    """Returns all attributes of a model except ``filters`` and ``dtype``.
+
+    Each value is the given one, the one that the name fixes, or the default.
 
     Args:
-        name: the model's name, for the messages.
+        name: the model's name, for error messages.
         model: its class.
-        fixed: what the name fixes; a given value must be the same.
-        given: what the user gave.
+        fixed: the values that the name fixes; a given value must be equal.
+        given: the values that the user gave.
 
     Raises:
-        UserError: see ``models.build``.
+        UserError: as in ``models.build``.
     """
     what = f"model {name}"
     fields = {f.name: f for f in dataclasses.fields(model) if f.name not in _NOT_GIVEN}
@@ -45,15 +47,17 @@ def complete(
         if key not in fields:
             allowed = sorted({*fields, "smoothing_index", "smoothing_keep_norm"})
             raise UserError(
-                f"{what}: no argument {key!r}, allowed {', '.join(allowed)}{did_you_mean(key, allowed)}"
+                f"{what}: no argument {key!r}, allowed {', '.join(allowed)}"
+                f"{did_you_mean(key, allowed)}"
             )
         if key in fixed and given[key] != fixed[key]:
             raise UserError(
-                f"{what}: {key}: got {given[key]!r}, allowed {fixed[key]!r} as the name says; "
-                "build the family by its own name to choose"
+                f"{what}: {key}: got {given[key]!r}, allowed {fixed[key]!r}, which the name fixes; "
+                "to choose another, build the model by the name of its family"
             )
     defaults = {k: f.default for k, f in fields.items() if k not in _BUILT}
-    values = {k: None if v is dataclasses.MISSING else v for k, v in defaults.items()} | {
+    values: dict[str, Any] = {
+        **{k: None if v is dataclasses.MISSING else v for k, v in defaults.items()},
         **fixed,
         **given,
     }
@@ -69,7 +73,7 @@ def complete(
 
 def _check_count(what: str, got: Any) -> None:
     if isinstance(got, bool) or not isinstance(got, int) or got < 1:
-        raise UserError(f"{what}: got {got!r}, allowed a whole number from 1")
+        raise UserError(f"{what}: got {got!r}, allowed an integer of at least 1")
 
 
 def _check_head(what: str, values: Mapping[str, Any]) -> None:
@@ -78,7 +82,7 @@ def _check_head(what: str, values: Mapping[str, Any]) -> None:
     if values["num_classes"] is not None:
         raise UserError(
             f"{what}: num_classes: got {values['num_classes']!r}, allowed None with head 'image', "
-            "which has as many channels as the images"
+            "which returns as many channels as the images have"
         )
     if values["patch_size"] != 1:
         raise UserError(
@@ -89,6 +93,6 @@ def _check_head(what: str, values: Mapping[str, Any]) -> None:
 
 def _check_normalization(what: str, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     if len(mean) != len(std):
-        raise UserError(f"{what}: mean and std: give both, of one length, or neither")
+        raise UserError(f"{what}: mean and std: give both, of equal length, or neither")
     if not all(number > 0 for number in std):
-        raise UserError(f"{what}: std: got {std!r}, allowed numbers more than 0")
+        raise UserError(f"{what}: std: got {std!r}, allowed numbers greater than 0")

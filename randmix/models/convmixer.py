@@ -1,11 +1,13 @@
-"""ConvMixer (Trockman & Kolter, arXiv 2201.09792), the paper's section 3.3.
+"""ConvMixer (Trockman & Kolter, arXiv 2201.09792; section 3.3 of the paper).
 
-Patch stem, then ``depth`` blocks of ``x = x + norm(act(depthwise(x)))`` and ``x = norm(act(pointwise(x)))``,
-global average pool, linear head. For pixel un-shuffling (section 4.4) a linear map of every pixel to the
-image's own channels stands in the place of pool and classifier.
+A patch stem, ``depth`` blocks of ``x = x + norm(act(depthwise(x)))`` and
+``x = norm(act(pointwise(x)))``, global average pooling and a linear head. For pixel un-shuffling
+(section 4.4), a linear map from every pixel to the channels of the image replaces pooling and
+classifier.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,7 @@ from randmix.models.stack import Runs, apply_blocks
 HEADS = ("classifier", "image")
 
 # The published ImageNet models, by width and depth.
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     name: dict(
         zip(("width", "depth", "kernel_size", "patch_size", "activation"), values, strict=True)
     )
@@ -34,7 +36,14 @@ VARIANTS = {
 
 
 class Block(nn.Module):
-    """Spatial mixing with a residual connection, then channel mixing: [N, H, W, C] -> [N, H, W, C]."""
+    """Residual spatial mixing, then channel mixing: [N, H, W, C] -> [N, H, W, C].
+
+    Attributes:
+        kernel_size: side of the depthwise filters.
+        activation: "gelu" or "relu".
+        filters: initialiser of the depthwise filters.
+        depthwise_method: one of ``layers.METHODS``.
+    """
 
     kernel_size: int
     activation: str
@@ -43,7 +52,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Applies the block."""
+        """Applies the block; ``train`` selects the statistics of the batch."""
         y, bias = Depthwise(
             self.kernel_size, self.filters, self.depthwise_method, name="depthwise"
         )(x)
@@ -53,23 +62,25 @@ class Block(nn.Module):
 
 
 class ConvMixer(nn.Module):
-    """The ConvMixer as a pure function of its variables.
+    """ConvMixer as a pure function of its variables.
 
     Attributes:
-        width: channels of the representation.
+        width: number of channels of the representation.
         depth: number of blocks.
         kernel_size: side of the depthwise filters.
-        patch_size: side and stride of the stem's patches; it must divide the image's sides.
+        patch_size: side and stride of the stem's patches; must divide both sides of the image.
         filters: initialiser of the depthwise filters, ``(key, shape, dtype) -> [k, k, C]``.
-        num_classes: size of the logits; None for the head "image".
+        num_classes: number of logits; None for the head "image".
         activation: "gelu" (exact) or "relu".
-        head: "classifier", or "image" (patch size 1), which gives every pixel as many numbers as the image
-            has channels.
-        mean, std: a number a channel; images in [0, 1] enter as (image - mean) / std. Empty: as they are.
-        dtype: of the arithmetic; parameters, statistics and outputs are float32.
-        depthwise_method: one of ``layers.METHODS``: how depthwise convolutions are computed.
-        remat: compute each block again on the way back instead of keeping what its gradient needs.
-        scan: runs of equal blocks to apply by a scan; see ``randmix.models.stack``.
+        head: "classifier", or "image" (patch size 1), which returns as many numbers per pixel as
+            the image has channels.
+        mean: one number per channel; images in [0, 1] are normalised to (image - mean) / std.
+            Empty: no normalisation.
+        std: one number per channel, as many as in ``mean``.
+        dtype: dtype of the computation; parameters, statistics and outputs are float32.
+        depthwise_method: how depthwise convolutions are computed, one of ``layers.METHODS``.
+        remat: whether the backward pass recomputes each block instead of saving what it needs.
+        scan: runs of equal blocks to apply with a scan; see ``randmix.models.stack``.
     """
 
     width: int
@@ -89,15 +100,19 @@ class ConvMixer(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Maps images [N, H, W, C] float in [0, 1] to logits or, with the head "image", to images.
+        """Maps images to logits or, with the head "image", to images.
 
         Args:
-            images: [N, H, W, C] in [0, 1].
-            train: normalise by the batch's statistics and, where ``batch_stats`` is mutable, move the
-                running ones; else normalise by the running ones.
+            images: [N, H, W, C] float in [0, 1].
+            train: normalise with the statistics of the batch and, if ``batch_stats`` is mutable,
+                update the running statistics; otherwise normalise with the running statistics.
 
         Returns:
-            [N, num_classes], or [N, H, W, C] on the scale of the input's pixels and not clipped to it; float32.
+            float32 logits [N, num_classes], or float32 images [N, H, W, C] on the scale of the
+            input's pixels, not clipped to [0, 1].
+
+        Raises:
+            UserError: as in `check_image_shape`.
         """
         self.check_image_shape(images.shape[1:])
         x = inputs.normalize(images, self.mean, self.std).astype(self.dtype)
@@ -112,14 +127,15 @@ class ConvMixer(nn.Module):
         if self.head == "image":
             return Head(images.shape[-1], name="projection")(x)
         x = x.astype(jnp.float32).mean(axis=(1, 2))
+        assert self.num_classes is not None, "the head 'classifier' has a number of classes"
         return Head(self.num_classes, name="classifier")(x)
 
-    def check_image_shape(self, image_shape: tuple[int, int, int]) -> None:
-        """Raises a UserError where images [H, W, C] don't fit the stem's patches or the normalisation."""
+    def check_image_shape(self, image_shape: tuple[int, ...]) -> None:
+        """Raises a UserError if images [H, W, C] don't fit the patches or the normalisation."""
         h, w, c = image_shape
         if h % self.patch_size or w % self.patch_size:
             raise UserError(
-                f"patch_size: got {self.patch_size}, which doesn't divide the image's {h} x {w} pixels; "
-                "allowed is a common divisor of both sides"
+                f"patch_size: got {self.patch_size}, which doesn't divide the image's {h} x {w} "
+                "pixels; allowed is a common divisor of both sides"
             )
         inputs.check_channels(c, mean=self.mean, std=self.std)

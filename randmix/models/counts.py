@@ -1,12 +1,13 @@
-"""What a model costs: parameters by role, and multiply-adds; and the closed forms that they follow.
+"""Parameter and multiply-add counts of a model, and the closed forms that they follow.
 
-The paper's equations 1 to 3 count one convolution: `standard`, `separable`, and `chans`, which is what a
-channels-only model trains. The third doesn't depend on the kernel's size, and at m = k^2 it equals the first.
+Equations 1 to 3 of the paper count the parameters of one convolution: `standard`, `separable` and
+`chans`, the part that a channels-only model trains. The third doesn't depend on the kernel size;
+for m = k^2 it equals the first.
 """
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ def separable(kernel_size: int, in_channels: int, out_channels: int, multiplier:
 
 
 def chans(in_channels: int, out_channels: int, multiplier: int) -> int:
-    """Trainable parameters of a separable convolution whose spatial half is frozen, equation 3.
+    """Trainable parameters of a separable convolution with a frozen spatial half, equation 3.
 
     >>> chans(16, 32, 9)
     4608
@@ -49,9 +50,10 @@ def chans(in_channels: int, out_channels: int, multiplier: int) -> int:
 def convmixer(
     *, width: int, depth: int, kernel_size: int, patch_size: int, channels: int, num_classes: int
 ) -> dict[str, int]:
-    """Parameters of a ConvMixer with a classifier by role, biases with their kernels.
+    """Parameters of a ConvMixer with a classifier by role; biases count with their kernels.
 
-    >>> sum(convmixer(width=768, depth=32, kernel_size=7, patch_size=7, channels=3, num_classes=1000).values())
+    >>> sizes = {"width": 768, "depth": 32, "kernel_size": 7, "patch_size": 7}
+    >>> sum(convmixer(**sizes, channels=3, num_classes=1000).values())
     21110248
     """
     stem = (patch_size**2 * channels + 1) * width
@@ -64,7 +66,7 @@ def convmixer(
 
 
 def trainable(by_role: Mapping[str, int]) -> dict[str, int]:
-    """Trainable parameters in each mode: Chans freezes the role "spatial", Space the role "channel".
+    """Trainable parameters by mode; Chans freezes the role "spatial", Space the role "channel".
 
     >>> trainable({"spatial": 4, "channel": 3, "norm": 2, "head": 1})
     {'full': 10, 'chans': 6, 'space': 7}
@@ -74,7 +76,7 @@ def trainable(by_role: Mapping[str, int]) -> dict[str, int]:
 
 
 def parameters(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, int]:
-    """Parameters of any model by role; nothing is computed or allocated.
+    """Parameters of any model by role, without computing or allocating anything.
 
     Args:
         model: the model.
@@ -87,22 +89,23 @@ def parameters(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str,
 
 
 def multiply_adds(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, int]:
-    """Multiply-adds that one image costs in each kernel of the forward pass: {"spatial/stem/kernel": ...}.
+    """Multiply-adds per image of each kernel in the forward pass.
 
-    A kernel costs its own size at each position of its layer's result: k^2 C m H' W' for a depthwise one,
-    C m C_out H' W' for the pointwise one after it. The network is counted as it is defined: a separable
-    convolution in its two steps, also where they are computed as one. Norms, activations and biases aren't
-    counted, nor the padding left out.
+    A kernel costs its size times the number of positions in the result of its layer: k^2 C m H' W'
+    for a depthwise kernel, C m C_out H' W' for the pointwise kernel after it. The network is
+    counted as it is defined: a separable convolution counts as two steps, even if they are computed
+    as one. Norms, activations and biases aren't counted; products with padding are.
 
     Args:
         model: the model.
         image_shape: (height, width, channels).
 
     Returns:
-        Path of the kernel -> multiply-adds; their sum is the model's.
+        Multiply-adds by path of the kernel, such as "spatial/stem/kernel"; their sum is the cost of
+        the model.
     """
     if getattr(model, "scan", ()):
-        model = model.clone(scan=())  # inside a scan nothing can be captured
+        model = model.clone(scan=())  # results inside a scan can't be captured
     variables = _abstract_variables(model, image_shape)
     _, captured = jax.eval_shape(
         lambda variables, images: model.apply(
@@ -114,15 +117,17 @@ def multiply_adds(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[s
         variables,
         _abstract_images(image_shape),
     )
-    results = {  # a layer may give its bias beside its result
+    results = {  # a layer may return its bias beside its result
         path[:-1]: jax.tree.leaves(result)[0].shape
         for path, result in flatten_dict(captured["intermediates"]).items()
     }
     costs = {}
     for role in ROLES:
-        for (*place, leaf), value in flatten_dict(variables[role]).items():
+        # Flax's hints leave out that the leaves are arrays.
+        leaves = cast(Mapping[tuple[str, ...], Any], flatten_dict(variables[role]))
+        for (*place, leaf), value in leaves.items():
             if leaf == "kernel":
-                # The two kernels of a separable convolution lie one component below it.
+                # The two kernels of a separable convolution are one component below it.
                 shape = results.get(tuple(place)) or results[tuple(place[:-1])]
                 costs["/".join((role, *place, leaf))] = math.prod(value.shape) * math.prod(
                     shape[:-1]

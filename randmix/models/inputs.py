@@ -1,4 +1,4 @@
-"""How images enter a model: in [0, 1], normalised by the model's own numbers."""
+"""Normalisation of input images, with constants that belong to the model."""
 
 import jax
 import jax.numpy as jnp
@@ -7,16 +7,22 @@ from randmix.errors import UserError
 
 
 def normalize(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
-    """(images - mean) / std, a number a channel; without numbers the images as they are."""
+    """Returns (images - mean) / std, or the images unchanged if ``mean`` is empty.
+
+    Args:
+        images: [N, H, W, C] float in [0, 1].
+        mean: one number per channel, or empty.
+        std: one number per channel, or empty.
+    """
     if not mean:
         return images
     return (images - jnp.asarray(mean, images.dtype)) / jnp.asarray(std, images.dtype)
 
 
 def check_channels(channels: int, *, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    """Raises a UserError where images of so many channels don't fit the normalisation."""
+    """Raises a UserError if images with that many channels don't fit the normalisation."""
     for name, numbers in (("mean", mean), ("std", std)):
         if numbers and len(numbers) != channels:
             raise UserError(
-                f"{name}: got {len(numbers)} numbers, allowed {channels} (one a channel) or none"
+                f"{name}: got {len(numbers)} numbers, allowed {channels} (one per channel) or none"
             )

@@ -1,8 +1,8 @@
-"""Linen layers of mixing: spatial, channel, both, and the read-out.
+"""Linen layers: spatial mixing, channel mixing, both combined, and the linear head.
 
-`PatchStem`, `Depthwise` and `Pointwise` return their result without the bias, and the bias beside it: the
-norm that follows adds it (see `randmix.ops.act_norm`). Added here, on a TPU it is one more array as large as
-the activations.
+`PatchStem`, `Depthwise` and `Pointwise` return their result without the bias, and the bias
+separately. The following norm adds it (see `randmix.ops.act_norm`): added here, it would cost a TPU
+one more array as large as the activations.
 """
 
 import jax
@@ -17,9 +17,9 @@ from randmix.ops.pointwise import patch_product, pointwise
 from randmix.ops.separable import separable
 
 # How a depthwise convolution is computed.
-AUTO = "auto"  # the quickest way on the platform that a program is compiled for
+AUTO = "auto"  # the fastest method on the platform that the program is compiled for
 METHODS = (AUTO, *DEPTHWISE_METHODS)
-# What may stand between the two halves of a separable convolution.
+# What can stand between the two halves of a separable convolution.
 BETWEEN = ("none", "relu", "bn", "bn_relu")
 
 
@@ -28,9 +28,13 @@ def _method(name: str) -> str | None:
 
 
 class PatchStem(nn.Module):
-    """Non-overlapping patches to ``features`` channels: [N, H, W, C] -> [N, H/p, W/p, features].
+    """Maps non-overlapping patches to pixels: [N, H, W, C] -> [N, H/p, W/p, features].
 
-    Its role is spatial: the paper leaves it at its initial values in channels-only models (section 4.2).
+    Its role is spatial: the paper freezes it in channels-only models (section 4.2).
+
+    Attributes:
+        features: number of output channels.
+        patch_size: side and stride p of the patches; must divide H and W.
     """
 
     features: int
@@ -38,7 +42,7 @@ class PatchStem(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Applies the strided convolution; returns its result and the bias to add."""
+        """Applies the strided convolution; returns its result and the bias to add, [features]."""
         p, c = self.patch_size, x.shape[-1]
         init = uniform_fan_in(p * p * c)
         kernel = declare(self, "spatial", "kernel", init, (p, p, c, self.features))
@@ -47,7 +51,13 @@ class PatchStem(nn.Module):
 
 
 class Depthwise(nn.Module):
-    """Spatial mixing: one k x k filter a channel, 'same' padding, [N, H, W, C] -> [N, H, W, C]."""
+    """Spatial mixing with one k x k filter per channel: [N, H, W, C] -> [N, H, W, C].
+
+    Attributes:
+        kernel_size: side k of the filters; the padding is 'same'.
+        filters: initialiser of the kernel, [k, k, C].
+        method: how the convolution is computed, one of ``METHODS``.
+    """
 
     kernel_size: int
     filters: Initializer
@@ -55,7 +65,7 @@ class Depthwise(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Applies the depthwise convolution; returns its result and the bias to add."""
+        """Applies the depthwise convolution; returns its result and the bias to add, [C]."""
         k, c = self.kernel_size, x.shape[-1]
         kernel = declare(self, "spatial", "kernel", self.filters, (k, k, c))
         bias = declare(self, "spatial", "bias", uniform_fan_in(k * k), (c,))
@@ -63,14 +73,19 @@ class Depthwise(nn.Module):
 
 
 class Pointwise(nn.Module):
-    """Channel mixing: a 1 x 1 convolution, [..., C] -> [..., features]."""
+    """Channel mixing by a 1 x 1 convolution: [..., C] -> [..., features].
+
+    Attributes:
+        features: number of output channels.
+        use_bias: whether the layer has a bias.
+    """
 
     features: int
     use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        """Applies the same linear map to every pixel; returns its result and the bias to add, if any."""
+        """Maps every pixel linearly; returns the result and the bias to add, [features] or None."""
         init = uniform_fan_in(x.shape[-1])
         kernel = declare(self, "channel", "kernel", init, (x.shape[-1], self.features))
         bias = declare(self, "channel", "bias", init, (self.features,)) if self.use_bias else None
@@ -78,19 +93,20 @@ class Pointwise(nn.Module):
 
 
 class Separable(nn.Module):
-    """A separable convolution (paper, section 3.2): [N, H, W, C] -> [N, H', W', features], no bias.
+    """Separable convolution (paper, section 3.2): [N, H, W, C] -> [N, H', W', features].
 
-    Depthwise k x k, C -> C m channels, then pointwise to ``features``; H' = (H - 1) // stride + 1. With
-    nothing in between, the pair is computed as the one dense convolution that it equals.
+    A depthwise k x k convolution from C to C m channels, then a pointwise one to ``features``,
+    without bias; H' = (H - 1) // stride + 1 and likewise for W'. With nothing in between, the pair
+    is computed as the single dense convolution that it equals.
 
     Attributes:
-        features: channels of the result.
+        features: number of output channels.
         kernel_size: side k of the depthwise filters.
-        multiplier: filters a channel, m.
+        multiplier: number m of depthwise filters per channel.
         filters: initialiser of the depthwise kernel, [k, k, C, m].
-        stride: of the depthwise half.
-        between: one of ``BETWEEN``: what is done to the C m channels before they are mixed.
-        method: one of ``METHODS``: how the depthwise half is computed where something is in between.
+        stride: stride of the depthwise half, at least 1.
+        between: what is applied to the C m channels before they are mixed, one of ``BETWEEN``.
+        method: how the depthwise half is computed if something is in between, one of ``METHODS``.
     """
 
     features: int
@@ -103,7 +119,7 @@ class Separable(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Applies the convolution; ``train`` is the BatchNorm's, where there is one in between."""
+        """Applies the convolution; ``train`` is passed to a BatchNorm in between."""
         k, c, m = self.kernel_size, x.shape[-1], self.multiplier
         spatial = _Kernel("spatial", (k, k, c, m), self.filters, name="depthwise")()
         mixing = _Kernel(
@@ -121,7 +137,7 @@ class Separable(nn.Module):
 
 
 class _Kernel(nn.Module):
-    """A kernel alone, under a name of its own, for a layer that applies two of them at once."""
+    """A kernel under its own name, for a layer that applies two of them at once."""
 
     role: str
     shape: tuple[int, ...]
@@ -133,7 +149,11 @@ class _Kernel(nn.Module):
 
 
 class Head(nn.Module):
-    """The linear read-out, [..., C] -> [..., features], in float32."""
+    """Linear head in float32: [..., C] -> [..., features].
+
+    Attributes:
+        features: number of outputs.
+    """
 
     features: int
 

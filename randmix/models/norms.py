@@ -1,8 +1,8 @@
-"""BatchNorm together with an activation, before it or after it, over all axes but the last.
+"""BatchNorm fused with an activation before or after it, over all axes but the last.
 
-In training the batch's own statistics, of the whole global batch, normalise, and the running ones move:
-running = momentum * running + (1 - momentum) * batch, the variance with n / (n - 1), as in PyTorch,
-whose ``momentum=0.1`` is 0.9 here.
+In training, the statistics of the global batch normalise, and the running statistics are updated:
+running = momentum * running + (1 - momentum) * batch, with the variance scaled by n / (n - 1) as in
+PyTorch, whose ``momentum=0.1`` is 0.9 here.
 """
 
 import jax
@@ -14,7 +14,13 @@ from randmix.ops import act_norm as ops
 
 
 class _BatchNorm(nn.Module):
-    """What the two orders share; a subclass names its operators on batch and on running statistics."""
+    """Base class of both orders; a subclass sets its operators for batch and running statistics.
+
+    Attributes:
+        activation: a key of `randmix.ops.activations.ACTIVATIONS`.
+        momentum: weight of the old running statistics, in [0, 1].
+        epsilon: added to the variance.
+    """
 
     activation: str
     momentum: float = 0.9
@@ -22,12 +28,13 @@ class _BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, offset: jax.Array | None = None, *, train: bool) -> jax.Array:
-        """Normalises and activates x [..., C], any float dtype; statistics are float32.
+        """Normalises and activates x; returns [..., C] in ``x.dtype``.
 
         Args:
-            x: the result of a layer, without its bias.
-            offset: [C], that bias; None is zero.
-            train: by the batch's statistics.
+            x: [..., C], any floating dtype: the result of a layer, without its bias.
+            offset: [C], that bias; None means zero.
+            train: normalise with the statistics of the batch and update the running ones, which are
+                float32; otherwise normalise with the running statistics.
         """
         shape = x.shape[-1:]
         scale = declare(self, "norm", "scale", ones, shape)
@@ -51,14 +58,14 @@ class _BatchNorm(nn.Module):
 
 
 class ActNorm(_BatchNorm):
-    """Activation, then BatchNorm: the order of the ConvMixer."""
+    """Activation, then BatchNorm, as in ConvMixer."""
 
     by_batch = staticmethod(ops.act_norm)
     by_running = staticmethod(ops.act_norm_inference)
 
 
 class NormAct(_BatchNorm):
-    """BatchNorm, then activation: the order of the pre-activation ResNet."""
+    """BatchNorm, then activation, as in the pre-activation ResNet."""
 
     by_batch = staticmethod(ops.norm_act)
     by_running = staticmethod(ops.norm_act_inference)

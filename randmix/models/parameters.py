@@ -1,11 +1,13 @@
-"""Parameters declared straight into the collection of their role.
+"""Declare parameters directly in the collection of their role.
 
-A model's variables are ``{"spatial", "channel", "norm", "head"}``, the parameters by role, and the state
-``batch_stats``. Under a role the path names the place: ``spatial/block_03/depthwise/kernel``.
+A model's variables are its parameters by role, ``{"spatial", "channel", "norm", "head"}``, and the
+state ``batch_stats``. Within a role, the path names the layer:
+``spatial/block_03/depthwise/kernel``.
 """
 
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,19 +23,30 @@ Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
 def declare(
     module: nn.Module, role: str, name: str, init: Initializer, shape: tuple[int, ...]
 ) -> jax.Array:
-    """Declares, or reads, the float32 parameter ``name`` of ``module`` in the collection ``role``.
+    """Declares or reads the float32 parameter ``name`` of ``module`` in the collection ``role``.
 
-    The key of the initial value is the "params" key folded with the crc32 of the parameter's path, so that
-    adding a parameter, or asking in another order, moves no other one's value.
+    The random key of the initial value is the "params" key folded with the crc32 of the parameter's
+    path. Adding a parameter, or declaring them in another order, therefore doesn't change the
+    initial values of the others.
+
+    Args:
+        module: the Linen module that owns the parameter.
+        role: one of `ROLES`.
+        name: name of the parameter within the module.
+        init: initialiser ``(key, shape, dtype) -> array``.
+        shape: shape of the parameter.
 
     Raises:
-        ValueError: a value of another shape was given to ``apply``, which Linen itself doesn't check.
+        ValueError: the value that was passed to ``apply`` has another shape, which Linen itself
+            doesn't check.
     """
     path = "/".join((role, *module.path, name))
 
     def initial_value() -> jax.Array:
-        # The root's own key: make_rng would count the calls.
-        root = module.scope.root.rngs["params"].as_jax_rng()
+        # The key of the root scope, because make_rng would depend on the number of calls.
+        assert module.scope is not None, "a compact method runs in a scope"
+        rng: Any = module.scope.root.rngs["params"]  # Flax's hints say PRNGKey; it is a LazyRng
+        root = rng.as_jax_rng()
         return init(jax.random.fold_in(root, zlib.crc32(path.encode())), shape, jnp.float32)
 
     value = module.variable(role, name, initial_value).value
@@ -43,15 +56,15 @@ def declare(
 
 
 def uniform_fan_in(fan_in: int) -> Initializer:
-    """PyTorch's default: uniform in +-1/sqrt(fan_in), for a kernel and for its bias."""
+    """PyTorch's default initialiser for a kernel and its bias: uniform in +-1/sqrt(fan_in)."""
     return lambda key, shape, dtype: filters.uniform_fan_in(key, shape, fan_in, dtype)
 
 
 def zeros(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    """0 everywhere."""
+    """Initialises with zeros."""
     return jnp.zeros(shape, dtype)
 
 
 def ones(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    """1 everywhere."""
+    """Initialises with ones."""
     return jnp.ones(shape, dtype)

@@ -1,12 +1,14 @@
-"""The pre-activation ResNet (He et al., arXiv 1603.05027) of separable convolutions, the paper's section 4.1.1.
+"""Pre-activation ResNet (He et al., arXiv 1603.05027) with separable convolutions.
 
-Stem, then stages of ``depth`` blocks of two convolutions, norm and ReLU, global average pool, linear head.
-Every convolution is separable, the stem too; none has a bias. Each stage after the first halves the sides and
-doubles the width in its first block. With the "cifar" stem there are three stages, 6 depth + 2 layers; with
-the "imagenet" stem four, 8 depth + 2 layers.
+Section 4.1.1 of the paper: a stem, stages of ``depth`` blocks of two convolutions each, norm and
+ReLU, global average pooling and a linear head. Every convolution is separable, including the stem,
+and none has a bias. The first block of each stage after the first halves the sides and doubles the
+width. With the "cifar" stem there are three stages, or 6 depth + 2 layers; with the "imagenet" stem
+four stages, or 8 depth + 2 layers.
 
 Paths: ``spatial/block_03/conv_1/depthwise/kernel``, ``channel/block_03/conv_1/pointwise/kernel``,
-``norm/block_03/norm_1/scale``, ``channel/block_03/shortcut/kernel``; blocks are numbered across the stages.
+``norm/block_03/norm_1/scale``, ``channel/block_03/shortcut/kernel``. Blocks are numbered across
+stages.
 """
 
 import functools
@@ -21,24 +23,29 @@ from randmix.models.norms import NormAct
 from randmix.models.parameters import Initializer
 from randmix.models.stack import Runs, apply_blocks
 
-# The number of stages that goes with each stem.
+# Number of stages by stem.
 STAGES = {"cifar": 3, "imagenet": 4}
 
 
 class Block(nn.Module):
     """``x + conv(relu(norm(conv(relu(norm(x))))))``: [N, H, W, C] -> [N, H', W', features].
 
-    Where the shape changes, a 1 x 1 projection of relu(norm(x)), the first of the two, takes the place of x:
-    the code that its authors released has that pre-activation before both branches of such a block.
+    Where the shape changes, a 1 x 1 projection of the first relu(norm(x)) replaces x: the code that
+    the authors released applies this pre-activation before both branches of such a block.
+
+    Attributes:
+        features: number of output channels.
+        stride: stride of the first convolution; H' = (H - 1) // stride + 1 and likewise for W'.
+        convolution: a partial `Separable` that lacks only ``features``, ``stride`` and ``name``.
     """
 
     features: int
     stride: int
-    convolution: functools.partial  # Separable, but for features, stride and name
+    convolution: functools.partial
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Applies the block."""
+        """Applies the block; ``train`` selects the statistics of the batch."""
         y = NormAct("relu", name="norm_1")(x, train=train)
         if self.stride > 1 or x.shape[-1] != self.features:
             x, _ = Pointwise(self.features, use_bias=False, name="shortcut")(
@@ -50,23 +57,27 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """The separable ResNet as a pure function of its variables.
+    """Separable ResNet as a pure function of its variables.
 
     Attributes:
-        num_classes: size of the logits.
-        width: channels of the stem and of the first stage; the paper has 16 on CIFAR, 64 on ImageNet.
-        depth: blocks a stage.
+        num_classes: number of logits.
+        width: number of channels of the stem and the first stage; the paper uses 16 on CIFAR and 64
+            on ImageNet.
+        depth: number of blocks per stage.
         filters: initialiser of the depthwise kernels, ``(key, shape, dtype) -> [k, k, C, m]``.
-        kernel_size: side of the depthwise filters; the "imagenet" stem's are 7 x 7 all the same.
-        multiplier: depthwise filters a channel, m.
-        between: what stands between depthwise and pointwise: "none", "relu", "bn" or "bn_relu".
-        stem: "cifar", a convolution; "imagenet", one of stride 2 and then a 3 x 3 max pool of stride 2.
-        mean, std: a number a channel; images in [0, 1] enter as (image - mean) / std. Empty: as they are.
-        dtype: of the arithmetic; parameters, statistics and logits are float32.
-        depthwise_method: one of ``layers.METHODS``: how depthwise convolutions are computed that aren't composed with
-            the pointwise ones.
-        remat: compute each block again on the way back instead of keeping what its gradient needs.
-        scan: runs of equal blocks to apply by a scan; see ``randmix.models.stack``.
+        kernel_size: side of the depthwise filters; those of the "imagenet" stem are always 7 x 7.
+        multiplier: number m of depthwise filters per channel.
+        between: what is between depthwise and pointwise: "none", "relu", "bn" or "bn_relu".
+        stem: "cifar", a convolution; or "imagenet", a convolution of stride 2 and a 3 x 3 max pool
+            of stride 2.
+        mean: one number per channel; images in [0, 1] are normalised to (image - mean) / std.
+            Empty: no normalisation.
+        std: one number per channel, as many as in ``mean``.
+        dtype: dtype of the computation; parameters, statistics and logits are float32.
+        depthwise_method: how depthwise convolutions that aren't composed with pointwise ones are
+            computed, one of ``layers.METHODS``.
+        remat: whether the backward pass recomputes each block instead of saving what it needs.
+        scan: runs of equal blocks to apply with a scan; see ``randmix.models.stack``.
     """
 
     num_classes: int
@@ -86,12 +97,18 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Maps images [N, H, W, C] float in [0, 1] to logits [N, num_classes] float32.
+        """Maps images to logits.
 
         Args:
-            images: [N, H, W, C] in [0, 1].
-            train: normalise by the batch's statistics and, where ``batch_stats`` is mutable, move the
-                running ones; else normalise by the running ones.
+            images: [N, H, W, C] float in [0, 1].
+            train: normalise with the statistics of the batch and, if ``batch_stats`` is mutable,
+                update the running statistics; otherwise normalise with the running statistics.
+
+        Returns:
+            float32 logits [N, num_classes].
+
+        Raises:
+            UserError: as in `check_image_shape`.
         """
         self.check_image_shape(images.shape[1:])
         convolution = functools.partial(
@@ -105,7 +122,12 @@ class ResNet(nn.Module):
         x = inputs.normalize(images, self.mean, self.std).astype(self.dtype)
         if self.stem == "imagenet":
             x = convolution(self.width, kernel_size=7, stride=2, name="stem")(x, train=train)
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            x = nn.max_pool(
+                x,
+                (3, 3),
+                strides=(2, 2),
+                padding=((1, 1), (1, 1)),  # pyright: ignore[reportArgumentType] (Flax allows pairs)
+            )
         else:
             x = convolution(self.width, name="stem")(x, train=train)
         blocks = []
@@ -118,6 +140,6 @@ class ResNet(nn.Module):
         x = x.astype(jnp.float32).mean(axis=(1, 2))
         return Head(self.num_classes, name="classifier")(x)
 
-    def check_image_shape(self, image_shape: tuple[int, int, int]) -> None:
-        """Raises a UserError where images [H, W, C] don't fit the normalisation; any H and W will do."""
+    def check_image_shape(self, image_shape: tuple[int, ...]) -> None:
+        """Raises a UserError if images [H, W, C] don't fit the normalisation; H and W are free."""
         inputs.check_channels(image_shape[-1], mean=self.mean, std=self.std)

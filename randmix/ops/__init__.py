@@ -1,10 +1,10 @@
-"""Mixing operators, each fast form beside its plain reference."""
+"""Mixing operators, each with its plain reference beside the fast form."""
 
 import jax.numpy as jnp
 
 
 def sum_dtype(dtype: jnp.dtype) -> jnp.dtype:
-    """The dtype in which sums over arrays of ``dtype`` run: float32, or float64 for float64.
+    """The dtype in which arrays of ``dtype`` are summed: float32, or float64 for float64.
 
     >>> sum_dtype(jnp.bfloat16)
     dtype('float32')

@@ -1,25 +1,28 @@
-"""Activation and batch normalisation as one operator that saves little for the backward pass.
+"""Fused activation and batch normalisation that saves little for the backward pass.
 
-Differentiated by JAX, GELU followed by BatchNorm keeps several arrays as large as the activations. The
-operators here keep their input, in its own dtype, and two float32 vectors; the backward pass computes the
-activation again, which costs less than reading it from memory.
+Differentiated by JAX, GELU followed by BatchNorm keeps several arrays as large as the activations.
+The operators here keep their input, in its own dtype, and two float32 vectors. The backward pass
+recomputes the activation, which costs less than reading it from memory.
 
-`act_norm` is ConvMixer's order, activation then norm; `norm_act` the pre-activation ResNet's. Under
-`jax.jit` with a batch sharded over devices the statistics are those of the global batch.
+`act_norm` is ConvMixer's order, activation then norm; `norm_act` is that of the pre-activation
+ResNet. Under `jax.jit` with a batch sharded over devices, the statistics are those of the global
+batch.
 
-How the batch's statistics are taken depends on the dtype of x.
+How the batch statistics are computed depends on the dtype of x.
 
-* float32: mean, then mean of squared deviations. Accurate for any mean; two reductions, of which the second
-  waits for the first, and two exchanges between devices. For a CPU the passes are those of
-  `randmix.ops.norm_cpu`.
-* bfloat16: both moments about a shift s in one pass and one exchange, var = E[(u - s)^2] - (E[u] - s)^2,
-  which is exact for any s. Rounding makes it wrong by about 2^-24 (1 + (E[u] - s)^2 / var) of the variance. A
-  bfloat16 number has 8 bits: were the mean more than 2^8 deviations from zero, the input itself wouldn't hold
-  the deviations. So the error stays below 2^-8 with s = 0, and with the running mean for s it vanishes.
+* float32: the mean, then the mean of squared deviations. This is accurate for any mean, but takes
+  two reductions, of which the second waits for the first, and two exchanges between devices. On a
+  CPU the passes are those of `randmix.ops.norm_cpu`.
+* bfloat16: both moments about a shift s in one pass and one exchange,
+  var = E[(u - s)^2] - (E[u] - s)^2, which is exact for any s. The relative rounding error of the
+  variance is about 2^-24 (1 + (E[u] - s)^2 / var). A bfloat16 number has 8 bits: if the mean were
+  more than 2^8 deviations from zero, the input itself couldn't represent the deviations. So the
+  error stays below 2^-8 with s = 0, and vanishes with the running mean as s.
 
-bfloat16 is what accelerators train in, so that form is made for them: x is neither flattened nor hidden from XLA
-(`optimization_barrier`), and the bias of the layer before is added here. On a TPU the sums are then taken
-where a convolution or product writes its result, and normalising is part of the next one that reads it.
+Accelerators train in bfloat16, so that form is designed for them: x is neither flattened nor hidden
+from XLA by an `optimization_barrier`, and the bias of the preceding layer is added here. On a TPU
+the sums are then computed where a convolution or product writes its result, and the normalisation
+is fused into the next one that reads it.
 """
 
 import functools
@@ -52,18 +55,20 @@ def act_norm(
         bias: [C] float32.
         activation: a key of `ACTIVATIONS`.
         epsilon: added to the variance.
-        offset: [C], added to x before all else: the bias of the layer that x comes from; None is zero. Added here, it
-            costs a bfloat16 x no array of its own, and neither does its gradient; it is added in float32.
-        shift: [C] float32, what the mean is expected to be, such as the running mean; None is zero. It matters
-            for bfloat16 alone, as the module's docstring says, and has no gradient.
+        offset: [C], the bias of the layer that computed x, added to x first; None means zero. It is
+            added in float32. Added here, neither the sum nor its gradient needs an array of its own
+            for a bfloat16 x.
+        shift: [C] float32, an estimate of the mean, such as the running mean; None means zero. It
+            only matters for bfloat16, as the module's docstring explains, and has no gradient.
 
     Returns:
-        ``(y, mean, variance)``: y [..., C] in ``x.dtype``; mean and biased variance of the activated x over
-        all axes but the last, [C] float32 also where x is bfloat16. The two are for running statistics: no
-        gradient flows through them.
+        ``(y, mean, variance)``: y is [..., C] in ``x.dtype``. The mean and the biased variance of
+        the activated x over all axes but the last are [C], float32 even if x is bfloat16. They are
+        meant for running statistics: no gradient flows through them.
 
     Raises:
-        ValueError: an unknown activation, or a scale, bias, offset or shift that isn't [C].
+        ValueError: x isn't floating, the activation is unknown, or scale, bias, offset or shift
+            isn't [C].
     """
     return _train(activation, "identity", x, scale, bias, epsilon, offset, shift)
 
@@ -80,7 +85,8 @@ def norm_act(
 ) -> tuple[Array, Array, Array]:
     """Batch normalisation with the statistics of this batch, then activation.
 
-    Arguments, results and errors are those of `act_norm`; the statistics are those of x itself.
+    Arguments, results and errors are those of `act_norm`, except that mean and variance are those
+    of x itself.
     """
     return _train("identity", activation, x, scale, bias, epsilon, offset, shift)
 
@@ -96,10 +102,23 @@ def act_norm_inference(
     epsilon: float = 1e-5,
     offset: Array | None = None,
 ) -> Array:
-    """`act_norm` with given statistics: mean and variance [C] float32. Differentiable in everything.
+    """`act_norm` with given statistics, differentiable in all array arguments.
+
+    Args:
+        x: [..., C], any floating dtype.
+        mean: [C] float32.
+        variance: [C] float32.
+        scale: [C] float32.
+        bias: [C] float32.
+        activation: a key of `ACTIVATIONS`.
+        epsilon: added to the variance.
+        offset: [C], added to x first, as in `act_norm`; None means zero.
 
     Returns:
-        [..., C] in ``x.dtype``, one multiply-add in float32 after the activation.
+        [..., C] in ``x.dtype``: one multiply-add in float32 after the activation.
+
+    Raises:
+        ValueError: as in `act_norm`.
     """
     return _infer(activation, "identity", x, mean, variance, scale, bias, epsilon, offset)
 
@@ -122,7 +141,7 @@ def norm_act_inference(
 def act_norm_reference(
     x: Array, scale: Array, bias: Array, *, activation: str = "gelu", epsilon: float = 1e-5
 ) -> tuple[Array, Array, Array]:
-    """`act_norm` as one would write it, differentiated by JAX."""
+    """Plain reference for `act_norm`, differentiated by JAX."""
     y, mean, variance = _normalize_reference(
         ACTIVATIONS[activation](_wide(x)), scale, bias, epsilon
     )
@@ -132,7 +151,7 @@ def act_norm_reference(
 def norm_act_reference(
     x: Array, scale: Array, bias: Array, *, activation: str = "relu", epsilon: float = 1e-5
 ) -> tuple[Array, Array, Array]:
-    """`norm_act` as one would write it, differentiated by JAX."""
+    """Plain reference for `norm_act`, differentiated by JAX."""
     z, mean, variance = _normalize_reference(_wide(x), scale, bias, epsilon)
     return ACTIVATIONS[activation](z).astype(x.dtype), mean, variance
 
@@ -152,7 +171,10 @@ def _train(before, after, x, scale, bias, epsilon, offset, shift):
         a.astype(sum_dtype(x.dtype)) for a in (scale, bias, offset, shift)
     )
     shift = shift if x.dtype == jnp.bfloat16 else None
-    y, mean, variance = _normalize(before, after, epsilon, x, scale, bias, offset, shift)
+    # functools.partial hides the type of custom_vjp's result.
+    y, mean, variance = _normalize(  # pyright: ignore[reportGeneralTypeIssues]
+        before, after, epsilon, x, scale, bias, offset, shift
+    )
     return y, jax.lax.stop_gradient(mean), jax.lax.stop_gradient(variance)
 
 
@@ -173,21 +195,21 @@ def _check(before, after, x, *vectors):
     for vector in vectors:
         if vector.shape != x.shape[-1:]:
             raise ValueError(
-                f"scale, bias, offset, shift and statistics of x {list(x.shape)} are [{x.shape[-1]}], "
-                f"got {list(vector.shape)}"
+                f"scale, bias, offset, shift and statistics of x {list(x.shape)} must be "
+                f"[{x.shape[-1]}], got {list(vector.shape)}"
             )
 
 
 def _wide(x: Array) -> Array:
-    """x in float32, or in float64 where it is that already: statistics and gradients are summed in it."""
+    """x in the dtype of sums, in which statistics and gradients are computed."""
     return x.astype(sum_dtype(x.dtype))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _normalize(before, after, epsilon, x, scale, bias, offset, shift):
-    """``after(scale (before(x + offset) - mean) rsqrt + bias)`` for x [..., C]; also the mean and the variance.
+def _normalize(before, after, epsilon, x, scale, bias, offset, shift) -> tuple[Array, Array, Array]:
+    """``after(scale (before(x + offset) - mean) rsqrt + bias)``, the mean and the variance.
 
-    shift: that of the moments in one pass; None for two passes.
+    With a shift, both moments are computed about it in one pass; with None, in two passes.
     """
     return _normalize_forward(before, after, epsilon, x, scale, bias, offset, shift)[0]
 
@@ -210,7 +232,7 @@ def _normalize_forward(before, after, epsilon, x, scale, bias, offset, shift):
 
 def _normalize_backward(before, after, epsilon, residuals, cotangents):
     *arrays, shift = residuals
-    g = cotangents[0]  # those of mean and variance are left out: see act_norm
+    g = cotangents[0]  # those of mean and variance are dropped: see act_norm
     options = {"before": before, "after": after}
     if shift is None:
         gradients = jax.lax.platform_dependent(
@@ -220,7 +242,7 @@ def _normalize_backward(before, after, epsilon, residuals, cotangents):
         )
     else:
         gradients = _backward(g, *arrays, **options)
-    # Mean and variance are the same for every shift.
+    # Mean and variance do not depend on the shift.
     return (
         gradients[0].astype(g.dtype),
         *gradients[1:],
@@ -239,7 +261,7 @@ def _forward(x, scale, bias, offset, shift=None, *, before, after, epsilon):
 
 
 def _backward(g, x, mean, rsqrt, scale, bias, offset, *, before, after):
-    """The cotangents of x, scale, bias and offset."""
+    """Cotangents of x, scale, bias and offset."""
     u, before_gradient = jax.vjp(ACTIVATIONS[before], _wide(x) + offset)
     normal = (u - mean) * rsqrt
     _, after_gradient = jax.vjp(ACTIVATIONS[after], normal * scale + bias)
@@ -247,7 +269,8 @@ def _backward(g, x, mean, rsqrt, scale, bias, offset, *, before, after):
     dbias, dscale, count = _sum(dz), _sum(dz * normal), math.prod(x.shape[:-1])
     du = (scale * rsqrt) * (dz - (dbias + normal * dscale) / count)
     (dx,) = before_gradient(du)
-    # The sum of dx, from sums that don't wait for those above: one pass and one exchange for all.
+    # The sum of dx, computed from sums that don't depend on those above: one pass and one exchange
+    # suffice for all of them.
     (slope,) = before_gradient(jnp.ones_like(u))
     sums = _sum(dz * slope), _sum(slope), _sum(normal * slope)
     doffset = (scale * rsqrt) * (sums[0] - (dbias * sums[1] + dscale * sums[2]) / count)
@@ -255,11 +278,11 @@ def _backward(g, x, mean, rsqrt, scale, bias, offset, *, before, after):
 
 
 def _moments(u: Array, shift: Array) -> tuple[Array, Array]:
-    """Mean and variance of u [..., C] in one pass; the rounding errors are those of moments about the shift."""
+    """Mean and variance of u [..., C] in one pass, with the rounding of moments about the shift."""
     centred = u - shift
     mean = _mean(centred)
     variance = _mean(jnp.square(centred)) - jnp.square(mean)
-    return mean + shift, jnp.maximum(variance, 0)  # rounding may take a variance of zero below it
+    return mean + shift, jnp.maximum(variance, 0)  # rounding may yield less than zero
 
 
 def _centred_moments(u: Array) -> tuple[Array, Array]:

@@ -1,9 +1,10 @@
-"""Calls that XLA compiles on their own.
+"""Calls that XLA:CPU compiles separately instead of fusing.
 
-XLA:CPU fuses whatever is elementwise into all that reads it: the activation and the padding before a sum of k^2
-shifted products into every product, a GELU into every pass of the norm that follows. Where that computes or
-moves more than it saves, the piece becomes a call that can't be inlined. An `optimization_barrier` doesn't stop
-it. For programs for CPUs alone: elsewhere such a call would keep XLA from fusing what it does well.
+XLA:CPU fuses elementwise operations into every consumer: the activation and the padding before a
+sum of k^2 shifted products into each product, a GELU into each pass of the following norm. Where
+that computes or moves more than it saves, the piece becomes a call that can't be inlined; an
+`optimization_barrier` doesn't prevent the fusion. Only for programs that run on CPUs: on other
+platforms such a call would prevent useful fusions.
 """
 
 import functools
@@ -14,7 +15,7 @@ from jax.experimental.xla_metadata import set_xla_metadata
 
 
 def not_inlined(function: Callable) -> Callable:
-    """Makes a function of arrays, with static keyword arguments, a call that XLA compiles on its own."""
+    """Wraps a function of arrays and static keyword arguments in a call that XLA doesn't inline."""
 
     @functools.partial(jax.jit, static_argnums=0)
     @functools.wraps(function)

@@ -1,15 +1,17 @@
-"""A dense convolution whose weight gradient is quick on a CPU.
+"""Dense convolution with a fast weight gradient on CPUs.
 
-XLA writes the weight gradient of a convolution as another one, with a kernel as large as the image and the batch for
-channels. On a CPU that was 62 % of a separable ResNet's step. The form here, for CPUs alone, is the definition:
-the product of the output's cotangent with the patches that each output saw. With 3 x 3 kernels and batch 128, on
-two cores, XLA's and this one alternating: 24 and 14 ms at 32 x 32 x 16, 20 and 12 at 16 x 16 x 32, 11 and 9 at
-8 x 8 x 64. What makes the difference:
+XLA computes the weight gradient of a convolution as another convolution, whose kernel is as large
+as the image and whose channels are the batch. On a CPU that took 62 % of a separable ResNet's step.
+The form here, used on CPUs only, follows the definition: the product of the output's cotangent with
+the patches that each output saw. With 3 x 3 kernels and batch 128 on two cores, XLA's form and this
+one, measured alternately, took 24 and 14 ms at 32 x 32 x 16, 20 and 12 ms at 16 x 16 x 32, and 11
+and 9 ms at 8 x 8 x 64. What makes the difference:
 
-- The patches are made some images at a time, so that they stay in the cache.
-- They are a sum of slices padded into their places, which XLA fuses into one pass; concatenated, each slice is
-  written first. With all positions of the kernel a patch has many such terms, with one row of it few, and a product
-  with few columns is slow: hence `_COLUMNS` and `_POSITIONS`.
+- Patches are built for a few images at a time, so that they stay in the cache.
+- Patches are a sum of slices, each padded into its place, which XLA fuses into one pass; for a
+  concatenation every slice would be written first. A patch of all kernel positions has many such
+  terms, one of a single kernel row few, and a product with few columns is slow: `_COLUMNS` and
+  `_POSITIONS` balance the two.
 """
 
 import functools
@@ -25,30 +27,31 @@ from randmix.ops.shift_sum import pad
 
 Array = jax.Array
 
-# Bytes of patches made at a time.
+# Bytes of patches that are built at a time.
 _PATCHES = 8 * 2**20
-# Kernel rows are taken together up to so many columns of a product, and so many positions of the kernel.
+# Kernel rows are combined up to this many columns of a product and positions of the kernel.
 _COLUMNS, _POSITIONS = 144, 9
 
 
 def convolve(x: Array, kernel: Array, *, stride: int = 1) -> Array:
-    """Convolution with 'same' padding, cross-correlation as in PyTorch; see `randmix.ops.depthwise`.
+    """Dense cross-correlation with 'same' padding as in PyTorch; see `randmix.ops.depthwise`.
 
-    What isn't differentiated has no gradient computed, and nothing saved for it.
+    For an argument that isn't differentiated, no gradient is computed and nothing is saved.
+    Supports reverse mode only: `jax.jvp` isn't defined.
 
     Args:
         x: [N, H, W, C], any floating dtype.
         kernel: [k, k, C, C_out] in ``x.dtype``.
-        stride: of rows and columns, at least 1.
+        stride: stride of rows and columns, at least 1.
 
     Returns:
-        [N, H', W', C_out] in ``x.dtype``, H' = (H - 1) // stride + 1. Reverse mode only: `jax.jvp` isn't defined.
+        [N, H', W', C_out] in ``x.dtype``, H' = (H - 1) // stride + 1 and likewise for W'.
     """
     return _convolve(_Geometry(x.shape, kernel.shape, stride), x, kernel)
 
 
 class _Geometry(NamedTuple):
-    """What the backward pass needs to know of arrays that weren't saved for it."""
+    """What the backward pass must know about arrays that weren't saved."""
 
     x: tuple[int, ...]
     kernel: tuple[int, ...]
@@ -98,13 +101,13 @@ _convolve.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _transposed(geometry, x, g):
-    """The cotangent of the kernel as XLA has it."""
+    """Cotangent of the kernel in XLA's form."""
     kernel = jax.ShapeDtypeStruct(geometry.kernel, g.dtype)
     return jax.linear_transpose(lambda kernel: _plain(x, kernel, geometry.stride), kernel)(g)[0]
 
 
 def _product_with_patches(geometry, x, g):
-    """The same as products of patches, some images at a time, summed in float32 (float64 for float64)."""
+    """The same, from products of a few images' patches at a time, summed in `sum_dtype`."""
     (k, _, channels, features), dtype = geometry.kernel, sum_dtype(x.dtype)
     patches = math.prod(g.shape[1:3]) * k * k * channels * dtype.itemsize
     images = max(
@@ -112,7 +115,7 @@ def _product_with_patches(geometry, x, g):
         for n in range(1, x.shape[0] + 1)
         if x.shape[0] % n == 0 and (n == 1 or n * patches <= _PATCHES)
     )
-    # Each turn takes images from all over the batch: where that is sharded over devices, all have part in it.
+    # Each turn uses images from across the batch, so that all devices take part if it is sharded.
     x, g = (a.reshape(images, -1, *a.shape[1:]) for a in (x, g))
 
     def add(turn, total):
@@ -127,14 +130,15 @@ def _product_with_patches(geometry, x, g):
 
 
 def _products(x: Array, g: Array, k: int, stride: int) -> Array:
-    """[C_out, k k C]: the product of g and the patches of x."""
+    """Product of g and the patches of x: [C_out, k k C]."""
     x = pad(x, rows=((k - 1) // 2, k // 2), columns=((k - 1) // 2, k // 2))
     taken = max(1, min(_COLUMNS // (k * x.shape[-1]), _POSITIONS // k))
     products = []
     for first in range(0, k, taken):
         rows = (first, min(first + taken, k))
         patches = _patches(x, rows=rows, kernel_size=k, size=g.shape[1:3], stride=stride)
-        # Flat, as in `pointwise`. And g first: with its few channels as columns this is up to twice as slow.
+        # Flat, as in `pointwise`. g comes first: with its few channels as columns, the product is
+        # up to twice as slow.
         products.append(
             jnp.dot(g.reshape(-1, g.shape[-1]).T, patches.reshape(-1, patches.shape[-1]))
         )
@@ -145,12 +149,12 @@ def _products(x: Array, g: Array, k: int, stride: int) -> Array:
 def _patches(
     x: Array, *, rows: tuple[int, int], kernel_size: int, size: tuple[int, int], stride: int
 ) -> Array:
-    """What some rows of the kernel see of a padded x: [N, H', W', rows k C]."""
+    """The part of a padded x that some rows of the kernel see: [N, H', W', rows k C]."""
     channels = x.shape[-1]
     height, width = (stride * (n - 1) + 1 for n in size)
     positions = [(i, j) for i in range(*rows) for j in range(kernel_size)]
     zero = jnp.zeros((), x.dtype)
-    return sum(
+    return sum(  # pyright: ignore[reportReturnType] (there are terms, so it is no int 0)
         jax.lax.pad(
             x[:, i : i + height : stride, j : j + width : stride],
             zero,

@@ -1,9 +1,10 @@
-"""Spatial mixing: a depthwise convolution that computes no gradient nobody asked for.
+"""Spatial mixing: a depthwise convolution that skips the gradients of frozen kernels.
 
-A frozen kernel is one that isn't differentiated: stopped, closed over or left out of `jax.grad`. JAX
-tells the operator (`symbolic_zeros=True`), which then neither saves its input for the weight gradient nor
-computes one; no argument of the model says what is frozen. The weight gradient runs under the name scope
-``depthwise_weight_gradient``, so that the compiled text shows whether a step holds one.
+A frozen kernel is one that isn't differentiated: stopped, closed over, or not an argument of
+`jax.grad`. JAX informs the operator (`symbolic_zeros=True`), which then neither saves its input for
+the weight gradient nor computes that gradient; no argument of the model says what is frozen. The
+weight gradient runs under the name scope ``depthwise_weight_gradient``, so the compiled text shows
+whether a step contains one.
 """
 
 import functools
@@ -19,39 +20,42 @@ Array = jax.Array
 
 
 def depthwise(x: Array, kernel: Array, *, stride: int = 1, method: str | None = None) -> Array:
-    """Convolves every channel with its own m kernels, 'same' padding, cross-correlation as in PyTorch.
+    """Depthwise cross-correlation with 'same' padding: each channel has its own m kernels.
 
-    Rows and columns are padded with (k - 1) // 2 zeros before and k - 1 - (k - 1) // 2 after: PyTorch's
-    ``padding="same"``, one less on the left and top for even k. A kernel may be larger than the image.
+    Rows and columns are padded with (k - 1) // 2 zeros before and k - 1 - (k - 1) // 2 after, as
+    with PyTorch's ``padding="same"``: one less at the top and left for even k. A kernel may be
+    larger than the image. Supports reverse mode only: `jax.jvp` isn't defined.
 
     Args:
         x: [N, H, W, C], any floating dtype.
-        kernel: [k, k, C] or [k, k, C, m].
-        stride: of rows and columns, at least 1.
-        method: None takes "shift_sum" where the program is compiled for a CPU and "grouped" elsewhere;
-          either name forces that form: "grouped" is XLA's convolution, the plain reference.
+        kernel: [k, k, C] or [k, k, C, m], any floating dtype.
+        stride: stride of rows and columns, at least 1.
+        method: None selects "shift_sum" in programs compiled for a CPU and "grouped" elsewhere.
+            Either name forces that form; "grouped", XLA's own convolution, is the plain reference.
 
     Returns:
-        [N, H', W', C m] in ``x.dtype``, H' = (H - 1) // stride + 1; channel c m + j is channel c of x under
-        kernel[:, :, c, j]. Products are summed in float32, the weight gradient too ("grouped" rounds it to
-        ``x.dtype`` once). Reverse mode only: `jax.jvp` isn't defined.
+        [N, H', W', C m] in ``x.dtype``, H' = (H - 1) // stride + 1 and likewise for W'. Channel
+        c m + j is channel c of x filtered by kernel[:, :, c, j]. Products are summed in float32
+        (float64 for float64), and so is the weight gradient ("grouped" rounds it to ``x.dtype``
+        once).
 
     Raises:
-        ValueError: shapes or dtypes that don't fit, or an unknown method.
+        ValueError: shapes or dtypes don't fit, the stride is below 1, or the method is unknown.
     """
     _check(x, kernel, stride, method)
     shape = kernel.shape if kernel.ndim == 4 else (*kernel.shape, 1)
     kernel = kernel.astype(sum_dtype(x.dtype)).reshape(shape)
-    return _depthwise(_Geometry(x.shape[1:3], shape[0], stride, method), x, kernel)
+    _, height, width, _ = x.shape
+    return _depthwise(_Geometry((height, width), shape[0], stride, method), x, kernel)
 
 
 def _check(x, kernel, stride, method):
     if x.ndim != 4:
-        raise ValueError(f"x is [N, H, W, C], got {list(x.shape)}")
+        raise ValueError(f"x must be [N, H, W, C], got {list(x.shape)}")
     c, k = x.shape[-1], kernel.shape[0] if kernel.ndim else 0
     if kernel.ndim not in (3, 4) or 0 in kernel.shape or kernel.shape[:3] != (k, k, c):
         raise ValueError(
-            f"a depthwise kernel for x {list(x.shape)} is [k, k, {c}] or [k, k, {c}, m], "
+            f"a depthwise kernel for x {list(x.shape)} must be [k, k, {c}] or [k, k, {c}, m], "
             f"got {list(kernel.shape)}"
         )
     for name, array in (("x", x), ("kernel", kernel)):
@@ -64,7 +68,7 @@ def _check(x, kernel, stride, method):
 
 
 class _Geometry(NamedTuple):
-    """What the backward pass needs to know when neither x nor the kernel was saved for it."""
+    """What the backward pass must know if neither x nor the kernel was saved."""
 
     size: tuple[int, int]
     kernel_size: int
@@ -73,7 +77,7 @@ class _Geometry(NamedTuple):
 
 
 class _Method(NamedTuple):
-    """One way to compute: see `randmix.ops.shift_sum` for the three signatures."""
+    """One implementation; see `randmix.ops.shift_sum` for the three signatures."""
 
     convolve: Callable
     input_gradient: Callable
@@ -93,8 +97,8 @@ def _grouped(x, kernel, stride):
 
 
 def _grouped_input_gradient(g, kernel, size, stride):
-    # One kernel per channel at a time: a grouped convolution with more than one input per group makes the
-    # SPMD partitioner gather the whole batch.
+    # One kernel per channel at a time, because a grouped convolution with more than one input per
+    # group makes the SPMD partitioner gather the entire batch.
     multiplier = kernel.shape[-1]
     x = jax.ShapeDtypeStruct((g.shape[0], *size, kernel.shape[2]), g.dtype)
     return sum(
@@ -119,14 +123,15 @@ METHODS = {
 
 
 def _run(name, method, arrays, *static):
-    """Calls one function of a method, by default the one for the platform the program is lowered for."""
+    """Calls one function of a method, by default of the method for the target platform."""
 
     def function(method):
         return lambda *arrays: getattr(METHODS[method], name)(*arrays, *static)
 
     if method is not None:
         return function(method)(*arrays)
-    # Decided at lowering, not by `jax.default_backend()`: a machine with CPUs alone compiles for a TPU pod.
+    # Decided at lowering, not by `jax.default_backend()`: a machine with only CPUs can compile for
+    # a TPU pod.
     return jax.lax.platform_dependent(
         *arrays, cpu=function("shift_sum"), default=function("grouped")
     )

@@ -1,17 +1,18 @@
-"""The two-pass form of `randmix.ops.act_norm` for XLA:CPU, where the time goes into passes over memory.
+"""Two-pass form of `randmix.ops.act_norm` for XLA:CPU, where passes over memory dominate.
 
-Left to itself, XLA writes erf(x) and reads it again for the activation, writes the centred activations for a
-sum of their squares, and writes them once more, normalised, for the way back: 14 passes over x (read or written)
-forward where the form here takes 6. What makes the difference:
+On its own, XLA writes erf(x) and reads it again for the activation, writes the centred activations
+for the sum of their squares, and writes them once more, normalised, for the backward pass. That is
+14 passes over x (reads or writes) in the forward direction; the form here takes 6. What makes the
+difference:
 
-- The activation is a call that isn't inlined (`randmix.ops.calls`), so that it is computed in one pass and
-  read thereafter.
-- XLA:CPU sums an array over its rows well, but nothing that it would first have to compute. So sums of squares and of
-  products are taken of up to `_ROWS` rows at a time, written out as one elementwise expression; what is left is
-  that many times smaller, and summed by XLA.
+- The activation is a call that isn't inlined (`randmix.ops.calls`), so it is computed in one pass
+  and read afterwards.
+- XLA:CPU is good at summing the rows of an array, but not of an expression that must be computed
+  first. Sums of squares and of products are therefore computed over up to `_ROWS` rows at a time,
+  written as one elementwise expression. The result, smaller by that factor, is summed by XLA.
 
-Arrays are [N, M, C] here, M the pixels of an image, and sums are grouped inside images, so that a batch sharded over
-devices stays where it is. Vectors are [C].
+Arrays are [N, M, C], where M is the number of pixels per image. Sums are grouped within images, so
+that a batch sharded over devices stays in place. Vectors are [C].
 """
 
 import math
@@ -25,14 +26,17 @@ from randmix.ops.calls import not_inlined
 
 Array = jax.Array
 
-# Rows added in one expression, at most.
+# The most rows that one expression adds.
 _ROWS = 32
 
 
 def forward(
     x: Array, scale: Array, bias: Array, offset: Array, *, before: str, after: str, epsilon: float
 ) -> tuple[Array, Array, Array]:
-    """``after(scale (before(x + offset) - mean) rsqrt + bias)``, the mean and the variance, in the sums' dtype."""
+    """``after(scale (before(x + offset) - mean) rsqrt + bias)``, the mean and the variance.
+
+    The results have the dtype of the vectors, in which sums are computed.
+    """
     u = _activated(x, offset, before)
     mean = _mean(u, u)
     variance = _mean(_squares(u, mean), u)
@@ -52,10 +56,9 @@ def backward(
     before: str,
     after: str,
 ) -> tuple[Array, Array, Array, Array]:
-    """The cotangents of x, scale, bias and offset, given that of y, g [..., C]."""
-    u = _activated(
-        x, offset, before
-    )  # XLA finds it in the forward pass, if that is in the same program
+    """Cotangents of x, scale, bias and offset, given g, the cotangent of y, [..., C]."""
+    # XLA reuses the result of the forward pass if both are in one program.
+    u = _activated(x, offset, before)
     g, vectors = _flat(g), (mean, rsqrt, scale, bias)
     dbias, dscale = _gradient_sums(g, u, *vectors, after=after).sum((0, 1))
     dx = _input_gradient(g, _flat(x), offset, *vectors, dbias, dscale, before=before, after=after)
@@ -76,11 +79,13 @@ def _mean(terms: Array, u: Array) -> Array:
 
 
 def _added_rows(term: Callable[..., Array], *arrays: Array) -> Array:
-    """``term(*arrays)`` [N, M, C], summed over groups of rows of equal size: [N, M / rows, C]."""
+    """``term(*arrays)`` [N, M, C], summed over groups of equally many rows: [N, M / rows, C]."""
     n, m, c = arrays[0].shape
     rows = max(rows for rows in range(1, _ROWS + 1) if m % rows == 0)
     groups = [a.reshape(n, m // rows, rows, c) for a in arrays]
-    return sum(term(*(group[:, :, i] for group in groups)) for i in range(rows))
+    return sum(  # pyright: ignore[reportReturnType] (rows >= 1, so it is no int 0)
+        term(*(group[:, :, i] for group in groups)) for i in range(rows)
+    )
 
 
 @not_inlined
@@ -95,8 +100,8 @@ def _squares(u: Array, mean: Array) -> Array:
 
 @not_inlined
 def _gradient_sums(g, u, mean, rsqrt, scale, bias, *, after):
-    """The terms of dbias and dscale over groups of rows, [N, M / rows, 2, C]."""
-    # As one expression of both, in which either factor is 0: of two, each would read g and u from memory.
+    """Terms of dbias and dscale, summed over groups of rows: [N, M / rows, 2, C]."""
+    # One expression for both, in which either factor is 0: two would each read g and u from memory.
     constant, linear = jnp.eye(2, dtype=scale.dtype)[:, :, None]
 
     def term(g, u):
@@ -120,6 +125,6 @@ def _input_gradient(g, x, offset, mean, rsqrt, scale, bias, dbias, dscale, *, be
 
 
 def _before_activation(g, normal, scale, bias, after):
-    """The cotangent of ``normal * scale + bias``."""
+    """Cotangent of ``normal * scale + bias``."""
     _, gradient = jax.vjp(ACTIVATIONS[after], normal * scale + bias)
     return gradient(g.astype(scale.dtype))[0]

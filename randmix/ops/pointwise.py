@@ -1,4 +1,4 @@
-"""Channel mixing: a 1x1 convolution written as one matrix product."""
+"""Channel mixing: 1x1 convolutions as matrix products, and the patch stem."""
 
 import jax
 import jax.numpy as jnp
@@ -7,40 +7,45 @@ import jax.numpy as jnp
 def pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Mixes the channels of every pixel: ``y[..., o] = sum_c x[..., c] kernel[c, o]``.
 
-    A product, not a convolution: a `vmap` over models stays a (batched) product, where a vmapped 1x1
-    convolution becomes a grouped one, which the SPMD partitioner answers with an all-gather of the batch. For
-    a CPU the pixels are flattened first, because XLA lowers a product with several leading axes to a slow
-    loop there; elsewhere flattening would dictate a layout, and the copies that come with it.
+    This is a product instead of a convolution, so that it stays a (batched) product under a `vmap`
+    over models. A vmapped 1x1 convolution becomes a grouped one, for which the SPMD partitioner
+    all-gathers the batch. On a CPU the pixels are flattened first, because XLA lowers a product
+    with several leading axes to a slow loop; on other platforms flattening would dictate a layout
+    and cause copies.
 
     Args:
         x: [..., C_in], any floating dtype.
         kernel: [C_in, C_out], cast to ``x.dtype``.
 
     Returns:
-        [..., C_out] in ``x.dtype``. XLA accumulates bfloat16 products in float32; asking for that with
-        ``preferred_element_type`` would turn the two products of the backward pass into float32 ones.
+        [..., C_out] in ``x.dtype``. XLA accumulates bfloat16 products in float32 by itself;
+        requesting that with ``preferred_element_type`` would make the two products of the backward
+        pass float32 products.
 
     Raises:
         ValueError: the kernel isn't [C_in, C_out].
     """
     if kernel.ndim != 2 or kernel.shape[0] != x.shape[-1]:
         raise ValueError(
-            f"a pointwise kernel for x {list(x.shape)} is [{x.shape[-1]}, C_out], got {list(kernel.shape)}"
+            f"a pointwise kernel for x {list(x.shape)} must be [{x.shape[-1]}, C_out], "
+            f"got {list(kernel.shape)}"
         )
     kernel = kernel.astype(x.dtype)
     return jax.lax.platform_dependent(x, kernel, cpu=_flat_product, default=jnp.dot)
 
 
 def patch_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Mixes every patch of p x p pixels into one: a p x p convolution of stride p, without padding.
+    """Maps every patch of p x p pixels to one pixel: a p x p convolution of stride p, no padding.
+
+    On a CPU it is computed as a product of rearranged patches, for which a TPU would copy the
+    images four times.
 
     Args:
-        x: [N, H, W, C], any floating dtype; p divides H and W.
+        x: [N, H, W, C], any floating dtype; p must divide H and W.
         kernel: [p, p, C, C_out], cast to ``x.dtype``.
 
     Returns:
-        [N, H/p, W/p, C_out] in ``x.dtype``. For a CPU it is a product of rearranged patches; a TPU would copy the
-        images four times for that.
+        [N, H/p, W/p, C_out] in ``x.dtype``.
     """
     return jax.lax.platform_dependent(
         x, kernel.astype(x.dtype), cpu=_product_of_patches, default=_strided_convolution

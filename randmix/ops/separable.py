@@ -1,14 +1,16 @@
-"""A depthwise-pointwise pair with nothing in between, computed as the one dense convolution that it equals.
+"""Separable convolution computed as the single dense convolution that it equals.
 
 Paper, section 3.2 and appendix A: depthwise kernels D [k, k, C, m] followed by pointwise weights
-P [C m, C_out] are the dense kernel W[i, j, c, o] = sum_j' D[i, j, c, j'] P[c m + j', o]. The m C channels
-in between are never written. On a 2-core CPU, 3 x 3 with m = 9, batch 128, the gradients of the two steps
-and of the one convolution took 80 and 32 ms at 32 x 32 x 16, 45 and 28 ms at 16 x 16 x 32, 29 and 20 ms at
-8 x 8 x 64.
+P [C m, C_out], with nothing in between, equal the dense kernel
+W[i, j, c, o] = sum_j' D[i, j, c, j'] P[c m + j', o]. The C m intermediate channels are never
+written. On a 2-core CPU with 3 x 3 kernels, m = 9 and batch 128, the gradients of the two steps and
+of the single convolution took 80 and 32 ms at 32 x 32 x 16, 45 and 28 ms at 16 x 16 x 32, and 29
+and 20 ms at 8 x 8 x 64.
 
-Freezing saves what it can: the gradient of W is computed once if D or P is differentiated, and contracted to
-those alone; if neither is, the input isn't saved and the gradient of W isn't computed (`randmix.ops.dense`). Unlike a
-depthwise convolution alone, a pair with a frozen D therefore saves nothing.
+If D or P is differentiated, the gradient of W is computed once and contracted to the gradients of
+those that are. If neither is, the input isn't saved and the gradient of W isn't computed
+(`randmix.ops.dense`). Unlike in a depthwise convolution alone, freezing only D therefore saves
+nothing.
 """
 
 import jax
@@ -24,30 +26,33 @@ Array = jax.Array
 def separable(
     x: Array, depthwise_kernel: Array, pointwise_kernel: Array, *, stride: int = 1
 ) -> Array:
-    """Depthwise, then pointwise convolution as one dense convolution; padding as in `depthwise`.
+    """Depthwise, then pointwise convolution, computed as one dense convolution.
+
+    The padding is that of `depthwise`.
 
     Args:
         x: [N, H, W, C], any floating dtype.
         depthwise_kernel: [k, k, C, m].
         pointwise_kernel: [C m, C_out].
-        stride: of the depthwise convolution, at least 1.
+        stride: stride of the depthwise convolution, at least 1.
 
     Returns:
-        [N, H', W', C_out] in ``x.dtype``, H' = (H - 1) // stride + 1. The dense kernel is composed in
-        float32 and rounded to ``x.dtype`` once, which under bfloat16 is also more accurate than two steps.
+        [N, H', W', C_out] in ``x.dtype``, H' = (H - 1) // stride + 1 and likewise for W'. The dense
+        kernel is composed in float32 and rounded to ``x.dtype`` once; in bfloat16 this is also more
+        accurate than the two steps.
 
     Raises:
-        ValueError: shapes that don't fit.
+        ValueError: the shapes don't fit, or the stride is below 1.
     """
     _check(x, depthwise_kernel, pointwise_kernel, stride)
     return convolve(x, compose(depthwise_kernel, pointwise_kernel).astype(x.dtype), stride=stride)
 
 
 def compose(depthwise_kernel: Array, pointwise_kernel: Array) -> Array:
-    """The dense kernel of a pair: [k, k, C, m] and [C m, C_out] make [k, k, C, C_out] in float32."""
+    """Composes [k, k, C, m] and [C m, C_out] into the dense kernel [k, k, C, C_out], float32."""
     _, _, channels, multiplier = depthwise_kernel.shape
     mixing = pointwise_kernel.reshape(channels, multiplier, -1)
-    # HIGHEST: by default a TPU would round both factors to bfloat16 first.
+    # By default a TPU would round both factors to bfloat16 first.
     return jnp.einsum(
         "ijcm,cmo->ijco",
         depthwise_kernel,
@@ -60,24 +65,24 @@ def compose(depthwise_kernel: Array, pointwise_kernel: Array) -> Array:
 def separable_reference(
     x: Array, depthwise_kernel: Array, pointwise_kernel: Array, *, stride: int = 1
 ) -> Array:
-    """`separable` in its two steps."""
+    """Plain reference for `separable`: the two steps."""
     return pointwise(depthwise(x, depthwise_kernel, stride=stride), pointwise_kernel)
 
 
 def _check(x, depthwise_kernel, pointwise_kernel, stride):
     if x.ndim != 4:
-        raise ValueError(f"x is [N, H, W, C], got {list(x.shape)}")
+        raise ValueError(f"x must be [N, H, W, C], got {list(x.shape)}")
     k, channels = depthwise_kernel.shape[0] if depthwise_kernel.ndim else 0, x.shape[-1]
     if depthwise_kernel.ndim != 4 or depthwise_kernel.shape[:3] != (k, k, channels):
         raise ValueError(
-            f"the depthwise kernel for x {list(x.shape)} is [k, k, {channels}, m], "
+            f"the depthwise kernel for x {list(x.shape)} must be [k, k, {channels}, m], "
             f"got {list(depthwise_kernel.shape)}"
         )
     between = channels * depthwise_kernel.shape[3]
     if pointwise_kernel.ndim != 2 or pointwise_kernel.shape[0] != between:
         raise ValueError(
-            f"the pointwise kernel after depthwise {list(depthwise_kernel.shape)} is [{between}, C_out], "
-            f"got {list(pointwise_kernel.shape)}"
+            f"the pointwise kernel after depthwise {list(depthwise_kernel.shape)} must be "
+            f"[{between}, C_out], got {list(pointwise_kernel.shape)}"
         )
     if stride < 1:
         raise ValueError(f"stride must be at least 1, got {stride}")
