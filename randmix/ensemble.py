@@ -196,7 +196,7 @@ def _suited(config: ConfigDict) -> bool:
 
 
 def _common_ground(workdir: epath.Path) -> list[int]:
-    """Returns the steps that a run can start from: [0] if nothing is saved, [] if none is intact."""
+    """Returns the steps a run can start from: [0] if nothing is saved, [] if none is intact."""
     if (workdir / artifacts.RESULT).exists():
         return []
     with Checkpoints(workdir) as checkpoints:
