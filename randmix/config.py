@@ -44,8 +44,8 @@ def default(model: str = "convmixer") -> ConfigDict:
             # Seed of the initial weights, the data order and every augmentation, 0 to 2**32 - 1.
             "seed": 0,
             # What is trained: `groups` if set, else `train` if set, else `mode`.
-            # Paper's mode: "full" trains everything, "chans" everything but the spatial filters,
-            # "space" everything but the channel mixing.
+            # The paper's mode: "full" trains everything, "chans" all but the spatial filters,
+            # "space" all but the channel mixing.
             "mode": "chans",
             # Selector of the trained parameters, such as "~role('spatial')"; see randmix/masks.
             "train": config_dict.placeholder(str),
