@@ -1,8 +1,8 @@
-"""Know before you pay: what the steps of a run need on a Cloud TPU slice, told by compiling them for it.
+"""Memory, time and communication of a run's steps on a Cloud TPU slice, by compiling ahead of time.
 
-`libtpu` holds the TPU's compiler and needs no TPU to run it (`pip install "jax[tpu]"`). The programs are
-those that training jits, lowered for the slice's devices from shapes alone: no data
-set is read and no array is made. Settings of ``host.only_compile_for_tpu`` must precede JAX.
+`libtpu` contains the TPU compiler and runs without a TPU (`pip install "jax[tpu]"`). The programs
+are the ones that training jits, lowered for the slice's devices from shapes alone: no data set is
+read and no array is created. Call ``host.only_compile_for_tpu`` before importing JAX.
 """
 
 import collections
@@ -25,7 +25,7 @@ from randmix.tpu import Slice
 
 FILE = "compile.json"
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-# An instruction of the compiled text, not a use of its result; an asynchronous one counts at its start.
+# Matches an instruction, not a use of its result; an asynchronous one counts where it starts.
 _COLLECTIVE = re.compile(rf"^.* = .* ({'|'.join(_COLLECTIVES)})(?:-start)?\(", re.MULTILINE)
 _OUT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED: .*?\D([\d.]+)([KMG])\b")
 _GIB = 2**30
@@ -35,21 +35,21 @@ _TRIALS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Needs:
-    """What one step needs of every chip of a slice.
+    """Requirements of one step on each chip of a slice.
 
     Attributes:
-        memory_bytes: state, data, results, temporaries and the program itself, what is donated counted once; of
-            a step that doesn't fit what the compiler says it would take.
-        limit_bytes: what a chip has for them.
-        compile_seconds: on this machine.
-        temporary_bytes: of memory_bytes, what only lives while the step runs. This and what follows is None if
-            the step doesn't fit.
-        flops: floating-point operations, as XLA counts them.
-        bytes_accessed: what all instructions read and write, as XLA counts it: also what they find in the chip's
-            own VMEM, and the copies there.
-        collectives: how many exchanges between chips there are, by kind.
-        seconds: flops or bytes_accessed at the chip's peak, whichever takes longer: about as fast as the step
-            can be, and no promise.
+        memory_bytes: state, data, results, temporaries and the program itself; donated buffers
+            count once. For a step that doesn't fit, the compiler's estimate.
+        limit_bytes: memory available to a program on one chip.
+        compile_seconds: compile time on this machine.
+        temporary_bytes: the part of memory_bytes that is only live while the step runs. This
+            and the following attributes are None if the step doesn't fit.
+        flops: floating-point operations, as counted by XLA.
+        bytes_accessed: bytes that all instructions read and write, as counted by XLA; this
+            includes accesses to the chip's own VMEM and copies into it.
+        collectives: number of exchanges between chips, by kind.
+        seconds: the time for flops or bytes_accessed at the chip's peak, whichever is longer:
+            roughly a lower bound on the step time, not a prediction.
     """
 
     memory_bytes: int
@@ -63,23 +63,25 @@ class Needs:
 
     @property
     def fits(self) -> bool:
-        """Whether the compiler made a program of it."""
+        """Whether the step compiled within the chip's memory."""
         return self.flops is not None
 
 
 def report(config: ConfigDict, where: Slice, workdir: epath.PathLike) -> str:
-    """Compiles a run's steps for a slice, writes what they need into the workdir and returns it as a table.
+    """Compiles a run's steps for a slice, writes their requirements and returns them as a table.
 
-    The workdir gets ``compile.json`` and, for each step, ``compiled_NAME.txt``, XLA's text of the program.
+    Writes ``compile.json`` to the workdir and, for each step, ``compiled_NAME.txt``, XLA's text of
+    the program.
 
     Args:
-        config: of the run.
-        where: the slice.
-        workdir: the folder; it is made where it doesn't exist.
+        config: the run's config.
+        where: the slice to compile for.
+        workdir: the folder to write to; created if it doesn't exist.
 
     Raises:
-        UserError: a mistake in the config or the workdir, libtpu is missing, or a step needs more memory than a
-            chip has (the file is written, and the message says which batch would fit).
+        UserError: a mistake in the config or the workdir, libtpu is missing, or a step needs more
+            memory than a chip has (``compile.json`` is written, and the message says which batch
+            size would fit).
     """
     mesh = make_mesh(where)
     needs, texts = measure(config, mesh, where)
@@ -101,16 +103,21 @@ def report(config: ConfigDict, where: Slice, workdir: epath.PathLike) -> str:
 
 
 def make_mesh(where: Slice) -> jax.sharding.Mesh:
-    """The mesh that a run on this slice would have, of devices that are described and not there."""
+    """Returns the mesh of a run on this slice; its devices are descriptions, not real ones.
+
+    Raises:
+        UserError: libtpu is not installed.
+    """
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
             '--compile_for needs libtpu, which isn\'t installed; run `pip install "jax[tpu]"`'
         )
-    options = {"chips_per_host_bounds": (1, 1, 1)} if where.layout == "1x1" else {}
+    options: dict[str, Any] = {}
+    if where.layout == "1x1":
+        options["chips_per_host_bounds"] = (1, 1, 1)
     if where.chip.name == "v4":
-        options["chip_config_name"] = (
-            "megacore"  # a chip's two cores as one device, as on Cloud TPU
-        )
+        # One device for a chip's two cores, as on Cloud TPU.
+        options["chip_config_name"] = "megacore"
     topology = topologies.get_topology_desc(str(where), "tpu", **options)
     return sharding.make_mesh(topology.devices)
 
@@ -121,7 +128,8 @@ def measure(
     """Compiles each step of a run for the devices of a mesh.
 
     Returns:
-        What each needs, and the compiled text of those that fit, by the names of ``compiled.lower_steps``.
+        The requirements of every step, and the compiled text of those that fit, both keyed by the
+        names of ``compiled.lower_steps``.
     """
     sharding.check_batch_size(config.batch_size, mesh)
     needs, texts = {}, {}
@@ -143,13 +151,17 @@ def _compile(lowered: jax.stages.Lowered, where: Slice) -> tuple[Needs, str | No
         memory = round(float(needed[1]) * _UNITS[needed[2]])
         return Needs(memory, chip.memory_bytes, round(time.monotonic() - began, 1)), None
     seconds = time.monotonic() - began
-    cost = program.cost_analysis()
-    flops, moved, text = cost["flops"], cost["bytes accessed"], program.as_text()
+    cost, text = program.cost_analysis(), program.as_text()
+    memory = program.memory_analysis()
+    assert cost is not None
+    assert text is not None
+    assert memory is not None
+    flops, moved = cost["flops"], cost["bytes accessed"]
     needs = Needs(
         memory_bytes=compiled.memory_bytes(program),
         limit_bytes=chip.memory_bytes,
         compile_seconds=round(seconds, 1),
-        temporary_bytes=program.memory_analysis().temp_size_in_bytes,
+        temporary_bytes=memory.temp_size_in_bytes,
         flops=flops,
         bytes_accessed=moved,
         collectives=collectives(text),
@@ -159,9 +171,9 @@ def _compile(lowered: jax.stages.Lowered, where: Slice) -> tuple[Needs, str | No
 
 
 def collectives(compiled_text: str) -> dict[str, int]:
-    """How often each kind of exchange between devices stands in a compiled program.
+    r"""Counts each kind of exchange between devices in the text of a compiled program.
 
-    >>> collectives("%a = f32[8]{0} all-reduce(%x), to_apply=%add\\n%b = f32[8]{0} copy(%all-reduce.1)")
+    >>> collectives("%a = f32[] all-reduce(%x), to_apply=%add\n%b = f32[] copy(%all-reduce.1)")
     {'all-reduce': 1}
     """
     return dict(collections.Counter(_COLLECTIVE.findall(compiled_text)))
@@ -170,10 +182,10 @@ def collectives(compiled_text: str) -> dict[str, int]:
 def batch_size_that_fits(
     config: ConfigDict, mesh: jax.sharding.Mesh, where: Slice, needs: dict[str, Needs]
 ) -> int | None:
-    """A global batch, near the largest, with which the steps that are too large fit; None if none was found.
+    """Returns a global batch size, close to the largest possible, for which every step fits.
 
-    What a step needs grows at most in proportion to the batch, so its excess says by how much to shrink it. The
-    answer was compiled.
+    The memory of a step grows at most in proportion to the batch, so its excess says how far to
+    shrink it. The result has been compiled; None if no batch size was found.
     """
     batch_size = config.batch_size
     for _ in range(_TRIALS):
@@ -195,26 +207,27 @@ def batch_size_that_fits(
 
 
 def table(needs: dict[str, Needs], where: Slice, chips: int) -> str:
-    """What every step needs of a chip, a column each."""
+    """Returns the requirements of every step on one chip as a table, one column per step."""
     chip = where.chip
-    kinds = dict.fromkeys(kind for step in needs.values() for kind in step.collectives)
+    kinds = dict.fromkeys(kind for step in needs.values() for kind in step.collectives or ())
     rows = {
         "memory, GiB": lambda step: f"{step.memory_bytes / _GIB:.2f}",
-        "  of them temporary": lambda step: f"{step.temporary_bytes / _GIB:.2f}",
-        "  there are": lambda step: f"{step.limit_bytes / _GIB:.2f}",
+        "  of which temporary": lambda step: f"{step.temporary_bytes / _GIB:.2f}",
+        "  available": lambda step: f"{step.limit_bytes / _GIB:.2f}",
         "bytes moved, GB": lambda step: f"{step.bytes_accessed / 1e9:.3f}",
         "GFLOP": lambda step: f"{step.flops / 1e9:,.1f}",
         **{kind: lambda step, kind=kind: step.collectives.get(kind, 0) for kind in kinds},
         "ms at the chip's peaks": lambda step: f"{1e3 * step.seconds:.2f}",
-        "compiled in, s": lambda step: step.compile_seconds,
+        "compile time, s": lambda step: step.compile_seconds,
     }
     steps = [
-        {"a chip, a step": row} | {name: value(step) for name, step in needs.items()}
+        {"per chip and step": row} | {name: value(step) for name, step in needs.items()}
         for row, value in rows.items()
     ]
     return (
         f"{progress.table(steps)}\n{where}: {chips} chips; peaks of a chip: "
-        f"{chip.flops_per_second / 1e12:.0f} TFLOP/s in bfloat16, {chip.bytes_per_second / 1e9:.0f} GB/s ({chip.source})"
+        f"{chip.flops_per_second / 1e12:.0f} TFLOP/s in bfloat16, "
+        f"{chip.bytes_per_second / 1e9:.0f} GB/s ({chip.source})"
     )
 
 
@@ -223,11 +236,12 @@ def _does_not_fit(
 ) -> str:
     smaller = content["batch_size_that_fits"]
     advice = (
-        f"{smaller} fits" if smaller else "no smaller batch was found that fits; take larger chips"
+        f"{smaller} fits" if smaller else "no smaller batch was found that fits; use larger chips"
     )
     return (
-        f"config.batch_size: got {config.batch_size}, whose step {name!r} needs {step.memory_bytes / _GIB:.2f} GiB of "
-        f"each of the {content['chips']} chips of {where}, allowed {step.limit_bytes / _GIB:.2f}; {advice}"
+        f"config.batch_size: got {config.batch_size}, whose step {name!r} needs "
+        f"{step.memory_bytes / _GIB:.2f} GiB of each of the {content['chips']} chips of {where}, "
+        f"allowed {step.limit_bytes / _GIB:.2f}; {advice}"
     )
 
 
@@ -238,5 +252,6 @@ def _write(workdir: epath.Path, files: dict[str, str]) -> None:
             artifacts.write_atomically(workdir / name, text)
     except OSError as error:
         raise UserError(
-            f"{workdir}: can't be written ({error.strerror}); give a --workdir that you may write to"
+            f"{workdir}: can't be written ({error.strerror}); "
+            "give a --workdir that you may write to"
         ) from error

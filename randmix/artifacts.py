@@ -1,4 +1,4 @@
-"""What a run leaves behind in its folder, but for checkpoints: config, table of parameters, result."""
+"""Files of a run's workdir other than checkpoints: config, parameter table and result."""
 
 import contextlib
 import importlib.metadata
@@ -19,10 +19,9 @@ CONFIG = "config.json"
 MASKS = "masks.txt"
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
-LOCK = "train.lock"  # while a process trains
-NOT_FINITE = (
-    "not_finite.json"  # of a run that stopped so: the step, and the examples that it was given
-)
+LOCK = "train.lock"  # exists while a process trains
+# Written by a run that stopped on a non-finite step: that step and its examples.
+NOT_FINITE = "not_finite.json"
 _PACKAGES = (
     "randmix",
     "jax",
@@ -39,17 +38,18 @@ _PACKAGES = (
 def open_workdir(
     workdir: epath.Path, config: ConfigDict, summary: object
 ) -> Iterator[dict[str, Any] | None]:
-    """Makes the folder and writes config and table into it, or checks that it holds this very run.
+    """Creates the folder and writes config and table, or checks that it holds this very run.
 
-    Process 0 does, and keeps other runs out of the folder for as long as the context lasts, unless it is finished or
-    in an object store, which has no locks. Every process checks that it has the same config and sees the same folder.
+    Process 0 does this. It also locks the folder against other runs while the context lasts,
+    unless the run is finished or the folder is in an object store, which has no locks. Every
+    process checks that all have the same config and see the same folder.
 
     Yields:
-        What ``read_result`` gives.
+        The result of ``read_result``.
 
     Raises:
-        UserError: it can't be written, another process is training there, its run has another config (the differing
-            keys are named), or the processes don't agree.
+        UserError: the folder can't be written, another process is training there, it holds a run
+            with another config (the message names the keys that differ), or the processes disagree.
     """
     distributed.require_same("config", configs.to_json(config))
     with contextlib.ExitStack() as held:
@@ -65,13 +65,14 @@ def _make_workdir(
 ) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        # Before the config is looked at: of two runs that start at once one writes it and the other is refused.
+        # Before reading the config: of two runs that start at once, one writes it and the
+        # other is refused.
         if is_local(workdir) and not (workdir / RESULT).exists():
             lock = workdir / LOCK
             if not held.enter_context(locks.try_lock(lock)):
                 raise UserError(
-                    f"{workdir}: another process is training in this workdir ({locks.holder(lock)}); wait for it, or "
-                    "give another --workdir"
+                    f"{workdir}: another process is training in this workdir "
+                    f"({locks.holder(lock)}); wait for it, or give another --workdir"
                 )
         config_file = workdir / CONFIG
         if config_file.exists():
@@ -81,7 +82,8 @@ def _make_workdir(
             write_atomically(config_file, configs.to_json(config) + "\n")
     except OSError as error:
         raise UserError(
-            f"{workdir}: can't be written ({error.strerror or error}); give a --workdir that you may write to"
+            f"{workdir}: can't be written ({error.strerror or error}); "
+            "give a --workdir that you may write to"
         ) from error
     except ImportError as error:
         raise UserError(f"{workdir}: {error}; pip install 'randmix[gcs]' for gs://") from error
@@ -96,7 +98,7 @@ def _check_same_run(workdir: epath.Path, old: dict[str, Any], config: ConfigDict
 
 
 def read_config(workdir: epath.PathLike) -> ConfigDict:
-    """The config of the run in a folder; a UserError where there is none."""
+    """Returns the config of the run in a folder; raises a UserError if there is none."""
     file = epath.Path(workdir) / CONFIG
     if not file.exists():
         raise UserError(
@@ -106,18 +108,18 @@ def read_config(workdir: epath.PathLike) -> ConfigDict:
 
 
 def read_result(workdir: epath.Path) -> dict[str, Any] | None:
-    """What ``write_result`` wrote, or None where the run hasn't finished."""
+    """Returns the contents of ``result.json``, or None if the run hasn't finished."""
     file = workdir / RESULT
     return json.loads(file.read_text()) if file.exists() else None
 
 
 def write_result(workdir: epath.Path, result: dict[str, Any]) -> None:
-    """Writes the last file of a run: where it is, the run is finished."""
+    """Writes ``result.json``, the last file of a run: its presence marks the run as finished."""
     write_atomically(workdir / RESULT, json.dumps(result, indent=2) + "\n")
 
 
 def provenance(devices: list[jax.Device]) -> dict[str, Any]:
-    """Versions and devices, so that a figure can be traced to what made it."""
+    """Returns the versions and devices that produced a result."""
     return {
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in _PACKAGES},
@@ -130,15 +132,15 @@ def provenance(devices: list[jax.Device]) -> dict[str, Any]:
 
 
 def is_local(path: epath.PathLike) -> bool:
-    """Whether a path is of a file system, not of an object store like gs://."""
+    """Whether a path is on a file system rather than in an object store such as gs://."""
     return "://" not in str(path)
 
 
 def write_atomically(path: epath.PathLike, text: str) -> None:
-    """Writes a file so that a reader finds the old text or the new, never half of it."""
+    """Writes a text file so that a reader finds either the old text or the new, never a mixture."""
     path = epath.Path(path)
     if not is_local(path):
-        path.write_text(text)  # an object appears whole, and renaming would copy it
+        path.write_text(text)  # objects appear atomically, and renaming would copy them
         return
     temporary = path.parent / f"{path.name}.tmp"
     temporary.write_text(text)

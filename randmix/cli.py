@@ -1,13 +1,15 @@
-"""What all command lines of this project do alike: flags, help, one-line errors, exit statuses.
+"""Shared command-line entry point: flags, help, one-line errors and exit statuses.
 
     def main(argv: list[str]) -> int | None: ...
 
     if __name__ == "__main__":
         cli.run(main)
 
-The exit status is what `main` returns (None is 0; 75 is "stopped by a signal, start me again"), 2 for the user's mistake, 130 for Ctrl-C, 141 where nobody
-reads the output any more (`... | head`) and 1 for a bug. A mistake is one line on stderr, a bug keeps its traceback. Mistakes are `UserError`, what absl and
-ml_collections say of flags, and whatever goes wrong inside a config file.
+The exit status is what `main` returns (None means 0; 75 means "stopped by a signal, start me
+again"), 2 for a user's mistake, 130 for Ctrl-C, 141 if the reader of the output has gone
+(`... | head`), and 1 for a bug. A mistake prints one line to stderr; a bug keeps its traceback.
+Mistakes are `UserError`, flag errors from absl and ml_collections, and any failure inside a config
+file.
 """
 
 import difflib
@@ -35,18 +37,19 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     """Parses `sys.argv`, runs `main` and exits, by the rules in the module's docstring.
 
     Args:
-        main: takes [program, *positional arguments] once the flags are parsed. `--help` prints the
-          docstring of its module and the flags defined there.
+        main: called with [program, *positional arguments] after the flags are parsed. `--help`
+            prints the docstring of its module and the flags defined there.
     """
     host.leave_libtpu_alone()
     try:
         try:
-            app.run(main, flags_parser=lambda argv: parse(argv, inspect.getmodule(main)))
+            app.run(main, flags_parser=lambda argv: parse(argv, sys.modules[main.__module__]))
         finally:
-            sys.stdout.flush()  # here, where a closed pipe can still be answered
+            sys.stdout.flush()  # here a closed pipe can still be handled
     except SystemExit as end:
         if end.code == _STOPPED:
-            # All is saved and closed, and a compilation may be under way in a thread, which ends badly with Python.
+            # Everything is saved and closed. A thread may still be compiling, and Python's own
+            # shutdown would then crash.
             sys.stderr.flush()
             os._exit(_STOPPED)
         raise
@@ -57,29 +60,30 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         print("randmix: interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
-        # What is left in the buffer would raise again at exit.
+        # The remaining buffer would raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except Exception:
         traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
-        # Not sys.exit: where a save failed, Orbax's threads would keep the process for another 20 minutes.
+        # Not sys.exit: after a failed save, Orbax's threads keep the process alive for 20 minutes.
         os._exit(1)
 
 
 def parse(argv: list[str], module: ModuleType) -> list[str]:
-    """Parses the flags, config files and their overrides included.
+    """Parses the flags, including config files and their overrides.
 
     Args:
-        argv: the command line, program first; the same as `sys.argv`, where ml_collections looks.
-        module: whose docstring and flags `--help` shows.
+        argv: the command line, program first; must equal `sys.argv`, which ml_collections reads.
+        module: the module whose docstring and flags `--help` prints.
 
     Returns:
         The program and the positional arguments.
 
     Raises:
-        UserError: an unknown flag, a bad value, a config file that is missing or fails, an unknown key.
+        UserError: an unknown flag, a bad value, a missing or failing config file, or an unknown
+            key.
         SystemExit: after `--help`, with status 0.
     """
     options = argv[1 : argv.index("--")] if "--" in argv else argv[1:]
@@ -89,17 +93,15 @@ def parse(argv: list[str], module: ModuleType) -> list[str]:
     try:
         arguments = flags.FLAGS(argv)
         for name, _ in _config_files(options):
-            getattr(
-                flags.FLAGS[name].value, "is_locked", None
-            )  # an unread file raises at its first use
+            # A config file that couldn't be read raises on first use.
+            getattr(flags.FLAGS[name].value, "is_locked", None)
         if "verbosity" in flags.FLAGS and flags.FLAGS["verbosity"].using_default_value:
-            flags.FLAGS.verbosity = (
-                logging.WARNING
-            )  # else absl shows INFO: dozens of lines for each save
+            # At INFO, absl prints dozens of lines per save.
+            flags.FLAGS.verbosity = logging.WARNING
         return arguments
     except Exception as error:
         mistake = error
-    # absl and ml_collections raise a dozen types of error, so the reason is looked for here.
+    # absl and ml_collections raise a dozen error types, so find the cause here.
     for name, path in _config_files(options):
         _check_exists(path)
         _check_overrides(name, _load(name, path), options)
@@ -107,7 +109,7 @@ def parse(argv: list[str], module: ModuleType) -> list[str]:
 
 
 def help_text(module: ModuleType) -> str:
-    """The docstring of a module and the flags it defines, those of imported libraries left out."""
+    """Returns a module's docstring and the flags that it defines, without those of libraries."""
     lines = [inspect.getdoc(module) or "", "", "Flags:"]
     for flag in sorted(flags.FLAGS.get_key_flags_for_module(module), key=lambda flag: flag.name):
         default = "" if flag.default is None else f" (default: {flag.default_as_str})"
@@ -126,7 +128,7 @@ def _config_files(options: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def _check_exists(path: str) -> None:
-    """Raises unless there is such a config file; ml_collections itself would wait for its first use."""
+    """Raises a UserError if a config file is missing; ml_collections defers this to first use."""
     file = path.split(":")[0]  # the rest is get_config's argument
     if not os.path.isfile(file):
         folder = os.path.dirname(file)
@@ -138,17 +140,17 @@ def _check_exists(path: str) -> None:
 
 
 def _load(name: str, path: str):
-    """Runs a config file; what goes wrong in it becomes a UserError that names the line.
+    """Runs a config file; an error in it becomes a UserError that names the line.
 
-    Unless it went wrong in this package, called from there: that is a bug of ours, raised as it is.
+    An error raised inside this package, called from the file, is our bug and is raised unchanged.
     """
     try:
         config = config_flags.ConfigFileFlagParser(name).parse(path)
-        getattr(config, "is_locked", None)  # an OSError is kept back until something is asked
+        getattr(config, "is_locked", None)  # ml_collections defers an OSError to first use
         return config
     except Exception as error:
         file = path.split(":")[0]
-        chain = [error]  # ml_collections wraps what it catches
+        chain: list[BaseException] = [error]  # ml_collections wraps what it catches
         while inner := chain[-1].__cause__ or chain[-1].__context__:
             chain.append(inner)
         reason = next((link for link in chain if _frames_from(link, file)), chain[-1])
@@ -157,15 +159,14 @@ def _load(name: str, path: str):
             reason, UserError
         ):
             raise reason from None
-        line = (
-            frames[0].lineno if frames else getattr(reason, "lineno", None)
-        )  # a SyntaxError of the file
+        # A SyntaxError in the file has no frame there.
+        line = frames[0].lineno if frames else getattr(reason, "lineno", None)
         where = f"{file}, line {line}" if line else file
         raise UserError(f"config file {where}: {_message(reason)}") from error
 
 
 def _frames_from(error: BaseException, file: str) -> list[traceback.FrameSummary]:
-    """The frames of an error's traceback from the last one in `file` on; [] if it has none there."""
+    """Returns an error's traceback frames from the last one in `file` on; [] if none is there."""
     frames = traceback.extract_tb(error.__traceback__)
     inside = [
         i
@@ -176,14 +177,14 @@ def _frames_from(error: BaseException, file: str) -> list[traceback.FrameSummary
 
 
 def _message(error: BaseException) -> str:
-    """An exception's type and text. ml_collections nests and quotes its errors about keys: undone."""
+    """Returns an exception's type and text, without ml_collections' nesting of key errors."""
     if typo := re.search(r'Did you mean "(.+)" instead of "(.+)"', str(error)):
         return f"unknown key {typo[2]!r}; did you mean {typo[1]!r}?"
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
 def _check_overrides(name: str, config, options: list[str]) -> None:
-    """Raises for the first --name.key that isn't in the config."""
+    """Raises a UserError for the first --name.key that isn't in the config."""
     for option in options:
         match = re.match(rf"--?(?:no)?{re.escape(name)}\.([^=\[]+)", option)
         if match and match[1] not in (keys := list(_keys(config))):
@@ -192,7 +193,7 @@ def _check_overrides(name: str, config, options: list[str]) -> None:
 
 
 def _keys(config, prefix: str = "") -> Iterator[str]:
-    """All dotted keys of a ConfigDict, those of the groups themselves too."""
+    """Yields all dotted keys of a ConfigDict, including those of its groups."""
     for key in config:
         yield f"{prefix}{key}"
         if config.get_type(key) is config_dict.ConfigDict:
@@ -200,7 +201,7 @@ def _keys(config, prefix: str = "") -> Iterator[str]:
 
 
 def _flag_message(error: Exception) -> str:
-    """absl's message; with what a flag takes, where absl quotes Python's `int()`."""
+    """Returns absl's message, or the expected value where absl only quotes Python's `int()`."""
     match = re.match(r"flag --([^=\s]+)=(.*?): ", str(error), re.DOTALL)
     if match and match[1] in flags.FLAGS:
         name, value = match.groups()
@@ -213,11 +214,12 @@ def _flag_message(error: Exception) -> str:
         name, dot, _ = error.flagname.partition(".")
         if dot and name in flags.FLAGS:
             return f"--{error.flagname} changes a key of --{name}=FILE, which isn't given"
-        return f"unknown flag --{error.flagname}{_nearest(error.flagname, list(flags.FLAGS))}; see --help"
+        nearest = _nearest(error.flagname, list(flags.FLAGS))
+        return f"unknown flag --{error.flagname}{nearest}; see --help"
     return f"{error}; see --help"
 
 
 def _nearest(word: str, choices: list[str]) -> str:
-    """'; did you mean ...?' if one of the choices is near."""
+    """Returns '; did you mean ...?' if one of the choices is close."""
     nearest = difflib.get_close_matches(word, choices, n=1)
     return f"; did you mean {nearest[0]!r}?" if nearest else ""

@@ -1,4 +1,4 @@
-"""The programs that a run compiles: its train step and its eval steps, of one run or of an ensemble."""
+"""Compiled train and eval steps of a run or an ensemble."""
 
 from collections.abc import Callable, Hashable
 from functools import partial
@@ -17,10 +17,11 @@ Program = TypeVar("Program")
 
 
 class Programs:
-    """What was compiled for a run, for all that differ from it in their seed alone and are on the same devices.
+    """A cache of compiled programs for runs that differ only in their seed, on the same devices.
 
-    The seed is an argument of every program, so that those of one run serve the others. Reading them back from the
-    persistent cache instead takes half a second each, since they are traced and lowered again to be found there.
+    The seed is an argument of every program, so the programs of one run serve the others. Reading
+    them from the persistent cache instead takes half a second each, since JAX must trace and lower
+    a program to look it up.
     """
 
     def __init__(self) -> None:
@@ -28,7 +29,7 @@ class Programs:
         self._first: tuple[ConfigDict, jax.sharding.Mesh] | None = None
 
     def require_alike(self, config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
-        """Raises a ValueError for a run that isn't like the first one that this was called for."""
+        """Raises a ValueError unless a run matches the first one passed to this method."""
         if self._first is None:
             self._first = (config.copy_and_resolve_references(), mesh)
         first, devices = self._first
@@ -37,15 +38,15 @@ class Programs:
             other.append("devices")
         if other:
             raise ValueError(
-                f"these programs are of another run ({'; '.join(other)}); share them between runs that differ in their "
-                "seed only"
+                f"these programs are of another run ({'; '.join(other)}); share them between runs "
+                "that differ in their seed only"
             )
 
     def __contains__(self, name: Hashable) -> bool:
         return name in self._made
 
     def once(self, name: Hashable, make: Callable[[], Program]) -> Program:
-        """The program of a name; the first to ask for it makes it."""
+        """Returns the program of a name; the first call creates it with ``make``."""
         if name not in self._made:
             self._made[name] = make()
         return self._made[name]
@@ -58,17 +59,18 @@ def jit_train_step(
     phase: runs.Phase,
     members: int | None = None,
 ) -> TrainStep:
-    """The one place where the train step is jitted: ``(state, data, order, seed) -> (state, metrics)``.
+    """Jits the train step, ``(state, data, order, seed) -> (state, metrics)``.
 
-    The state is donated. ``data``, ``order`` and ``seed`` are as in ``loader.train_batch``.
+    The state is donated. ``data``, ``order`` and ``seed`` are as in ``loader.train_batch``. This is
+    the only place where the step is jitted.
 
     Args:
-        config: of the run.
+        config: the run's config.
         parts: from ``runs.assemble(config)``.
         mesh: the devices that share each batch.
-        phase: of ``parts``.
-        members: None for one run, or of how many an ensemble is: all but ``data`` then has a first axis of that
-            length; see ``randmix.ensemble``.
+        phase: one of ``parts.phases``.
+        members: None for a single run, or the size of an ensemble; every argument but ``data`` then
+            has a leading axis of that length. See ``randmix.ensemble``.
     """
 
     def train_step(
@@ -106,9 +108,10 @@ def jit_train_step(
 def jit_eval_steps(
     config: ConfigDict, parts: runs.Parts, mesh: jax.sharding.Mesh, members: int | None = None
 ) -> dict[str, eval_loop.EvalStep]:
-    """What an evaluation during the run takes: "eval" and, in a defended run, "eval_pgd".
+    """Jits the eval steps of a run: "eval" and, with adversarial training, "eval_pgd".
 
-    The arguments are those of ``jit_train_step``; of an ensemble the variables and the sums have its axis.
+    The arguments are those of ``jit_train_step``. In an ensemble, the variables and the sums have
+    its leading axis.
     """
     jit_eval_step = partial(
         eval_loop.jit_eval_step,
@@ -127,16 +130,17 @@ def jit_eval_steps(
 def lower_steps(
     config: ConfigDict, parts: runs.Parts, mesh: jax.sharding.Mesh, members: int | None = None
 ) -> dict[str, jax.stages.Lowered]:
-    """Every step that a run compiles, lowered from shapes alone: no data are read, nothing is computed.
+    """Lowers every step of a run from shapes alone; reads no data and computes nothing.
 
     Args:
-        config: of the run.
+        config: the run's config.
         parts: from ``runs.assemble(config)``.
-        mesh: of devices that needn't be there; see ``aot``.
+        mesh: the devices, which need not exist; see ``aot``.
         members: as in ``jit_train_step``.
 
     Returns:
-        "train" ("train_from_5" for a phase that begins after 5 steps), "eval" and, in a defended run, "eval_pgd".
+        "train" (or "train_from_5" for a phase that begins after 5 steps), "eval" and, with
+        adversarial training, "eval_pgd".
     """
 
     def stacked(tree: Any) -> Any:
@@ -163,14 +167,14 @@ def lower_steps(
 
 
 def _fgsm_samples(config: ConfigDict) -> attacks.Perturb:
-    """What training is defended with."""
+    """Returns the attack of adversarial training."""
     return partial(
         attacks.fgsm_on_share, epsilon=config.defense.epsilon / 255, share=config.defense.share
     )
 
 
 def _pgd_samples(config: ConfigDict) -> attacks.Perturb:
-    """What a defended run is also tested with."""
+    """Returns the attack of "eval_pgd"."""
     count = config.defense.pgd_steps
     return partial(
         attacks.pgd, epsilon=config.defense.epsilon / 255, steps=count, step_size=2.5 / count
@@ -178,8 +182,12 @@ def _pgd_samples(config: ConfigDict) -> attacks.Perturb:
 
 
 def memory_bytes(compiled: jax.stages.Compiled) -> int:
-    """What a compiled program needs of each device: arguments, results, temporaries and itself, donated ones once."""
+    """Per-device memory of a compiled program, in bytes.
+
+    Sums arguments, results, temporaries and the program itself; donated buffers count once.
+    """
     memory = compiled.memory_analysis()
+    assert memory is not None
     return (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes

@@ -1,7 +1,7 @@
-"""Every key that a config has, with its default, in one visible place; and what makes two configs the same run.
+"""Every config key with its default, and the rule by which two configs describe the same run.
 
-A config file defines ``get_config()``, which starts from ``default()`` and sets what differs. The dict is
-locked and typed: a key that isn't here is an error, in a file as on the command line.
+A config file defines ``get_config()``, which starts from ``default()`` and sets what differs. The
+dict is locked and typed: an unknown key is an error, in a file as on the command line.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, config_dict
 
 from randmix.errors import UserError, check_choice
 
-# Keys that change what is shown or where data lie, never what is learned.
+# Keys that change what is shown or where data lie, but never what is learned.
 DISPLAY_KEYS = frozenset(
     {
         "log_every",
@@ -33,144 +33,213 @@ def default(model: str = "convmixer") -> ConfigDict:
     """Returns a locked config with every key of a run, for one model.
 
     Args:
-        model: a key of ``MODEL_KEYS``, whose keys ``config.model`` then holds.
+        model: a key of ``MODEL_KEYS``; its entry becomes ``config.model``.
+
+    Raises:
+        UserError: an unknown model; the message suggests the nearest name.
     """
     check_choice("config.model.name", model, MODEL_KEYS)
     return ConfigDict(
         {
-            # One seed decides the initial weights, the order of the data and every augmentation.
+            # Seed of the initial weights, the data order and every augmentation, 0 to 2**32 - 1.
             "seed": 0,
-            # What is trained: `groups` over `train` over `mode`, the first that is set.
-            "mode": "chans",  # full | chans | space
-            "train": config_dict.placeholder(
-                str
-            ),  # a selector, "~role('spatial')"; see randmix/masks
-            "groups": config_dict.placeholder(
-                tuple
-            ),  # (label, selector, settings), ...; see randmix/groups.py
-            "task": "classification",  # classification | unshuffling
-            # unshuffling: which pixels change places. Not the seed, so that runs of several seeds have one task.
+            # What is trained: `groups` if set, else `train` if set, else `mode`.
+            # The paper's mode: "full" trains everything, "chans" all but the spatial filters,
+            # "space" all but the channel mixing.
+            "mode": "chans",
+            # Selector of the trained parameters, such as "~role('spatial')"; see randmix/masks.
+            "train": config_dict.placeholder(str),
+            # Trained groups, each (label, selector, settings); see randmix/groups.py.
+            "groups": config_dict.placeholder(tuple),
+            # "classification", or "unshuffling": restore images whose pixels were permuted.
+            "task": "classification",
+            # Seed of unshuffling's pixel permutation, 0 to 2**32 - 1. It is separate from `seed` so
+            # that runs with several seeds share one task.
             "permutation_seed": 0,
             "model": {"name": model} | MODEL_KEYS[model],
             "data": {
-                "name": "digits",  # None in the workdir of a converted model without a data set
-                "data_dir": config_dict.placeholder(
-                    str
-                ),  # TFDS's own default: ~/tensorflow_datasets
-                "subset": 1.0,  # the share of the training set that is used, from its beginning
-                # The share of those that is held out, from their end: the checkpoint that is best on them is kept too.
+                # Name of the data set; None only for converted weights without a data set.
+                "name": "digits",
+                # Folder of the prepared data sets. Default: TFDS's own, ~/tensorflow_datasets.
+                "data_dir": config_dict.placeholder(str),
+                # Fraction of the training set to use, from its start, in (0, 1].
+                "subset": 1.0,
+                # Fraction of that subset to hold out, from its end, in [0, 1). The checkpoint that
+                # scores best on the held-out examples is also kept.
                 "validation": 0.0,
                 # Augmentation of training images, in this order; see randmix/data/augment.
-                "crop_padding": 0,  # pixels of zero padding for a random crop; 0: no crop
-                "crop_scale": 1.0,  # random resized crop: the least share of the area; 1: no such crop
-                "crop_aspect": 4 / 3,  # random resized crop: the largest aspect ratio; 1: square
-                "flip": False,  # random horizontal flip
-                # "": none | timm's "rand-m9-mstd0.5-inc1", two operations or n3 | "torchvision-n2-m12"
+                # Zero padding of a random crop, in pixels; 0 disables the crop.
+                "crop_padding": 0,
+                # Smallest area of a random resized crop, as a fraction of the image in (0, 1];
+                # 1 disables the crop.
+                "crop_scale": 1.0,
+                # Largest aspect ratio of a random resized crop, 1 (square) or more.
+                "crop_aspect": 4 / 3,
+                # Flip images horizontally with probability 1/2.
+                "flip": False,
+                # RandAugment policy: timm's, such as "rand-m9-mstd0.5-inc1" (two operations, or n3
+                # for three), or "torchvision-n2-m12"; "" disables it.
                 "randaugment": "",
-                "color_jitter": 0.0,  # brightness, contrast, saturation by 1 - this to 1 + this; 0: none
-                # Mixing changes labels too; training accuracy then counts the label that has more of the image.
-                "mixup": 0.0,  # alpha; 0: none
-                "cutmix": 0.0,  # alpha; 0: none
-                "mix_probability": 1.0,  # that a batch is mixed
-                "mix_switch_probability": 0.5,  # that it is by cutmix, where both alphas are set
-                "random_erasing": 0.0,  # probability that a rectangle of the image becomes noise
-                # Photographs that are read while training goes on: imagenet2012, imagefolder/NAME.
-                "image_size": 224,  # pixels a side that the model is shown
-                "eval_crop": 0.96,  # the share of the shorter side that evaluation sees
-                "decoder": "auto",  # auto | simplejpeg | pillow; auto: simplejpeg where it is installed
-                "workers": 0,  # threads that decode, on each host; 0: one a core
-                "corrupt": "fatal",  # fatal | skip: what a damaged image is; each is named
+                # Brightness, contrast and saturation factors are drawn from [1 - this, 1 + this];
+                # 0 disables it.
+                "color_jitter": 0.0,
+                # Mixing also changes labels; training accuracy then counts the label of the image
+                # that contributes more.
+                # Alpha of mixup's beta distribution, 0 or more; 0 disables mixup.
+                "mixup": 0.0,
+                # Alpha of CutMix's beta distribution, 0 or more; 0 disables CutMix.
+                "cutmix": 0.0,
+                # Probability that a batch is mixed, 0 to 1.
+                "mix_probability": 1.0,
+                # Probability that a mixed batch uses CutMix if both alphas are set, 0 to 1.
+                "mix_switch_probability": 0.5,
+                # Probability that a rectangle of an image is replaced by noise, 0 to 1.
+                "random_erasing": 0.0,
+                # The rest of `data` applies to photographs, which are decoded during training:
+                # imagenet2012 and imagefolder/NAME.
+                # Side of the model's input, in pixels.
+                "image_size": 224,
+                # Fraction of an image's shorter side that evaluation crops to, in (0, 1].
+                "eval_crop": 0.96,
+                # JPEG decoder: "simplejpeg", "pillow", or "auto" (simplejpeg if it is installed).
+                "decoder": "auto",
+                # Decoding threads per host; 0 means one per core.
+                "workers": 0,
+                # "fatal" stops at a damaged image, "skip" skips it; both name the file.
+                "corrupt": "fatal",
             },
-            "batch_size": 128,  # global: over all devices of all hosts
+            # Global batch size, over all devices of all hosts, 1 or more.
+            "batch_size": 128,
+            # Length of the run in epochs, more than 0; ignored if `steps` is set.
             "epochs": 10.0,
-            "steps": config_dict.placeholder(int),  # overrides epochs
+            # Length of the run in steps, 1 or more; overrides `epochs`.
+            "steps": config_dict.placeholder(int),
+            # Share of each target that is spread evenly over all classes, in [0, 1).
             "label_smoothing": 0.0,
-            "defense": {  # training on FGSM samples (section 4.3.1)
-                "epsilon": 0.0,  # how far each pixel moves, in 1/255; 0: no such training
-                "share": 1.0,  # of every batch
-                # Such training may learn to withstand FGSM and nothing else, so that each evaluation has PGD too.
+            # Adversarial training on FGSM samples (paper, section 4.3.1).
+            "defense": {
+                # Change of each pixel, in 1/255, 0 to 255; 0 disables adversarial training.
+                "epsilon": 0.0,
+                # Fraction of each batch that is attacked, in (0, 1].
+                "share": 1.0,
+                # FGSM training may yield resistance to FGSM alone, so each evaluation of such a run
+                # also measures PGD.
+                # Steps of that PGD, 1 or more.
                 "pgd_steps": 10,
-                "pgd_examples": 512,  # the first ones of the test split
+                # Number of examples, from the start of the test split, for that PGD, 1 or more.
+                "pgd_examples": 512,
             },
             "optimizer": {
-                "name": "adamw",  # adamw | sgd
-                "learning_rate": 0.01,  # at the schedule's height
-                "weight_decay": 0.0,  # on kernels only
-                "clip_norm": 0.0,  # over all trainable gradients at once; 0: no clipping
-                "b1": 0.9,  # adamw
-                "b2": 0.999,  # adamw
-                "eps": 1e-8,  # adamw
-                "momentum": 0.9,  # sgd
-                "nesterov": True,  # sgd
+                # "adamw" or "sgd".
+                "name": "adamw",
+                # Peak learning rate of the schedule.
+                "learning_rate": 0.01,
+                # Weight decay, applied to kernels only (not to biases or normalization).
+                "weight_decay": 0.0,
+                # Largest global norm of all trainable gradients together; 0 disables clipping.
+                "clip_norm": 0.0,
+                # AdamW's decay rates of the first and second moments, and its epsilon.
+                "b1": 0.9,
+                "b2": 0.999,
+                "eps": 1e-8,
+                # SGD's momentum (0 disables it), and whether it is Nesterov's.
+                "momentum": 0.9,
+                "nesterov": True,
             },
             "schedule": {
-                "name": "linear",  # linear | step | cosine | constant
-                # linear: (share of the run, multiple of learning_rate), straight lines between.
-                # These are the points of the ConvMixer repository.
+                # Learning-rate schedule: "linear", "step", "cosine" or "constant".
+                "name": "linear",
+                # linear: (fraction of the run, multiple of learning_rate) points, interpolated
+                # linearly. The default is the ConvMixer repository's.
                 "points": ((0.0, 0.0), (0.4, 1.0), (0.8, 0.05), (1.0, 0.0)),
-                "boundaries": (0.5, 0.75),  # step: shares of the run after which it is multiplied
-                "factor": 0.1,  # step
-                "warmup": 0.0,  # cosine: the share of the run that rises linearly from zero
+                # step: fractions of the run after which the rate is multiplied by `factor`.
+                "boundaries": (0.5, 0.75),
+                # step: the multiplier at each boundary.
+                "factor": 0.1,
+                # cosine: fraction of the run with linear warm-up from zero, 0 to 1.
+                "warmup": 0.0,
             },
-            "log_every": 50,  # steps
-            "eval_every": 500,  # steps; the end is always evaluated
-            "checkpoint_every": 500,  # steps; the end is always saved
-            "tensorboard": True,  # events in the workdir, for `tensorboard --logdir=runs`
-            "wandb_project": config_dict.placeholder(
-                str
-            ),  # also log to Weights & Biases, under this project
-            "precision": "float32",  # float32 | bfloat16: the arithmetic; parameters stay float32
+            # Steps between log lines, 1 or more.
+            "log_every": 50,
+            # Steps between evaluations, 1 or more; the last step is always evaluated.
+            "eval_every": 500,
+            # Steps between checkpoints, 1 or more; the last step is always saved.
+            "checkpoint_every": 500,
+            # Write TensorBoard events to the workdir, for `tensorboard --logdir=runs`.
+            "tensorboard": True,
+            # Weights & Biases project to log to as well; None logs to none.
+            "wandb_project": config_dict.placeholder(str),
+            # Arithmetic of the model: "float32" or "bfloat16"; parameters are always float32.
+            "precision": "float32",
         }
     ).lock()
 
 
-# What every model has.
+# The keys of every model.
 _MODEL_KEYS = {
-    "filters": "random",  # random | same | box | identity | smoothed: what the depthwise filters start from
-    "smoothing_index": 0.0,  # smoothed: how strongly
-    "smoothing_keep_norm": True,  # smoothed: keep each filter's L2 norm
-    "depthwise_method": "auto",  # auto | grouped | shift_sum; see randmix/ops/depthwise.py
-    "remat": False,  # compute each block again on the way back: less memory, more time
-    "scan": False,  # one scan over blocks that are equal: compiles in a time that depth doesn't change
-    "mean": (),  # normalisation, a number a channel, images in [0, 1]; (): none
+    # Initial depthwise filters: "random", "same", "box", "identity" or "smoothed".
+    "filters": "random",
+    # smoothed: strength of the smoothing, 0 or more.
+    "smoothing_index": 0.0,
+    # smoothed: keep the L2 norm of each filter.
+    "smoothing_keep_norm": True,
+    # Depthwise algorithm: "auto", "grouped" or "shift_sum"; see randmix/ops/depthwise.py.
+    "depthwise_method": "auto",
+    # Recompute each block in the backward pass: less memory, more time.
+    "remat": False,
+    # Scan over equal blocks, so that compile time doesn't grow with depth.
+    "scan": False,
+    # Normalization of images in [0, 1], one number per channel; () disables it.
+    "mean": (),
     "std": (),
 }
 
 MODEL_KEYS = {
     "convmixer": {
-        "width": 64,  # channels
-        "depth": 4,  # blocks
-        "kernel_size": 5,  # of the depthwise filters
-        "patch_size": 1,  # side and stride of the stem's patches
-        "activation": "gelu",  # gelu | relu
+        # Number of channels.
+        "width": 64,
+        # Number of blocks.
+        "depth": 4,
+        # Side of the depthwise filters, in pixels.
+        "kernel_size": 5,
+        # Side and stride of the stem's patches, in pixels.
+        "patch_size": 1,
+        # "gelu" or "relu".
+        "activation": "gelu",
         **_MODEL_KEYS,
     },
-    # The published models: their names fix the rest.
+    # Published models, whose names fix the remaining keys.
     "convmixer_1536_20": _MODEL_KEYS,
     "convmixer_768_32": _MODEL_KEYS,
     "convmixer_1024_20": _MODEL_KEYS,
     "resnet": {
-        "width": 16,  # channels of the first stage
-        "depth": 3,  # blocks a stage
-        "kernel_size": 3,  # of the depthwise filters, but for the imagenet stem's
-        "multiplier": 9,  # depthwise filters a channel
-        "between": "none",  # none | relu | bn | bn_relu: what stands between depthwise and pointwise
-        "stem": "cifar",  # cifar: 3 stages | imagenet: 7 x 7 of stride 2, max pool, 4 stages
+        # Number of channels in the first stage.
+        "width": 16,
+        # Number of blocks per stage.
+        "depth": 3,
+        # Side of the depthwise filters, in pixels; the imagenet stem has its own.
+        "kernel_size": 3,
+        # Number of depthwise filters per channel.
+        "multiplier": 9,
+        # Layers between depthwise and pointwise: "none", "relu", "bn" or "bn_relu".
+        "between": "none",
+        # "cifar" has 3 stages; "imagenet" has a stride-2 7 x 7 stem, max pooling and 4 stages.
+        "stem": "cifar",
         **_MODEL_KEYS,
     },
 }
 
 
 def vary(config: ConfigDict, variant: str, variants: Mapping[str, Mapping[str, Any]]) -> ConfigDict:
-    """Makes a config one of its variants, which ``--config=configs/NAME.py:VARIANT`` asks for.
+    """Applies one of a config's variants, as selected by ``--config=configs/NAME.py:VARIANT``.
 
     Args:
-        config: as it is without a variant; changed and returned.
+        config: the config without a variant; modified in place and returned.
         variant: a key of ``variants``.
-        variants: name -> what differs, with dotted keys.
+        variants: name -> the values that differ, with dotted keys.
 
     Raises:
-        UserError: there is no such variant; it names the nearest.
+        UserError: an unknown variant; the message suggests the nearest name.
     """
     check_choice("variant", variant, variants)
     config.update_from_flattened_dict(variants[variant])
@@ -178,7 +247,7 @@ def vary(config: ConfigDict, variant: str, variants: Mapping[str, Mapping[str, A
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns ``{"model.width": 64, ...}``, tuples as lists, as JSON would give them back."""
+    """Returns ``{"model.width": 64, ...}``, with tuples as lists, as in JSON."""
     flat = {}
     for key, value in json.loads(to_json(config)).items():
         name = f"{prefix}{key}"
@@ -187,22 +256,22 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def to_json(config: Mapping[str, Any]) -> str:
-    """The config as JSON text, keys sorted."""
+    """Returns the config as JSON text with sorted keys."""
     plain = config.to_dict() if isinstance(config, ConfigDict) else config
     return json.dumps(plain, indent=2, sort_keys=True)
 
 
 def from_json(text: str) -> ConfigDict:
-    """The config that ``to_json`` wrote: defaults for the model's family, then the saved values."""
+    """Reads a config written by ``to_json``; missing keys get the defaults of its model."""
     saved = json.loads(text)
     config = default(saved["model"]["name"])
-    with config.ignore_type():  # placeholders: None or a value
+    with config.ignore_type():  # placeholders hold None or a value
         config.update(_lists_to_tuples(saved))
     return config
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:
-    """Eight hex digits that name the run: equal for configs that differ in display keys only."""
+    """Returns eight hex digits that identify the run; display keys don't affect them."""
     text = json.dumps(
         {k: v for k, v in flatten(config).items() if k not in DISPLAY_KEYS}, sort_keys=True
     )
@@ -210,14 +279,16 @@ def fingerprint(config: Mapping[str, Any]) -> str:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Lists ``"key: old -> new"`` for every key in which two configs are different runs."""
-    old, new = flatten(old), flatten(new)
-    keys = sorted((old.keys() | new.keys()) - DISPLAY_KEYS)
-    return [f"{k}: {old.get(k)!r} -> {new.get(k)!r}" for k in keys if old.get(k) != new.get(k)]
+    """Lists ``"key: old -> new"`` for every key that makes two configs different runs."""
+    before, after = flatten(old), flatten(new)
+    keys = sorted((before.keys() | after.keys()) - DISPLAY_KEYS)
+    return [
+        f"{k}: {before.get(k)!r} -> {after.get(k)!r}" for k in keys if before.get(k) != after.get(k)
+    ]
 
 
 def check(config: ConfigDict) -> None:
-    """Raises a UserError for a value that no run could have; names are checked where they are looked up."""
+    """Raises a UserError for a value out of range; names are checked where they are looked up."""
     for key in ("batch_size", "log_every", "eval_every", "checkpoint_every"):
         _check_range(f"config.{key}", config[key], config[key] >= 1, "1 or more")
     if config.steps is not None:
@@ -234,14 +305,14 @@ def check(config: ConfigDict) -> None:
     )
     validation = config.data.validation
     _check_range(
-        "config.data.validation", validation, 0 <= validation < 1, "0 up to, not including, 1"
+        "config.data.validation", validation, 0 <= validation < 1, "0 or more, less than 1"
     )
     _check_reading(config.data)
     _check_range(
         "config.label_smoothing",
         config.label_smoothing,
         0 <= config.label_smoothing < 1,
-        "0 up to, not including, 1",
+        "0 or more, less than 1",
     )
     _check_defense(config)
     if config.task == "unshuffling":
@@ -282,7 +353,7 @@ def _check_defense(config: ConfigDict) -> None:
 
 
 def _check_no_mixing(config: ConfigDict, other: str) -> None:
-    """Refuses what gives an image two labels or values outside of [0, 1]."""
+    """Refuses augmentation that gives an image two labels or values outside [0, 1]."""
     for key in ("mixup", "cutmix", "random_erasing"):
         _check_range(
             f"config.data.{key}", config.data[key], config.data[key] == 0, f"0 with {other}"
@@ -290,12 +361,16 @@ def _check_no_mixing(config: ConfigDict, other: str) -> None:
 
 
 def total_steps(config: ConfigDict, train_examples: int) -> int:
-    """The number of training steps: ``steps``, else ``epochs`` times the whole batches in an epoch."""
+    """Returns the number of steps: ``steps``, or ``epochs`` times the full batches per epoch.
+
+    Raises:
+        UserError: the batch is larger than the training set.
+    """
     per_epoch = train_examples // config.batch_size
     if not per_epoch:
         raise UserError(
-            f"config.batch_size: got {config.batch_size}, allowed up to the {train_examples} training examples; "
-            "set a smaller one"
+            f"config.batch_size: got {config.batch_size}, allowed up to the {train_examples} "
+            "training examples; set a smaller one"
         )
     return config.steps if config.steps is not None else max(1, round(config.epochs * per_epoch))
 

@@ -1,7 +1,7 @@
-"""One run on several hosts: starting jax.distributed, and what its processes must agree on.
+"""Multi-host runs: starting jax.distributed, and agreement between its processes.
 
-Every process runs the same program over the devices of all. `start` precedes any other use of JAX; where a single
-process runs, everything here does nothing.
+Every process runs the same program over the devices of all processes. Call `start` before any other
+use of JAX. With a single process, nothing here has any effect.
 """
 
 import contextlib
@@ -18,11 +18,11 @@ from etils import epath
 
 from randmix.errors import UserError
 
-flags.disclaim_key_flags()  # they belong to the program that asks for them, and to its --help
+flags.disclaim_key_flags()  # the flags belong to the program that defines them, and its --help
 
 _FLAGS = ("coordinator", "num_processes", "process_id")
 _ADDRESS = re.compile(r".+:\d{1,5}")
-_LONGEST = 2048  # bytes of a text that processes exchange
+_LONGEST = 2048  # bytes of text that processes exchange
 
 
 def define_flags() -> None:
@@ -30,53 +30,55 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "coordinator",
         None,
-        "HOST:PORT of process 0, with --num_processes and --process_id: this is one of several processes. Default: "
-        "found out on Cloud TPU, SLURM, GKE and Open MPI; elsewhere one process.",
+        "HOST:PORT of process 0. With --num_processes and --process_id, this process is one of "
+        "several. Default: detected on Cloud TPU, SLURM, GKE and Open MPI; a single process "
+        "elsewhere.",
     )
-    flags.DEFINE_integer("num_processes", None, "How many processes there are.", lower_bound=1)
-    flags.DEFINE_integer("process_id", None, "Which one this is, from 0.", lower_bound=0)
+    flags.DEFINE_integer("num_processes", None, "Number of processes.", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "Number of this process, from 0.", lower_bound=0)
     flags.DEFINE_integer(
         "heartbeat_timeout",
         60,
-        "Seconds without a sign of life after which a process counts as dead, and the others end.",
+        "Seconds without a heartbeat after which a process counts as dead and the others exit.",
         lower_bound=1,
     )
 
 
 def start(*, saves_when_stopped: bool) -> None:
-    """Starts jax.distributed if this is one of several processes; only process 0 then prints.
+    """Starts jax.distributed if this is one of several processes; then only process 0 prints.
 
     Args:
-        saves_when_stopped: whether the program asks `preemption.StopSignals`. SIGTERM then no longer ends the
-            process: JAX tells all of them which step to stop at.
+        saves_when_stopped: whether the program uses `preemption.StopSignals`. SIGTERM then no
+            longer ends the process; JAX tells all processes at which step to stop.
 
     Raises:
         UserError: the flags contradict each other.
     """
     arguments = _explicit(*(flags.FLAGS[name].value for name in _FLAGS))
-    import jax  # after the flags: a mistake in them is told at once
+    import jax  # after the flags, so that a mistake in them is reported at once
 
     if arguments is None and _started_as_one_of_several(os.environ):
-        arguments = {}  # JAX finds out
+        arguments = {}  # JAX detects them
     if arguments is None:
         return
     jax.config.update("jax_enable_preemption_service", saves_when_stopped)
     jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=flags.FLAGS.heartbeat_timeout)
     if not is_primary():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (to the end of the process)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)
 
 
 def _explicit(
     coordinator: str | None, num_processes: int | None, process_id: int | None
 ) -> dict | None:
-    """The arguments of jax.distributed.initialize that the flags give; None without them."""
+    """Returns the arguments of jax.distributed.initialize set by flags; None if no flag is set."""
     given = dict(zip(_FLAGS, (coordinator, num_processes, process_id), strict=True))
     missing = [name for name, value in given.items() if value is None]
     if len(missing) == len(given):
         return None
-    if missing:
+    if coordinator is None or num_processes is None or process_id is None:
         raise UserError(
-            f"--{missing[0]} is missing; give all of --coordinator, --num_processes and --process_id, or none"
+            f"--{missing[0]} is missing; give all of --coordinator, --num_processes and "
+            "--process_id, or none"
         )
     if not _ADDRESS.fullmatch(coordinator):
         raise UserError(
@@ -93,22 +95,23 @@ def _explicit(
 
 
 def _started_as_one_of_several(environment: Mapping[str, str]) -> bool:
-    """Whether to let JAX find the other processes, by the variables of the launchers that it knows.
+    """Whether to let JAX find the other processes, judging by the launchers' variables.
 
-    JAX itself looks at fewer of them, and would wait for processes that never come in an interactive SLURM shell
-    (whose allocation has several tasks, but whose step has one) or fail in a notebook's pod on Kubernetes.
-    JAX must be imported.
+    JAX checks fewer variables. In an interactive SLURM shell, where the allocation has several
+    tasks but the step has one, it would wait for processes that never start; in a notebook's pod on
+    Kubernetes it would fail. JAX must already be imported.
     """
     if "SLURM_STEP_NODELIST" in environment and "SLURM_PROCID" in environment:
         return _number(environment, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS") > 1
     if "OMPI_MCA_orte_hnp_uri" in environment:
         return _number(environment, "OMPI_COMM_WORLD_SIZE") > 1
     platforms = environment.get("JAX_PLATFORMS", "")
-    # JAX sets the variable as it is imported where there is no TPU chip.
+    # JAX sets this variable on import if there is no TPU chip.
     if "TPU_SKIP_MDS_QUERY" not in environment and (not platforms or "tpu" in platforms):
         hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
         several_slices = _number(environment, "MEGASCALE_NUM_SLICES") > 1
-        # GKE lists the hosts. A Cloud TPU VM asks its metadata server, and one host alone is fine there.
+        # GKE lists the hosts. A Cloud TPU VM asks its metadata server, which also works for a
+        # single host.
         return several_slices or hosts is None or "," in hosts
     return (
         "JOB_COMPLETION_INDEX" in environment and importlib.util.find_spec("kubernetes") is not None
@@ -116,12 +119,12 @@ def _started_as_one_of_several(environment: Mapping[str, str]) -> bool:
 
 
 def _number(environment: Mapping[str, str], *names: str) -> int:
-    """The first of the variables that is set, as a number; 1 without."""
+    """Returns the first variable that is set, as an integer; 1 if none is."""
     return next((int(environment[name]) for name in names if environment.get(name)), 1)
 
 
 def is_primary() -> bool:
-    """Whether this is process 0, the one that writes files and prints."""
+    """Whether this is process 0, which writes files and prints."""
     import jax
 
     return jax.process_index() == 0
@@ -129,7 +132,7 @@ def is_primary() -> bool:
 
 @contextlib.contextmanager
 def shared_errors() -> Iterator[None]:
-    """A UserError in the body, on any process, is raised on all: none is left waiting for another.
+    """Raises a UserError from any process's body on all processes, so that none waits for another.
 
     Every process must enter, and the body must not wait for other processes.
     """
@@ -150,24 +153,25 @@ def require_same(what: str, text: str) -> None:
     """Raises a UserError on all processes unless `text` is the same on all.
 
     Args:
-        what: for the message, "config".
-        text: of any length.
+        what: the name of the text in the message, such as "config".
+        text: a text of any length.
     """
     first, *others = _gather(hashlib.sha256(text.encode()).hexdigest())
     for process, other in enumerate(others, start=1):
         if other != first:
             raise UserError(
-                f"process {process} has another {what} than process 0; give the same command on all hosts"
+                f"process {process} has another {what} than process 0; "
+                "give the same command on all hosts"
             )
 
 
 def require_shared(folder: epath.Path) -> None:
-    """Raises a UserError on all processes unless all see the same folder, which exists on process 0."""
+    """Raises a UserError on all processes unless all see process 0's folder, which must exist."""
     import jax
 
     if jax.process_count() == 1:
         return
-    # A name that was never looked up: network file systems remember for seconds that a file wasn't there.
+    # A fresh name: network file systems cache for seconds that a file wasn't there.
     mark = folder / f".seen-by-all-{uuid.uuid4().hex if is_primary() else ''}"
     if is_primary():
         mark.write_text("")
@@ -176,8 +180,8 @@ def require_shared(folder: epath.Path) -> None:
         with shared_errors():
             if not mark.exists():
                 raise UserError(
-                    f"{folder}: isn't the folder that process 0 sees under this name; give a --workdir that all "
-                    "hosts share, on a network file system or gs://"
+                    f"{folder}: isn't the folder that process 0 sees under this name; give a "
+                    "--workdir that all hosts share, on a network file system or gs://"
                 )
     finally:
         if is_primary():
@@ -185,7 +189,7 @@ def require_shared(folder: epath.Path) -> None:
 
 
 def _gather(text: str) -> list[str]:
-    """The text of every process, by its number; cut after `_LONGEST` bytes."""
+    """Returns every process's text, in process order, each cut after `_LONGEST` bytes."""
     import jax
     import numpy as np
     from jax.experimental import multihost_utils

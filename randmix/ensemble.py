@@ -1,8 +1,9 @@
-"""Runs that differ only in their seed, trained as one program: the loop of ``train``, vmapped over the seed.
+"""Training of several seeds as one program: the loop of ``train``, vmapped over the seed.
 
-A small model leaves most of an accelerator idle; several of them in one program don't. Every member is a run of its
-own, with its own initial values, data order and augmentation, and its own workdir, in which it leaves what it would
-leave alone. It follows the lone run to rounding, not bit for bit: XLA adds in another order in the larger program.
+A small model leaves most of an accelerator idle; several models in one program use it. Each member
+is a separate run, with its own initial values, data order, augmentation and workdir, to which it
+writes the same files as a single run. It matches the single run up to rounding, not bit for bit:
+XLA sums in another order in the larger program.
 """
 
 import collections
@@ -30,13 +31,14 @@ from randmix.preemption import Preempted, StopSignals
 from randmix.progress import Reporter
 from randmix.trackers import open_trackers
 
-# Of a device's memory: saving, the test set and what fragmentation wastes come on top of a step.
+# Usable fraction of a device's memory. A step's memory excludes saving, the test set and
+# fragmentation.
 _USABLE = 0.9
 
 
 @dataclasses.dataclass
 class _Member:
-    """One run of an ensemble; ``failure`` says why it fell out, and None while it is trained."""
+    """One run of an ensemble; ``failure`` says why it dropped out, or is None while it trains."""
 
     config: ConfigDict
     parts: runs.Parts
@@ -52,25 +54,27 @@ def train(
     devices: list[jax.Device] | None = None,
     programs: Programs | None = None,
 ) -> list[str | None]:
-    """Trains runs together, or goes on with them where all were, and evaluates them; on one process.
+    """Trains or resumes runs together and evaluates them, on a single process.
 
-    A member whose loss or parameters aren't finite falls out: what is wrong with it is in its workdir, and its
-    place in the program computes on, into nothing, since members don't touch each other and a smaller program would
-    have to be compiled. ``result.json`` says of how many the "ensemble" is that took its ``wall_seconds``.
+    A member whose loss or parameters aren't finite drops out, and its workdir says what is wrong.
+    Its slot in the program keeps computing, with the results discarded: members are independent,
+    and a smaller program would have to be compiled. ``result.json`` has the size of the "ensemble"
+    that took its ``wall_seconds``.
 
     Args:
-        configs: equal but for ``seed`` and what is shown; two or more.
-        workdirs: of the runs, a cohort of ``cohorts``.
-        devices: to train on; by default all there are.
-        programs: what ensembles of one size and runs that go alone compile once, if the same is given to each.
+        configs: two or more, equal except for ``seed`` and display keys.
+        workdirs: the runs' folders, one cohort from ``cohorts``.
+        devices: the devices to train on; by default all.
+        programs: a cache of compiled programs to share with ensembles of the same size and with
+            single runs.
 
     Returns:
-        For each run why it failed, in one line, or None.
+        For each run None, or one line that says why it failed.
 
     Raises:
-        UserError: a mistake in the configs or a workdir, before anything is compiled.
+        UserError: a mistake in the configs or a workdir; raised before anything is compiled.
         ValueError: no step is intact in all workdirs.
-        Preempted: SIGTERM or SIGINT came; all members are saved at the same step.
+        Preempted: SIGTERM or SIGINT was received; all members are saved at the same step.
     """
     began = time.monotonic()
     with StopSignals() as stop, contextlib.ExitStack() as stack:
@@ -86,7 +90,7 @@ def train(
                 stack.enter_context(artifacts.open_workdir(workdir, config, parts.description))
                 is not None
             ):
-                raise UserError(f"{workdir}: finished meanwhile; start again with the others")
+                raise UserError(f"{workdir}: finished meanwhile; start again without this run")
             lone.save_constants(parts, workdir)
             checkpoints = stack.enter_context(Checkpoints(workdir, about=parts.identity))
             members.append(_Member(config, parts, workdir, checkpoints))
@@ -107,21 +111,22 @@ def train(
 def cohorts(
     configs: Sequence[ConfigDict], workdirs: Sequence[epath.PathLike], at_most: int
 ) -> list[list[int]]:
-    """Parts runs that differ only in their seed into those that are trained together, and those that go alone.
+    """Partitions runs that differ only in their seed into those to train together and single runs.
 
-    Together go those that can be brought to one step: the runs yet to begin, and those with an intact checkpoint of
-    the same step. Alone go the finished ones, of which nothing is left to do, those whose checkpoints are all
-    damaged, and every run that no ensemble takes: one of a composed ResNet (vmap would make its convolutions
-    grouped ones: four seeds 22.5 ms where one takes 2.1), of a streamed data set, with a best checkpoint
-    (``data.validation``), which comes at another step in each, or on several processes.
+    Runs train together if they can start from a common step: runs that haven't begun, and runs with
+    an intact checkpoint of the same step. Finished runs and runs with only damaged checkpoints stay
+    single, and so does every run that an ensemble doesn't support: one with a composed ResNet (vmap
+    would turn its convolutions into grouped ones: 22.5 ms for four seeds, 2.1 ms for one), with a
+    streamed data set, with a best checkpoint (``data.validation``), whose step differs between
+    members, or on several processes.
 
     Args:
-        configs: of the runs.
-        workdirs: of the runs, begun or not.
-        at_most: how many go together at most.
+        configs: the runs' configs.
+        workdirs: the runs' folders, begun or not.
+        at_most: the largest number of runs to train together.
 
     Returns:
-        Lists of the runs' indices, each run in one of them.
+        Lists of indices of the runs; each run is in exactly one of them.
     """
     if at_most < 2 or not _suited(configs[0]):
         return [[i] for i in range(len(configs))]
@@ -130,9 +135,8 @@ def cohorts(
     left = [i for i, intact in steps_of.items() if intact]
     while left:
         counts = collections.Counter(step for i in left for step in steps_of[i])
-        step = max(
-            counts, key=lambda step: (counts[step], step)
-        )  # shared by the most, the latest of equals
+        # The step that most runs share, and the latest of equals.
+        step = max(counts, key=lambda step: (counts[step], step))
         cohort = [i for i in left if step in steps_of[i]]
         found += [cohort[first : first + at_most] for first in range(0, len(cohort), at_most)]
         left = [i for i in left if i not in cohort]
@@ -140,16 +144,20 @@ def cohorts(
 
 
 def largest_that_fits(config: ConfigDict, count: int, *, limit_bytes: int | None = None) -> int:
-    """How many members, ``count`` or what is left of it by halving, a device's memory holds; 1 at the least.
+    """Returns how many members fit a device's memory: ``count``, or the result of halving it.
 
     Args:
-        config: of one of the runs.
-        count: how many there are.
-        limit_bytes: of each device; by default what it has. One that doesn't say so holds all.
+        config: the config of one of the runs.
+        count: the number of runs.
+        limit_bytes: memory per device in bytes; by default the device's own. If the device doesn't
+            report it, ``count`` is returned.
+
+    Returns:
+        The number of members, 1 or more.
 
     Raises:
         UserError: a mistake in the config.
-        Preempted: a signal came while it compiled.
+        Preempted: a signal was received while compiling.
     """
     mesh = sharding.make_mesh()
     if limit_bytes is None:
@@ -168,7 +176,7 @@ def largest_that_fits(config: ConfigDict, count: int, *, limit_bytes: int | None
 
 
 def _needs(lowered: Iterable[jax.stages.Lowered]) -> float:
-    """The memory in bytes that the largest step needs; infinity where the compiler already gives up."""
+    """Returns the memory of the largest step in bytes; infinity if the compiler runs out of it."""
     try:
         return max(memory_bytes(step.compile()) for step in lowered)
     except jax.errors.JaxRuntimeError as error:
@@ -188,7 +196,7 @@ def _suited(config: ConfigDict) -> bool:
 
 
 def _common_ground(workdir: epath.Path) -> list[int]:
-    """The steps that a run can be brought to, 0 where nothing was saved; none where there is nothing to go on with."""
+    """Returns the steps a run can start from: [0] if nothing is saved, [] if none is intact."""
     if (workdir / artifacts.RESULT).exists():
         return []
     with Checkpoints(workdir) as checkpoints:
@@ -198,11 +206,11 @@ def _common_ground(workdir: epath.Path) -> list[int]:
 
 
 class _NoneLeft(Exception):
-    """Every member has fallen out."""
+    """Raised when every member has dropped out."""
 
 
 class _Loop(lone.Loop):
-    """The loop of ``train`` over stacked members: what is checked of one run is checked of each."""
+    """The loop of ``train`` over stacked members, with the checks of a single run for each."""
 
     def __init__(
         self,
@@ -214,18 +222,29 @@ class _Loop(lone.Loop):
         self.each = members
         self.stack, self.unstack = _stacking(len(members), mesh)
         seeds = [member.config.seed for member in members]
-        checkpoints = _Checkpoints(members, self.stack, self.unstack)
         super().__init__(
-            members[0].config, members[0].parts, mesh, checkpoints, None, programs, stop, seeds
+            members[0].config,
+            members[0].parts,
+            mesh,
+            # These adapters have only the methods that the loop of an ensemble calls.
+            _Checkpoints(members, self.stack, self.unstack),  # pyright: ignore[reportArgumentType]
+            None,
+            programs,
+            stop,
+            seeds,
         )
 
     @functools.cached_property
     def init(self) -> Callable[[np.ndarray], steps.TrainState]:
-        one = super().init  # the lone run's program: the initial values are the same bits
+        one = super().init  # the single run's program, so that initial values are the same bits
         return lambda seeds: self.stack([one(seed) for seed in seeds])
 
-    def run_in_workdirs(self, train_split: Any, test_split: Any) -> dict[str, list[float]]:
-        """Trains to the last step, logging to every member's workdir, and returns the test metrics there."""
+    def run_in_workdirs(self, train_split: Any, test_split: Any) -> dict[str, Any]:
+        """Trains to the last step, logging to every member's workdir.
+
+        Returns:
+            The test metrics at the last step, name -> a list with one float per member.
+        """
         parts, start = self.parts, self.start
         with contextlib.ExitStack() as stack:
             logs = []
@@ -234,9 +253,7 @@ class _Loop(lone.Loop):
                 log = MetricsLog(member.workdir / artifacts.METRICS, start, trackers=trackers)
                 logs.append(stack.enter_context(log))
             report = stack.enter_context(_Reporter(self.each, parts.total_steps, start))
-            report.say(
-                f"{len(self.each)} seeds together from step {start}; what is shown are their means"
-            )
+            report.say(f"{len(self.each)} seeds together from step {start}; showing their means")
             feed = train_split.for_training(
                 seed=self.config.seed,
                 batch_size=self.config.batch_size,
@@ -244,12 +261,20 @@ class _Loop(lone.Loop):
                 examples=parts.train_examples,
                 mesh=self.mesh,
             )
-            feed = _TrainFeed([feed.with_seed(member.config.seed) for member in self.each])
-            logs = _Logs(self.each, logs, start)
-            return self.run(self.each[0].workdir, feed, train_split, test_split, logs, report)
+            return self.run(
+                self.each[0].workdir,
+                # As above, only the methods that the loop of an ensemble calls.
+                _TrainFeed(  # pyright: ignore[reportArgumentType]
+                    [feed.with_seed(member.config.seed) for member in self.each]
+                ),
+                train_split,
+                test_split,
+                _Logs(self.each, logs, start),  # pyright: ignore[reportArgumentType]
+                report,
+            )
 
     def require_finite(self, workdir: epath.Path, feed: "_TrainFeed") -> None:
-        """Lets the members fall out of which a step wasn't finite."""
+        """Drops the members that had a non-finite step."""
         for i, before in enumerate(jax.device_get(self.state.failed_step).tolist()):
             if before >= 0 and self.each[i].failure is None:
                 rows = feed.each[i].rows(before)
@@ -258,7 +283,7 @@ class _Loop(lone.Loop):
                 )
 
     def save(self, step: int) -> None:
-        """Starts the checkpoints of the members that are finite; the others fall out."""
+        """Starts the checkpoints of members with finite parameters and drops the others."""
         finite = jax.device_get(_finite((self.state.params, self.state.batch_stats)))
         for member, ok in zip(self.each, finite, strict=True):
             if not ok and member.failure is None:
@@ -266,7 +291,7 @@ class _Loop(lone.Loop):
         self.checkpoints.save(step, self.state)
 
     def drop(self, member: _Member, error: UserError) -> None:
-        """Lets a member fall out; raises ``_NoneLeft`` where it was the last."""
+        """Drops a member; raises ``_NoneLeft`` if it was the last one."""
         member.failure = str(error)
         print(f"seed {member.config.seed}: {error}", flush=True)
         if all(other.failure is not None for other in self.each):
@@ -275,14 +300,14 @@ class _Loop(lone.Loop):
 
 @jax.jit
 def _finite(tree: Any) -> jax.Array:
-    """[members] bool: ``train.all_finite`` of each."""
+    """Returns ``train.all_finite`` of each member, [members] bool."""
     return jax.vmap(lone.all_finite)(tree)
 
 
 def _stacking(
     members: int, mesh: jax.sharding.Mesh
 ) -> tuple[Callable[[list[Any]], Any], Callable[[Any], list[Any]]]:
-    """What makes one tree of the members' trees, and the members' of that one; each a single program."""
+    """Returns functions that stack the members' trees and unstack them, one program each."""
 
     def stack(trees: list[Any]) -> Any:
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
@@ -295,20 +320,20 @@ def _stacking(
 
 
 class _Checkpoints:
-    """The members' checkpoints as the loop takes those of one run."""
+    """The members' checkpoints, with the methods that the loop calls for a single run."""
 
     def __init__(self, members: Sequence[_Member], stack: Callable, unstack: Callable):
         self._members, self._stack, self._unstack = members, stack, unstack
 
     def restore_latest(self, abstract_state: Any) -> steps.TrainState | None:
-        """The state, stacked, of the latest step that is intact in all workdirs; later ones are deleted.
+        """Restores the latest step that is intact in all workdirs, stacked, and deletes later ones.
 
-        They would be taken for those of the steps that now run again.
+        Later checkpoints would be mistaken for those of the steps that now run again.
         """
         shared = set.intersection(*({*_common_ground(member.workdir)} for member in self._members))
         if not shared:
             raise ValueError(
-                "no step is intact in all workdirs; train the runs of each of `cohorts` together"
+                "no step is intact in all workdirs; group the runs with `cohorts` first"
             )
         states = []
         for member in self._members:
@@ -317,42 +342,42 @@ class _Checkpoints:
         return None if max(shared) == 0 else self._stack(states)
 
     def save(self, step: int, state: steps.TrainState) -> None:
-        """Starts to write the states of the members that are left."""
+        """Starts to write the states of the remaining members."""
         for member, own in zip(self._members, self._unstack(state), strict=True):
             if member.failure is None:
                 member.checkpoints.save(step, own)
 
 
 class _TrainFeed:
-    """The members' training sets as the loop takes that of one run: the images once, an order each."""
+    """The members' training sets as one feed: the images once, and an order per member."""
 
     def __init__(self, each: Sequence[arrays.TrainArrays]):
         self.each = each
-        self._orders: list[jax.Array] = []
+        self._orders: Sequence[jax.Array] = ()
         self._stacked: jax.Array | None = None
 
     def arguments(self, step: int) -> tuple[loader.Data, jax.Array]:
-        """The arguments of the vmapped step: the set, and its orders [members, examples]."""
+        """Returns the vmapped step's arguments: the set, and its orders [members, examples]."""
         data, orders = zip(*(feed.arguments(step) for feed in self.each), strict=True)
         if self._stacked is None or orders[0] is not self._orders[0]:
             self._orders, self._stacked = orders, jnp.stack(orders)
         return data[0], self._stacked
 
     def close(self) -> None:
-        """There is nothing to end."""
+        """Does nothing: no reader runs ahead."""
 
 
 class _Logs:
-    """The members' logs as the loop takes that of one run; who has fallen out gets no further line."""
+    """The members' logs as one log; a member that has dropped out gets no further lines."""
 
     def __init__(self, members: Sequence[_Member], logs: Sequence[MetricsLog], start: int):
         self._members, self._logs, self._start = members, logs, start
         self.names_at_start = set.intersection(*(log.names_at_start for log in logs))
 
     def write(self, *, step: int, **metrics: Any) -> None:
-        """Appends a line to each log: of lists a member's own number, the rest as it is."""
+        """Appends a line to each log: the member's own number of a list, other values unchanged."""
         for i, (member, log) in enumerate(zip(self._members, self._logs, strict=True)):
-            # A process killed between two logs left this line in some of them.
+            # A process killed between two logs wrote this line to some of them.
             written = step == self._start and metrics.keys() <= log.names_at_start
             if member.failure is None and not written:
                 own = {name: x[i] if isinstance(x, list) else x for name, x in metrics.items()}
@@ -360,7 +385,7 @@ class _Logs:
 
 
 class _Reporter(Reporter):
-    """Shows the means over the members that are left."""
+    """Shows the means over the remaining members."""
 
     def __init__(self, members: Sequence[_Member], total_steps: int, start_step: int):
         super().__init__(total_steps, start_step)

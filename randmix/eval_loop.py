@@ -1,6 +1,6 @@
-"""Evaluating a whole split: every example exactly once."""
+"""Evaluation over a full split: every example exactly once."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from randmix.data import catalog, feeds, loader
 from randmix.errors import UserError
 from randmix.tasks import Task
 
-EvalStep = Callable[[dict[str, Any], loader.Data, int], dict[str, jax.Array]]
+EvalStep = Callable[[Mapping[str, Any], loader.Data, int], dict[str, jax.Array]]
 
 
 def jit_eval_step(
@@ -24,18 +24,21 @@ def jit_eval_step(
     perturb: attacks.Perturb | None = None,
     members: int | None = None,
 ) -> EvalStep:
-    """Compiles, on first use, ``(variables, data, index) -> sums``, with ``data`` as in ``loader.eval_batch``.
+    """Jits the eval step, ``(variables, data, index) -> sums``.
+
+    ``data`` and ``index`` are as in ``loader.eval_batch``.
 
     Args:
         model, task: static.
         mesh: the devices that share each batch.
-        batch_size: a multiple of their number.
-        perturb: an attack that the images undergo first; see ``attacks.perturb_batch``.
-        members: of how many an ensemble is; its variables and sums then have a first axis of that length.
+        batch_size: global batch size, a multiple of the number of devices.
+        perturb: an attack to apply to the images first; see ``attacks.perturb_batch``.
+        members: the size of an ensemble; variables and sums then have a leading axis of that
+            length.
     """
 
     def eval_step(
-        variables: dict[str, Any], data: loader.Data, index: jax.Array
+        variables: Mapping[str, Any], data: loader.Data, index: jax.Array
     ) -> dict[str, jax.Array]:
         batch = loader.eval_batch(data, index, batch_size=batch_size)
         batch = jax.lax.with_sharding_constraint(batch, sharding.split_batch(mesh))
@@ -49,27 +52,29 @@ def jit_eval_step(
 
 
 class Stopped(Exception):
-    """An evaluation was given up because the process is to end."""
+    """Raised when an evaluation is abandoned because the process is about to end."""
 
 
 def evaluate_split(
     eval_step: EvalStep,
-    variables: dict[str, Any],
+    variables: Mapping[str, Any],
     data: Iterable[loader.Data],
     *,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
-    """Means of the task's metrics over all examples: numbers, or for an ensemble
-    lists of one a member.
+    """Returns the means of the task's metrics over all examples.
 
     Args:
         eval_step: from ``jit_eval_step``.
         variables: parameters by role and ``batch_stats``.
-        data: what the step takes, batch by batch: ``arrays.EvalArrays`` or ``stream.EvalStream``.
-        stop: asked before each batch whether to give up.
+        data: the step's data, batch by batch: ``arrays.EvalArrays`` or ``stream.EvalStream``.
+        stop: called before each batch; if it returns True, the evaluation is abandoned.
+
+    Returns:
+        name -> mean, a float; for an ensemble, a list with one float per member.
 
     Raises:
-        Stopped: ``stop`` said so.
+        Stopped: ``stop`` returned True.
     """
     sums = None
     for index, arguments in enumerate(data):
@@ -85,13 +90,13 @@ def evaluate_split(
 def evaluate_run(
     run: runs.Run, split: feeds.Split, *, batch_size: int, examples: int | None = None
 ) -> dict[str, float]:
-    """Means of the task's metrics of a trained run over all examples, as its training would log them.
+    """Returns a trained run's mean metrics over all examples, as its training would log them.
 
     Args:
         run: from ``runs.load``.
         split: from ``open_split``.
-        batch_size: examples at once, rounded up to a multiple of the number of devices.
-        examples: take the first ones only; None for all.
+        batch_size: examples per batch, rounded up to a multiple of the number of devices.
+        examples: use only this many, from the start of the split; None uses all.
     """
     mesh = sharding.make_mesh()
     task = tasks.build(
@@ -108,21 +113,23 @@ def evaluate_run(
 def open_split(
     run: runs.Run, split: str, *, name: str | None = None, data_dir: str | None = None
 ) -> feeds.Split:
-    """A split that a run's model can be shown.
+    """Opens a split that fits a run's model.
 
     Args:
         run: from ``runs.load``.
         split: "test" or "train".
-        name: the data set; by default the run's own.
-        data_dir: where TFDS keeps it; by default as for the run.
+        name: the data set's name; by default the run's own.
+        data_dir: TFDS's data folder; by default the run's.
 
     Raises:
-        UserError: no such data set or split, it isn't prepared, or the model wasn't made for its images or classes.
+        UserError: an unknown data set or split, a data set that isn't prepared, or one whose images
+            or classes don't fit the model.
     """
     config = run.config.data
     if name is None and config.name is None:
         raise UserError(
-            "--data is missing: this workdir names no data set; give one, for example --data=cifar10"
+            "--data is missing: this workdir names no data set; "
+            "give one, for example --data=cifar10"
         )
     data_dir = data_dir or config.data_dir
     dataset = catalog.get(name or config.name, data_dir, image_size=config.image_size)
@@ -140,11 +147,11 @@ def _check_fits(run: runs.Run, dataset: catalog.DataSet) -> None:
         h, w, c = dataset.image_shape
         taken = "other images" if not fits else f"{classes} classes"
         raise UserError(
-            f"data set {dataset.name}: got {h} x {w} x {c} images in {dataset.num_classes} classes, but the model is "
-            f"for {taken}; give --data one that it fits"
+            f"data set {dataset.name}: got {h} x {w} x {c} images in {dataset.num_classes} "
+            f"classes, but the model is for {taken}; give --data one that it fits"
         )
 
 
 def round_up(batch_size: int, mesh: jax.sharding.Mesh) -> int:
-    """The least multiple of the number of devices that is no smaller; evaluation doesn't depend on it."""
+    """Rounds a batch size up to a multiple of the number of devices; results don't depend on it."""
     return -(-batch_size // mesh.size) * mesh.size

@@ -1,31 +1,33 @@
-"""Evaluates a trained workdir on a whole split: clean, or under attack.
+"""Evaluates a trained workdir on a full split, clean or under attack.
 
     python -m randmix.evaluate --workdir=runs/a
     python -m randmix.evaluate --workdir=runs/a --attacks=fgsm,pgd2
-    python -m randmix.evaluate --workdir=runs/a --attacks=fgsm,pgd2,strong --epsilons=0,2,8,32,64 --examples=500
+    python -m randmix.evaluate --workdir=runs/a --attacks=strong --epsilons=0,2,8 --examples=500
     python -m randmix.evaluate --workdir=runs/converted --data=cifar10
 
-Without --attacks it prints the metrics of the latest checkpoint over every example of the split, and writes
-nothing. With --attacks it measures the accuracy at each epsilon (in 1/255, on pixels in [0, 1]) and writes to --out
+Without --attacks, prints the metrics of the latest checkpoint over every example of the split and
+writes nothing. With --attacks, measures the accuracy at each epsilon (in 1/255, on pixels in
+[0, 1]) and writes to --out
 
     attacks.csv         attack, epsilon, accuracy
     attacks.png, .svg   the curves
-    attacks.json        how it was measured, and the verdicts of the sanity checks, which are printed too
+    attacks.json        the settings, and the verdicts of the sanity checks, which are also printed
 
 Attacks:
-    noise    each pixel up or down by epsilon, at random: the control, always among them
+    noise    moves each pixel up or down by epsilon at random; the control, always included
     fgsm     one step of size epsilon along the sign of the gradient
-    pgd2     the paper's PGD-2: two such steps from the clean image, projected on the ball
-    pgd      projected gradient descent with the --pgd_* flags
-    strong   many steps and restarts, on two losses; the worst of all, with the other attacks, counts
+    pgd2     the paper's PGD-2: two such steps from the clean image, projected onto the ball
+    pgd      projected gradient descent, configured by the --pgd_* flags
+    strong   many steps and restarts on two losses; counts the worst result, other attacks included
 
---smoothing=2 smooths the run's spatial filters first, and writes to a folder of its own; randmix.smoothing draws
-what smoothing gains.
+--smoothing=2 first smooths the run's spatial filters, and writes to a separate folder;
+randmix.smoothing plots the effect of smoothing.
 
-FGSM and PGD-2 measure sensitivity; robustness is what is left under the strong attack. That takes about
-2 * steps * restarts passes through the model for each example and epsilon: use --examples.
+FGSM and PGD-2 measure sensitivity; robustness is the accuracy that remains under the strong attack.
+That attack takes about 2 * steps * restarts passes through the model per example and epsilon, so
+limit it with --examples.
 
-On several hosts start the same command on each, as with randmix.main: they share the work.
+On several hosts, start the same command on each, as with randmix.main: they share the work.
 
 Exit status: 0 done, 2 a mistake in the command.
 """
@@ -50,47 +52,54 @@ EPSILONS = ("0", "0.5", "1", "2", "4", "8", "16", "32", "64")
 
 
 def define_flags() -> None:
-    """Defines the command line's flags; not at import, which a program with flags of its own may do."""
-    flags.DEFINE_string("workdir", None, "The folder of a run, or of converted weights.")
+    """Defines the command line's flags; not on import, so that other programs can import this."""
+    flags.DEFINE_string("workdir", None, "The folder of a run or of converted weights.")
     flags.DEFINE_bool(
-        "best", False, "The checkpoint that was best on held-out examples, not the latest."
+        "best", False, "Use the checkpoint that scored best on held-out examples, not the latest."
     )
-    flags.DEFINE_string("split", "test", "test | train.")
-    flags.DEFINE_string("data", None, "Evaluate on this data set. Default: the run's.")
-    flags.DEFINE_string(
-        "data_dir", None, "Where TFDS keeps its data sets. Default: as for the run."
+    flags.DEFINE_string("split", "test", "The split to evaluate: test | train.")
+    flags.DEFINE_string("data", None, "The data set to evaluate on. Default: the run's.")
+    flags.DEFINE_string("data_dir", None, "The folder of TFDS's data sets. Default: the run's.")
+    flags.DEFINE_integer(
+        "examples",
+        None,
+        "Use only this many examples, from the start of the split. Default: all.",
+        lower_bound=1,
     )
-    flags.DEFINE_integer("examples", None, "Take the first ones of the split only.", lower_bound=1)
     flags.DEFINE_integer(
         "batch_size",
         None,
-        "Images that the devices work on at once. Default: the run's.",
+        "Images per batch, over all devices. Default: the run's.",
         lower_bound=1,
     )
     flags.DEFINE_list(
-        "attacks", None, "Of noise, fgsm, pgd2, pgd and strong, one or more. Default: none."
+        "attacks", None, "One or more of noise, fgsm, pgd2, pgd and strong. Default: none."
     )
     flags.DEFINE_list("epsilons", list(EPSILONS), "Radii of the ball, in 1/255.")
-    flags.DEFINE_string("norm", "linf", "linf | l2: of the ball.")
-    flags.DEFINE_string("out", None, "The folder for what the attacks give. Default: the workdir.")
+    flags.DEFINE_string("norm", "linf", "The norm of the ball: linf | l2.")
+    flags.DEFINE_string("out", None, "The folder for the attacks' results. Default: the workdir.")
     flags.DEFINE_integer(
-        "seed", 0, "Of the noise and of random starts.", lower_bound=0, upper_bound=2**32 - 1
+        "seed", 0, "Seed of the noise and of random starts.", lower_bound=0, upper_bound=2**32 - 1
     )
-    flags.DEFINE_integer("strong_steps", 50, "Steps of each restart of the strong attack.")
+    flags.DEFINE_integer("strong_steps", 50, "Steps per restart of the strong attack.")
     flags.DEFINE_integer("strong_restarts", 10, "Restarts of the strong attack.")
-    flags.DEFINE_integer("pgd_steps", 10, "Steps of the attack pgd.")
-    flags.DEFINE_float("pgd_step_size", 0.25, "Of each of them, as a multiple of epsilon.")
-    flags.DEFINE_bool(
-        "pgd_random_start", True, "Start anywhere in the ball, not at the clean image."
+    flags.DEFINE_integer("pgd_steps", 10, "Steps of the pgd attack.")
+    flags.DEFINE_float(
+        "pgd_step_size", 0.25, "Step size of the pgd attack, as a multiple of epsilon."
     )
-    flags.DEFINE_integer("pgd_restarts", 1, "How often; the worst counts.")
+    flags.DEFINE_bool(
+        "pgd_random_start",
+        True,
+        "Start the pgd attack at a random point of the ball, not at the clean image.",
+    )
+    flags.DEFINE_integer("pgd_restarts", 1, "Restarts of the pgd attack; the worst counts.")
     flags.DEFINE_float(
         "smoothing",
         0.0,
         "Smooth the spatial filters by this index first; see randmix.filters.smooth.",
         lower_bound=0,
     )
-    flags.DEFINE_bool("tune_host", True, "On a CPU: as in randmix.main.")
+    flags.DEFINE_bool("tune_host", True, "On a CPU, tune malloc and XLA as in randmix.main.")
     distributed.define_flags()
 
 
@@ -99,7 +108,7 @@ def main(argv: list[str]) -> None:
     options = flags.FLAGS
     if options.tune_host:
         host.tune()
-    # Only now what imports JAX.
+    # Only now import modules that import JAX.
     from randmix import artifacts, eval_loop, progress, runs, spectrum
 
     if len(argv) > 1:
@@ -110,9 +119,8 @@ def main(argv: list[str]) -> None:
     distributed.start(saves_when_stopped=False)
     with distributed.shared_errors():
         artifacts.read_config(options.workdir)
-    run = runs.load(
-        options.workdir, best=options.best
-    )  # for which the processes wait for each other
+    # Outside shared_errors: in it, the processes wait for each other.
+    run = runs.load(options.workdir, best=options.best)
     with distributed.shared_errors():
         split = eval_loop.open_split(
             run, options.split, name=options.data, data_dir=options.data_dir
@@ -132,7 +140,7 @@ def main(argv: list[str]) -> None:
     }
     batch_size = options.batch_size or run.config.batch_size
     if arguments is not None or options.smoothing:
-        # Gaussians one after the other are one whose variance is the sum.
+        # The composition of two Gaussians is a Gaussian whose variance is the sum.
         about["smoothing_index"] = math.hypot(run.config.model.smoothing_index, options.smoothing)
     if arguments is None:
         metrics = eval_loop.evaluate_run(
@@ -158,13 +166,13 @@ def _attack(
 
     if run.config.task != tasks.CLASSIFICATION.name:
         raise UserError(
-            f"{about['workdir']}: a run with the task {run.config.task!r}, allowed under attack are runs with the task "
-            "'classification'; leave --attacks out"
+            f"{about['workdir']}: a run with the task {run.config.task!r}, allowed under attack "
+            "are runs with the task 'classification'; leave --attacks out"
         )
     print("  ".join(f"{name}: {value}" for name, value in about.items()), flush=True)
     with distributed.shared_errors():
         if distributed.is_primary():
-            report.require_writable(folder)  # not after hours of work
+            report.require_writable(folder)  # before hours of work, not after
     settings = robustness.Settings(**arguments)
     curves = robustness.measure(run.model, run.variables, data, settings, track=progress.track)
     if not distributed.is_primary():
@@ -175,7 +183,7 @@ def _attack(
 
 
 def _attack_flags(options: flags.FlagValues) -> dict[str, Any]:
-    """What the flags say about attacks, checked, as arguments of ``robustness.Settings``."""
+    """Checks the attacks' flags and returns them as arguments of ``robustness.Settings``."""
     from randmix import attacks, balls
 
     names = [name.strip() for name in options.attacks if name.strip()]
@@ -185,14 +193,14 @@ def _attack_flags(options: flags.FlagValues) -> dict[str, Any]:
         check_choice("--attacks", name, attacks.ATTACKS)
     check_choice("--norm", options.norm, balls.NORMS)
     for flag in ("strong_steps", "strong_restarts", "pgd_steps", "pgd_restarts"):
-        if options[flag].value < 1:
-            raise UserError(f"--{flag}: got {options[flag].value}, allowed 1 or more")
+        if (count := getattr(options, flag)) < 1:
+            raise UserError(f"--{flag}: got {count}, allowed 1 or more")
     if not options.pgd_step_size > 0:
         raise UserError(f"--pgd_step_size: got {options.pgd_step_size}, allowed more than 0")
     if options.pgd_restarts > 1 and not options.pgd_random_start:
         raise UserError(
-            f"--pgd_restarts: got {options.pgd_restarts} without a random start, which would all end the same; "
-            "allowed 1, or --pgd_random_start"
+            f"--pgd_restarts: got {options.pgd_restarts} without a random start, which would all "
+            "end the same; allowed 1, or --pgd_random_start"
         )
     return {
         "attacks": tuple(name for name in attacks.ATTACKS if name in (*names, "noise")),
@@ -208,7 +216,7 @@ def _attack_flags(options: flags.FlagValues) -> dict[str, Any]:
 
 
 def _epsilons(words: list[str], norm: str) -> tuple[float, ...]:
-    """The radii, ascending and each once."""
+    """Parses the radii, sorted and without duplicates."""
     if not any(word.strip() for word in words):
         raise UserError(
             f"--epsilons is empty; give some, for example --epsilons={','.join(EPSILONS)}"

@@ -1,7 +1,7 @@
-"""What is trained: from ``config.groups``, ``train`` or ``mode`` to groups of parameters and phases of a run.
+"""Trained parameter groups and phases, from ``config.groups``, ``train`` or ``mode``.
 
-A group is a label, what it selects, and settings of its own. Groups that start later than the others cut
-the run into phases: in each, what hasn't started is frozen outright, so that it costs no gradient.
+A group is a label, a selector and its own settings. Groups that start later divide the run into
+phases. In each phase, groups that haven't started are frozen, so that they cost no gradient.
 """
 
 import dataclasses
@@ -19,14 +19,14 @@ _OWN_SETTINGS = ("lr_scale", "start_epoch", "start_step")
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Parameters that are trained alike.
+    """Parameters that are trained with the same settings.
 
     Attributes:
-        label: its name in the label tree.
-        chosen: a selector, or a fraction of the filters of what one selects.
+        label: the group's name in the label tree.
+        chosen: a selector, or a fraction of the filters of one.
         optimizer: keys of ``config.optimizer`` that differ for this group.
-        lr_scale: multiplies the learning rate.
-        start_step: steps before which the group is frozen.
+        lr_scale: multiplier of the learning rate.
+        start_step: number of steps during which the group stays frozen.
     """
 
     label: str
@@ -43,14 +43,15 @@ class Group:
 
 
 def from_config(config: ConfigDict, steps_per_epoch: int, total_steps: int) -> tuple[Group, ...]:
-    """The groups that a config asks for; what is in none of them stays frozen.
+    """Returns the groups that a config defines; parameters in no group stay frozen.
 
-    ``config.groups`` is ordered ``(label, selector text, settings)``, the first that selects a parameter has
-    it. Settings are ``lr_scale``, ``start_epoch`` or ``start_step``, and keys of ``config.optimizer``.
+    ``config.groups`` is an ordered sequence of ``(label, selector text, settings)``; a parameter
+    belongs to the first group that selects it. Settings are ``lr_scale``, ``start_epoch`` or
+    ``start_step``, and keys of ``config.optimizer``.
 
     Raises:
-        UserError: a text that isn't a selector, a setting that doesn't exist, two groups of one label, no
-            group that starts at once, or one that starts after the run's end.
+        UserError: an invalid selector, an unknown setting, two groups with one label, no group
+            that starts with the run, or a group that starts after its end.
     """
     key = source(config)
     if key != "groups":
@@ -70,8 +71,8 @@ def from_config(config: ConfigDict, steps_per_epoch: int, total_steps: int) -> t
     for group in groups:
         if group.start_step >= total_steps:
             raise UserError(
-                f"config.groups: {group.label!r} starts after step {group.start_step}, allowed less than the "
-                f"run's {total_steps} steps"
+                f"config.groups: {group.label!r} starts after step {group.start_step}, "
+                f"allowed less than the run's {total_steps} steps"
             )
     return groups
 
@@ -86,9 +87,8 @@ def _group(number: int, entry: Any, config: ConfigDict, steps_per_epoch: int) ->
     if not isinstance(label, str) or label in ("", FREEZE):
         raise UserError(f"{key}: got the label {label!r}, allowed a name other than {FREEZE!r}")
     settings = dict(settings)
-    optimizer_keys = [
-        name for name in config.optimizer if name != "clip_norm"
-    ]  # it clips all groups at once
+    # clip_norm clips all groups at once.
+    optimizer_keys = [name for name in config.optimizer if name != "clip_norm"]
     for name, value in settings.items():
         check_choice(f"{key} ({label!r})", name, [*_OWN_SETTINGS, *optimizer_keys])
         numeric = name in _OWN_SETTINGS or isinstance(config.optimizer[name], float)
@@ -114,23 +114,23 @@ def _parse(key: str, text: str) -> masks.Selector | masks.Fraction:
 
 
 def source(config: ConfigDict) -> str:
-    """The key that says what is trained: "groups", "train" or "mode"."""
+    """Returns the key that defines what is trained: "groups", "train" or "mode"."""
     return next(key for key in ("groups", "train", "mode") if config[key] is not None)
 
 
 def label_tree(params: Any, groups: tuple[Group, ...], key: str) -> tuple[Any, Any]:
-    """The label of every parameter, "freeze" where no group has it, and the masks inside leaves.
+    """Returns the label of every parameter, "freeze" if in no group, and the masks inside leaves.
 
     Args:
-        params: arrays or shapes.
-        groups: in their order.
-        key: the config's key that they come from, for errors.
+        params: a tree of arrays or shapes.
+        groups: in order of precedence.
+        key: the config key that they come from, for error messages.
 
     Returns:
         ``(labels, channel_masks)``, see ``masks.labels`` and ``masks.channel_masks``.
 
     Raises:
-        UserError: a group that selects nothing, or a word in a selector that nothing answers to.
+        UserError: a group that selects nothing, or a term of a selector that matches nothing.
     """
     rules = [*((group.label, group.chosen) for group in groups), (FREEZE, masks.everything)]
     try:
@@ -140,12 +140,12 @@ def label_tree(params: Any, groups: tuple[Group, ...], key: str) -> tuple[Any, A
 
 
 def phase_starts(groups: tuple[Group, ...]) -> list[int]:
-    """The steps after which another group joins, from 0."""
+    """Returns the sorted steps after which phases start."""
     return sorted({group.start_step for group in groups})
 
 
 def labels_at(labels: Any, groups: tuple[Group, ...], step: int) -> Any:
-    """The label tree of the phase that holds after ``step`` steps: groups yet to start are frozen."""
+    """Returns the label tree of the phase after ``step`` steps; groups yet to start are frozen."""
     import jax
 
     waiting = {group.label for group in groups if group.start_step > step}

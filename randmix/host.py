@@ -1,9 +1,10 @@
-"""Settings of the process that must precede JAX, worth a factor of 1.4 to 2 where a CPU does the computing.
+"""Process settings to apply before JAX starts; on a CPU they are worth a factor of 1.4 to 2.
 
-XLA:CPU takes its temporary buffers from malloc and gives them back at every step. glibc by default returns
-such large blocks to the kernel, which then hands out zeroed pages again, one fault for every 4 KiB: 152,000
-faults a step for a ConvMixer-128/4 at 32 x 32, batch 32. Told to keep them, the process is faster and stays
-as large as it once was. Setting it once JAX has started is too late: measured, it then does nothing.
+XLA:CPU allocates its temporary buffers with malloc and frees them at every step. By default, glibc
+returns such large blocks to the kernel, which then hands out zeroed pages again, with one page
+fault per 4 KiB: 152,000 faults per step for a ConvMixer-128/4 at 32 x 32, batch 32. Told to keep
+them, the process is faster and stays at its peak size. Measured, the setting has no effect once JAX
+has started.
 """
 
 import ctypes
@@ -15,11 +16,11 @@ import platform
 import sys
 from pathlib import Path
 
-# From glibc's malloc.h: one arena for all threads, no block of its own mapping, no trimming of the heap.
+# From glibc's malloc.h: one arena for all threads, no separate mappings, no heap trimming.
 _MALLOPT = {-8: 1, -4: 0, -1: 2**31 - 1}
 _VECTOR_WIDTH = "--xla_cpu_prefer_vector_width"
-# libtpu asks the machine what it is, and takes a lock file. These answer in the machine's place and let several
-# processes compile at once. Which type is named doesn't matter: the topology that is asked for decides.
+# libtpu asks the machine for its type and takes a lock file. These settings answer in its place and
+# let several processes compile at once. The type doesn't matter: the requested topology decides.
 _COMPILE_ONLY = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -29,12 +30,12 @@ _COMPILE_ONLY = {
 }
 _DETERMINISTIC = "--xla_gpu_deterministic_ops"
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
-_GOOGLE = "0x1ae0"  # the PCI vendor by which JAX, too, knows a TPU
+_GOOGLE = "0x1ae0"  # the PCI vendor by which JAX also recognizes a TPU
 _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*", "/dev/kfd")
 
 
 def tune() -> str:
-    """Makes malloc keep its memory and XLA prefer 512-bit vectors, if JAX hasn't started and will use a CPU.
+    """Makes malloc keep its memory and XLA prefer 512-bit vectors, for a CPU run before JAX starts.
 
     Returns:
         What was done, or why nothing was, as a phrase for the log.
@@ -55,10 +56,11 @@ def tune() -> str:
 
 
 def make_deterministic() -> None:
-    """Has XLA use the same operations in the same order every time, also on a GPU; JAX mustn't have started.
+    """Makes XLA use the same operations in the same order every time, also on a GPU.
 
-    There some sums are by default made by atomic additions, and the algorithm of a convolution is the one that was
-    quickest when the process started. CPUs and TPUs are deterministic as they are.
+    Call this before JAX starts. By default, a GPU computes some sums with atomic additions and uses
+    the convolution algorithm that was fastest when the process started. CPUs and TPUs are
+    deterministic without this setting.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if _DETERMINISTIC not in flags:
@@ -66,15 +68,15 @@ def make_deterministic() -> None:
 
 
 def keep_compiled(folder: str | None, *, default: str) -> str | None:
-    """Has JAX keep compiled programs in a folder, for the next process to read; JAX mustn't have started.
+    """Makes JAX keep compiled programs in a folder for later processes; call before JAX starts.
 
     Args:
-        folder: where, a path or gs://, or "off". None: ``default`` for a GPU or TPU, and nowhere for a CPU, whose
-            programs another machine may be unable to run.
-        default: used where an accelerator is.
+        folder: a path, a gs:// URL, or "off". None uses ``default`` on a GPU or TPU and no folder
+            on a CPU, whose programs another machine may be unable to run.
+        default: the folder to use with an accelerator.
 
     Returns:
-        The folder that was chosen here. None: nothing is kept, or where JAX_COMPILATION_CACHE_DIR says.
+        The folder chosen here. None: nothing is kept, or JAX_COMPILATION_CACHE_DIR decides.
     """
     if folder == "off":
         os.environ.pop(_CACHE, None)
@@ -86,10 +88,11 @@ def keep_compiled(folder: str | None, *, default: str) -> str | None:
 
 
 def leave_libtpu_alone() -> None:
-    """Has JAX not ask an installed libtpu for TPUs where there are none: it complains in half a page.
+    """Keeps JAX from asking an installed libtpu for TPUs on a machine without any.
 
-    Does nothing where JAX_PLATFORMS is set, where anything speaks for an accelerator (a device file, a PCI device of
-    Google's, a variable TPU_..., a plugin for another one).
+    libtpu would print half a page of complaints. This does nothing if JAX_PLATFORMS is set or if
+    there is any sign of an accelerator: a device file, a Google PCI device, a TPU_... variable, or
+    a plugin for another accelerator.
     """
     if os.environ.get("JAX_PLATFORMS") or not importlib.util.find_spec("libtpu"):
         return
@@ -99,9 +102,8 @@ def leave_libtpu_alone() -> None:
     announced = any(name.startswith("TPU_") for name in os.environ)
     if not (plugins or announced or accelerators() or _GOOGLE in _pci_vendors()):
         os.environ["JAX_PLATFORMS"] = "cpu"
-        if (
-            "jax" in sys.modules
-        ):  # it reads the variable when it's imported, and looks for devices later
+        # JAX reads the variable on import and looks for devices later.
+        if "jax" in sys.modules:
             sys.modules["jax"].config.update("jax_platforms", "cpu")
 
 
@@ -110,12 +112,12 @@ def _pci_vendors() -> set[str]:
 
 
 def only_compile_for_tpu() -> None:
-    """Lets libtpu compile on a machine without a TPU; on one that has some, leaves them to other processes."""
+    """Lets libtpu compile without a TPU; on a machine with TPUs, leaves them to other processes."""
     os.environ.update(_COMPILE_ONLY)
 
 
 def _will_use_cpu() -> bool:
-    # JAX itself can't be asked before it has started.
+    # JAX itself can't be asked before it starts.
     platforms = os.environ.get("JAX_PLATFORMS") or os.environ.get("JAX_PLATFORM_NAME")
     if platforms:
         return platforms.split(",")[0] == "cpu"
@@ -123,5 +125,5 @@ def _will_use_cpu() -> bool:
 
 
 def accelerators() -> list[str]:
-    """The device files of GPUs and TPUs on this machine."""
+    """Returns the device files of this machine's GPUs and TPUs."""
     return [path for pattern in _ACCELERATORS for path in glob.glob(pattern)]

@@ -1,4 +1,4 @@
-"""Locks between processes, as a file each: two never train one run, nor write one report."""
+"""File locks between processes, so that no two train one run or write one report."""
 
 import contextlib
 import errno
@@ -14,14 +14,16 @@ _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 @contextlib.contextmanager
 def try_lock(file: os.PathLike | str) -> Iterator[bool]:
-    """Whether this holder, and no other on this file, has the lock for as long as the context lasts.
+    """Tries to take a lock and holds it until the context exits; yields whether it was taken.
 
-    The system frees the lock when the process ends, however it ends, so there is no stale one; the file itself goes
-    with the context, and one that a killed process left means nothing. It holds between machines where the file
-    system passes locks on, as NFS 4, Lustre with ``flock`` and GPFS do. A file system without locks gets a warning.
+    The system frees the lock when the process ends for any reason, so it is never stale. The file
+    is removed on exit; a file left by a killed process has no effect. The lock works between
+    machines if the file system supports that, as NFS 4, Lustre with ``flock`` and GPFS do. On a
+    file system without locks, a warning is logged and True is yielded.
 
     Args:
-        file: of the lock; its folder exists. While it is held it says by whom, see ``holder``.
+        file: the lock file, in an existing folder. While locked it names its holder, see
+            ``holder``.
 
     Raises:
         OSError: the file can't be written.
@@ -41,7 +43,7 @@ def try_lock(file: os.PathLike | str) -> Iterator[bool]:
 
 
 def holder(file: os.PathLike | str) -> str:
-    """Who has a lock, as "HOST process PID"; for a message, since it may change at any time."""
+    """Returns a lock's holder as "HOST process PID", for messages: it may change at any time."""
     try:
         return Path(file).read_text().strip() or "just starting"
     except FileNotFoundError:
@@ -49,7 +51,7 @@ def holder(file: os.PathLike | str) -> str:
 
 
 def _try_lock(file: Path) -> int | None:
-    """A descriptor of the locked file, or None where another has it."""
+    """Returns a descriptor of the locked file, or None if another process holds the lock."""
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -69,7 +71,7 @@ def _try_lock(file: Path) -> int | None:
             return descriptor
         if _is_at(descriptor, file):
             return descriptor
-        # The holder before has removed the file after we opened it: nobody else would see this lock.
+        # The previous holder removed the file after we opened it: no one else would see this lock.
         os.close(descriptor)
 
 

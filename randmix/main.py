@@ -1,22 +1,24 @@
-"""Trains and evaluates what a config describes.
+"""Trains and evaluates the run that a config describes.
 
     python -m randmix.main --config=configs/digits.py
     python -m randmix.main --config=configs/digits.py --config.mode=full --config.model.depth=8
     python -m randmix.main --config=configs/digits.py --summary
     python -m randmix.main --config=configs/digits.py --compile_for=v5e:4x4
 
-The config's keys, with their meaning and defaults, are in randmix/config.py; any of them can be set as
---config.KEY=VALUE. Without --workdir a run goes to runs/NAME-DIGITS, a folder of its own for each config; it
-is printed first. The same command goes on with a run that was stopped, and says so of a finished one.
+randmix/config.py lists the config's keys with their meaning and defaults; set any of them with
+--config.KEY=VALUE. Without --workdir, a run goes to runs/NAME-DIGITS, one folder per config, which
+is printed first. The same command resumes a run that was stopped, and does nothing for a finished
+one.
 
-On several hosts start the same command on each: it finds the others on Cloud TPU, SLURM and GKE, and elsewhere by
---coordinator, --num_processes and --process_id. launch/ has scripts that do so and start again what was stopped.
+On several hosts, start the same command on each. The processes find each other on Cloud TPU, SLURM
+and GKE; elsewhere, set --coordinator, --num_processes and --process_id. The scripts in launch/ do
+this and restart what was stopped.
 
---compile_for trains nothing: it compiles the run's steps for a Cloud TPU slice, on any machine with libtpu, tells
-what they need of each chip and writes it to WORKDIR/compile.json.
+--compile_for trains nothing. It compiles the run's steps for a Cloud TPU slice, on any machine with
+libtpu, prints what they need of each chip and writes it to WORKDIR/compile.json.
 
-Exit status: 0 done, 2 a mistake in the command or a step that doesn't fit the slice, 75 stopped by a signal and saved
-(the same command goes on).
+Exit status: 0 done, 2 a mistake in the command or a step that doesn't fit the slice, 75 stopped by
+a signal and saved (the same command resumes).
 """
 
 import dataclasses
@@ -43,33 +45,35 @@ _TUNE_HOST = flags.DEFINE_bool(
 _SUMMARY = flags.DEFINE_bool(
     "summary",
     False,
-    "Print every parameter with its role, label, count and multiply-adds, and end.",
+    "Print every parameter with its role, label, count and multiply-adds, and exit.",
 )
 _COMPILE_FOR = flags.DEFINE_string(
     "compile_for",
     None,
-    "Compile the steps for this Cloud TPU slice, for example v5e:4x4, tell what they need, and end.",
+    "Compile the steps for this Cloud TPU slice, for example v5e:4x4, print what they need, and "
+    "exit.",
 )
 _DETERMINISTIC = flags.DEFINE_bool(
     "deterministic",
     False,
-    "The same bits every time on a GPU too, which costs time; see randmix/host.py.",
+    "Produce the same bits every time on a GPU too, at some cost in speed; see randmix/host.py.",
 )
 _COMPILED = flags.DEFINE_string(
     "compiled",
     None,
-    "Where compiled programs are kept for the next run, or off. Default: .compiled beside the workdir on a GPU or TPU, "
-    "nowhere on a CPU.",
+    "Folder in which compiled programs are kept for later runs, or off. Default: .compiled next to "
+    "the workdir on a GPU or TPU, off on a CPU.",
 )
 distributed.define_flags()
 
 
 def main(argv: list[str]) -> int:
-    """Runs ``train`` with the parsed flags."""
+    """Trains with the parsed flags and returns the exit status."""
+    host_settings = "left as they are: --notune_host"
     if _COMPILE_FOR.value is not None:
-        host.only_compile_for_tpu()  # and nothing that is meant for a CPU
-    else:
-        host_settings = host.tune() if _TUNE_HOST.value else "left as they are: --notune_host"
+        host.only_compile_for_tpu()  # and no settings for a CPU
+    elif _TUNE_HOST.value:
+        host_settings = host.tune()
     if _DETERMINISTIC.value:
         host.make_deterministic()
     if _CONFIG.value is None:
@@ -78,7 +82,7 @@ def main(argv: list[str]) -> int:
     compiled = host.keep_compiled(
         _COMPILED.value, default=f"{workdir.rpartition('/')[0] or '.'}/.compiled"
     )
-    # Only now what imports JAX.
+    # Only now import modules that import JAX.
     from randmix import progress
     from randmix.preemption import EXIT_STATUS, Preempted
     from randmix.train import train
@@ -101,20 +105,20 @@ def main(argv: list[str]) -> int:
     try:
         result = train(_CONFIG.value, workdir)
     except Preempted as stopped:
-        print(f"randmix: {stopped}; the same command goes on from there", file=sys.stderr)
+        print(f"randmix: {stopped}; the same command resumes from there", file=sys.stderr)
         return EXIT_STATUS
     print(progress.result_table(result))
     return 0
 
 
 def summary(config: ConfigDict) -> str:
-    """The table of parameters that training would start from, with the multiply-adds an image costs."""
+    """Returns the table of initial parameters, with the multiply-adds per image."""
     from randmix import runs
     from randmix.models import counts
 
     parts = runs.assemble(config)
     costs = counts.multiply_adds(parts.model, parts.dataset.image_shape)
-    table = dataclasses.replace(parts.summary, columns={"multiply-adds an image": costs})
+    table = dataclasses.replace(parts.summary, columns={"multiply-adds per image": costs})
     return dataclasses.replace(parts, summary=table).description
 
 

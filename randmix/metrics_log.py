@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a line, appended as the run goes."""
+"""metrics.jsonl: one JSON object per line, appended during the run."""
 
 import json
 import math
@@ -12,13 +12,14 @@ from randmix.trackers import Tracker
 
 
 class MetricsLog:
-    """The log of a workdir, cut back to the step that the run starts from.
+    """The log of a workdir, truncated to the step at which the run starts.
 
-    A line is there as soon as it is written, so that a checkpoint is never ahead of the log. An object store can't
-    append to a file: there the whole log, some hundred kilobytes at most, is written again.
+    Each line is on disk once written, so a checkpoint is never ahead of the log. An object store
+    can't append to a file; there, every write stores the complete log, at most a few hundred
+    kilobytes.
 
     Attributes:
-        names_at_start: of the metrics that are in the log for the step that the run starts from.
+        names_at_start: names of the metrics that are in the log for the start step.
     """
 
     def __init__(
@@ -29,19 +30,17 @@ class MetricsLog:
         writes: bool = True,
         trackers: Sequence[Tracker] = (),
     ):
-        """Opens the log and drops what was logged after ``start_step``: those steps will run again.
+        """Opens the log and drops the lines after ``start_step``, since those steps will run again.
 
         Args:
-            path: of the file.
-            start_step: that the run starts from.
-            writes: False on all processes but one: they leave the file alone.
-            trackers: that get the same metrics.
+            path: the log file.
+            start_step: the step at which the run starts.
+            writes: False on all processes but one; those leave the file unchanged.
+            trackers: further destinations of the same metrics.
         """
         self._path, self._writes, self._file = epath.Path(path), writes, None
         self._trackers = trackers
-        rows = [
-            row for row in map(json.loads, _whole_lines(self._path)) if row["step"] <= start_step
-        ]
+        rows = [row for row in read(self._path) if row["step"] <= start_step]
         self.names_at_start = {name for row in rows if row["step"] == start_step for name in row}
         self._largest: dict[str, float] = {}
         for row in rows:
@@ -72,7 +71,7 @@ class MetricsLog:
             tracker.write(step, metrics)
 
     def largest(self, name: str) -> float:
-        """The largest value of a metric in the log; minus infinity without one."""
+        """Returns the largest logged value of a metric; minus infinity if it was never logged."""
         return self._largest.get(name, -math.inf)
 
     def _note(self, metrics: dict[str, float]) -> None:
@@ -80,7 +79,8 @@ class MetricsLog:
             self._largest[name] = max(self.largest(name), value)
 
 
-def _whole_lines(path: epath.Path) -> list[str]:
-    # A run that was killed may have left half a line at the end.
+def read(path: epath.Path) -> list[dict[str, Any]]:
+    """Returns the lines of a log, oldest first; [] if there is no file."""
     text = path.read_text() if path.exists() else ""
-    return text[: text.rfind("\n") + 1].splitlines()
+    # A killed run may have left an incomplete last line.
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]

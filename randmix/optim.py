@@ -1,10 +1,12 @@
-"""The learning-rate schedule, and the optimizer of a label tree."""
+"""Learning-rate schedules, and the optimizer for a label tree."""
 
+from collections.abc import Hashable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from randmix.errors import UserError, check_choice
@@ -12,19 +14,22 @@ from randmix.groups import FREEZE, Group
 
 
 def build_schedule(settings: ConfigDict, peak: float, total_steps: int) -> optax.Schedule:
-    """The learning rate as a function of the steps taken.
+    """Returns the learning rate as a function of the number of steps taken.
 
     Args:
         settings: ``config.schedule``.
-        peak: the learning rate at the schedule's height.
-        total_steps: of the run.
+        peak: the largest learning rate.
+        total_steps: the length of the run.
+
+    Raises:
+        UserError: an unknown schedule, or points whose fractions don't rise from 0 to 1.
     """
     check_choice("config.schedule.name", settings.name, ("linear", "step", "cosine", "constant"))
     if settings.name == "linear":
         return _linear_schedule(settings.points, peak, total_steps)
     if settings.name == "step":
         steps = [round(share * total_steps) for share in settings.boundaries]
-        return optax.piecewise_constant_schedule(peak, dict.fromkeys(steps, settings.factor))
+        return optax.piecewise_constant_schedule(peak, dict.fromkeys(steps, float(settings.factor)))
     if settings.name == "cosine":
         warmup = round(settings.warmup * total_steps)
         return optax.warmup_cosine_decay_schedule(
@@ -39,7 +44,7 @@ def _linear_schedule(
     shares = [share for share, _ in points]
     if not points or shares != sorted(shares) or shares[0] < 0 or shares[-1] > 1:
         raise UserError(
-            f"config.schedule.points: got shares {shares}, allowed rising numbers from 0 to 1"
+            f"config.schedule.points: got fractions {shares}, allowed rising numbers from 0 to 1"
         )
     steps = jnp.asarray([share * total_steps for share in shares])
     rates = jnp.asarray([multiple * peak for _, multiple in points])
@@ -49,20 +54,21 @@ def _linear_schedule(
 def build_optimizer(
     config: ConfigDict, total_steps: int, labels: Any, groups: tuple[Group, ...], step: int = 0
 ) -> optax.GradientTransformation:
-    """The optimizer of all groups, in the phase that holds after ``step`` steps.
+    """Returns the optimizer of all groups in the phase after ``step`` steps.
 
-    Its state has one structure in every phase: that of a group yet to start stays as it was made. Frozen
-    leaves have neither state nor update. The gradients' norm is clipped once, over all that is trained,
-    before the leaves part ways by label; frozen ones have no gradient (None) and so no place in it.
+    The state has the same structure in every phase; that of a group yet to start stays at its
+    initial value. Frozen leaves have neither state nor updates. The global gradient norm is clipped
+    once, over all trainable leaves, before they are partitioned by label; frozen leaves have no
+    gradient (None) and don't contribute to it.
 
     Args:
-        config: the whole config; ``config.optimizer`` and ``config.schedule`` are read.
-        total_steps: of the run.
-        labels: the label of every parameter, that of its group or "freeze".
-        groups: what is trained.
-        step: steps taken.
+        config: the full config; ``config.optimizer`` and ``config.schedule`` are read.
+        total_steps: the length of the run.
+        labels: the label of every parameter: its group's, or "freeze".
+        groups: the trained groups.
+        step: the number of steps taken.
     """
-    transforms = {FREEZE: optax.set_to_zero()}
+    transforms: dict[Hashable, optax.GradientTransformation] = {FREEZE: optax.set_to_zero()}
     for group in groups:
         descent = _descent(config, total_steps, group)
         transforms[group.label] = _paused(descent) if group.start_step > step else descent
@@ -77,10 +83,9 @@ def _descent(config: ConfigDict, total_steps: int, group: Group) -> optax.Gradie
     check_choice("config.optimizer.name", settings.name, ("adamw", "sgd"))
     of_run = build_schedule(config.schedule, settings.learning_rate * group.lr_scale, total_steps)
 
-    def schedule(count: jax.Array) -> jax.Array:
-        return of_run(
-            count + group.start_step
-        )  # a group counts its own steps, the schedule the run's
+    def schedule(count: ArrayLike) -> ArrayLike:
+        # A group counts its own steps; the schedule counts the run's.
+        return of_run(count + group.start_step)
 
     if settings.name == "adamw":
         return optax.adamw(
@@ -98,12 +103,12 @@ def _descent(config: ConfigDict, total_steps: int, group: Group) -> optax.Gradie
 
 
 def _paused(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The state of ``inner``, left as it is; what is paused has no gradients, so there is nothing to update."""
+    """Returns a transform that keeps the state of ``inner``; paused leaves have no gradients."""
     return optax.GradientTransformation(
         inner.init, lambda updates, state, params=None: (updates, state)
     )
 
 
 def kernels_only(params: Any) -> Any:
-    """A tree of bools: weight decay is for kernels, not for biases and normalisation (PAPER: recipes)."""
+    """Returns a tree of bools, True for kernels: biases and normalization have no weight decay."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)

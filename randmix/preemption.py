@@ -1,11 +1,11 @@
-"""Stopping on SIGTERM and SIGINT between two steps, with everything saved; on several hosts all at the same step."""
+"""Stopping on SIGTERM and SIGINT between two steps with everything saved, on all hosts together."""
 
 import queue
 import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import jax
 from jax.experimental import multihost_utils
@@ -17,17 +17,18 @@ EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: "start me again"
 
 
 class Preempted(Exception):
-    """The run was asked to stop, and has saved all that it needs to go on."""
+    """Raised when the run was asked to stop and has saved all that it needs to resume."""
 
 
 class StopSignals:
-    """While entered, the first SIGTERM or SIGINT stops the run; a second one ends the process at once.
+    """A context in which the first SIGTERM or SIGINT stops the run; a second one kills the process.
 
-    One process stops after the step in which the signal came. Several stop together: JAX's preemption service, which
-    has SIGTERM since jax.distributed started, lets all know and settles the step; Ctrl-C is handed on to it.
+    A single process stops after the current step. Several processes stop together: JAX's preemption
+    service, which handles SIGTERM once jax.distributed has started, informs all of them and chooses
+    the step; Ctrl-C is forwarded to it.
 
-    They nest, as a sweep's does around that of each of its runs: all that are entered hear of a signal, and one that
-    is entered after it has heard of it from the start.
+    Contexts nest, as a sweep's does around those of its runs. A signal reaches every context that
+    is active, and a context entered after a signal starts out as signalled.
     """
 
     _entered: ClassVar[list["StopSignals"]] = []
@@ -35,11 +36,11 @@ class StopSignals:
     def __init__(self) -> None:
         self._several = jax.process_count() > 1
         self._requested = False
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
     def __enter__(self) -> "StopSignals":
         self._requested = any(outer._requested for outer in self._entered)
-        # Python delivers signals to the main thread only; in another one there is nothing to listen to.
+        # Python delivers signals to the main thread only.
         if threading.current_thread() is threading.main_thread() and not self._requested:
             listened = (signal.SIGINT,) if self._several else (signal.SIGTERM, signal.SIGINT)
             self._previous = {s: signal.signal(s, self._request) for s in listened}
@@ -52,11 +53,11 @@ class StopSignals:
 
     @property
     def signalled(self) -> bool:
-        """Whether this process has got a signal; of several none may act on that alone."""
+        """Whether this process has received a signal; False if several processes must agree."""
         return self._requested and not self._several
 
     def requested(self, step: int) -> bool:
-        """Whether to stop after this step. On several processes all must ask, after every step."""
+        """Whether to stop after this step; several processes must all ask after every step."""
         return (
             multihost_utils.reached_preemption_sync_point(step)
             if self._several
@@ -64,10 +65,10 @@ class StopSignals:
         )
 
     def interruptible(self, function: Callable[[], Result]) -> Result:
-        """The function's result; on one process a signal raises `Preempted` before it is there.
+        """Returns the function's result; on a single process, a signal raises `Preempted` first.
 
-        A compilation may take minutes, in which Python answers no signal. It goes on in its thread until the
-        process ends.
+        A compilation may take minutes during which Python handles no signals. After a signal, it
+        continues in its thread until the process ends.
         """
         if self._several:
             return function()

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a live bar on a terminal, plain lines elsewhere."""
+"""Progress display: a live bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -20,7 +20,7 @@ Item = TypeVar("Item")
 
 
 class Reporter:
-    """Shows steps, metrics, images/s and time left; a context manager."""
+    """A context manager that shows steps, metrics, images per second and the time left."""
 
     def __init__(self, total_steps: int, start_step: int = 0):
         self.console = _console()
@@ -52,16 +52,16 @@ class Reporter:
             self._bar.stop()
 
     def say(self, text: str) -> None:
-        """Prints a line; above the bar where there is one."""
+        """Prints a line, above the bar if there is one."""
         self.console.print(text, markup=False, highlight=False)
 
     def step(self, step: int) -> None:
-        """Moves the bar."""
+        """Advances the bar."""
         if self._bar:
             self._bar.update(self._task, completed=step)
 
     def train(self, step: int, *, images_per_second: float, **metrics: float) -> None:
-        """Shows a training interval's means."""
+        """Shows the means over a training interval."""
         numbers = f"{_in_words(metrics)}  {images_per_second:,.0f} images/s"
         if self._bar:
             self._bar.update(self._task, completed=step, numbers=numbers)
@@ -69,7 +69,7 @@ class Reporter:
             self.say(f"step {step}/{self._total}  {numbers}  {self._time_left(step)} left")
 
     def test(self, step: int, **metrics: float) -> None:
-        """Shows an evaluation: ``test_loss`` and the like."""
+        """Shows the metrics of an evaluation, such as ``test_loss``."""
         self.say(f"step {step}/{self._total}  {_in_words(metrics)}")
 
     def _time_left(self, step: int) -> str:
@@ -80,12 +80,12 @@ class Reporter:
 
 
 def _console() -> Console:
-    """Lines as they are; in a notebook too, where rich would make an HTML element of each."""
+    """Returns a console for plain lines, also in notebooks, where rich would emit HTML elements."""
     return Console(file=sys.stdout, soft_wrap=True, force_jupyter=False)
 
 
 def _in_words(metrics: dict[str, float]) -> str:
-    """Metrics on one line, each split's loss first; out of a compiled step they come sorted by name."""
+    """Formats metrics on one line, each split's loss first; compiled steps sort them by name."""
     names = sorted(
         metrics, key=lambda name: (name.startswith("validation_"), not name.endswith("loss"))
     )
@@ -97,7 +97,7 @@ def _shown(name: str, value: float) -> str:
 
 
 def result_table(result: dict[str, Any]) -> str:
-    """The end of a run as a table: mode, the test metrics but the loss, parameter counts, seconds."""
+    """Formats a result as a table: mode, test metrics but the loss, parameter counts, seconds."""
     metrics = {
         name.removeprefix("test_"): value
         for name, value in result["metrics"].items()
@@ -114,12 +114,12 @@ def result_table(result: dict[str, Any]) -> str:
 
 
 def metrics_row(metrics: Mapping[str, float]) -> dict[str, str]:
-    """Metrics as cells of a table."""
+    """Formats metrics as table cells."""
     return {name: _shown(name, value) for name, value in metrics.items()}
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:
-    """Rows of the same columns as a table, the first column to the left and the others to the right."""
+    """Formats rows with the same columns as a table; the first column is left-aligned."""
     grid = Table()
     for i, name in enumerate(rows[0]):
         grid.add_column(name, justify="right" if i else "left")
@@ -132,7 +132,7 @@ def table(rows: Sequence[Mapping[str, object]]) -> str:
 
 
 def track(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
-    """Yields the items, and shows how far it is: a bar on a terminal, elsewhere a line each tenth of the way."""
+    """Yields the items and shows progress: a bar on a terminal, elsewhere a line per 10 %."""
     console = _console()
     if console.is_terminal:
         columns = (

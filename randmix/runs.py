@@ -1,8 +1,10 @@
-"""From a config to the parts of a run; and a run's workdir back to a model and its variables."""
+"""Assembly of a run from its config, and loading of a trained run from its workdir."""
 
 import dataclasses
 import hashlib
+import html
 import json
+import sys
 from typing import Any
 
 import jax
@@ -14,8 +16,8 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from randmix import config as configs
-from randmix import groups, masks, models, optim, sharding, steps, tasks
-from randmix.artifacts import read_config
+from randmix import groups, masks, metrics_log, models, optim, progress, sharding, steps, tasks
+from randmix.artifacts import METRICS, read_config, read_result
 from randmix.checkpoint import BEST, FOLDER, Checkpoints
 from randmix.data import catalog, feeds
 from randmix.data.augment import Augmentation
@@ -25,13 +27,13 @@ from randmix.models import stack
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """A stretch of a run in which the same groups are trained: one compiled step.
+    """A part of a run in which the same groups are trained, with one compiled step.
 
     Attributes:
-        start_step: steps taken when it begins.
-        labels: the label tree, groups yet to start frozen.
-        model: the run's; with ``config.model.scan``, scanned over blocks whose labels are equal.
-        optimizer: of all groups; the state has the same structure in every phase.
+        start_step: number of steps taken when it begins.
+        labels: the label tree, with groups yet to start frozen.
+        model: the run's model; with ``config.model.scan``, scanned over blocks with equal labels.
+        optimizer: the optimizer of all groups; its state has the same structure in every phase.
     """
 
     start_step: int
@@ -42,24 +44,25 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What a run is made of; everything but arrays.
+    """The components of a run, without its arrays.
 
     Attributes:
-        mode: what is trained, in a word: the mode, the selector or "groups".
-        dataset: the catalogue's entry.
+        mode: what is trained, as one word: the mode, the selector or "groups".
+        dataset: the data set's entry in the catalog.
         model: the Linen module.
-        task: how its outputs are scored.
-        augmentation: what is done to training batches.
-        groups: what is trained.
-        labels: the label of every parameter, that of its group or "freeze".
-        channel_masks: inside partly learned parameters, which filters are; None for the others.
-        phases: from the first step on; a further one for each later start of a group.
+        task: scores the model's outputs.
+        augmentation: applied to training batches.
+        groups: the trained groups.
+        labels: the label of every parameter: its group's, or "freeze".
+        channel_masks: for each partly learned parameter, a mask of its learned filters; None for
+            the others.
+        phases: the phase from the first step, and one more for each later start of a group.
         summary: the table of parameters with their labels.
-        identity: what a checkpoint belongs to: hashes of the config and of the label tree.
-        train_examples: how many there are, after ``data.subset`` and ``data.validation``.
-        validation_examples: how many follow them in the training split, held out.
-        steps_per_epoch: whole batches in an epoch; what is left over is dropped.
-        total_steps: how many the run takes.
+        identity: hashes of the config and of the label tree, which identify a checkpoint's run.
+        train_examples: number of training examples, after ``data.subset`` and ``data.validation``.
+        validation_examples: number of held-out examples, which follow them in the training split.
+        steps_per_epoch: number of full batches in an epoch; the remaining examples are dropped.
+        total_steps: length of the run.
         schedule: step -> learning rate, for the log.
     """
 
@@ -81,7 +84,7 @@ class Parts:
     schedule: optax.Schedule
 
     def init_state(self, seed: int | jax.Array) -> steps.TrainState:
-        """The state before the first step; a pure function of the seed."""
+        """Returns the state before the first step, a pure function of the seed."""
         return steps.init_state(
             jax.random.key(seed),
             self.dataset.image_shape,
@@ -93,25 +96,25 @@ class Parts:
 
     @property
     def description(self) -> str:
-        """The table of parameters, and what each group is and when it starts."""
+        """The table of parameters, followed by each group's selector, start and settings."""
         return "\n".join([str(self.summary), "", *map(str, self.groups)])
 
     def phase_at(self, step: int) -> Phase:
-        """The phase of the step that follows ``step`` others."""
+        """Returns the phase of the step that follows ``step`` others."""
         return [phase for phase in self.phases if phase.start_step <= step][-1]
 
     def abstract_state(self, mesh: jax.sharding.Mesh) -> steps.TrainState:
-        """Shapes, dtypes and shardings of the state, without computing anything."""
+        """Returns the state's shapes, dtypes and shardings without computing anything."""
         state = jax.eval_shape(self.init_state, 0)
         whole = sharding.replicated(mesh)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), state)
 
 
 def assemble(config: ConfigDict) -> Parts:
-    """Builds the parts of a run and checks all that can be checked before anything is compiled.
+    """Builds the parts of a run and checks everything that can be checked before compiling.
 
     Raises:
-        UserError: a value that isn't allowed, named by its key.
+        UserError: a value that isn't allowed; the message names its key.
     """
     configs.check(config)
     dataset = catalog.get(config.data.name, config.data.data_dir, image_size=config.data.image_size)
@@ -128,8 +131,8 @@ def assemble(config: ConfigDict) -> Parts:
     validation_examples = round(config.data.validation * used)
     if config.data.validation and not validation_examples:
         raise UserError(
-            f"config.data.validation: got {config.data.validation}, which is none of the {used} training examples; "
-            "set a larger one, or 0"
+            f"config.data.validation: got {config.data.validation}, which is none of the {used} "
+            "training examples; set a larger one, or 0"
         )
     train_examples = used - validation_examples
     total_steps = configs.total_steps(config, train_examples)
@@ -137,7 +140,7 @@ def assemble(config: ConfigDict) -> Parts:
     trained = groups.from_config(config, steps_per_epoch, total_steps)
     labels, channel_masks = groups.label_tree(params, trained, groups.source(config))
     return Parts(
-        mode=config.train or config.mode if config.groups is None else "groups",
+        mode=_mode(config),
         dataset=dataset,
         model=model.clone(scan=stack.equal_runs(params)) if config.model.scan else model,
         task=task,
@@ -175,82 +178,156 @@ def _phase(
     return Phase(start_step=start, labels=at_start, model=model, optimizer=optimizer)
 
 
+def _mode(config: ConfigDict) -> str:
+    return config.train or config.mode if config.groups is None else "groups"
+
+
 def _hash(labels: Any) -> str:
     text = json.dumps(flatten_dict(labels, sep="/"), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _build_model(config: ConfigDict, num_classes: int | None) -> nn.Module:
-    """The config's model with the read-out that its task takes."""
+    """Builds the config's model with the output layer of its task."""
     if config.task == "unshuffling" and config.model.name == "resnet":
         raise UserError(
             "config.model.name: got 'resnet', allowed with the task unshuffling is convmixer"
         )
     readout = tasks.model_arguments(config.task, num_classes)
-    # Which blocks a scan may take is known once there are parameters.
+    # The blocks to scan over are only known once there are parameters.
     arguments = {key: value for key, value in config.model.items() if key != "scan"}
     return models.build(dtype=config.precision, **readout, **arguments)
 
 
-@dataclasses.dataclass(frozen=True)
+_SCORES = ("test_accuracy", "test_psnr")
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
 class Run:
-    """A trained workdir, for a notebook: ``run.model.apply(run.variables, images)``.
+    """A trained run, for example in a notebook: ``run.model.apply(run.variables, images)``.
 
     Attributes:
-        config: as it was trained.
+        config: the config that it was trained with.
         model: the Linen module.
         variables: parameters by role and ``batch_stats``.
-        step: of the checkpoint that they come from.
+        step: the step of the checkpoint that they come from.
+        workdir: the folder that it was loaded from.
+        total_steps: the length of the run; None if it is unfinished and set in epochs.
+        evaluation: "step" and the metrics ("test_accuracy" and so on) of the last evaluation up to
+            ``step``; None if there was none.
     """
 
     config: ConfigDict
     model: nn.Module
     variables: dict[str, Any]
     step: int
+    workdir: str = ""
+    total_steps: int | None = None
+    evaluation: dict[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        rows = self._rows()
+        width = max(map(len, rows))
+        lines = [f"  {name:{width}}  {value}" for name, value in rows.items()]
+        return "\n".join([f"Run({self.workdir})", *lines])
+
+    def _repr_html_(self) -> str:
+        """The same as ``repr``, as an HTML table for notebooks."""
+        rows = "".join(
+            f'<tr><th style="text-align:left">{html.escape(name)}</th>'
+            f'<td style="text-align:left">{html.escape(value)}</td></tr>'
+            for name, value in self._rows().items()
+        )
+        return f"<table><caption>Run({html.escape(self.workdir)})</caption>{rows}</table>"
+
+    def _rows(self) -> dict[str, str]:
+        config = self.config
+        sizes = [f"{key} {config.model[key]}" for key in ("width", "depth") if key in config.model]
+        params, _ = models.split(self.variables)
+        # Labels don't depend on when a group starts.
+        trained = groups.from_config(config, steps_per_epoch=1, total_steps=sys.maxsize)
+        counts = masks.summary(params, *groups.label_tree(params, trained, groups.source(config)))
+        rows = {
+            "model": ", ".join([config.model.name, *sizes]),
+            "data": str(config.data.name),
+            "trained": f"{_mode(config)}: {counts.trainable:,} of "
+            f"{counts.trainable + counts.frozen:,} parameters",
+            "step": f"{self.step:,}" + (f" of {self.total_steps:,}" if self.total_steps else ""),
+        }
+        evaluation = self.evaluation or {}
+        at = "" if evaluation.get("step") == self.step else f", at step {evaluation.get('step')}"
+        scores = {name: evaluation[name] for name in _SCORES if name in evaluation}
+        for name, value in progress.metrics_row(scores).items():
+            rows[name.replace("_", " ")] = value + at
+        return rows
 
 
 def load(workdir: epath.PathLike, *, best: bool = False) -> Run:
-    """Reads a workdir's latest checkpoint; neither its data set nor its optimizer is needed.
+    """Loads a workdir's latest checkpoint; needs neither its data set nor its optimizer.
 
     Args:
         workdir: the run's folder.
-        best: read the one that was best on the held-out examples, of a run with ``data.validation``.
+        best: load the checkpoint that scored best on the held-out examples, of a run with
+            ``data.validation``.
 
     Raises:
-        UserError: no run there, no checkpoint, or one of another model.
+        UserError: no run there, no checkpoint, or a checkpoint of another model.
     """
     config = read_config(workdir)
     if best and not config.data.validation:
         raise UserError(
-            f"{workdir}: no examples were held out to choose the best by; train with data.validation"
+            f"{workdir}: no examples were held out to choose the best by; "
+            "train with data.validation"
         )
     with Checkpoints(workdir, folder=BEST if best else FOLDER) as checkpoints:
         step, variables = checkpoints.restore_variables()
-    # A converted model may be of no data set in the catalogue; the weights know its classes.
+    # A converted model may have no data set in the catalog; its weights give the classes.
     classifier = variables["head"].get("classifier")
     num_classes = None if classifier is None else classifier["bias"].shape[0]
     model = _build_model(config, num_classes)
     _check_fits(workdir, config, model, variables)
-    return Run(config=config, model=model, variables=variables, step=step)
+    result = read_result(epath.Path(workdir)) or {}
+    return Run(
+        config=config,
+        model=model,
+        variables=variables,
+        step=step,
+        workdir=str(workdir),
+        total_steps=config.steps or result.get("step"),
+        evaluation=_last_evaluation(epath.Path(workdir), step, result),
+    )
+
+
+def _last_evaluation(
+    workdir: epath.Path, step: int, result: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Returns "step" and metrics of the last evaluation up to ``step``, or None."""
+    if result.get("step") == step:
+        return {"step": step, **result["metrics"]}
+    rows = [row for row in metrics_log.read(workdir / METRICS) if row["step"] <= step]
+    return next((row for row in reversed(rows) if "test_loss" in row), None)
 
 
 def _check_fits(
     workdir: epath.PathLike, config: ConfigDict, model: nn.Module, saved: dict[str, Any]
 ) -> None:
-    """Raises a UserError where a checkpoint doesn't hold the variables that the config's model has."""
+    """Raises a UserError if a checkpoint doesn't hold the variables of the config's model."""
     if config.data.name is None:  # one patch [p, p, C] of a converted ConvMixer's stem
         image_shape = saved["spatial"]["stem"]["kernel"].shape[:3]
     else:
         image_shape = catalog.image_shape(config.data.name, config.data.image_size)
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     expected = jax.eval_shape(model.init, jax.random.key(0), images)
-    got, allowed = (
-        {path: leaf.shape for path, leaf in flatten_dict(tree, sep="/").items()}
-        for tree in (saved, expected)
-    )
+    got, allowed = _shapes(saved), _shapes(expected)
     for path in sorted(got.keys() | allowed.keys()):
         if got.get(path) != allowed.get(path):
             raise UserError(
-                f"{workdir}: the checkpoint doesn't hold this config's parameters ({path}: got shape "
-                f"{got.get(path)}, expected {allowed.get(path)}); use the config that it was trained with"
+                f"{workdir}: the checkpoint doesn't hold this config's parameters ({path}: got "
+                f"shape {got.get(path)}, expected {allowed.get(path)}); use the config that it was "
+                "trained with"
             )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves: dict[str, Any] = flatten_dict(tree, sep="/")
+    return {path: leaf.shape for path, leaf in leaves.items()}

@@ -1,7 +1,7 @@
-"""The train and eval steps: plain functions, jitted elsewhere."""
+"""Pure train and eval steps; ``compiled`` and ``eval_loop`` jit them."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,17 +15,17 @@ from randmix.tasks import CLASSIFICATION, Task
 
 
 class TrainState(struct.PyTreeNode):
-    """Everything that a step changes, and all that a checkpoint holds.
+    """Everything that a step changes and that a checkpoint holds.
 
     Attributes:
-        step: [] int32, steps taken.
+        step: [] int32, number of steps taken.
         params: the parameters by role, float32.
-        batch_stats: running statistics.
-        opt_state: optax's, with arrays for trainable leaves only.
-        totals: each metric summed over the steps since it was last logged. It is here, and not beside the
-            loop, so that a resumed run logs the same numbers.
-        failed_step: [] int32, the ``step`` from which the first loss or gradient came that wasn't finite; -1 while
-            all were.
+        batch_stats: running statistics of the normalization layers.
+        opt_state: optax's state, with arrays for trainable leaves only.
+        totals: the sum of each metric over the steps since it was last logged. It is part of the
+            state so that a resumed run logs the same numbers.
+        failed_step: [] int32, the ``step`` of the first non-finite loss or gradient; -1 if there
+            was none.
     """
 
     step: jax.Array
@@ -37,7 +37,7 @@ class TrainState(struct.PyTreeNode):
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What the model is applied to: parameters by role and ``batch_stats``."""
+        """The model's variables: parameters by role and ``batch_stats``."""
         return {**self.params, "batch_stats": self.batch_stats}
 
 
@@ -50,17 +50,18 @@ def init_state(
     optimizer: optax.GradientTransformation,
     labels: Any,
 ) -> TrainState:
-    """The state before the first step; pure, so that ``jax.eval_shape`` of it gives the shapes.
+    """Returns the state before the first step; works under ``jax.eval_shape``.
 
     Args:
-        key: decides the initial parameters.
+        key: key of the initial parameters.
         image_shape: (height, width, channels).
         model: the model.
-        task: whose metrics are summed.
-        optimizer: of the label tree.
-        labels: of every parameter; "freeze" is frozen.
+        task: the task whose metrics are summed.
+        optimizer: the optimizer for the label tree.
+        labels: the label of every parameter; "freeze" means frozen.
     """
-    params, batch_stats = split(model.init(key, jnp.zeros((1, *image_shape), jnp.float32)))
+    variables = model.init(key, jnp.zeros((1, *image_shape), jnp.float32))
+    params, batch_stats = split(dict(variables))
     trainable, _ = masks.partition(params, labels)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -73,12 +74,12 @@ def init_state(
 
 
 def empty_totals(task: Task = CLASSIFICATION) -> dict[str, jax.Array]:
-    """Totals over no step at all."""
+    """Returns the totals of zero steps."""
     return {name: jnp.zeros((), jnp.float32) for name in (*task.metric_names, "steps")}
 
 
 def never_failed() -> jax.Array:
-    """``TrainState.failed_step`` of a state whose steps were all finite."""
+    """Returns the ``failed_step`` of a state without failed steps."""
     return jnp.full((), -1, jnp.int32)
 
 
@@ -93,17 +94,19 @@ def train_step(
     channel_masks: Any = None,
     label_smoothing: float = 0.0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One step of descent on the trainable leaves.
+    """Takes one optimizer step on the trainable leaves.
 
-    Only the leaves that ``labels`` doesn't freeze are differentiated: a frozen one is a constant here, so it
-    costs neither a gradient, nor optimizer state, nor a place in the clipped norm, and comes out as it was.
+    Only leaves that ``labels`` doesn't freeze are differentiated. A frozen leaf is a constant here:
+    it has no gradient or optimizer state, doesn't contribute to the clipped norm and stays
+    bit-equal.
 
     Args:
-        state: before the step.
-        batch: ``image`` [N, H, W, C] float32 in [0, 1] and ``label``; the task prepares it for the model.
+        state: the state before the step.
+        batch: ``image`` [N, H, W, C] float32 in [0, 1] and ``label``; the task prepares it for the
+            model.
         model, task, optimizer, labels, label_smoothing: static.
-        channel_masks: None, or a tree with a bool array for each parameter that is learned in part; what it
-            leaves out has no gradient, and neither momentum nor weight decay moves it. Static.
+        channel_masks: None, or a tree with a bool array for each partly learned parameter. Masked
+            entries have no gradient, and neither momentum nor weight decay moves them. Static.
 
     Returns:
         The state after the step, and the batch's mean metrics ([] float32 each).
@@ -138,14 +141,14 @@ def train_step(
 
 
 def _all_finite(tree: Any) -> jax.Array:
-    # Leaf by leaf: a norm overflows where every number is finite.
+    # Leaf by leaf, since a norm may overflow although every number is finite.
     return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
 
 
 def eval_step(
-    variables: dict[str, Any], batch: Mapping[str, jax.Array], *, model: nn.Module, task: Task
+    variables: Mapping[str, Any], batch: Mapping[str, jax.Array], *, model: nn.Module, task: Task
 ) -> dict[str, jax.Array]:
-    """Sums of the task's metrics over a batch whose padding doesn't count.
+    """Returns sums of the task's metrics over a batch, without its padding.
 
     Args:
         variables: parameters by role and ``batch_stats``.
@@ -153,10 +156,11 @@ def eval_step(
         model, task: static.
 
     Returns:
-        A sum for each metric and ``examples``, how many were counted; [] float32 each.
+        The sum of each metric, and ``examples``, the number of examples; [] float32 each.
     """
     batch = task.prepare(batch)
-    outputs = model.apply(variables, batch["image"], train=False)
+    # Flax declares a tuple too, which only `mutable` returns.
+    outputs = cast(jax.Array, model.apply(variables, batch["image"], train=False))
     metrics = task.metrics(outputs, batch, 0.0)
     sums = {name: jnp.where(batch["mask"], values, 0).sum() for name, values in metrics.items()}
     return {**sums, "examples": batch["mask"].sum().astype(jnp.float32)}

@@ -1,4 +1,4 @@
-"""What a model is trained for: what it is shown, and how its outputs are scored, example by example."""
+"""Training tasks: the model's input, and the metrics of its outputs per example."""
 
 import zlib
 from collections.abc import Callable, Mapping
@@ -17,16 +17,16 @@ Images = TypeVar("Images", np.ndarray, jax.Array)
 
 
 class Task(NamedTuple):
-    """A task.
+    """A training task.
 
     Attributes:
         name: the config's ``task``.
-        metric_names: what ``metrics`` gives, "loss" first.
-        metrics: ``(outputs, batch, label_smoothing) -> {"loss": [N], ...}``, float32 numbers an example; "loss"
-            is what training lowers. ``batch`` is a prepared one.
-        prepare: ``batch -> batch``, from what the loader gives to what the model is shown as ``image`` and
-            scored against; it runs inside the compiled step, after the augmentation.
-        constants: arrays that are one and the same for every example of the run; it saves each as NAME.npy.
+        metric_names: names of the results of ``metrics``, "loss" first.
+        metrics: ``(outputs, batch, label_smoothing) -> {"loss": [N], ...}``, one float32 number per
+            example; training minimizes "loss". ``batch`` has been prepared.
+        prepare: ``batch -> batch``, from the loader's batch to the model's input ``image`` and the
+            targets; runs inside the compiled step, after augmentation.
+        constants: arrays that are the same for every example; a run saves each as NAME.npy.
     """
 
     name: str
@@ -37,29 +37,29 @@ class Task(NamedTuple):
 
     @property
     def score(self) -> str:
-        """The metric by which of two models the better is told: larger is better."""
+        """The metric that decides which of two models is better; larger is better."""
         return self.metric_names[1]
 
     @property
     def has_accuracy(self) -> bool:
-        """Whether examples are right or wrong, as attacks need it."""
+        """Whether each example is right or wrong, as attacks require."""
         return "accuracy" in self.metric_names
 
 
 def classification_metrics(
     logits: jax.Array, batch: Batch, label_smoothing: float = 0.0
 ) -> dict[str, jax.Array]:
-    """Cross-entropy and correctness of each example.
+    """Returns the cross-entropy and correctness of each example.
 
     Args:
         logits: [N, classes] float32.
-        batch: ``label``, [N] int32 in [0, classes); of mixed images also ``mixed_label`` [N], that of the other
-            image, and ``label_weight`` [N] in [0, 1], that of ``label``.
-        label_smoothing: the share of the target spread evenly over all classes, in [0, 1).
+        batch: ``label``, [N] int32 in [0, classes); for mixed images also ``mixed_label`` [N], the
+            other image's label, and ``label_weight`` [N] in [0, 1], the weight of ``label``.
+        label_smoothing: share of the target that is spread evenly over all classes, in [0, 1).
 
     Returns:
-        ``loss`` and ``accuracy`` (0 or 1), [N] float32 each. Of mixed images the accuracy counts the label that
-        weighs more.
+        ``loss`` and ``accuracy`` (0 or 1), [N] float32 each. For mixed images, accuracy counts the
+        label with the larger weight.
     """
     targets = jax.nn.one_hot(batch["label"], logits.shape[-1], dtype=logits.dtype)
     dominant = batch["label"]
@@ -68,7 +68,7 @@ def classification_metrics(
         others = jax.nn.one_hot(batch["mixed_label"], logits.shape[-1], dtype=logits.dtype)
         targets = weight[:, None] * targets + (1 - weight)[:, None] * others
         dominant = jnp.where(weight >= 0.5, dominant, batch["mixed_label"])
-    # Smoothing is linear: of the mixture it is the mixture of both labels smoothed.
+    # Smoothing is linear, so smoothing the mixture equals mixing the smoothed labels.
     targets = optax.smooth_labels(targets, label_smoothing)
     correct = logits.argmax(-1) == dominant
     return {
@@ -81,10 +81,10 @@ CLASSIFICATION = Task("classification", ("loss", "accuracy"), classification_met
 
 
 def unshuffling(permutation: np.ndarray) -> Task:
-    """Pixel un-shuffling, the paper's section 4.4: give an image back whose pixels have changed places.
+    """Returns the pixel unshuffling task (paper, section 4.4): restore permuted images.
 
     Args:
-        permutation: [H W] integers, one for every image of the run; see ``shuffle``.
+        permutation: [H W] integers, the same for every image of the run; see ``shuffle``.
     """
 
     def prepare(batch: Batch) -> Batch:
@@ -102,44 +102,45 @@ def unshuffling(permutation: np.ndarray) -> Task:
 def unshuffling_metrics(
     outputs: jax.Array, batch: Batch, label_smoothing: float = 0.0
 ) -> dict[str, jax.Array]:
-    """Mean squared error and peak signal-to-noise ratio of each image.
+    """Returns the mean squared error and peak signal-to-noise ratio of each image.
 
     Args:
-        outputs: [N, H, W, C] float32, not clipped to [0, 1]: the metric is of what the loss sees.
+        outputs: [N, H, W, C] float32, not clipped to [0, 1], so that the metric measures what the
+            loss does.
         batch: ``target``, [N, H, W, C] float32 in [0, 1].
-        label_smoothing: 0; there are no labels.
+        label_smoothing: must be 0; there are no labels.
 
     Returns:
-        ``loss``, the mean over an image's pixels and channels, and ``psnr``, -10 log10 of it, in decibels for
-        the data range 1. [N] float32 each; an image that is given back exactly has the PSNR infinity, and so
-        has then the mean over images.
+        ``loss``, the mean over an image's pixels and channels, and ``psnr``, -10 log10 of it, in dB
+        for a data range of 1; [N] float32 each. The PSNR of an exact image is infinite, and so is
+        the mean over images then.
     """
     loss = jnp.square(outputs - batch["target"]).mean((1, 2, 3))
     return {"loss": loss, "psnr": -10 * jnp.log10(loss)}
 
 
 def pixel_permutation(seed: int, height: int, width: int) -> np.ndarray:
-    """The permutation of a seed: a bijection of the H W positions, [H W] int32.
+    """Returns a seed's permutation of the H W pixel positions, [H W] int32.
 
     >>> pixel_permutation(0, 2, 3)
     array([0, 5, 4, 1, 2, 3], dtype=int32)
     """
-    # Raw bits ranked, and not Generator.permutation: NumPy keeps the bits the same across versions.
+    # NumPy guarantees the same raw bits across versions, but not the same Generator.permutation.
     bits = np.random.Philox(np.random.SeedSequence([seed, zlib.crc32(b"unshuffling")]))
     return np.argsort(bits.random_raw(height * width), kind="stable").astype(np.int32)
 
 
 def shuffle(images: Images, permutation: np.ndarray) -> Images:
-    """Moves whole pixels: position i, row by row, of the result is position ``permutation[i]`` of the image.
+    """Permutes pixels: position i (row by row) of the result is the image's ``permutation[i]``.
 
-    ``shuffle(shuffled, np.argsort(permutation))`` undoes it.
+    ``shuffle(shuffled, np.argsort(permutation))`` reverses it.
 
     Args:
-        images: [N, H, W, C].
+        images: [N, H, W, C], a NumPy or JAX array.
         permutation: [H W] integers.
 
     Returns:
-        [N, H, W, C] of the images' dtype, an array of NumPy or JAX as ``images`` is one.
+        [N, H, W, C], with the type and dtype of ``images``.
     """
     n, h, w, c = images.shape
     return images.reshape(n, h * w, c)[:, permutation].reshape(n, h, w, c)
@@ -149,15 +150,15 @@ TASKS = ("classification", "unshuffling")
 
 
 def build(name: str, *, image_shape: tuple[int, int, int], permutation_seed: int) -> Task:
-    """Builds a task from plain values, as a config gives them.
+    """Builds a task from a config's plain values.
 
     Args:
         name: one of ``TASKS``.
         image_shape: (height, width, channels).
-        permutation_seed: un-shuffling's, from 0.
+        permutation_seed: seed of unshuffling's permutation, 0 or more.
 
     Raises:
-        UserError: an unknown name; it names the nearest.
+        UserError: an unknown name; the message suggests the nearest.
     """
     check_choice("config.task", name, TASKS)
     if name == "classification":
@@ -167,10 +168,10 @@ def build(name: str, *, image_shape: tuple[int, int, int], permutation_seed: int
 
 
 def model_arguments(name: str, num_classes: int | None) -> dict[str, Any]:
-    """What a task decides of a model: its read-out, as arguments of ``models.build``.
+    """Returns the arguments of ``models.build`` that a task determines: the output layer.
 
     Raises:
-        UserError: an unknown name; it names the nearest.
+        UserError: an unknown name; the message suggests the nearest.
     """
     check_choice("config.task", name, TASKS)
     return {"num_classes": num_classes} if name == "classification" else {"head": "image"}

@@ -1,4 +1,4 @@
-"""The Cloud TPU slices that a program can be compiled for: their names, and what a chip of each can do."""
+"""Cloud TPU slices to compile for: their names, and the peak performance of their chips."""
 
 import dataclasses
 
@@ -11,16 +11,16 @@ _GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One generation of Cloud TPUs, with the peaks that its page gives, see `source`.
+    """One generation of Cloud TPU chips, with the peaks published at `source`.
 
     Attributes:
-        name: as in a topology's name.
-        flops_per_second: peak of a chip in bfloat16; float32 products at JAX's default precision run on the same
-            units.
-        bytes_per_second: peak of a chip's high-bandwidth memory (HBM).
-        memory_bytes: what libtpu 0.0.42.1 leaves a program of a chip's HBM, as its message about a program that
-            is too large says; 16 GB, say, are 15.75 GiB.
-        layouts: of its slices, chips along each axis.
+        name: the chip's part of a topology name, such as "v5e".
+        flops_per_second: bfloat16 peak of a chip; at JAX's default precision, float32 products run
+            on the same units.
+        bytes_per_second: peak bandwidth of a chip's high-bandwidth memory (HBM).
+        memory_bytes: HBM that libtpu 0.0.42.1 leaves to a program, according to its message about a
+            program that is too large; 15.75 GiB of 16 GB, for example.
+        layouts: the available slices, as chips along each axis.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Chip:
 
     @property
     def source(self) -> str:
-        """The page that the peaks are from."""
+        """The web page that publishes the peaks."""
         return f"cloud.google.com/tpu/docs/{self.name}"
 
 
@@ -48,7 +48,7 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """A slice of a TPU pod: which chips, and how many along each axis ("4x4")."""
+    """A slice of a TPU pod: the chip, and the number of chips along each axis ("4x4")."""
 
     chip: Chip
     layout: str
@@ -58,13 +58,13 @@ class Slice:
 
 
 def parse(name: str) -> Slice:
-    """The slice of this name.
+    """Returns the slice with this name.
 
     >>> parse("v5e:4x4").chip.memory_bytes / 2**30
     15.75
 
     Raises:
-        UserError: there is none; the message lists those that there are.
+        UserError: an unknown name; the message lists the known ones.
     """
     chip, _, layout = name.partition(":")
     if chip not in CHIPS or layout not in CHIPS[chip].layouts:

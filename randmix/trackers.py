@@ -1,4 +1,4 @@
-"""Where metrics go besides metrics.jsonl: TensorBoard events, and Weights & Biases on request."""
+"""Metric destinations besides metrics.jsonl: TensorBoard and, optionally, Weights & Biases."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,26 +13,26 @@ TENSORBOARD = "tensorboard"
 
 
 class Tracker(Protocol):
-    """What takes the metrics of a step."""
+    """A destination for a step's metrics."""
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Takes the metrics; of a step that ran before a resume, too, in which case the newer ones count."""
+        """Records a step's metrics, replacing those that were written before a resume."""
 
 
 @contextmanager
 def open_trackers(
     config: ConfigDict, workdir: epath.Path, start_step: int, *, active: bool = True
 ) -> Iterator[list[Tracker]]:
-    """The trackers that a config asks for, closed at the end.
+    """Opens the trackers that a config asks for, and closes them at the end.
 
     Args:
         config: see ``randmix.config``.
         workdir: the run's folder.
-        start_step: that the run starts from.
-        active: False on all processes but one: there are none then.
+        start_step: the step at which the run starts.
+        active: False on all processes but one, which then have no trackers.
 
     Raises:
-        UserError: Weights & Biases is asked for and isn't installed.
+        UserError: Weights & Biases is requested but not installed.
     """
     with ExitStack() as stack:
         trackers: list[Tracker] = []
@@ -57,14 +57,14 @@ class _TensorBoard:
                 else name
             )
             self._writer.add_scalar(tag, value, step)
-        self._writer.flush()  # a killed run keeps what it logged
+        self._writer.flush()  # so that a killed run keeps its metrics
 
 
 @contextmanager
 def _tensorboard(folder: epath.Path, start_step: int) -> Iterator[Tracker]:
     from tensorboardX import SummaryWriter
 
-    # Hides the steps after the one that this run starts from: they will run again.
+    # Purges the steps after the start step, which will run again.
     writer = SummaryWriter(
         str(folder), purge_step=start_step + 1 if start_step else None, write_to_disk=True
     )
@@ -85,13 +85,13 @@ class _WandB:
 @contextmanager
 def _wandb(config: ConfigDict, workdir: epath.Path) -> Iterator[Tracker]:
     try:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports] (an optional package)
     except ImportError as error:
         raise UserError(
             f"config.wandb_project: got {config.wandb_project!r}, but wandb isn't installed; "
             "pip install 'randmix[wandb]', or leave the key out"
         ) from error
-    # The name and id are the folder's: the same command goes on with the same run there.
+    # Named after the folder, so that the same command resumes the same run there.
     run = wandb.init(
         project=config.wandb_project,
         id=workdir.name,

@@ -1,4 +1,4 @@
-"""The training loop: ``train(config, workdir)``, the same from the command line, a notebook and a test."""
+"""Training loop: ``train(config, workdir)``, for the command line, notebooks and tests."""
 
 import contextlib
 import functools
@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -37,23 +37,24 @@ def train(
     devices: list[jax.Device] | None = None,
     programs: Programs | None = None,
 ) -> dict[str, Any]:
-    """Trains what ``config`` describes, or goes on where ``workdir`` was left, and evaluates it.
+    """Trains the run that ``config`` describes, or resumes it from ``workdir``, and evaluates it.
+
+    With several processes (``distributed.start``), each calls this with the same arguments; process
+    0 writes the files.
 
     Args:
         config: see ``randmix.config``.
-        workdir: the run's folder; it is made where it doesn't exist.
-        devices: to train on; by default all there are, on all hosts.
-        programs: what runs that differ only in their seed compile once, if the same is given to each.
+        workdir: the run's folder; created if it doesn't exist.
+        devices: the devices to train on; by default all, on all hosts.
+        programs: a cache of compiled programs to share between runs that differ only in their seed.
 
     Returns:
-        What ``result.json`` holds. A finished workdir gives its result again without training.
-
-    On several processes (``distributed.start``) each calls this with the same arguments; process 0 writes.
+        The contents of ``result.json``. A finished workdir returns its result without training.
 
     Raises:
-        UserError: a mistake in the config or the workdir, before anything is compiled; or a loss that
-            isn't finite.
-        Preempted: SIGTERM or SIGINT came; the state is saved.
+        UserError: a mistake in the config or the workdir, raised before anything is compiled; or a
+            loss, gradient or parameter that isn't finite.
+        Preempted: SIGTERM or SIGINT was received; the state is saved.
     """
     with StopSignals() as stop:
         return _train(config, epath.Path(workdir), devices, programs or Programs(), stop)
@@ -94,7 +95,7 @@ def _train_alone(
     stop: StopSignals,
     began: float,
 ) -> dict[str, Any]:
-    """Trains in a workdir that no other run has; ``began`` is when the call did, by `time.monotonic`."""
+    """Trains in a locked workdir; ``began`` is the `time.monotonic` of the call to ``train``."""
     primary = distributed.is_primary()
     if primary:
         save_constants(parts, workdir)
@@ -113,7 +114,7 @@ def _train_alone(
             Reporter(parts.total_steps, loop.start) as report,
         ):
             if loop.start:
-                report.say(f"{workdir}: going on from step {loop.start}")
+                report.say(f"{workdir}: resuming from step {loop.start}")
             train_feed = train_split.for_training(
                 seed=config.seed,
                 batch_size=config.batch_size,
@@ -129,7 +130,7 @@ def _train_alone(
 
 
 def save_constants(parts: runs.Parts, workdir: epath.Path) -> None:
-    """Writes the arrays that are the same for all examples of a task, each as NAME.npy."""
+    """Writes the task's constants, arrays that are the same for all examples, each as NAME.npy."""
     for name, array in parts.task.constants.items():
         with (workdir / f"{name}.npy").open("wb") as file:
             np.save(file, array)
@@ -142,7 +143,15 @@ def summarize(
     seconds: float,
     devices: list[jax.Device],
 ) -> dict[str, Any]:
-    """What ``result.json`` holds of a finished run: ``metrics`` are those of the evaluation at the last step."""
+    """Returns the contents of ``result.json``.
+
+    Args:
+        config: the run's config.
+        parts: the run's parts.
+        metrics: the metrics of the evaluation at the last step.
+        seconds: wall time of the call.
+        devices: the devices of the run.
+    """
     return {
         "mode": parts.mode,
         "metrics": metrics,
@@ -155,17 +164,17 @@ def summarize(
 
 
 def finish(parts: runs.Parts, workdir: epath.Path, result: dict[str, Any]) -> None:
-    """Writes ``result.json`` and draws what the task has to show; all processes call it, the drawing is shared."""
+    """Writes ``result.json`` and the task's figures; all processes call it to share the drawing."""
     if distributed.is_primary():
         artifacts.write_result(workdir, result)
     if parts.task.name == "unshuffling":
-        from randmix import unshuffle  # no other task draws
+        from randmix import unshuffle  # the other tasks don't need its plotting libraries
 
         unshuffle.draw([workdir], workdir)
 
 
 def open_splits(config: ConfigDict, parts: runs.Parts) -> tuple[feeds.Split, feeds.Split]:
-    """The training and the test split; in memory, if they are of a kind that fits there."""
+    """Opens the training and the test split, in memory if the data set is of a kind that fits."""
     reading = feeds.reading(config.data)
     train_split, test_split = (
         feeds.Split(parts.dataset, split, config.data.data_dir, reading)
@@ -175,10 +184,11 @@ def open_splits(config: ConfigDict, parts: runs.Parts) -> tuple[feeds.Split, fee
 
 
 class Loop:
-    """One call of ``train`` between its checks and its result.
+    """The main part of ``train``, between its checks and its result.
 
-    An ensemble takes this very loop (``ensemble.py``): its arrays then have a first axis of ``members``, one for each
-    of ``seeds``, and what it hands over as checkpoints, feed, log and report parts them by member. It has no ``best``.
+    An ensemble uses the same loop (``ensemble.py``). Its arrays have a leading axis of ``members``,
+    one for each of ``seeds``, and the checkpoints, feed, log and report that it passes in split
+    them by member. It has no ``best``.
     """
 
     def __init__(
@@ -198,26 +208,26 @@ class Loop:
         self.members = None if seeds is None else len(seeds)
         self.seed = np.asarray(config.seed if seeds is None else seeds, np.uint32)
         self.state = self.first_state()
-        self.start = int(np.max(self.state.step))  # all members are at one step
-        self.seconds, self.images = 0.0, 0  # of training since the last log line
+        self.start = int(np.max(self.state.step))  # all members are at the same step
+        self.seconds, self.images = 0.0, 0  # of training, since the last log line
         self.eval_steps = programs.once(
             ("eval", self.members), lambda: jit_eval_steps(config, parts, mesh, self.members)
         )
 
     def first_state(self) -> steps.TrainState:
-        """The state of the latest checkpoint, or that before the first step."""
+        """Returns the state of the latest checkpoint, or the state before the first step."""
         saved = self.checkpoints.restore_latest(self.parts.abstract_state(self.mesh))
         return self.init(self.seed) if saved is None else saved
 
     @functools.cached_property
     def init(self) -> Callable[[np.ndarray], steps.TrainState]:
-        """Makes the state of a seed before the first step."""
+        """The compiled function from a seed to the state before the first step."""
         return self.programs.once("init", self.jit_init)
 
     def jit_init(self) -> Callable[[np.ndarray], steps.TrainState]:
-        """Compiles, on first use, ``seed -> state``."""
-        # On a CPU LLVM spends most of a minute on the random numbers of a ResNet's many kernels; at level 1 it is a
-        # tenth, and the same bits come out.
+        """Jits ``seed -> state``."""
+        # On a CPU, LLVM spends most of a minute on the random numbers of a ResNet's many kernels.
+        # Level 1 takes a tenth of that and produces the same bits.
         on_cpu = self.mesh.devices.flat[0].platform == "cpu"
         return jax.jit(
             self.parts.init_state,
@@ -234,15 +244,19 @@ class Loop:
         log: MetricsLog,
         report: Reporter,
     ) -> dict[str, float]:
-        """Trains to the last step and returns the metrics of the evaluation there."""
+        """Trains to the last step and returns the metrics of the evaluation there.
+
+        Raises:
+            UserError: a loss, gradient or parameter isn't finite.
+            Preempted: a signal was received.
+        """
         config, total = self.config, self.parts.total_steps
         test = None
         take_step = self.stepper(train_feed, report)
         test_feeds = self.test_feeds(train_split, test_split)
         if self.tests_after(self.start) and "test_loss" not in log.names_at_start:
-            test = self.test(
-                self.start, test_feeds, log, report
-            )  # the run was stopped in the middle of this
+            # The run was stopped during this evaluation.
+            test = self.test(self.start, test_feeds, log, report)
             if test is None:
                 raise Preempted(f"stopped in the evaluation after step {self.start} of {total}")
         for step in range(self.start + 1, total + 1):
@@ -260,7 +274,7 @@ class Loop:
                 self.save(step)
             if stopping and not (last and test):
                 raise Preempted(f"stopped and saved at step {step} of {total}")
-        # A run that was killed between its last checkpoint and its result has only this left to do.
+        # For a run that was killed between its last checkpoint and its result, only this is left.
         test = test or self.evaluate(test_feeds)
         if test is None:
             raise Preempted(f"stopped in the last evaluation, after step {total}")
@@ -271,10 +285,11 @@ class Loop:
         return step > 0 and (step == self.parts.total_steps or step % self.config.eval_every == 0)
 
     def stepper(self, feed: feeds.TrainFeed, report: Reporter) -> Callable[[int], None]:
-        """Returns what takes the step of a given number, counted from 1; it compiles a step for each phase."""
+        """Returns a function that takes step n, counted from 1, and compiles a step per phase."""
         parts, mesh, programs = self.parts, self.mesh, self.programs
         seed = sharding.replicate(self.seed, mesh)
-        phase = train_step = None
+        phase: runs.Phase | None = None
+        train_step: Callable[..., Any] | None = None
         previous = ()
 
         def take(step: int) -> None:
@@ -289,8 +304,9 @@ class Loop:
                 train_step = programs.once(name, partial(self.stop.interruptible, compile_step))
                 self.announce(phase, None if made_before else time.monotonic() - began, report)
                 began = time.monotonic()
+            assert train_step is not None
             self.state, metrics = train_step(self.state, data, order, seed)
-            # The host stays one step ahead: the device never waits, and a signal is answered at once.
+            # The host stays one step ahead, so the device never waits and a signal acts at once.
             jax.block_until_ready(previous)
             previous = metrics
             self.seconds += time.monotonic() - began
@@ -301,29 +317,29 @@ class Loop:
     def compile_step(
         self, phase: runs.Phase, data: loader.Data, order: jax.Array | None, seed: jax.Array
     ) -> jax.stages.Compiled:
-        """The compiled train step of a phase, for the state as it is and a feed's arguments."""
+        """Compiles the train step of a phase for the current state and a feed's arguments."""
         train_step = jit_train_step(self.config, self.parts, self.mesh, phase, self.members)
         return train_step.lower(self.state, data, order, seed).compile()
 
     def announce(self, phase: runs.Phase, seconds: float | None, report: Reporter) -> None:
-        """Says in how many seconds a step was compiled, None for one of another seed's, and which groups it trains."""
+        """Reports a phase's compile time in seconds, None for a shared program, and its groups."""
         if seconds is None:
-            report.say("took the train step that was compiled for another seed")
+            report.say("reusing the train step compiled for another seed")
         else:
             report.say(f"compiled the train step in {seconds:.1f} s")
         if len(self.parts.phases) > 1:
             trained = [
                 group.label for group in self.parts.groups if group.start_step <= phase.start_step
             ]
-            report.say(f"from step {phase.start_step} on it trains: {', '.join(trained)}")
+            report.say(f"training from step {phase.start_step}: {', '.join(trained)}")
 
     def log_interval(self, step: int, log: MetricsLog, report: Reporter) -> None:
-        """Logs the means since the last log line and starts the next interval."""
+        """Logs the means since the last log line and starts a new interval."""
         began = time.monotonic()
         totals = {
             name: np.float64(total) for name, total in jax.device_get(self.state.totals).items()
         }
-        self.seconds += time.monotonic() - began  # the step that was still running
+        self.seconds += time.monotonic() - began  # device_get waited for the last step
         count = totals.pop("steps")
         means = {name: (total / count).tolist() for name, total in totals.items()}
         images_per_second = self.images / self.seconds
@@ -331,7 +347,8 @@ class Loop:
             step=step,
             epoch=round(step / self.parts.steps_per_epoch, 4),
             **{f"train_{name}": value for name, value in means.items()},
-            learning_rate=float(self.parts.schedule(step - 1)),
+            # Optax's type of a schedule includes complex numbers.
+            learning_rate=float(cast(jax.Array, self.parts.schedule(step - 1))),
             images_per_second=round(images_per_second, 1),
         )
         report.train(step, **means, images_per_second=images_per_second)
@@ -340,14 +357,16 @@ class Loop:
         self.state = self.state.replace(totals=sharding.replicate(empty, self.mesh))
 
     def save(self, step: int) -> None:
-        """Starts a checkpoint; one that isn't finite would be of no use and push a good one out."""
+        """Starts a checkpoint; a non-finite one is refused, since it would displace a good one."""
         if not all_finite((self.state.params, self.state.batch_stats)):
             raise parameters_not_finite(step)
-        self.best.wait()  # or a run that goes on from this one would take the best for saved
+        # Else a run that resumes from this checkpoint would assume that the best one is saved.
+        assert self.best is not None
+        self.best.wait()
         self.checkpoints.save(step, self.state)
 
     def require_finite(self, workdir: epath.Path, feed: feeds.TrainFeed) -> None:
-        """Raises a UserError if a step wasn't finite, and writes down which examples it was given."""
+        """Raises a UserError if a step wasn't finite, and records which examples it was given."""
         before = int(self.state.failed_step)
         if before >= 0:
             raise step_not_finite(before + 1, feed.rows(before), workdir)
@@ -355,7 +374,7 @@ class Loop:
     def test_feeds(
         self, train_split: feeds.Split, test_split: feeds.Split
     ) -> dict[str, feeds.EvalFeed]:
-        """What each evaluation shows: the test split, the part of it under PGD, what the training set held out."""
+        """Returns the feed of each evaluation: test split, its part for PGD, held-out examples."""
         defense, held_out = self.config.defense, self.parts.validation_examples
         parts = {"test": (test_split, {})}
         if "eval_pgd" in self.eval_steps:
@@ -373,18 +392,19 @@ class Loop:
     def test(
         self, step: int, test_feeds: Mapping[str, feeds.EvalFeed], log: MetricsLog, report: Reporter
     ) -> dict[str, float] | None:
-        """Evaluates and logs; None, and nothing logged, if a signal came in the middle."""
+        """Evaluates and logs; returns None without logging if a signal was received."""
         metrics = self.evaluate(test_feeds)
         if metrics is not None:
             score = f"validation_{self.parts.task.score}"
             if score in metrics and metrics[score] > log.largest(score):
+                assert self.best is not None
                 self.best.save(step, self.state)
             log.write(step=step, **metrics)
             report.test(step, **metrics)
         return metrics
 
     def evaluate(self, test_feeds: Mapping[str, feeds.EvalFeed]) -> dict[str, float] | None:
-        """``test_loss``, ``test_accuracy``, ``validation_loss`` and the like; None if a signal came in the middle."""
+        """Returns ``test_loss``, ``validation_loss`` and so on; None if a signal was received."""
         metrics = {}
         for name, feed in test_feeds.items():
             eval_step = self.eval_steps["eval_pgd" if name == "test_pgd" else "eval"]
@@ -401,20 +421,21 @@ class Loop:
 
 @jax.jit
 def all_finite(tree: Any) -> jax.Array:
-    """[] bool: whether every number of a tree is finite."""
+    """Whether every number of a tree is finite, [] bool."""
     return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
 
 
 def parameters_not_finite(step: int) -> UserError:
-    """The error of a run whose parameters aren't finite after a step."""
+    """Returns the error for parameters that aren't finite after a step."""
     return UserError(f"step {step}: the parameters aren't finite; {_NOT_FINITE}")
 
 
 def step_not_finite(step: int, rows: np.ndarray, workdir: epath.Path) -> UserError:
-    """The error of a run whose loss or gradient wasn't finite in a step; writes down which examples that was given."""
+    """Returns the error for a non-finite loss or gradient, and records the step's examples."""
     if distributed.is_primary():
         failed = {"step": step, "examples": rows.tolist()}
         artifacts.write_atomically(workdir / artifacts.NOT_FINITE, json.dumps(failed) + "\n")
     return UserError(
-        f"step {step}: the loss or a gradient isn't finite; {artifacts.NOT_FINITE} lists its examples; {_NOT_FINITE}"
+        f"step {step}: the loss or a gradient isn't finite; {artifacts.NOT_FINITE} lists its "
+        f"examples; {_NOT_FINITE}"
     )

@@ -146,7 +146,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(workdir, d
     with caplog.at_level(logging.WARNING):
         assert equal(restore(workdir), states()[0])
     assert caplog.messages == [
-        f"{workdir}/checkpoints/20: damaged ({reason}); moved to {workdir}/set_aside/20, going on from the "
+        f"{workdir}/checkpoints/20: damaged ({reason}); moved to {workdir}/set_aside/20, resuming from the "
         "checkpoint before it"
     ]
     moved = [p for p in (workdir / "set_aside" / "20").rglob("*") if p.is_file()]
@@ -251,7 +251,7 @@ def test_verify_from_the_command_line(workdir):
     assert done.status == 2
     assert done.out == lines[0] + f"{workdir}/checkpoints/20: {damaged}\n"
     assert done.err == (
-        f"randmix: {workdir}: 1 of 2 checkpoints damaged; training it again sets them aside and goes on from the "
+        f"randmix: {workdir}: 1 of 2 checkpoints damaged; training it again sets them aside and resumes from the "
         "newest intact one\n"
     )
     assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["10", "20"]

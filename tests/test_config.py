@@ -81,7 +81,7 @@ def test_a_key_that_is_not_there_cannot_be_set():
         ({"model__mean": (0.1, 0.2), "model__std": (1.0, 1.0)}, "mean: got 2 numbers, allowed 1"),
         ({"train": "role('spacial')"}, "config.train: "),
         ({"train": "__import__('os')"}, "config.train: "),
-        ({"schedule__points": ((0.5, 0.0), (0.1, 1.0))}, "config.schedule.points: got shares"),
+        ({"schedule__points": ((0.5, 0.0), (0.1, 1.0))}, "config.schedule.points: got fractions"),
     ],
 )
 def test_a_value_that_no_run_could_have(override, message):

@@ -94,6 +94,37 @@ def test_the_clean_evaluation_gives_the_run_s_result_and_writes_nothing(workdir)
     assert sorted(workdir.rglob("*")) == before
 
 
+def test_a_loaded_run_shows_itself_in_a_few_lines(workdir, tmp_path):
+    run = runs.load(workdir)
+    result = json.loads((workdir / "result.json").read_text())
+    trained, frozen = (result["parameters"][name] for name in ("trainable", "frozen"))
+    lines = [
+        f"Run({workdir})",
+        "  model          convmixer, width 16, depth 2",
+        "  data           digits",
+        f"  trained        chans: {trained:,} of {trained + frozen:,} parameters",
+        "  step           90 of 90",
+        f"  test accuracy  {result['metrics']['test_accuracy']:.4f}",
+    ]
+    assert repr(run).splitlines() == lines
+    page = run._repr_html_()
+    assert page.count("<tr>") == 5
+    for line in lines[1:]:
+        assert f">{line[17:]}</td>" in page
+    named = dataclasses.replace(run, workdir="<b>&")
+    assert "<caption>Run(&lt;b&gt;&amp;)</caption>" in named._repr_html_()
+
+    # One that was stopped after its first evaluation, and one without any.
+    stopped = shutil.copytree(workdir, tmp_path / "stopped")
+    (stopped / "result.json").unlink()
+    first = next(line for line in metrics_lines(workdir) if "test_loss" in line)
+    (stopped / "metrics.jsonl").write_text(json.dumps(first) + "\n")
+    shown = f"  test accuracy  {first['test_accuracy']:.4f}, at step 45"
+    assert repr(runs.load(stopped)).splitlines()[-1] == shown
+    (stopped / "metrics.jsonl").unlink()
+    assert repr(runs.load(stopped)).splitlines()[-1].startswith("  step ")
+
+
 def test_attacks_from_the_command_line(workdir, tmp_path):
     done = evaluate(
         f"--workdir={workdir}", f"--out={tmp_path / 'new'}", "--epsilons=64,0,8", *QUICK

@@ -196,8 +196,8 @@ def test_a_run_of_two_phases_is_announced_and_resumes_bit_for_bit(tmp_path, monk
     config = small.config(groups=LATE)
     train.train(config, tmp_path / "whole", devices=jax.devices()[:1])
     out = capsys.readouterr().out
-    assert "from step 0 on it trains: train\n" in out
-    assert "from step 3 on it trains: late, train\n" in out
+    assert "training from step 0: train\n" in out
+    assert "training from step 3: late, train\n" in out
     table = (tmp_path / "whole" / "masks.txt").read_text()
     assert "late: role('spatial'), from step 3\n" in table
 

@@ -155,7 +155,7 @@ def test_a_signal_to_one_of_two_stops_both_at_one_step_and_one_process_goes_on(
     assert len(steps) == 2
     assert len(set(steps)) == 1
     assert randmix.load(tmp_path).step == int(steps[0]) < 12
-    assert f"going on from step {steps[0]}" in runs.one(tmp_path).out
+    assert f"resuming from step {steps[0]}" in runs.one(tmp_path).out
     assert_agree(tmp_path, reference)
 
 
@@ -173,7 +173,7 @@ def test_two_go_on_from_one_and_outlive_a_death_and_a_standstill(runs, reference
     assert "stopped sending heartbeats" in done.stderr
     assert "starting all 2 processes again (restart 2 of 2)" in done.stderr
     first, second, third = (
-        int(step) for step in re.findall(r"going on from step (\d+)", done.stdout)
+        int(step) for step in re.findall(r"resuming from step (\d+)", done.stdout)
     )
     assert (
         first == 3 <= second <= 6

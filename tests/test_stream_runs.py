@@ -75,7 +75,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(whole, data_dir, tmp_path, monkeypatc
         with pytest.raises(Preempted, match="stopped and saved at step 3 of 4"):
             run(tmp_path, data_dir)
     resumed = run(tmp_path, data_dir, data__workers=1)  # which may change
-    assert "going on from step 3" in capsys.readouterr().out
+    assert "resuming from step 3" in capsys.readouterr().out
     assert not masks.diff(randmix.load(reference).variables, randmix.load(tmp_path).variables).moved
     assert lines(tmp_path) == lines(reference)
     assert resumed["metrics"] == result["metrics"]

@@ -104,7 +104,7 @@ def test_what_does_not_fit_is_said(tmp_path):
     assert done.err.startswith("randmix: config.batch_size: got 64, whose step 'train' needs ")
     assert done.err.endswith(
         " GiB of each of the 1 chips of v5e:1x1, allowed 15.75; no smaller batch was found that fits; "
-        "take larger chips\n"
+        "use larger chips\n"
     )
 
 

@@ -47,7 +47,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(stop, whole, tmp_path, monkeypatch, c
     assert not (tmp_path / "result.json").exists()
     assert randmix.load(tmp_path).step == stop
     resumed = run(tmp_path)
-    assert f"going on from step {stop}" in capsys.readouterr().out
+    assert f"resuming from step {stop}" in capsys.readouterr().out
     one, other = randmix.load(reference).variables, randmix.load(tmp_path).variables
     assert not masks.diff(one, other).moved
     assert lines(tmp_path) == lines(reference)
@@ -67,7 +67,7 @@ def test_programs_of_one_seed_serve_another(whole, tmp_path, capsys):
     assert lines(tmp_path / "own") == lines(whole[0])
     out = capsys.readouterr().out
     assert out.count("compiled the train step in") == 1
-    assert out.count("took the train step that was compiled for another seed") == 1
+    assert out.count("reusing the train step compiled for another seed") == 1
     with pytest.raises(
         ValueError, match=r"of another run \(model.width: 16 -> 8; devices\); share them"
     ):

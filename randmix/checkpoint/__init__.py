@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or refused: Orbax's, each with a manifest of SHA-256 sums."""
+"""Verified checkpoints: Orbax's, each with a manifest of SHA-256 sums."""
 
 from randmix.checkpoint.checkpoints import BEST, FOLDER, SET_ASIDE, Checkpoints
 

@@ -1,9 +1,9 @@
-"""Says whether the checkpoints of a run are what they were when they were saved.
+"""Verifies that a run's checkpoints are unchanged since they were saved.
 
     python -m randmix.checkpoint verify WORKDIR
 
-Reads every file of each checkpoint and compares its SHA-256 with the manifest that was saved with it. Nothing is
-changed. Exit status: 0 all are intact, 2 one is damaged, or there is none.
+Reads every file of each checkpoint and compares its SHA-256 with the manifest that was saved with
+it. Changes nothing. Exit status: 0 all are intact, 2 one is damaged or there is none.
 """
 
 from randmix import cli
@@ -29,8 +29,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{workdir}: no checkpoint there; train this workdir first")
     if damaged:
         raise UserError(
-            f"{workdir}: {damaged} of {len(steps)} checkpoints damaged; training it again sets them aside and goes "
-            "on from the newest intact one"
+            f"{workdir}: {damaged} of {len(steps)} checkpoints damaged; training it again sets "
+            "them aside and resumes from the newest intact one"
         )
 
 

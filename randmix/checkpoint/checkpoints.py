@@ -1,4 +1,4 @@
-"""Saving and restoring a train state with Orbax: asynchronous, verified, the latest two are kept."""
+"""Asynchronous, verified Orbax checkpoints of a train state; the latest two are kept."""
 
 import logging
 from collections.abc import Mapping
@@ -16,16 +16,16 @@ from randmix.errors import UserError
 from randmix.steps import TrainState
 
 FOLDER = "checkpoints"  # the latest two
-BEST = "best"  # the one that was best on held-out examples
+BEST = "best"  # the one that scored best on held-out examples
 SET_ASIDE = "set_aside"
-_ITEM = "default"  # the folder in which Orbax's manager puts a state
+_ITEM = "default"  # the folder in which Orbax's manager saves a state
 
 
 class Checkpoints:
-    """The checkpoints of a workdir; a context manager that waits for the last save on leaving.
+    """The checkpoints of a workdir; a context manager that waits for the last save on exit.
 
-    A checkpoint's folder has its final name, the step, once its manifest is written; older ones are deleted once
-    the newest is read back and found to be what the manifest says.
+    A checkpoint's folder gets its final name, the step, once its manifest is written. Older
+    checkpoints are deleted once the newest has been read back and matches its manifest.
     """
 
     def __init__(
@@ -36,24 +36,24 @@ class Checkpoints:
         folder: str = FOLDER,
         kept: int = 2,
     ):
-        """Opens a workdir's checkpoints; nothing is made before the first save.
+        """Opens a workdir's checkpoints; nothing is created before the first save.
 
         Args:
             workdir: the run's folder.
-            about: what the state belongs to, kept in each manifest and required of what is restored.
-            folder: the name of their folder in it.
-            kept: how many of the newest are kept.
+            about: identifies the run; saved in each manifest and required of a restored checkpoint.
+            folder: the name of the checkpoints' folder in the workdir.
+            kept: the number of checkpoints to keep, the newest ones.
         """
         self.folder = epath.Path(workdir) / folder
         self._kept = kept
         self._about = dict(about or {})
         self._saving: int | None = None
-        # An absolute path: Orbax refuses relative ones.
+        # Orbax refuses relative paths.
         self._root = (
             self.folder if "://" in str(self.folder) else epath.Path(Path(self.folder).absolute())
         )
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=None,  # we delete
+            max_to_keep=None,  # we delete them
             create=False,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
         )
@@ -69,29 +69,29 @@ class Checkpoints:
         self._manager.close()
 
     def latest_step(self) -> int | None:
-        """The step of the newest checkpoint, intact or not, or None."""
+        """Returns the step of the newest checkpoint, intact or not, or None."""
         return self._manager.latest_step()
 
     def all_steps(self) -> list[int]:
-        """The steps of the checkpoints, intact or not, the newest first."""
+        """Returns the steps of the checkpoints, intact or not, newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
     def intact_steps(self) -> list[int]:
-        """The steps of the intact checkpoints, the newest first."""
+        """Returns the steps of the intact checkpoints, newest first."""
         return [step for step in self.all_steps() if self.damage(step) is None]
 
     def delete_after(self, step: int) -> None:
-        """Deletes the intact checkpoints of later steps, for a run that goes back to this one and takes them again."""
+        """Deletes the intact checkpoints of later steps, for a run that resumes from this one."""
         for later in self.intact_steps():
             if later > step:
                 self._manager.delete(later)
 
     def damage(self, step: int) -> str | None:
-        """What is wrong with the files of a checkpoint, or None."""
+        """Returns what is wrong with the files of a checkpoint, or None."""
         return manifest.damage(self._root / str(step))
 
     def save(self, step: int, state: TrainState) -> None:
-        """Starts to write ``state`` in the background; a step that is there already is left as it is."""
+        """Starts to write ``state`` in the background, unless the step is already saved."""
         if step in self._manager.all_steps():
             return
         self._manager.wait_until_finished()
@@ -100,21 +100,21 @@ class Checkpoints:
         self._manager.save(step, args=ocp.args.StandardSave(state))
 
     def wait(self) -> None:
-        """Waits until what was saved last is on disk, under its name."""
+        """Waits until the last save is on disk under its final name."""
         self._manager.wait_until_finished()
 
     def restore_latest(self, abstract_state: Any) -> TrainState | None:
-        """Reads the newest intact checkpoint; those that aren't are moved to ``set_aside`` beside them.
+        """Restores the newest intact checkpoint; moves newer, damaged ones to ``set_aside``.
 
         Args:
-            abstract_state: the state as a tree of ``jax.ShapeDtypeStruct`` with the shardings that it is
-                wanted with, on any number of devices.
+            abstract_state: a tree of ``jax.ShapeDtypeStruct`` with the wanted shardings, on any
+                number of devices.
 
         Returns:
-            The state, or None where nothing was saved yet.
+            The state, or None if nothing has been saved.
 
         Raises:
-            UserError: a checkpoint of another model or optimizer, or nothing but damaged ones.
+            UserError: a checkpoint of another model or optimizer, or only damaged checkpoints.
         """
         step = self._agree(self._set_damaged_aside)
         if step is None:
@@ -132,11 +132,11 @@ class Checkpoints:
             ) from error
 
     def restore_variables(self) -> tuple[int, dict[str, Any]]:
-        """Reads what a model needs of the newest intact checkpoint, and nothing of the optimizer's.
+        """Restores the model's variables from the newest intact checkpoint, without the optimizer.
 
         Returns:
-            The step, and the parameters by role with ``batch_stats``, in the shapes that they were saved
-            with, on the first device.
+            The step, and the parameters by role with ``batch_stats``, in their saved shapes, on the
+            first local device.
 
         Raises:
             UserError: no checkpoint, or none that is intact.
@@ -144,7 +144,7 @@ class Checkpoints:
         step = self._agree(self._newest_intact)
         if step is None:
             raise UserError(f"{self.folder}: no checkpoint there; train this workdir first")
-        # The manager's own restore wants a target for the whole state.
+        # The manager's own restore needs a target for the complete state.
         item = self._root / str(step) / _ITEM
         handler = ocp.PyTreeCheckpointHandler()
         saved = handler.metadata(item).tree
@@ -160,20 +160,21 @@ class Checkpoints:
         return step, {**restored["params"], "batch_stats": restored["batch_stats"]}
 
     def _write_manifest(self) -> None:
-        """Called by Orbax when all files are there and the folder hasn't its final name yet."""
+        """Called by Orbax once all files are written, before the folder gets its final name."""
         if jax.process_index() == 0:
+            assert self._saving is not None
             (unnamed,) = self._root.glob(f"{self._saving}.*tmp*")
             manifest.write(unnamed, {"step": self._saving, **self._about})
 
     def _delete_old(self) -> None:
-        """Deletes all but the newest ones, if the newest is intact."""
+        """Deletes all but the newest checkpoints, if the newest is intact."""
         steps = self.all_steps()
         if steps[self._kept :] and self._agree(lambda: self.damage(steps[0]) is None):
             for step in steps[self._kept :]:
                 self._manager.delete(step)
 
     def _newest_intact(self) -> int | None:
-        """The step that a reader takes, who leaves the folder as it is; None where there is none."""
+        """Returns the newest intact step, or None if nothing is saved; changes nothing."""
         found = []
         for step in self.all_steps():
             if (damage := self.damage(step)) is None:
@@ -188,7 +189,7 @@ class Checkpoints:
         return None
 
     def _set_damaged_aside(self) -> int | None:
-        """The newest intact step, once those that aren't were moved away."""
+        """Moves newer, damaged checkpoints away and returns the newest intact step."""
         aside = self.folder.parent / SET_ASIDE
         for step in self.all_steps():
             if (damage := self.damage(step)) is None:
@@ -197,7 +198,7 @@ class Checkpoints:
             place = _unused(aside / str(step))
             (self._root / str(step)).rename(place)
             logging.getLogger(__name__).warning(
-                "%s: damaged (%s); moved to %s, going on from the checkpoint before it",
+                "%s: damaged (%s); moved to %s, resuming from the checkpoint before it",
                 self.folder / str(step),
                 damage,
                 place,
@@ -211,10 +212,10 @@ class Checkpoints:
         return None
 
     def _agree(self, decide: Any) -> Any:
-        """What the first process decides on, in every process: a step or None, or a bool."""
+        """Returns the first process's decision, a step, None or a bool, on every process."""
         if jax.process_count() == 1:
             return decide()
-        # An error of the first process alone would leave the others waiting.
+        # If only the first process raised, the others would wait forever.
         value, error = -1, None
         if jax.process_index() == 0:
             try:
@@ -229,7 +230,7 @@ class Checkpoints:
 
 
 def _unused(path: epath.Path) -> epath.Path:
-    """The path itself, or with the first number behind it that makes it new."""
+    """Returns the path, with the first numeric suffix that makes it unused if it exists."""
     number, candidate = 1, path
     while candidate.exists():
         candidate, number = path.parent / f"{path.name}-{number}", number + 1

@@ -1,8 +1,8 @@
-"""What a checkpoint's files must be: a manifest of their SHA-256 sums, written last.
+"""Checkpoint integrity: a manifest of the files' SHA-256 sums, written last.
 
-Orbax writes a checkpoint into a folder of another name and renames it at the end, so that a process killed in
-the middle leaves nothing that looks whole. What it doesn't see is damage afterwards: of 20 checkpoints with one
-flipped bit each, 20 restored without a word, with wrong numbers.
+Orbax writes a checkpoint into a temporary folder and renames it at the end, so a process killed
+midway leaves nothing that looks complete. It doesn't detect later damage: of 20 checkpoints with
+one flipped bit each, all 20 restored silently, with wrong numbers.
 """
 
 import hashlib
@@ -14,29 +14,29 @@ from etils import epath
 from randmix.errors import UserError
 
 FILE = "manifest.json"
-# Orbax writes these after the manifest: times of the save, and nothing of the state. They are never read here.
+# Orbax writes these after the manifest. They hold times of the save, no state, and are never read.
 _BOOKKEEPING = {"_CHECKPOINT_METADATA", "commit_success.txt"}
-_CHUNK = 1 << 24  # bytes read at once
+_CHUNK = 1 << 24  # bytes per read
 
 
 def write(folder: epath.Path, about: Mapping[str, str | int]) -> None:
     """Writes the manifest of a checkpoint's folder.
 
     Args:
-        folder: holds nothing but the checkpoint's files.
-        about: what else to keep: the step, and what the state belongs to.
+        folder: a folder with the checkpoint's files only.
+        about: further values to save: the step, and the run's identity.
     """
     files = {name: _measure(path) for name, path in _files(folder)}
     (folder / FILE).write_text(_text(dict(about), files))
 
 
 def read(folder: epath.Path) -> Mapping[str, str | int]:
-    """What ``write`` was given as ``about``; of an intact checkpoint."""
+    """Returns the ``about`` that was passed to ``write``, for an intact checkpoint."""
     return json.loads((folder / FILE).read_text())["about"]
 
 
 def damage(folder: epath.Path) -> str | None:
-    """What is wrong with a checkpoint's files, in a few words, or None where they are those of the manifest."""
+    """Returns a short description of damage to a checkpoint's files, or None if they are intact."""
     try:
         text = (folder / FILE).read_text()
         manifest = json.loads(text)
@@ -45,7 +45,7 @@ def damage(folder: epath.Path) -> str | None:
         expected = manifest["files"]
     except FileNotFoundError:
         return f"{FILE} is missing"
-    except (ValueError, KeyError, TypeError):  # of JSON, UTF-8, or what isn't a manifest
+    except (ValueError, KeyError, TypeError):  # not JSON, not UTF-8, or not a manifest
         return f"{FILE} is damaged"
     found = dict(_files(folder))
     for name in sorted(expected.keys() | found.keys()):
@@ -67,8 +67,9 @@ def require_about(folder: epath.Path, about: Mapping[str, str | int]) -> None:
     for name, value in about.items():
         if saved.get(name) != value:
             raise UserError(
-                f"{folder}: was saved with another {name} ({saved.get(name)}, this run's is {value}); "
-                "use the config and the version that it was trained with, or another workdir"
+                f"{folder}: was saved with another {name} ({saved.get(name)}, this run's is "
+                f"{value}); use the config and the version that it was trained with, or another "
+                "workdir"
             )
 
 
@@ -79,7 +80,7 @@ def _files(folder: epath.Path) -> Iterator[tuple[str, epath.Path]]:
 
 
 def _walk(folder: epath.Path) -> Iterator[epath.Path]:
-    # epath has no recursive glob, on account of buckets.
+    # epath has no recursive glob, because of buckets.
     for path in folder.iterdir():
         if path.is_dir():
             yield from _walk(path)
@@ -97,7 +98,8 @@ def _measure(path: epath.Path) -> dict[str, str | int]:
 
 
 def _text(about: Mapping[str, object], files: Mapping[str, object]) -> str:
-    # With a sum of its own: a flipped bit in a hash that `about` names would look like another config's checkpoint.
+    # The manifest has its own sum: a flipped bit in a hash in `about` would otherwise look like
+    # another config's checkpoint.
     content = {"about": about, "files": files}
     own = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return json.dumps({**content, "sha256": own}, indent=1, sort_keys=True) + "\n"
