@@ -5,6 +5,13 @@ JAX's first use, so the public names below are loaded when they are first asked 
 """
 
 import importlib
+from typing import TYPE_CHECKING
+
+from randmix import host
+
+if TYPE_CHECKING:
+    from randmix.runs import Run, load
+    from randmix.torch_weights import convmixer_from_torch, convmixer_to_torch
 
 __version__ = "0.1.0"
 __all__ = ["Run", "__version__", "convmixer_from_torch", "convmixer_to_torch", "load"]
@@ -19,6 +26,7 @@ _HOMES = {
 
 def __getattr__(name: str):
     if name in _HOMES:
+        host.leave_libtpu_alone()
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'randmix' has no attribute {name!r}")
 

@@ -90,17 +90,19 @@ def keep_compiled(folder: str | None, *, default: str) -> str | None:
 def leave_libtpu_alone() -> None:
     """Keeps JAX from asking an installed libtpu for TPUs on a machine without any.
 
-    libtpu would print half a page of complaints. This does nothing if JAX_PLATFORMS is set or if
-    there is any sign of an accelerator: a device file, a Google PCI device, a TPU_... variable, or
-    a plugin for another accelerator.
+    libtpu would print half a page of complaints. This does nothing if JAX_PLATFORMS or
+    JAX_FORCE_TPU_INIT is set, or if there is any sign of an accelerator: a device file, a Google
+    PCI device (JAX's own test), or a plugin for another accelerator. Variables named TPU_... are no
+    sign: importing JAX and libtpu sets some on any machine.
     """
-    if os.environ.get("JAX_PLATFORMS") or not importlib.util.find_spec("libtpu"):
+    if os.environ.get("JAX_PLATFORMS") or "JAX_FORCE_TPU_INIT" in os.environ:
+        return
+    if not importlib.util.find_spec("libtpu"):
         return
     plugins = importlib.util.find_spec("jax_plugins") or importlib.metadata.entry_points(
         group="jax_plugins"
     )
-    announced = any(name.startswith("TPU_") for name in os.environ)
-    if not (plugins or announced or accelerators() or _GOOGLE in _pci_vendors()):
+    if not (plugins or accelerators() or _GOOGLE in _pci_vendors()):
         os.environ["JAX_PLATFORMS"] = "cpu"
         # JAX reads the variable on import and looks for devices later.
         if "jax" in sys.modules:

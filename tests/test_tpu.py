@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import command
 import jax
@@ -174,3 +177,21 @@ def test_a_machine_with_tpus_keeps_them_for_others(monkeypatch):
         monkeypatch.setenv(name, "")
     host.only_compile_for_tpu()
     assert host.os.environ["JAX_PLATFORMS"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import randmix, jax; randmix.load; jax.devices()",
+        "import jax, libtpu, randmix; randmix.load; jax.devices()",
+        "import randmix.data.show, jax; from randmix import cli; cli.run(lambda argv: jax.devices() and None)",
+    ],
+)
+def test_without_a_tpu_libtpu_prints_nothing(code):
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(("JAX_PLATFORMS", "TPU_"))
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("", "")
