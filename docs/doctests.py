@@ -1,6 +1,7 @@
 """Griffe extension for mkdocs.yml: doctests in docstrings become fenced code.
 
-Griffe looks for doctests under an ``Examples:`` heading alone; Markdown would read ``>>>`` as quotes.
+Griffe looks for doctests under an ``Examples:`` heading only;
+Markdown would read ``>>>`` as quotes.
 """
 
 import re
