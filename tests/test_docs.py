@@ -216,7 +216,7 @@ def is_output(printed, shown):
 
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory):
-    """Small archives of every data set that needs a network, and the digits as they are prepared."""
+    """Small archives of every data set that needs a network, and the digits prepared."""
     folder = tmp_path_factory.mktemp("archives")
     for name, make in SMALL.items():
         make().write(folder / name)
@@ -287,7 +287,7 @@ def test_links_and_files_exist(page):
     for target in re.findall(r"\]\((?!https?:)([^)#]*)(?:#[^)]*)?\)", prose(page)):
         assert not target or (DOCS / page).parent.joinpath(target).exists(), target
     folders = {path.name for path in command.REPOSITORY.iterdir() if path.is_dir()}
-    for name in re.findall(r"`([\w.-]+/[\w./*-]+)[^`]*`", prose(page)):
+    for name in re.findall(r"`([\w.-]+/[\w./*-]*)[^`]*`", prose(page)):
         if name.split("/")[0] in folders - {"runs"}:
             assert list(command.REPOSITORY.glob(name)), name
 
