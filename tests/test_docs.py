@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 from typing import NamedTuple
 
 import command
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import pictures
 import pytest
+import safetensors.numpy
 import stand_ins
 from small_archives import SMALL
 from test_launch import GCLOUD, SRUN
@@ -26,7 +28,7 @@ import randmix
 from randmix import models
 from randmix.data import catalog, imagenet
 
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(r"""^```(\w*)(?: title="([\w.]+)")?\n(.*?)^```$""", re.DOTALL | re.MULTILINE)
 DOCS = command.REPOSITORY / "docs"
 PAGES = sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))
 
@@ -50,13 +52,23 @@ QUICK = {
         "--config.data.image_size=28",
     ),
     "randmix.evaluate": ("--examples=8", "--strong_steps=2", "--strong_restarts=1"),
-    "randmix.reproduce": ("--experiments=E9,E11", "--override=steps=2", "--seeds=1"),
+    "randmix.reproduce": (
+        "--experiments=E9,E11",
+        "--override=steps=2",
+        "--seeds=1",
+    ),
     "benchmarks": ("--only_check_args",),  # each takes minutes
 }
 # With these nothing is trained, and no data set read.
 LOOKS = {"--summary", "--dry_run", "--help"}
 # The same for a slice of 16 chips, which reads no data either.
-COMPILE_FOR = ("--config.batch_size=16", *QUICK["randmix.main"][2:4], "--config.data.image_size=28")
+COMPILE_FOR = (
+    "--config.batch_size=16",
+    "--config.model.width=8",
+    "--config.model.depth=1",
+    "--config.data.image_size=28",
+    "--config.data.randaugment=",  # compiles longest
+)
 # Most of the time is compilation: without most of LLVM's optimisations, and each program once.
 COMPILER = {
     "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
@@ -78,9 +90,10 @@ exec bash "$@"
 
 
 class Fence(NamedTuple):
-    """A fenced block of a page."""
+    """A fenced block of a page; with a title, the file of that name."""
 
     language: str
+    title: str
     text: str
 
 
@@ -132,7 +145,8 @@ class Checkout:
     def run(self, words):
         """What a command of a page prints."""
         if words[0] in NOT_RUN:
-            check_extra(words)
+            if words[0] == "pip":
+                check_extras(words)
             return ""
         if words[0] == "python":
             module, *arguments = words[2:] if words[1] == "-m" else words[1:]
@@ -189,11 +203,11 @@ class Checkout:
         return done.stdout
 
 
-def check_extra(words):
-    """Installations name extras that exist."""
-    extras = tomllib.loads((command.REPOSITORY / "pyproject.toml").read_text())["project"]
-    for names in re.findall(r"\[([\w,]+)\]", " ".join(words) if words[0] == "pip" else ""):
-        assert set(names.split(",")) <= extras["optional-dependencies"].keys(), words
+def check_extras(words):
+    """An installation names extras that exist."""
+    project = tomllib.loads((command.REPOSITORY / "pyproject.toml").read_text())["project"]
+    for names in re.findall(r"\[([\w,]+)\]", " ".join(words)):
+        assert set(names.split(",")) <= project["optional-dependencies"].keys(), words
 
 
 def numbers_apart(text):
@@ -244,8 +258,7 @@ def published_weights(path):
     """A small ConvMixer for photographs in PyTorch's names, as if it had been downloaded."""
     model = models.build("convmixer", width=8, depth=2, kernel_size=3, patch_size=7, num_classes=10)
     variables = model.init(jax.random.key(0), jnp.zeros((1, 14, 14, 3)))
-    safetensors = pytest.importorskip("safetensors.numpy")
-    safetensors.save_file(randmix.convmixer_to_torch(model, variables, "timm"), path)
+    safetensors.numpy.save_file(randmix.convmixer_to_torch(model, variables, "timm"), path)
 
 
 @pytest.mark.slow
@@ -261,6 +274,8 @@ def test_the_page_runs(page, checkout, monkeypatch, capsys):
             printed = "".join(checkout.run(words) for words in commands(fence.text))
             shape = numbers_apart
         elif fence.language == "python":
+            if fence.title:
+                Path(fence.title).write_text(fence.text)
             capsys.readouterr()
             exec(compile(fence.text, page, "exec"), names)
             printed, shape = capsys.readouterr().out, str
