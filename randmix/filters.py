@@ -158,7 +158,7 @@ def _mirrored_gaussian(k: int, sigma: float) -> np.ndarray:
 
 
 def _norm(kernels: Array) -> Array:
-    return jnp.sqrt(jnp.square(kernels).sum((0, 1)))
+    return jnp.sqrt(jnp.square(kernels).sum((0, 1), keepdims=True))
 
 
 def _side(shape: tuple[int, ...]) -> int:

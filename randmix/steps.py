@@ -125,7 +125,8 @@ def train_step(
 
     gradients, (metrics, batch_stats) = jax.grad(loss_fn, has_aux=True)(trainable)
     gradients = masks.blend(channel_masks, gradients, optax.tree.zeros_like(gradients))
-    updates, opt_state = optimizer.update(gradients, state.opt_state, trainable)
+    with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an int32 count
+        updates, opt_state = optimizer.update(gradients, state.opt_state, trainable)
     trainable = masks.blend(channel_masks, optax.apply_updates(trainable, updates), trainable)
     failed = (state.failed_step < 0) & ~_all_finite((metrics["loss"], gradients))
     increments = {**metrics, "steps": jnp.ones((), jnp.float32)}

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from randmix.errors import UserError
+from randmix.ops import match_rank
 
 
 def normalize(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
@@ -16,7 +17,8 @@ def normalize(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]
     """
     if not mean:
         return images
-    return (images - jnp.asarray(mean, images.dtype)) / jnp.asarray(std, images.dtype)
+    centre, deviation = (match_rank(jnp.asarray(v, images.dtype), images) for v in (mean, std))
+    return (images - centre) / deviation
 
 
 def check_channels(channels: int, *, mean: tuple[float, ...], std: tuple[float, ...]) -> None:

@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from randmix.models.norms import NormAct
 from randmix.models.parameters import Initializer, declare, uniform_fan_in
+from randmix.ops import match_rank
 from randmix.ops.depthwise import METHODS as DEPTHWISE_METHODS
 from randmix.ops.depthwise import depthwise
 from randmix.ops.pointwise import patch_product, pointwise
@@ -163,4 +164,4 @@ class Head(nn.Module):
         init = uniform_fan_in(x.shape[-1])
         kernel = declare(self, "head", "kernel", init, (x.shape[-1], self.features))
         bias = declare(self, "head", "bias", init, (self.features,))
-        return pointwise(x.astype(jnp.float32), kernel) + bias
+        return pointwise(x.astype(jnp.float32), kernel) + match_rank(bias, x)

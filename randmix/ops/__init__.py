@@ -1,5 +1,6 @@
 """Mixing operators, each with its plain reference beside the fast form."""
 
+import jax
 import jax.numpy as jnp
 
 
@@ -10,3 +11,8 @@ def sum_dtype(dtype: jnp.dtype) -> jnp.dtype:
     dtype('float32')
     """
     return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
+
+
+def match_rank(array: jax.Array, x: jax.Array) -> jax.Array:
+    """Adds leading axes of length 1 up to the rank of ``x``: [C] to [1, 1, 1, C] beside [N, H, W, C]."""
+    return jax.lax.broadcast_to_rank(array, x.ndim)

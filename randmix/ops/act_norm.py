@@ -31,7 +31,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from randmix.ops import norm_cpu, sum_dtype
+from randmix.ops import match_rank, norm_cpu, sum_dtype
 from randmix.ops.activations import ACTIVATIONS
 
 Array = jax.Array
@@ -159,7 +159,9 @@ def norm_act_reference(
 def _normalize_reference(u, scale, bias, epsilon):
     axes = tuple(range(u.ndim - 1))
     mean, variance = u.mean(axes), u.var(axes)
-    return (u - mean) / jnp.sqrt(variance + epsilon) * scale + bias, mean, variance
+    deviation = jnp.sqrt(variance + epsilon)
+    normal = (u - match_rank(mean, u)) / match_rank(deviation, u)
+    return normal * match_rank(scale, u) + match_rank(bias, u), mean, variance
 
 
 def _train(before, after, x, scale, bias, epsilon, offset, shift):
@@ -182,7 +184,8 @@ def _infer(before, after, x, mean, variance, scale, bias, epsilon, offset):
     offset = jnp.zeros_like(scale) if offset is None else offset
     _check(before, after, x, scale, bias, mean, variance, offset)
     factor = scale * jax.lax.rsqrt(variance + epsilon)
-    z = ACTIVATIONS[before](_wide(x) + offset) * factor + (bias - mean * factor)
+    u = ACTIVATIONS[before](_wide(x) + match_rank(offset, x))
+    z = u * match_rank(factor, x) + match_rank(bias - mean * factor, x)
     return ACTIVATIONS[after](z).astype(x.dtype)
 
 
@@ -254,20 +257,23 @@ _normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 def _forward(x, scale, bias, offset, shift=None, *, before, after, epsilon):
-    u = ACTIVATIONS[before](_wide(x) + offset)
+    u = ACTIVATIONS[before](_wide(x) + match_rank(offset, x))
     mean, variance = _centred_moments(u) if shift is None else _moments(u, shift)
     rsqrt = jax.lax.rsqrt(variance + epsilon)
-    return ACTIVATIONS[after]((u - mean) * (scale * rsqrt) + bias), mean, variance
+    normal = (u - match_rank(mean, u)) * match_rank(scale * rsqrt, u)
+    return ACTIVATIONS[after](normal + match_rank(bias, u)), mean, variance
 
 
 def _backward(g, x, mean, rsqrt, scale, bias, offset, *, before, after):
     """Cotangents of x, scale, bias and offset."""
-    u, before_gradient = jax.vjp(ACTIVATIONS[before], _wide(x) + offset)
-    normal = (u - mean) * rsqrt
-    _, after_gradient = jax.vjp(ACTIVATIONS[after], normal * scale + bias)
+    u, before_gradient = jax.vjp(ACTIVATIONS[before], _wide(x) + match_rank(offset, x))
+    normal = (u - match_rank(mean, u)) * match_rank(rsqrt, u)
+    z = normal * match_rank(scale, u) + match_rank(bias, u)
+    _, after_gradient = jax.vjp(ACTIVATIONS[after], z)
     (dz,) = after_gradient(_wide(g))
     dbias, dscale, count = _sum(dz), _sum(dz * normal), math.prod(x.shape[:-1])
-    du = (scale * rsqrt) * (dz - (dbias + normal * dscale) / count)
+    dnormal = match_rank(dbias, u) + normal * match_rank(dscale, u)
+    du = match_rank(scale * rsqrt, u) * (dz - dnormal / count)
     (dx,) = before_gradient(du)
     # The sum of dx, computed from sums that don't depend on those above: one pass and one exchange
     # suffice for all of them.
@@ -279,7 +285,7 @@ def _backward(g, x, mean, rsqrt, scale, bias, offset, *, before, after):
 
 def _moments(u: Array, shift: Array) -> tuple[Array, Array]:
     """Mean and variance of u [..., C] in one pass, with the rounding of moments about the shift."""
-    centred = u - shift
+    centred = u - match_rank(shift, u)
     mean = _mean(centred)
     variance = _mean(jnp.square(centred)) - jnp.square(mean)
     return mean + shift, jnp.maximum(variance, 0)  # rounding may yield less than zero
@@ -288,7 +294,7 @@ def _moments(u: Array, shift: Array) -> tuple[Array, Array]:
 def _centred_moments(u: Array) -> tuple[Array, Array]:
     """Mean and variance of u [..., C] in two passes."""
     mean = _mean(u)
-    return mean, _mean(jnp.square(u - mean))
+    return mean, _mean(jnp.square(u - match_rank(mean, u)))
 
 
 def _mean(u: Array) -> Array:

@@ -21,6 +21,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from randmix.ops import match_rank
 from randmix.ops.activations import ACTIVATIONS
 from randmix.ops.calls import not_inlined
 
@@ -40,7 +41,9 @@ def forward(
     u = _activated(x, offset, before)
     mean = _mean(u, u)
     variance = _mean(_squares(u, mean), u)
-    y = ACTIVATIONS[after]((u - mean) * (scale * jax.lax.rsqrt(variance + epsilon)) + bias)
+    factor = scale * jax.lax.rsqrt(variance + epsilon)
+    normal = (u - match_rank(mean, u)) * match_rank(factor, u)
+    y = ACTIVATIONS[after](normal + match_rank(bias, u))
     return y.reshape(x.shape), mean, variance
 
 
@@ -71,7 +74,9 @@ def _flat(x: Array) -> Array:
 
 def _activated(x: Array, offset: Array, before: str) -> Array:
     x = _flat(x).astype(offset.dtype)
-    return x + offset if before == "identity" else _activate(x, offset, before=before)
+    if before == "identity":
+        return x + match_rank(offset, x)
+    return _activate(x, offset, before=before)
 
 
 def _mean(terms: Array, u: Array) -> Array:
@@ -90,12 +95,12 @@ def _added_rows(term: Callable[..., Array], *arrays: Array) -> Array:
 
 @not_inlined
 def _activate(x: Array, offset: Array, *, before: str) -> Array:
-    return ACTIVATIONS[before](x + offset)
+    return ACTIVATIONS[before](x + match_rank(offset, x))
 
 
 @not_inlined
 def _squares(u: Array, mean: Array) -> Array:
-    return _added_rows(lambda u: jnp.square(u - mean), u)
+    return _added_rows(lambda u: jnp.square(u - match_rank(mean, u)), u)
 
 
 @not_inlined
@@ -105,26 +110,27 @@ def _gradient_sums(g, u, mean, rsqrt, scale, bias, *, after):
     constant, linear = jnp.eye(2, dtype=scale.dtype)[:, :, None]
 
     def term(g, u):
-        normal = (u - mean) * rsqrt
-        return _before_activation(g, normal, scale, bias, after)[..., None, :] * (
-            constant + linear * normal[..., None, :]
-        )
+        normal = (u - match_rank(mean, u)) * match_rank(rsqrt, u)
+        dz = _before_activation(g, normal, scale, bias, after)[..., None, :]
+        pair = normal[..., None, :]
+        return dz * (match_rank(constant, pair) + match_rank(linear, pair) * pair)
 
     return _added_rows(term, g, u)
 
 
 @not_inlined
 def _input_gradient(g, x, offset, mean, rsqrt, scale, bias, dbias, dscale, *, before, after):
-    u, before_gradient = jax.vjp(ACTIVATIONS[before], x.astype(offset.dtype) + offset)
-    normal = (u - mean) * rsqrt
+    shifted = x.astype(offset.dtype) + match_rank(offset, x)
+    u, before_gradient = jax.vjp(ACTIVATIONS[before], shifted)
+    normal = (u - match_rank(mean, u)) * match_rank(rsqrt, u)
     dz = _before_activation(g, normal, scale, bias, after)
-    (dx,) = before_gradient(
-        (scale * rsqrt) * (dz - (dbias + normal * dscale) / math.prod(x.shape[:-1]))
-    )
-    return dx
+    dnormal = match_rank(dbias, u) + normal * match_rank(dscale, u)
+    du = match_rank(scale * rsqrt, u) * (dz - dnormal / math.prod(x.shape[:-1]))
+    return before_gradient(du)[0]
 
 
 def _before_activation(g, normal, scale, bias, after):
     """Cotangent of ``normal * scale + bias``."""
-    _, gradient = jax.vjp(ACTIVATIONS[after], normal * scale + bias)
+    z = normal * match_rank(scale, normal) + match_rank(bias, normal)
+    _, gradient = jax.vjp(ACTIVATIONS[after], z)
     return gradient(g.astype(scale.dtype))[0]

@@ -29,7 +29,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from randmix.ops import sum_dtype
+from randmix.ops import match_rank, sum_dtype
 from randmix.ops.calls import not_inlined
 
 Array = jax.Array
@@ -139,7 +139,7 @@ def _shift_sum(x: Array, kernel: Array, *, stride: int, flip: bool) -> Array:
     kernel = kernel[::-1, ::-1] if flip else kernel
     height, width = x.shape[1] - k + 1, x.shape[2] - k + 1
     return sum(  # pyright: ignore[reportReturnType] (k >= 1, so it is no int 0)
-        x[:, i : i + height : stride, j : j + width : stride] * kernel[i, j]
+        x[:, i : i + height : stride, j : j + width : stride] * match_rank(kernel[i, j], x)
         for i in range(k)
         for j in range(k)
     )
@@ -169,7 +169,8 @@ def _pair_sum(x: Array, kernel: Array, *, stride: int, flip: bool) -> Array:
     def every_second(first):
         last = width - stride + first
         return sum(
-            x[:, :, i : i + height : stride, j + first : j + last : 2 * stride] * kernel[i, j]
+            x[:, :, i : i + height : stride, j + first : j + last : 2 * stride]
+            * match_rank(kernel[i, j], x)
             for i in range(k)
             for j in range(k)
         )

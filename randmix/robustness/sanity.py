@@ -128,7 +128,7 @@ def _strong_is_strongest(curves: Curves) -> Check:
         return Check(claim, None, "the strong attack wasn't requested")
     examples = "1 example was" if curves.missed == 1 else f"{curves.missed} examples were"
     return Check(
-        claim, curves.missed == 0, f"{examples} missed over all epsilons, and count as fooled"
+        claim, curves.missed == 0, f"{examples} missed over all epsilons, counted as fooled"
     )
 
 

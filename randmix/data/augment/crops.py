@@ -90,7 +90,8 @@ def _resize_box(
 
 def _stretch(start: jax.Array, length: jax.Array, size: int) -> jax.Array:
     """Linear-interpolation weights [size, size] that stretch start..start + length to 0..size."""
-    source = (jnp.arange(size) + 0.5) * (length / size) - 0.5
+    places = jnp.arange(size, dtype=jnp.float32)
+    source = (places + 0.5) * (length / size) - 0.5
     # Pixels outside the box are never read: its edge pixels repeat.
-    source = start + jnp.clip(source, 0, length - 1)
-    return jnp.maximum(0, 1 - jnp.abs(source[:, None] - jnp.arange(size)))
+    source = start.astype(jnp.float32) + jnp.clip(source, 0, (length - 1).astype(jnp.float32))
+    return jnp.maximum(0, 1 - jnp.abs(source[:, None] - places[None]))

@@ -52,6 +52,7 @@ def _erase_one(
     erased, top, left, h, w = draw_box(box_key, height=height, width=width, probability=probability)
     rows, columns = jnp.arange(height)[:, None, None], jnp.arange(width)[None, :, None]
     inside = (rows >= top) & (rows < top + h) & (columns >= left) & (columns < left + w)
+    mean, std = (jax.lax.broadcast_to_rank(v, image.ndim) for v in (mean, std))
     noise = mean + std * jax.random.normal(noise_key, image.shape)
     return jnp.where(erased & inside, noise, image)
 

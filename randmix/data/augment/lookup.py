@@ -53,7 +53,7 @@ def _look_up(tables: jax.Array, image: jax.Array) -> jax.Array:
     """[C, 256] and [H, W, C] uint8 -> [H, W, C] uint8."""
     *_, c = image.shape
     # A flat table makes an index one number.
-    return tables.reshape(-1)[image.astype(jnp.int32) + 256 * jnp.arange(c)]
+    return tables.reshape(-1)[image.astype(jnp.int32) + 256 * jnp.arange(c)[None, None]]
 
 
 def _look_up_by_selection(tables: jax.Array, images: jax.Array) -> jax.Array:
@@ -63,7 +63,8 @@ def _look_up_by_selection(tables: jax.Array, images: jax.Array) -> jax.Array:
     """
     n, c, _ = tables.shape
     entries = tables.astype(jnp.uint32).reshape(n, 1, 1, c, 64, 4)
-    words = (entries << jnp.arange(0, 32, 8, dtype=jnp.uint32)).sum(-1, dtype=jnp.uint32)
+    shifts = jax.lax.broadcast_to_rank(jnp.arange(0, 32, 8, dtype=jnp.uint32), entries.ndim)
+    words = (entries << shifts).sum(-1, dtype=jnp.uint32)
     words = [words[..., i] for i in range(64)]
     values = images.astype(jnp.uint32)
     for bit in range(2, 8):
@@ -77,7 +78,7 @@ def _look_up_by_selection(tables: jax.Array, images: jax.Array) -> jax.Array:
 def histograms(image: jax.Array) -> jax.Array:
     """Counts each value in each channel of an image [H, W, C] uint8; returns [C, 256] int32."""
     *_, c = image.shape
-    index = (image.astype(jnp.int32) + 256 * jnp.arange(c)).reshape(-1)
+    index = (image.astype(jnp.int32) + 256 * jnp.arange(c)[None, None]).reshape(-1)
     # Flat and in bounds: 7 ns per value on a CPU; a matrix product of one-hot digits takes 70.
     return jnp.zeros(c * 256, jnp.int32).at[index].add(1, mode="promise_in_bounds").reshape(c, 256)
 
@@ -94,9 +95,10 @@ def _count(images: jax.Array) -> jax.Array:
     """Histograms of up to 255 rows: a word counts four values, so 64 comparisons cover 256."""
     n, _, _, c = images.shape
     values = images.astype(jnp.uint32)[:, None]
-    ours = values >> 2 == jnp.arange(64, dtype=jnp.uint32)[:, None, None, None]
+    ours = values >> 2 == jnp.arange(64, dtype=jnp.uint32)[None, :, None, None, None]
     columns = jnp.where(ours, jnp.uint32(1) << 8 * (values & 3), 0).sum(2, dtype=jnp.uint32)
-    counters = columns[:, :, None] >> jnp.arange(0, 32, 8, dtype=jnp.uint32)[:, None, None] & 255
+    shifts = jnp.arange(0, 32, 8, dtype=jnp.uint32)[None, None, :, None, None]
+    counters = columns[:, :, None] >> shifts & 255
     return counters.sum(3, dtype=jnp.int32).reshape(n, 256, c).swapaxes(1, 2)
 
 

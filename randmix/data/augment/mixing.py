@@ -44,7 +44,7 @@ def mix(
     )
     return {
         **batch,
-        "image": images + share[..., None] * (images[::-1] - images),
+        "image": images + share[None, ..., None] * (images[::-1] - images),
         "mixed_label": labels[::-1],
         "label_weight": jnp.broadcast_to(weight, (n,)),
     }
@@ -84,7 +84,7 @@ def _box(y: jax.Array, x: jax.Array, side: jax.Array, height: int, width: int) -
 
     def inside(middle: jax.Array, size: int) -> jax.Array:
         middle, half = jnp.floor(middle * size), jnp.floor(jnp.floor(size * side) / 2)
-        place = jnp.arange(size)
+        place = jnp.arange(size, dtype=jnp.float32)
         return (place >= middle - half) & (place < middle + half)
 
-    return (inside(y, height)[:, None] & inside(x, width)).astype(jnp.float32)
+    return (inside(y, height)[:, None] & inside(x, width)[None]).astype(jnp.float32)

@@ -50,7 +50,8 @@ def pixels(
 
     # From the source to its place. Pixels that wrap around are never selected.
     canvas_h, canvas_w = h + 2 * rows_off, w + 2 * margin
-    rows, columns = jnp.arange(-rows_off, h + rows_off)[:, None], jnp.arange(-margin, w + margin)
+    rows = jnp.arange(-rows_off, h + rows_off)[:, None]
+    columns = jnp.arange(-margin, w + margin)[None]
     # A word packs all channels of a pixel, so they move together.
     words = functools.reduce(
         operator.add, (image[..., i].astype(jnp.uint32) << 8 * i for i in range(c))
@@ -66,13 +67,15 @@ def pixels(
         column = x - outer(y)
         row = y - middle(column)
         column = column - inner(row)
-        down, right = row - jnp.arange(h)[:, None] + rows_off, column - jnp.arange(w) + columns_off
+        down = row - jnp.arange(h)[:, None] + rows_off
+        right = column - jnp.arange(w)[None] + columns_off
         near = [
             [words[i : i + h, j : j + w] for j in range(2 * columns_off + 1)]
             for i in range(2 * rows_off + 1)
         ]
         taken = _choose(down, [_choose(right, row) for row in near])
-        return taken[..., None] >> jnp.arange(0, 8 * c, 8, dtype=jnp.uint32) & 255
+        shifts = jnp.arange(0, 8 * c, 8, dtype=jnp.uint32)
+        return taken[..., None] >> shifts[None, None] & 255
 
     return take
 

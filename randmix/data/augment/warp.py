@@ -89,14 +89,16 @@ def _apply(
     def one(image: jax.Array, matrix: jax.Array) -> jax.Array:
         h, w, _ = image.shape
         value, inside = sample(pixels(image, matrix), matrix, h, w)
-        return jnp.where(inside[..., None], value.astype(jnp.uint8), jnp.asarray(fill, jnp.uint8))
+        outside = jax.lax.broadcast_to_rank(jnp.asarray(fill, jnp.uint8), image.ndim)
+        return jnp.where(inside[..., None], value.astype(jnp.uint8), outside)
 
     return jax.vmap(one)(images, matrices)
 
 
 def _bilinear(take: Take, matrix: jax.Array, h: int, w: int) -> tuple[jax.Array, jax.Array]:
     """Returns values [H, W, C] float32, to be truncated, and a mask of the inside, [H, W] bool."""
-    x, y = jnp.arange(w) + 0.5, (jnp.arange(h) + 0.5)[:, None]
+    x = (jnp.arange(w, dtype=jnp.float32) + 0.5)[None]
+    y = (jnp.arange(h, dtype=jnp.float32) + 0.5)[:, None]
     a, b, c, d, e, f = matrix
     x, y = a * x + b * y + c, d * x + e * y + f
     inside = (x >= 0) & (x < w) & (y >= 0) & (y < h)
@@ -121,7 +123,7 @@ def _nearest(take: Take, matrix: jax.Array, h: int, w: int) -> tuple[jax.Array, 
         jnp.floor(v * 65536 + 0.5).astype(jnp.int32)
         for v in (jnp.stack([a, d]), jnp.stack([b, e]), start)
     )
-    xs, ys = jnp.arange(w), jnp.arange(h)[:, None]
+    xs, ys = jnp.arange(w)[None], jnp.arange(h)[:, None]
     x, y = ((start[i] + step_x[i] * xs + step_y[i] * ys) >> 16 for i in (0, 1))
     return take(x, y), (x >= 0) & (x < w) & (y >= 0) & (y < h)
 
