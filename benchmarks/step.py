@@ -33,8 +33,8 @@ from absl import app, flags
 
 from randmix import host
 
-# The PyTorch twins of the parity tests.
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+# The PyTorch twins that the parity tests compare with.
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "parity"))
 
 CONVMIXER = {"name": "convmixer", "activation": "gelu"}
 # name: (data set, for its image size; the model; batch size on a CPU, on a GPU)

@@ -1,23 +1,43 @@
-"""Eight CPU devices, and for the whole session one prepared copy of the digits and one cache of compiled programs."""
+"""Settings of the whole test run: eight CPU devices, strict promotion, quick compilation, one copy of the digits."""
 
+import importlib.util
 import os
 import tempfile
 
-# What one test has compiled the next one reads, in processes of their own too: the suite takes half the time. The
-# workers of pytest-xdist inherit it from the process that starts them.
+# What one test has compiled the next one reads, in other processes too. The workers of pytest-xdist inherit these
+# variables, and so do the programs that tests start. LLVM's optimisations take most of a compilation and save nothing
+# in programs that run a few times.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _CACHE = tempfile.TemporaryDirectory(prefix="randmix-tests-")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    os.environ |= {
+        "JAX_COMPILATION_CACHE_DIR": _CACHE.name,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUMPY_RANK_PROMOTION": "raise",
+        "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    }
 
 import jax
 import pytest
 
-# Before anything starts a backend. Processes that tests start inherit the variable: with libtpu installed JAX would
-# first look for a TPU.
-os.environ["JAX_PLATFORMS"] = "cpu"
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update(
+    "jax_num_cpu_devices", 8
+)  # not by the variable: programs that tests start have one
+
+# Tests of optional packages aren't collected where these are missing; .ci/run has them all.
+_NEEDS = {"torch": ["parity"], "libtpu": ["test_tpu.py"]}
+_MISSING = [package for package in _NEEDS if not importlib.util.find_spec(package)]
+collect_ignore = [path for package in _MISSING for path in _NEEDS[package]]
+
+
+def pytest_report_header():
+    """Says what isn't collected."""
+    return [
+        f"{package} isn't installed: tests/{path} isn't collected"
+        for package in _MISSING
+        for path in _NEEDS[package]
+    ]
 
 
 @pytest.fixture(scope="session", autouse=True)

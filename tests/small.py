@@ -74,7 +74,9 @@ def first(mode="full", devices=1, **overrides):
 @functools.cache
 def initial_state(mode="full", **overrides):
     """The same as host arrays."""
-    return jax.device_get(jax.jit(parts(mode, **overrides).init_state)(np.uint32(0)))
+    options = {"xla_backend_optimization_level": 1}  # those of ``train``: the same bits
+    init_state = jax.jit(parts(mode, **overrides).init_state, compiler_options=options)
+    return jax.device_get(init_state(np.uint32(0)))
 
 
 def order(mesh):

@@ -30,7 +30,8 @@ def inputs(mean=0.0):
 
 def in_float64(order, activation, x, scale, bias, g, statistics=None):
     """PyTorch's result, mean, variance, and cotangents of x, scale and bias."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     functions = {
         "gelu": torch.nn.functional.gelu,
         "relu": torch.nn.functional.relu,
@@ -62,6 +63,7 @@ def result_and_gradients(function, activation, x, scale, bias, g):
     return y, *statistics, *pull(g)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", operators.ACTIVATIONS)
 @pytest.mark.parametrize(
     "name", ["act_norm", "norm_act", "act_norm_reference", "norm_act_reference"]
@@ -74,6 +76,7 @@ def test_values_and_gradients_are_those_of_float64(name, activation):
         np.testing.assert_allclose(array, reference, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
 @pytest.mark.parametrize("order", ORDERS)
 def test_inference_uses_the_given_statistics(order, activation):
@@ -92,6 +95,7 @@ def test_the_variance_survives_a_large_mean():
     np.testing.assert_allclose(variance, x.astype(np.float64).var(0), rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 def test_two_passes_hold_at_a_thousand_deviations_from_zero(order):
     """float32 x of mean 1,000 and deviation 1: the statistics are as good as x, and the gradients as the mean."""
@@ -109,6 +113,7 @@ def test_two_passes_hold_at_a_thousand_deviations_from_zero(order):
         assert deviation < 2**-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [SHAPE, (2, 37, 7), (64, 7)])
 @pytest.mark.parametrize("order", ORDERS)
 def test_every_platform_computes_the_same(order, shape, monkeypatch):
@@ -144,6 +149,7 @@ def test_float32_on_a_cpu_writes_few_arrays():
     assert compiled.memory_analysis().temp_size_in_bytes < 0.5 * 4 * x.size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 def test_float32_over_eight_devices_is_never_gathered(order):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
@@ -190,6 +196,7 @@ def test_a_constant_channel_has_no_negative_variance():
     assert jnp.isfinite(y).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("order", ORDERS)
 def test_an_offset_is_added_first_and_has_its_gradient(order, dtype):
@@ -234,6 +241,7 @@ def test_bfloat16_exchanges_its_sums_once_each_way(order):
     assert "all-gather" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 def test_bfloat16_keeps_its_statistics_in_float32(order):
     x, scale, bias, g = inputs()

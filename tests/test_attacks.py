@@ -1,10 +1,9 @@
-"""Attacks against closed forms, float64 NumPy and PyTorch; what every attack promises of its result.
+"""Attacks against closed forms and float64 NumPy; what every attack promises of its result.
 
-Over 400 lines: every attack is held against closed forms, PyTorch and foolbox on the same few fixtures.
+Over 400 lines: every attack is held against closed forms and NumPy on the same few fixtures.
 """
 
 import re
-import warnings
 from functools import partial
 
 import chex
@@ -15,7 +14,7 @@ import optax
 import pytest
 import small
 
-from randmix import attacks, balls, convert, masks, models, robustness, sharding, steps, train
+from randmix import attacks, balls, masks, models, robustness, sharding, steps, train
 from randmix.data import loader
 from randmix.data.augment import Augmentation
 from randmix.errors import UserError
@@ -141,76 +140,6 @@ def test_two_classes_of_a_linear_classifier_in_closed_form(norm):
     for name in ("fgsm", "pgd2", "pgd"):
         got = jax.jit(partial(ATTACKS[name], linear, norm=norm))(INNER, labels, 0.05, KEYS)
         np.testing.assert_allclose(got, expected, atol=1e-6, err_msg=name)
-
-
-@pytest.mark.parametrize("activation", ["gelu", "relu"])
-def test_a_convmixer_against_pytorch_by_hand(activation):
-    torch = pytest.importorskip("torch", reason="PyTorch isn't installed")
-    images, labels, twin, classifier = torch_pair(torch, activation)
-    x = clean = torch.tensor(images.transpose(0, 3, 1, 2))
-    two = jax.jit(partial(attacks.ascent, classifier, steps=2))(images, labels, 8 / 255)
-    for got in two[1:]:  # PGD-2 goes on where FGSM ended
-        x = x.clone().requires_grad_()
-        loss = torch.nn.functional.cross_entropy(
-            twin(x), torch.tensor(labels).long(), reduction="sum"
-        )
-        (gradient,) = torch.autograd.grad(loss, x)
-        delta = (x.detach() + 8 / 255 * gradient.sign() - clean).clamp(-8 / 255, 8 / 255)
-        x = (clean + delta).clamp(0, 1)
-        np.testing.assert_allclose(got.images, x.numpy().transpose(0, 2, 3, 1), atol=1e-6)
-        np.testing.assert_array_equal(got.logits.argmax(1), twin(x).argmax(1).numpy())
-
-
-@both_norms
-def test_a_convmixer_against_foolbox(norm):
-    torch = pytest.importorskip("torch", reason="PyTorch isn't installed")
-    with warnings.catch_warnings():  # foolbox imports a deprecated module of SciPy
-        warnings.simplefilter("ignore")
-        foolbox = pytest.importorskip("foolbox", reason="foolbox isn't installed")
-    images, labels, twin, classifier = torch_pair(torch, "gelu")
-    theirs = foolbox.PyTorchModel(twin, bounds=(0, 1))
-    x, y = torch.tensor(images.transpose(0, 3, 1, 2)), torch.tensor(labels).long()
-    fgsm, pgd = {
-        "linf": (foolbox.attacks.LinfFastGradientAttack, foolbox.attacks.LinfPGD),
-        "l2": (foolbox.attacks.L2FastGradientAttack, foolbox.attacks.L2PGD),
-    }[norm]
-    epsilon = {"linf": 8 / 255, "l2": 0.5}[norm]
-
-    @jax.jit
-    def ours(images):
-        arguments = (classifier, images, labels, epsilon)
-        return (
-            attacks.fgsm(*arguments, norm=norm),
-            attacks.pgd2(*arguments, norm=norm),
-            attacks.pgd(*arguments, norm=norm, **PGD),
-        )
-
-    for got, attack in zip(
-        ours(images),
-        (
-            fgsm(random_start=False),
-            pgd(rel_stepsize=1.0, steps=2, random_start=False),
-            pgd(rel_stepsize=0.4, steps=5, random_start=False),
-        ),
-        strict=True,
-    ):
-        _, expected, fooled = attack(theirs, x, y, epsilons=epsilon)
-        np.testing.assert_allclose(got, expected.numpy().transpose(0, 2, 3, 1), atol=1e-6)
-        np.testing.assert_array_equal(classifier(got).argmax(1) != labels, fooled.numpy())
-        assert 0 < fooled.numpy().mean() < 1
-
-
-def torch_pair(torch, activation):
-    """Images, labels of which the twin has most right, a ConvMixer in PyTorch, and ours with its weights."""
-    import torch_convmixers
-
-    twin = torch_convmixers.module(activation=activation)
-    model, variables = convert.convmixer_from_torch(twin.state_dict(), activation=activation)
-    images = np.random.default_rng(1).random((24, 8, 8, 1), np.float32)
-    with torch.no_grad():
-        labels = twin(torch.tensor(images.transpose(0, 3, 1, 2))).argmax(1).numpy().astype(np.int32)
-    labels[::6] = (labels[::6] + 1) % 10
-    return images, labels, twin, jax.jit(partial(model.apply, variables, train=False))
 
 
 @every_attack
@@ -388,6 +317,7 @@ def test_arguments_out_of_range():
         attacks.noise(perceptron, IMAGES, LABELS, 0.1, None)
 
 
+@pytest.mark.slow
 def test_a_curve_of_fgsm_and_pgd2_costs_the_passes_that_it_needs():
     """The clean gradient once for all epsilons, and FGSM's score together with PGD-2's second gradient."""
     model = models.build("convmixer", width=8, depth=1, kernel_size=3, patch_size=2, num_classes=10)
@@ -419,6 +349,7 @@ def test_a_curve_of_fgsm_and_pgd2_costs_the_passes_that_it_needs():
 DEFENDED = {"defense__epsilon": 16.0, "defense__share": 0.75}
 
 
+@pytest.mark.slow
 def test_without_a_defence_the_step_is_the_program_that_knows_of_none(monkeypatch):
     def program(**overrides):
         run = small.parts("full", **overrides)
@@ -437,6 +368,7 @@ def test_without_a_defence_the_step_is_the_program_that_knows_of_none(monkeypatc
     assert program(**DEFENDED) != plain
 
 
+@pytest.mark.slow
 def test_a_defended_step_is_a_step_on_fgsm_samples_of_the_model_in_eval_mode():
     run, before = small.parts("chans", **DEFENDED), small.initial_state("chans", **DEFENDED)
     step, (data, order, seed) = small.compiled_step("chans", **DEFENDED)
@@ -472,6 +404,7 @@ def test_a_defended_step_is_a_step_on_fgsm_samples_of_the_model_in_eval_mode():
     assert not any(path.startswith("spatial/") for path in difference.moved)
 
 
+@pytest.mark.slow
 def test_a_defended_chans_step_computes_no_depthwise_weight_gradient():
     text = small.compiled_step("chans", **DEFENDED)[0].as_text()
     assert not re.search(r'op_name="[^"]*/depthwise_weight_gradient/', text)

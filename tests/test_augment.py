@@ -71,6 +71,7 @@ def near(share, expected, draws=DRAWS):
     return abs(share - expected) < 5 * np.sqrt(expected * (1 - expected) / draws)
 
 
+@pytest.mark.slow
 def test_one_and_eight_devices_draw_the_same_and_move_partners_only():
     one, eight = (compiled(EVERYTHING, devices)[0](0, 3) for devices in (1, 8))
     for name in one:
@@ -327,6 +328,7 @@ def test_one_of_the_two_is_used_alone(name, monkeypatch):
     assert set(np.round(drawn_with, 6)) == {0.7}
 
 
+@pytest.mark.slow
 def test_a_mixed_batch_is_timms_of_the_flipped_one_images_and_targets():
     images = np.random.default_rng(0).random((6, H, W, 3), np.float32)
     labels = np.array([0, 1, 2, 3, 4, 4], np.int32)
@@ -405,6 +407,7 @@ def test_a_value_that_no_augmentation_could_have(settings, message):
     assert message in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_train_step_takes_mixed_labels_on_eight_devices():
     parts, mesh = small.parts(data__mixup=0.5), sharding.make_mesh(jax.devices())
     step = train.jit_train_step(

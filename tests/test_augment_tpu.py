@@ -11,6 +11,8 @@ import pytest
 
 from randmix.data.augment import Augmentation, lookup, policies, randaugment, shears, warp
 
+pytestmark = pytest.mark.slow
+
 POLICIES = ["rand-m9-mstd0.5-inc1", "rand-m30-mmax30", "torchvision-n2-m12"]
 MOVES = ["rotate", "shear_x", "shear_y", "translate_x", "translate_y"]
 

@@ -102,6 +102,7 @@ def test_a_flipped_bit_in_any_file_is_found(workdir):
         assert checkpoints.damage(20) is None
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_of_the_manifest_is_found(workdir):
     path = workdir / "checkpoints" / "20" / manifest.FILE
     whole = path.read_bytes()
@@ -210,6 +211,7 @@ def test_the_older_ones_go_only_when_the_newest_is_intact(workdir):
     assert equal(restore(workdir), states()[1])
 
 
+@pytest.mark.slow
 def test_a_reader_takes_the_intact_one_and_moves_nothing(tmp_path, caplog):
     run = tmp_path / "run"
     train.train(small.config(steps=2, checkpoint_every=1), run)

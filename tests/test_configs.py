@@ -39,6 +39,7 @@ def test_each_variant_is_a_run_and_is_documented(file):
         module.get_config("tinny")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_the_tiny_variant_takes_steps_on_generated_images(file):
     config = load(file).get_config("tiny")

@@ -88,9 +88,11 @@ def test_values_and_gradients_are_those_of_float64(case, method):
         np.testing.assert_allclose(array, reference, rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel_size", [3, 4, 8])
 def test_same_padding_and_channel_order_are_pytorchs(kernel_size):
-    torch = pytest.importorskip("torch")
+    import torch
+
     x, kernel = draw((2, 7, 9, 3), 0), draw((kernel_size, kernel_size, 3, 2), 1)
     weight = torch.tensor(kernel.transpose(2, 3, 0, 1).reshape(6, 1, kernel_size, kernel_size))
     with warnings.catch_warnings():
@@ -187,6 +189,7 @@ def test_the_backward_pass_keeps_only_what_it_needs():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "kernel_shape"),
     [("shift_sum", (4, 4, 3, 2)), ("shift_sum", (6, 6, 16)), ("grouped", (4, 4, 3, 2))],
@@ -231,6 +234,7 @@ def test_the_form_follows_the_platform_that_a_program_is_lowered_for():
     assert "inlineable" in lowered
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["shift_sum", "grouped"])
 @pytest.mark.parametrize("kernel_shape", [(3, 3, 16), (3, 3, 4, 2), (6, 6, 16)])
 def test_a_batch_over_eight_devices_is_never_gathered(method, kernel_shape):

@@ -15,6 +15,8 @@ from randmix.errors import UserError
 from randmix.preemption import Preempted
 from randmix.reproduce import training
 
+pytestmark = pytest.mark.slow
+
 SEEDS = (0, 3, 7)
 STEPS = {"steps": 10, "eval_every": 5, "data__flip": True, "optimizer__learning_rate": 0.003}
 ONE_DEVICE = jax.devices()[:1]

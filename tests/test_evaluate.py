@@ -157,6 +157,7 @@ def test_attacks_from_the_command_line(workdir, tmp_path):
     assert verdicts[0].startswith("pass")
 
 
+@pytest.mark.slow
 def test_the_filters_of_a_finished_run_can_be_smoothed_first(workdir):
     done = evaluate(
         f"--workdir={workdir}", "--attacks=fgsm", "--epsilons=0", "--examples=48", "--smoothing=2"
@@ -173,6 +174,7 @@ def test_the_filters_of_a_finished_run_can_be_smoothed_first(workdir):
     shutil.rmtree(workdir / "smoothing_2")
 
 
+@pytest.mark.slow
 def test_curves_depend_neither_on_batches_nor_on_devices(workdir):
     run = runs.load(workdir)
     data = eval_loop.open_split(run, "test").arrays()
@@ -235,9 +237,9 @@ def test_good_curves_pass():
         (
             4,
             {"noise": (90, 50, 20)},
-            "noise costs 0.4000, fgsm 0.6000 at 8, the first that costs half",
+            "noise costs 0.4000, fgsm 0.6000 at 8, the first epsilon that costs half",
         ),
-        (5, {"missed": 1}, "1 example was missed over all epsilons, and counted as fooled"),
+        (5, {"missed": 1}, "1 example was missed over all epsilons, counted as fooled"),
     ],
 )
 def test_each_check_can_fail(place, change, detail):
@@ -361,6 +363,7 @@ def test_a_workdir_without_a_checkpoint_and_one_without_a_data_set(workdir, tmp_
     assert (split.data_set.name, split.arrays()["image"].shape) == ("digits", (360, 8, 8, 1))
 
 
+@pytest.mark.slow
 def test_a_run_without_an_accuracy_is_evaluated_clean_only(tmp_path):
     train.train(
         small.config(

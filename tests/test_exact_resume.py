@@ -9,6 +9,8 @@ from randmix import runs, sharding, train
 from randmix.checkpoint import Checkpoints
 from randmix.config import default
 
+pytestmark = pytest.mark.slow
+
 ALL_AUGMENTATION = {
     "data.crop_padding": 1,
     "data.randaugment": "rand-m9-n2-mstd0.5",

@@ -29,8 +29,10 @@ def test_a_bank_has_the_shape_and_dtype_asked_for(name, shape):
         assert (kernel.shape, kernel.dtype) == (shape, dtype)
 
 
+@pytest.mark.slow
 def test_random_filters_follow_pytorchs_default():
-    torch = pytest.importorskip("torch")
+    import torch
+
     weight = torch.nn.Conv2d(4096, 4096, 5, groups=4096).weight.detach().numpy()
     kernels = bank("random", (5, 5, 4096))
     assert abs(kernels).max() <= 1 / 5

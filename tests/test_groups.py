@@ -97,9 +97,10 @@ def test_each_group_moves_as_under_an_optimizer_of_its_own():
         grads, batch_stats = gradients(params, batch_stats, batch)
         for roles, optimizer in apart.items():
             mine = {r: params[r] for r in roles}
-            updates, opt_states[roles] = optimizer.update(
-                {r: grads[r] for r in roles}, opt_states[roles], mine
-            )
+            with jax.numpy_dtype_promotion("standard"):  # as in ``steps.train_step``
+                updates, opt_states[roles] = optimizer.update(
+                    {r: grads[r] for r in roles}, opt_states[roles], mine
+                )
             params = {**params, **optax.apply_updates(mine, updates)}
     chex.assert_trees_all_close(state.params, params, rtol=1e-4, atol=1e-6)
 
@@ -128,6 +129,7 @@ def test_filters_left_out_of_a_fraction_stay_bit_for_bit():
     assert parts.summary.frozen == 400 - 2 * 4 * 9
 
 
+@pytest.mark.slow
 def test_the_clipped_norm_leaves_unlearned_filters_out():
     """The share 0 of the spatial filters takes the very step of Chans, clipping included."""
     settings = {
@@ -144,6 +146,7 @@ def test_the_clipped_norm_leaves_unlearned_filters_out():
     chex.assert_trees_all_close(one.params, other.params, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_group_that_starts_later_costs_nothing_before_and_keeps_its_moments():
     parts = runs.assemble(small.config(groups=LATE))
     assert [phase.start_step for phase in parts.phases] == [0, 3]
@@ -168,6 +171,7 @@ def test_a_group_that_starts_later_costs_nothing_before_and_keeps_its_moments():
     assert "/depthwise_weight_gradient/" in after.lower(state, last).compile().as_text()
 
 
+@pytest.mark.slow
 def test_the_late_groups_learning_rate_is_the_runs_at_that_step():
     """Sign descent by AdamW's first step: the first update has the size of the learning rate."""
     late = (("late", "role('spatial')", {"start_step": 2}), ("train", "~role('spatial')", {}))
@@ -192,6 +196,7 @@ def test_the_late_groups_learning_rate_is_the_runs_at_that_step():
     )  # after 2 of 6 steps, on the way up to step 3
 
 
+@pytest.mark.slow
 def test_a_run_of_two_phases_is_announced_and_resumes_bit_for_bit(tmp_path, monkeypatch, capsys):
     config = small.config(groups=LATE)
     train.train(config, tmp_path / "whole", devices=jax.devices()[:1])

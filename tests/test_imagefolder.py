@@ -267,6 +267,7 @@ def _denied(path, *args, **kwargs):
     raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
+@pytest.mark.slow
 def test_two_processes_prepare_it_once(tmp_path):
     source = pictures.folder(tmp_path / "source", each=40)
     context = multiprocessing.get_context("fork" if os.name == "nt" else "spawn")

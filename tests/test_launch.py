@@ -15,6 +15,8 @@ import command
 import pytest
 import yaml
 
+pytestmark = pytest.mark.slow
+
 LAUNCH = command.REPOSITORY / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
 JOBSET = yaml.safe_load((LAUNCH / "gke_jobset.yaml").read_text())

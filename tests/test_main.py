@@ -57,6 +57,7 @@ def test_a_run_ends_with_a_table_and_a_second_one_says_that_it_is_finished(tmp_p
     )
 
 
+@pytest.mark.slow
 def test_without_a_workdir_each_config_has_a_folder_of_its_own(tmp_path):
     config = command.REPOSITORY / "configs" / "digits.py"
     flags = (f"--config={config}", *QUICK[1:])
@@ -175,6 +176,7 @@ def test_a_mistake_in_a_config_file_is_one_line(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_bug_keeps_its_traceback_and_status_1(tmp_path):
     (tmp_path / "checkpoints").write_text(
         "not a folder: nothing a person does, and nothing we foresee"

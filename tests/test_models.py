@@ -254,7 +254,7 @@ def test_the_image_head_maps_each_pixel_to_the_images_channels():
         variables, images, capture_intermediates=True, mutable=["intermediates"]
     )
     (features,) = captured["intermediates"]["block_00"]["__call__"]
-    expected = np.einsum("nhwc,cd->nhwd", features, head["kernel"]) + head["bias"]
+    expected = np.einsum("nhwc,cd->nhwd", features, head["kernel"]) + np.asarray(head["bias"])
     result = model.apply(variables, images)
     assert result.dtype == jnp.float32
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
@@ -324,6 +324,7 @@ def test_a_kernel_larger_than_the_image_is_fine():
     assert logits.shape == (1, 10)  # what it computes: see test_parity
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "more"), [("convmixer", {"patch_size": 2}), ("resnet", {"between": "relu"})]
 )

@@ -12,6 +12,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+pytestmark = pytest.mark.slow
+
 MASKS = command.REPOSITORY / "notebooks" / "masks.ipynb"
 
 # Facts behind the text, asserted in the notebook's own kernel at its end.

@@ -14,6 +14,8 @@ from randmix.checkpoint import Checkpoints
 from randmix.errors import UserError
 from randmix.metrics_log import MetricsLog
 
+pytestmark = pytest.mark.slow
+
 
 class ObjectStore(MemoryFileSystem):
     protocol = ("gcs", "gs")

@@ -224,6 +224,7 @@ def test_debians_archives_become_upstreams(prefix):
     assert (len(restored), hashlib.sha256(restored).hexdigest()) == (info.size, info.checksum)
 
 
+@pytest.mark.slow
 @needs_fashion_mnist
 def test_fashion_mnist_whole(tmp_path):
     done = run("fashion_mnist", "--data_dir", tmp_path, f"--manual_dir={DEBIAN}")

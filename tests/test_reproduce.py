@@ -18,6 +18,8 @@ from randmix.reproduce import plan, presets, report, sweep
 from randmix.reproduce.claims import CLAIMS
 from randmix.reproduce.experiments import EXPERIMENTS
 
+pytestmark = pytest.mark.slow
+
 MODULE = "randmix.reproduce"
 SMOKE = presets.get("smoke")
 
@@ -180,6 +182,8 @@ def test_a_sweep_that_is_stopped_or_fails_says_so_in_its_status(tmp_path, error,
 import sys
 from randmix import cli, preemption
 from randmix.reproduce import __main__ as program, training
+
+
 def train(config, workdir, **rest):
     raise {error}
 training.train = train

@@ -175,6 +175,7 @@ def test_a_pairs_dense_weight_gradient_is_computed_once(mode):
     assert len(re.findall(r"call @_patches\w*\(", text)) == CONVOLUTIONS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("between", ["none", "bn_relu"])
 def test_activations_are_not_gathered_over_the_devices(between):
     text = lowered_step("full", 8, between=between).compile().as_text()

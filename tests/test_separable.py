@@ -38,7 +38,8 @@ def factors(case):
 
 def two_steps_in_float64(x, depthwise_kernel, pointwise_kernel, g, stride):
     """PyTorch's grouped convolution, then its 1x1 convolution, and the cotangents of the three."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     k, _, c, m = depthwise_kernel.shape
     tensors = [
         torch.tensor(a, dtype=torch.float64, requires_grad=True)
@@ -63,6 +64,7 @@ def result_and_gradients(function, x, depthwise_kernel, pointwise_kernel, g, str
     return y, *pull(g)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [separable, separable_reference])
 @pytest.mark.parametrize("case", CASES)
 def test_values_and_gradients_are_those_of_two_steps_in_float64(case, function):

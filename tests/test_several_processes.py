@@ -17,6 +17,8 @@ from flax.traverse_util import flatten_dict
 
 import randmix
 
+pytestmark = pytest.mark.slow
+
 CONFIG = """
 from randmix.config import default
 

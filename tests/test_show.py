@@ -38,6 +38,7 @@ def test_it_shows_what_training_is_shown_in_that_step():
     np.testing.assert_allclose(shown.after, expected["image"][:5], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_from_the_command_line_to_a_picture(tmp_path):
     arguments = ("--config.data.crop_padding=1", f"--out={tmp_path}", "--examples=3")
     done = command.run("randmix.data.show", "--config=configs/digits.py", *arguments)

@@ -112,6 +112,7 @@ def test_memory_does_not_grow_with_the_bank():
     assert peak(kernels) < 1.1 * peak(small_bank) < 8e6
 
 
+@pytest.mark.slow
 def test_1024_filters_of_9_x_9_take_less_than_10_seconds():
     kernels = bank((9, 9, 1024))
     start = time.process_time()  # the machine may be shared
@@ -272,6 +273,7 @@ def table(file):
         return list(csv.DictReader(lines))
 
 
+@pytest.mark.slow
 def test_the_filters_of_a_trained_run(tmp_path):
     (tmp_path / "config.json").write_text(to_json(small.config()))
     with Checkpoints(tmp_path) as checkpoints:
@@ -294,6 +296,7 @@ def test_the_filters_of_a_trained_run(tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_smoothing_the_filters_of_a_converted_model(tmp_path):
     model, weights = variables("convmixer", width=4, depth=2, kernel_size=3, patch_size=2)
     convert.write_run(tmp_path / "run", model, weights)
@@ -316,6 +319,7 @@ def test_smoothing_the_filters_of_a_converted_model(tmp_path):
     assert [row["index"] for row in profile] == ["0"] * 64 + ["2"] * 64
 
 
+@pytest.mark.slow
 def test_random_banks_by_size_and_seed(tmp_path):
     flags = ("--random=4,1", "--kernel_size=3", "--seed=5", "--seeds=2")
     done = program(*flags, cwd=tmp_path, env={"PYTHONPATH": str(command.REPOSITORY)})

@@ -13,6 +13,8 @@ import small
 from randmix import masks, models, runs, sharding, train
 from randmix.models import counts, stack
 
+pytestmark = pytest.mark.slow
+
 IMAGES = (4, 8, 8, 3)
 ARGUMENTS = {
     "convmixer": {"width": 8, "depth": 3, "kernel_size": 3, "patch_size": 2, "num_classes": 10},

@@ -76,6 +76,7 @@ def test_the_step_is_traced_once_over_many_calls():
     assert np.isfinite(float(metrics["loss"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["full", "chans"])
 def test_one_and_eight_devices_agree_after_three_sgd_steps(mode):
     sgd = {"optimizer__name": "sgd", "optimizer__learning_rate": 0.1, "schedule__name": "constant"}

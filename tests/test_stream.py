@@ -222,6 +222,7 @@ def test_the_first_batch_comes_within_a_second(data_dir):
     feed.close()
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_over_epochs(data_dir):
     feed = endless(data_dir)
 

@@ -15,6 +15,8 @@ from randmix.data import catalog, photographs, prepare
 from randmix.errors import UserError
 from randmix.preemption import Preempted
 
+pytestmark = pytest.mark.slow
+
 NAME = "imagefolder/flowers"
 OVERRIDES = {
     "data__name": NAME,

@@ -120,7 +120,14 @@ def test_an_unknown_task_names_the_nearest():
         tasks.model_arguments("unshufling", 10)
 
 
-@pytest.mark.parametrize(("mode", "channels"), [("full", 1), ("chans", 3), ("space", 3)])
+@pytest.mark.parametrize(
+    ("mode", "channels"),
+    [
+        pytest.param("full", 1, marks=pytest.mark.slow),
+        ("chans", 3),
+        pytest.param("space", 3, marks=pytest.mark.slow),
+    ],
+)
 def test_a_step_is_the_gradient_that_jax_takes_of_the_whole_loss(mode, channels):
     """Against plain SGD written out by hand over the full tree; the frozen role must stay bit for bit."""
     shape, rate = (4, 5, channels), 0.1
@@ -163,6 +170,7 @@ def test_a_step_is_the_gradient_that_jax_takes_of_the_whole_loss(mode, channels)
     assert set(metrics) == {"loss", "psnr"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 47])
 def test_pixels_change_places_after_the_augmentation_and_in_every_epoch_alike(step):
     """The loss of the compiled step against a batch that is shuffled here, in NumPy."""
@@ -184,6 +192,7 @@ def test_pixels_change_places_after_the_augmentation_and_in_every_epoch_alike(st
     )
 
 
+@pytest.mark.slow
 def test_one_and_eight_devices_agree_and_gather_nothing():
     one, eight = (small.after(2, "full", devices, **RUN) for devices in (1, 8))
     chex.assert_trees_all_close(one.params, eight.params, rtol=1e-5, atol=1e-6)

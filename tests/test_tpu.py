@@ -14,7 +14,8 @@ import small
 from randmix import aot, host, sharding, tpu
 from randmix.errors import UserError
 
-pytest.importorskip("libtpu", reason="libtpu is for Linux on x86-64; there the test extra has it")
+pytestmark = pytest.mark.slow
+
 
 # As small as a step can be: the TPU's compiler takes its time.
 SMALL = (

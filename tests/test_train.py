@@ -37,7 +37,9 @@ def whole(tmp_path_factory):
     return workdir, run(workdir)
 
 
-@pytest.mark.parametrize("stop", [1, 3, 4])
+@pytest.mark.parametrize(
+    "stop", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_a_stopped_run_goes_on_bit_for_bit(stop, whole, tmp_path, monkeypatch, capsys):
     reference, result = whole
     with monkeypatch.context() as patch:
@@ -54,6 +56,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(stop, whole, tmp_path, monkeypatch, c
     assert resumed["metrics"] == result["metrics"]
 
 
+@pytest.mark.slow
 def test_programs_of_one_seed_serve_another(whole, tmp_path, capsys):
     _, result = whole
     programs = train.Programs()
@@ -89,6 +92,7 @@ def signal_before(function):
     return signalled
 
 
+@pytest.mark.slow
 def test_a_run_stopped_in_an_evaluation_repeats_it(whole, tmp_path, monkeypatch):
     reference, result = whole
     for message in (
@@ -129,6 +133,7 @@ def test_a_signal_does_not_wait_for_a_compilation(whole, tmp_path, monkeypatch):
     assert lines(tmp_path) == lines(reference)
 
 
+@pytest.mark.slow
 def test_a_signal_while_the_data_is_read(whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(train, "open_splits", signal_before(train.open_splits))
@@ -230,6 +235,7 @@ def test_the_best_checkpoint_on_held_out_examples_is_kept(validated):
     assert accuracy == pytest.approx(logged[best]["validation_accuracy"], abs=1e-7)
 
 
+@pytest.mark.slow
 def test_the_best_is_the_same_after_a_stop(validated, tmp_path, monkeypatch):
     reference, _ = validated
     for stop in (2, 3):
@@ -286,11 +292,12 @@ def test_load_of_a_folder_without_a_run(tmp_path):
     ("optimizer", "learning_rate", "message", "kept"),
     [
         ("adamw", 3e38, "step 4: the parameters aren't finite", 2),
-        (
+        pytest.param(
             "sgd",
             1e30,
             "step 5: the loss or a gradient isn't finite; not_finite.json lists its examples",
             4,
+            marks=pytest.mark.slow,
         ),
     ],
 )

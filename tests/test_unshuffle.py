@@ -86,6 +86,7 @@ def test_the_test_psnr_is_the_mean_over_images_each_counted_once(whole):
     np.testing.assert_allclose(drawn.images, outputs[:3], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_bit_for_bit(whole, tmp_path, monkeypatch):
     reference, result = whole
     with monkeypatch.context() as patch:
@@ -99,6 +100,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(whole, tmp_path, monkeypatch):
     assert lines(tmp_path) == lines(reference)
 
 
+@pytest.mark.slow
 def test_from_the_command_line_to_a_picture_of_two_runs(whole, tmp_path):
     workdir = tmp_path / "full"
     done = command.run(

@@ -7,17 +7,16 @@ from collections import OrderedDict
 import jax
 import numpy as np
 import pytest
+import torch
+from safetensors import numpy as safetensors
+from torch_convmixers import arrays, module
 
 from randmix import masks, models
 from randmix.errors import UserError
 from randmix.torch_weights import NAMINGS, convmixer_from_torch, convmixer_to_torch
 
-torch = pytest.importorskip("torch")
-safetensors = pytest.importorskip("safetensors.numpy")
-from torch_convmixers import arrays, module  # noqa: E402 (it imports torch)
-
 # PyTorch says that "same" padding of even kernels may copy.
-pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Using padding='same'")]
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,14 @@ import command
 import jax
 import numpy as np
 import pytest
+from safetensors import numpy as safetensors
+from torch_convmixers import arrays
 
 import randmix
 from randmix import convert, masks
 from randmix.errors import UserError
 
-pytest.importorskip("torch")
-safetensors = pytest.importorskip("safetensors.numpy")
-from torch_convmixers import arrays  # noqa: E402 (it imports torch)
+pytestmark = pytest.mark.slow
 
 
 def program(*arguments):

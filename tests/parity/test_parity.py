@@ -11,16 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import torch
+import torch_twins as twins
 
 from randmix import config as configs
 from randmix import masks, models, runs, steps
 from randmix.models import counts
 
-torch = pytest.importorskip("torch")
-import torch_twins as twins  # noqa: E402 (it imports torch)
-
 # PyTorch says that "same" padding of even kernels may copy.
-pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Using padding='same'")]
 
 BATCH, CLASSES = 6, 10
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
