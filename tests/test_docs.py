@@ -278,7 +278,9 @@ def test_the_page_runs(page, checkout, monkeypatch, capsys):
             if fence.title:
                 Path(fence.title).write_text(fence.text)
             capsys.readouterr()
-            exec(compile(fence.text, page, "exec"), names)
+            # A reader's session has JAX's own settings.
+            with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+                exec(compile(fence.text, page, "exec"), names)
             printed, shape = capsys.readouterr().out, str
         else:
             assert is_output(shape(printed), shape(fence.text)), (printed, fence.text)
