@@ -1,4 +1,4 @@
-"""Configs: what makes two of them the same run, round trips, and values that no run could have."""
+"""Configs: fingerprints, round trips, and invalid values."""
 
 import pytest
 import small
@@ -50,7 +50,8 @@ def test_a_key_that_is_not_there_cannot_be_set():
         ),
         (
             {"schedule__name": "cosin"},
-            "config.schedule.name: got 'cosin', allowed linear, step, cosine, constant; did you mean 'cosine'?",
+            "config.schedule.name: got 'cosin', allowed linear, step, cosine, constant; "
+            "did you mean 'cosine'?",
         ),
         ({"task": "clasification"}, "did you mean 'classification'?"),
         ({"precision": "float16"}, "config.precision: got 'float16', allowed float32, bfloat16"),

@@ -1,4 +1,7 @@
-"""N steps are k steps, abandoned, and N - k from what was saved: the same bits of the whole state, on 1 and 8 devices."""
+"""Exact resumption: N steps equal k steps plus N - k from a checkpoint.
+
+All bits of the state agree, on 1 and 8 devices.
+"""
 
 import jax
 import numpy as np

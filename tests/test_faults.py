@@ -1,4 +1,4 @@
-"""The fault campaign's short form; the long one is `python tests/faults.py`."""
+"""Short form of the fault campaign; `python tests/faults.py` is the long one."""
 
 import faults
 import numpy as np

@@ -1,4 +1,4 @@
-"""Process settings: made before JAX on a CPU, left alone everywhere else."""
+"""Process settings: made before JAX starts on a CPU, unchanged everywhere else."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ LEFT = "left as they are: "
 
 @pytest.fixture
 def fresh(monkeypatch):
-    """A process that hasn't imported JAX, as far as the module can tell, on a machine with a CPU alone."""
+    """A process on a machine with only a CPU that, to the module, has not imported JAX."""
     monkeypatch.delitem(sys.modules, "jax")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setattr(host.platform, "libc_ver", lambda: ("glibc", "2.36"))
@@ -94,7 +94,7 @@ def test_where_compiled_programs_are_kept(platforms, before, asked, kept, monkey
 
 
 def test_the_settings_reach_a_real_process():
-    """Freed memory stays with a tuned process: touching 256 MiB again faults no new pages."""
+    """A tuned process keeps freed memory: touching 256 MiB again faults no new pages."""
     code = """
 import resource, sys
 from randmix import host
@@ -122,7 +122,7 @@ print(faults())
 
 @pytest.fixture
 def laptop(monkeypatch):
-    """A process before JAX, with libtpu installed and nothing that speaks for an accelerator."""
+    """A process before JAX, with libtpu installed and no sign of an accelerator."""
     monkeypatch.delitem(sys.modules, "jax", raising=False)
     for name in [*os.environ]:
         if name.startswith(("TPU_", "JAX_PLATFORM")):

@@ -1,4 +1,4 @@
-"""Imports run downward, and importing randmix imports nothing heavy."""
+"""Import rules: imports run downward, and importing randmix imports nothing heavy."""
 
 import ast
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 import randmix
 
 PACKAGE = Path(randmix.__file__).parent
-# Each room and what it may import of randmix; a room may always import itself.
+# Each module or package and its allowed imports from randmix, apart from itself.
 ALLOWED = {
     "errors": set(),
     "distributed": {"errors"},
@@ -26,13 +26,7 @@ ALLOWED = {
     "progress": set(),
     "cli": {"errors", "host"},
     "config": {"errors"},
-    "data": {
-        "errors",
-        "cli",
-        "config",
-        "plots",
-        "sharding",
-    },  # what prepare and show are beside the data
+    "data": {"errors", "cli", "config", "plots", "sharding"},  # cli and plots: prepare and show
     "models": {"errors", "filters", "ops"},
     "groups": {"errors", "masks"},
     "optim": {"errors", "groups"},
@@ -96,8 +90,8 @@ def test_a_room_imports_only_what_lies_below_it(room):
 def test_importing_randmix_imports_nothing_heavy():
     code = (
         "import randmix, randmix.cli, randmix.config, randmix.data.catalog, sys;"
-        "print([m for m in ('jax', 'flax', 'tensorflow', 'tensorflow_datasets', 'orbax', 'sklearn', 'matplotlib')"
-        " if m in sys.modules])"
+        "print([m for m in ('jax', 'flax', 'tensorflow', 'tensorflow_datasets', "
+        "'orbax', 'sklearn', 'matplotlib') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -1,4 +1,4 @@
-"""``python -m randmix.reproduce`` from the command to the report, in its smallest preset; and its mistakes."""
+"""``python -m randmix.reproduce`` with its smallest preset, to the report; and its mistakes."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ SMOKE = presets.get("smoke")
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """The sweep of the preset smoke, whole."""
+    """The complete sweep of the preset smoke."""
     root = tmp_path_factory.mktemp("sweep") / "smoke"
     done = command.run(MODULE, "--preset=smoke", "--seeds=2", f"--workdir={root}", limit=900)
     assert done.status == 0, done.err
@@ -114,7 +114,7 @@ def test_smoothed_runs_were_trained_with_the_filters_that_are_drawn(root):
 
 
 def test_a_report_that_is_broken_off_leaves_the_old_one(root, tmp_path, monkeypatch):
-    # A sweep of nothing but the banks, so that it takes no time.
+    # A sweep of the banks alone, which takes no time.
     shutil.copytree(root / "pictures", tmp_path / "pictures")
     arguments = (tmp_path, SMOKE, ("E1",), [])
     assert report.write(*arguments, overrides={}, command="the first").verdicts.keys() == {"7"}

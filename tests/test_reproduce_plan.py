@@ -1,4 +1,4 @@
-"""Runs of a sweep: each once, in groups of seeds, parted into shards, changed from the command line."""
+"""Runs of a sweep: each once, in groups of seeds, split into shards, with overrides."""
 
 import itertools
 
@@ -51,7 +51,7 @@ def test_shards_part_the_groups(groups, n):
     parts = [plan.shard(groups, i, n) for i in range(1, n + 1)]
     together = [group for part in parts for group in part]
     assert sorted(g[0].name for g in together) == sorted(g[0].name for g in groups)
-    # Also for a job that lists the groups in another order.
+    # The same in a job that lists the groups in another order.
     assert plan.shard(groups[::-1], 1, n) == parts[0]
     loads = [sum(len(group) * group[0].cost for group in part) for part in parts]
     largest = max(len(group) * group[0].cost for group in groups)
