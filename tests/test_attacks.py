@@ -177,7 +177,7 @@ def test_a_curve_is_its_points(name, norm):
 
 @every_attack
 @both_norms
-def test_an_example_is_attacked_alike_wherever_it_stands_and_whenever(name, norm):
+def test_an_attack_is_deterministic_and_independent_of_position(name, norm):
     once = attack(name, norm, 0.1)
     np.testing.assert_array_equal(once, attack(name, norm, 0.1))
     turned = attack(name, norm, 0.1, IMAGES[::-1], LABELS[::-1], KEYS[::-1])[::-1]
@@ -220,7 +220,7 @@ def test_restarts_find_more_and_never_lose_what_fewer_have_found(norm):
     assert ten.sum() < two.sum() < N
 
 
-def test_the_strong_attack_counts_the_others_in_where_its_own_search_finds_nothing():
+def test_the_strong_attack_includes_the_others_where_its_search_fails():
     """FGSM fools this classifier on the first image, noise on the second, and no search does."""
     images, labels, keys = INNER[:2], np.zeros(2, np.int32), KEYS[:2]
 
@@ -239,7 +239,7 @@ def test_the_strong_attack_counts_the_others_in_where_its_own_search_finds_nothi
     assert not attacks.is_correct(classifier(got), labels).any()
 
 
-def test_a_wrong_answer_counts_over_one_that_is_right_with_the_same_margin():
+def test_at_equal_margins_a_wrong_answer_wins():
     """Two logits tie in both attempts, and argmax returns the first: wrong once, right once."""
     labels = jnp.array([1, 1])
     wrong, right = jnp.array([2.0, 2.0, 0.0]), jnp.array([0.0, 2.0, 2.0])
@@ -349,7 +349,7 @@ DEFENDED = {"defense__epsilon": 16.0, "defense__share": 0.75}
 
 
 @pytest.mark.slow
-def test_without_a_defence_the_step_is_the_program_that_knows_of_none(monkeypatch):
+def test_without_a_defence_the_program_is_the_plain_one(monkeypatch):
     def program(**overrides):
         run = small.parts("full", **overrides)
         mesh = sharding.make_mesh(jax.devices()[:1])

@@ -110,7 +110,7 @@ def test_an_example_is_keyed_by_its_position_in_the_stream():
     assert len({tuple(jax.random.key_data(k).tolist()) for k in taken}) == 6
 
 
-def test_nothing_asked_for_is_nothing_done():
+def test_without_settings_images_are_only_scaled():
     out = jax.jit(partial(Augmentation(), seed=0))(batch(), step=jnp.int32(0))
     assert set(out) == {"image", "label"}
     np.testing.assert_allclose(out["image"], batch()["image"] / 255, rtol=1e-6)
@@ -237,7 +237,7 @@ def test_magnitudes_by_hand(text, expected):
         ("autoaugment", "got 'autoaugment', allowed \"\" for none, timm's"),
     ],
 )
-def test_a_text_that_is_no_policy(text, message):
+def test_an_invalid_policy_is_refused(text, message):
     with pytest.raises(UserError) as error:
         Augmentation(randaugment=text)
     assert str(error.value).startswith("config.data.randaugment: ")
@@ -310,7 +310,7 @@ def test_mixing_draws_by_timms_definition():
 
 
 @pytest.mark.parametrize("name", ["mixup", "cutmix"])
-def test_one_of_the_two_is_used_alone(name, monkeypatch):
+def test_mixup_or_cutmix_alone(name, monkeypatch):
     drawn_with = []
 
     def beta(key, a, b):
@@ -339,7 +339,7 @@ def test_one_of_the_two_is_used_alone(name, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_mixed_batch_is_timms_of_the_flipped_one_images_and_targets():
+def test_a_mixed_batch_has_timms_images_and_targets():
     images = np.random.default_rng(0).random((6, H, W, 3), np.float32)
     labels = np.array([0, 1, 2, 3, 4, 4], np.int32)
     arguments = {"mixup": 1.0, "cutmix": 1.0, "probability": 1.0, "switch_probability": 0.5}
@@ -411,7 +411,7 @@ def test_resized_crops_have_torchvisions_areas_and_places():
         ({"random_erasing": 2.0}, "config.data.random_erasing: got 2.0, allowed 0 to 1"),
     ],
 )
-def test_a_value_that_no_augmentation_could_have(settings, message):
+def test_an_invalid_augmentation_is_refused(settings, message):
     with pytest.raises(UserError) as error:
         Augmentation(**settings)
     assert message in str(error.value)

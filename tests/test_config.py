@@ -85,7 +85,7 @@ def test_a_key_that_is_not_there_cannot_be_set():
         ({"schedule__points": ((0.5, 0.0), (0.1, 1.0))}, "config.schedule.points: got fractions"),
     ],
 )
-def test_a_value_that_no_run_could_have(override, message):
+def test_an_invalid_value_is_refused(override, message):
     with pytest.raises(UserError) as error:
         runs.assemble(small.config(**override))
     assert message in str(error.value)

@@ -53,7 +53,7 @@ def assert_same(one, other, **tolerance):
 
 
 @pytest.mark.parametrize("member", [0, 2])
-def test_a_member_follows_its_lone_run_and_leaves_what_that_leaves(member, whole, tmp_path):
+def test_a_member_follows_its_lone_run_and_writes_the_same_files(member, whole, tmp_path):
     workdir = folders(whole)[member]
     lone = train.train(configs()[member], tmp_path, devices=ONE_DEVICE)
     # Adam divides by the gradient's size, which shows rounding near zero: the losses are the
@@ -90,7 +90,7 @@ def test_members_are_runs_of_their_own(whole):
     assert len(losses) == 3
 
 
-def test_a_stopped_ensemble_goes_on_bit_for_bit(whole, tmp_path, monkeypatch):
+def test_a_stopped_ensemble_resumes_bit_for_bit(whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         small.stop_after(patch, 7)
         with pytest.raises(Preempted, match="stopped and saved at step 7 of 10"):
@@ -109,7 +109,7 @@ def test_a_stopped_ensemble_goes_on_bit_for_bit(whole, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("where", ["loss", "parameters"])
-def test_a_member_that_is_not_finite_falls_out_alone(where, whole, tmp_path, monkeypatch, capsys):
+def test_a_member_that_is_not_finite_fails_alone(where, whole, tmp_path, monkeypatch, capsys):
     inner = ensemble._Loop.init.func
 
     def init(self):
@@ -155,7 +155,7 @@ def touch_checkpoint(workdir, source, *steps):
         shutil.copytree(source / "checkpoints" / "10", workdir / "checkpoints" / str(step))
 
 
-def test_who_is_trained_together(whole, tmp_path):
+def test_which_seeds_are_trained_together(whole, tmp_path):
     source = folders(whole)[0]
     parted = lambda at_most=9: ensemble.cohorts(five, dirs, at_most)  # noqa: E731
     five = [small.config(seed=seed) for seed in range(5)]
@@ -179,14 +179,14 @@ def test_who_is_trained_together(whole, tmp_path):
         ).restore_latest(None)
 
 
-def test_a_composed_resnet_goes_alone(tmp_path):
+def test_a_composed_resnet_trains_alone(tmp_path):
     from randmix.config import default
 
     resnets = [default("resnet"), default("resnet")]
     assert ensemble.cohorts(resnets, [tmp_path / "0", tmp_path / "1"], 8) == [[0], [1]]
 
 
-def test_as_many_as_the_memory_holds(monkeypatch):
+def test_the_largest_ensemble_that_fits_in_memory(monkeypatch):
     asked = []
 
     def lower_steps(config, parts, mesh, members):

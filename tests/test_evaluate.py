@@ -399,7 +399,7 @@ def test_a_run_without_an_accuracy_is_evaluated_clean_only(tmp_path):
         ),
     ],
 )
-def test_a_defence_that_no_run_could_have(overrides, message):
+def test_an_invalid_defence_is_refused(overrides, message):
     with pytest.raises(UserError) as raised:
         config.check(small.config(**overrides))
     assert str(raised.value).startswith(message)

@@ -29,7 +29,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("model", "mode", "devices", "keys"), CASES)
-def test_steps_are_steps_and_what_was_saved(model, mode, devices, keys, tmp_path):
+def test_resumed_steps_equal_uninterrupted_ones(model, mode, devices, keys, tmp_path):
     config = default(model)
     config.update_from_flattened_dict(
         {

@@ -58,7 +58,7 @@ def initial(parts):
     return jax.jit(parts.init_state)(np.uint32(0))
 
 
-def test_each_group_moves_as_under_an_optimizer_of_its_own():
+def test_each_group_moves_as_under_its_own_optimizer():
     """Against three plain optax optimizers, each run separately on its subtree."""
     parts = runs.assemble(small.config(groups=SLOW, **PLAIN))
     state = initial(parts)

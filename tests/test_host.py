@@ -139,7 +139,7 @@ def test_without_a_tpu_libtpu_is_not_asked(laptop):
     assert os.environ["JAX_PLATFORMS"] == "cpu"
 
 
-def test_nor_by_a_jax_that_is_imported_already(laptop, monkeypatch):
+def test_an_imported_jax_does_not_ask_libtpu_either(laptop, monkeypatch):
     set_to = []
     config = types.SimpleNamespace(update=lambda *setting: set_to.append(setting))
     monkeypatch.setitem(sys.modules, "jax", types.SimpleNamespace(config=config))
@@ -163,7 +163,7 @@ def test_nor_by_a_jax_that_is_imported_already(laptop, monkeypatch):
         lambda patch: patch.setattr(host.importlib.util, "find_spec", lambda name: None),
     ],
 )
-def test_whatever_speaks_for_an_accelerator_is_believed(laptop, monkeypatch, change):
+def test_any_sign_of_an_accelerator_changes_nothing(laptop, monkeypatch, change):
     change(monkeypatch)
     host.leave_libtpu_alone()
     assert os.environ["JAX_PLATFORMS"] == ""

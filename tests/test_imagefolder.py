@@ -178,7 +178,7 @@ def test_a_file_that_cannot_be_taken_is_named(tmp_path, file_name, content, mess
     assert str(file) in line
 
 
-def test_folders_that_are_not_laid_out_so(tmp_path):
+def test_folders_in_another_layout_are_refused(tmp_path):
     source = pictures.folder(tmp_path / "source")
     (source / "empty").mkdir()
     assert (

@@ -53,7 +53,7 @@ def headers():
                 yield path, shlex.split(line)
 
 
-def test_shellcheck_has_nothing_to_say():
+def test_shellcheck_finds_nothing():
     assert len(SCRIPTS) == 3
     shellcheck = shutil.which(
         "shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -322,7 +322,7 @@ def test_sigterm_is_handed_on_and_is_final(tmp_path):
     assert "again" not in err
 
 
-def test_local_processes_say_how_they_are_used():
+def test_local_processes_print_their_usage():
     for arguments in ((), ("two", "--config=x"), ("2",)):
         done = launch("local_processes.sh", *arguments)
         assert done.returncode == 2

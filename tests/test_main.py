@@ -58,7 +58,7 @@ def test_a_run_ends_with_a_table_and_a_second_one_says_that_it_is_finished(tmp_p
 
 
 @pytest.mark.slow
-def test_without_a_workdir_each_config_has_a_folder_of_its_own(tmp_path):
+def test_without_a_workdir_each_config_has_its_own_folder(tmp_path):
     config = command.REPOSITORY / "configs" / "digits.py"
     flags = (f"--config={config}", *QUICK[1:])
     first = main(*flags, cwd=tmp_path)

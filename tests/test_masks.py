@@ -147,7 +147,7 @@ def test_strict_finds_the_misspelt_word_that_selects_everything():
     masks.labels(model_params(), masks.trainable("chans - depth(9, None)"), strict=True)
 
 
-def test_modes_are_what_is_trained():
+def test_what_each_mode_trains():
     params = model_params()
     frozen = {
         mode: {p.split("/")[0] for p in masks.paths(params, ~selector)}

@@ -69,7 +69,7 @@ def test_initial_values_are_pytorchs_uniform_by_fan_in(small):
             assert values.mean() == pytest.approx(0, abs=4 / np.sqrt(3 * values.size))
 
 
-def test_initial_values_hang_on_the_path_alone(small):
+def test_initial_values_depend_on_the_path_alone(small):
     _, shallow = small
     deep = init(depth=3)[1]
     for role in ("spatial", "channel"):
@@ -202,7 +202,7 @@ def test_arithmetic_promotes_no_dtype_silently():
         ),
     ],
 )
-def test_arguments_that_no_model_could_have(arguments, message):
+def test_invalid_arguments_are_refused(arguments, message):
     with pytest.raises(UserError) as error:
         models.build(**{"name": "convmixer", **ARGUMENTS, **arguments})
     assert str(error.value) == message

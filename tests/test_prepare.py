@@ -151,7 +151,7 @@ def test_archives_are_downloaded_once(monkeypatch, server, tmp_path):
     assert catalog.is_prepared("mnist", tmp_path)
 
 
-def test_a_wrong_download_is_not_kept_for_right(monkeypatch, server, tmp_path):
+def test_a_wrong_download_is_discarded(monkeypatch, server, tmp_path):
     url, served = server
     small = small_mnist()
     small.install(monkeypatch, url)
@@ -167,7 +167,7 @@ def test_a_wrong_download_is_not_kept_for_right(monkeypatch, server, tmp_path):
 
 
 @pytest.mark.parametrize("trouble", ["refused", "absent", "silent"])
-def test_a_dead_network_is_given_up_soon(monkeypatch, server, tmp_path, trouble):
+def test_a_dead_network_fails_fast(monkeypatch, server, tmp_path, trouble):
     monkeypatch.setattr(archives, "TIMEOUT", 0.3)
     url, _ = server
     with socket_that_never_answers() as silent:
@@ -229,7 +229,7 @@ def test_debians_archives_become_upstreams(prefix):
 
 @pytest.mark.slow
 @needs_fashion_mnist
-def test_fashion_mnist_whole(tmp_path):
+def test_the_real_fashion_mnist(tmp_path):
     done = run("fashion_mnist", "--data_dir", tmp_path, f"--manual_dir={DEBIAN}")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(

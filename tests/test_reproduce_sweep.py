@@ -83,7 +83,7 @@ def test_a_failure_is_written_down_and_tried_again(groups, tmp_path, trained):
     assert not (first.folder(tmp_path) / sweep.FAILED).exists()
 
 
-def test_a_preempted_run_stops_the_sweep_which_goes_on(groups, tmp_path, trained):
+def test_a_preempted_run_stops_the_sweep_which_resumes(groups, tmp_path, trained):
     calls, errors = trained
     errors[groups[1][0].name] = Preempted("stopped")
     with pytest.raises(Preempted):

@@ -127,7 +127,7 @@ def test_initial_values_are_pytorchs_uniform_by_fan_in():
         ({"num_classes": 0}, "num_classes: got 0, allowed an integer of at least 1"),
     ],
 )
-def test_arguments_that_no_resnet_could_have(arguments, message):
+def test_invalid_arguments_of_a_resnet_are_refused(arguments, message):
     with pytest.raises(UserError) as error:
         models.build("resnet", **{**ARGUMENTS, **arguments})
     assert str(error.value) == f"model resnet: {message}"

@@ -135,7 +135,7 @@ def assert_agree(workdir, reference):
         np.testing.assert_allclose(ours[path], theirs[path], rtol=1e-5, atol=1e-6, err_msg=path)
 
 
-def test_four_processes_agree_with_one_and_only_the_first_speaks(runs, tmp_path):
+def test_four_processes_agree_with_one_and_only_the_first_prints(runs, tmp_path):
     four, one = tmp_path / "four", tmp_path / "one"
     task = ("--config.task=unshuffling", "--config.steps=4", "--config.eval_every=2")
     done, _ = runs.several(4, four, *task)
@@ -148,7 +148,7 @@ def test_four_processes_agree_with_one_and_only_the_first_speaks(runs, tmp_path)
     assert set(speaking) == {"[0]"}
 
 
-def test_a_signal_to_one_of_two_stops_both_at_one_step_and_one_process_goes_on(
+def test_a_signal_to_one_of_two_stops_both_at_one_step_and_one_process_resumes(
     runs, reference, tmp_path
 ):
     done, _ = runs.several(2, tmp_path, disturb="SIGTERM:2")
@@ -162,7 +162,7 @@ def test_a_signal_to_one_of_two_stops_both_at_one_step_and_one_process_goes_on(
     assert_agree(tmp_path, reference)
 
 
-def test_two_go_on_from_one_and_outlive_a_death_and_a_standstill(runs, reference, tmp_path):
+def test_two_processes_resume_from_one_and_survive_a_death_and_a_hang(runs, reference, tmp_path):
     assert runs.one_disturbed(tmp_path, "SIGTERM:3").status == 75
     done, _ = runs.several(2, tmp_path, disturb="SIGKILL:6,SIGSTOP:10", restarts=2)
     assert done.returncode == 0, done.stderr

@@ -94,7 +94,7 @@ def test_evaluation_sees_each_example_exactly_once(data_dir, processes, batch_si
     assert sorted(seen) == list(range(N))
 
 
-def test_a_step_is_had_at_once_and_is_the_same(data_dir):
+def test_a_stream_can_start_at_any_step(data_dir):
     whole = train(data_dir)
     for start in (1, 5, 7, 11):
         assert all(
@@ -102,7 +102,7 @@ def test_a_step_is_had_at_once_and_is_the_same(data_dir):
         )
 
 
-def test_epochs_visit_each_example_once_in_orders_of_their_own(data_dir):
+def test_epochs_visit_each_example_once_in_different_orders(data_dir):
     positions = {}
     source = photographs(data_dir)
     for seed in (0, 1, 2**32 - 1):
@@ -134,7 +134,7 @@ def test_crops_are_drawn_anew_in_each_epoch_and_for_each_seed(data_dir):
     assert (numbers < 1).all()
 
 
-def test_the_feed_gives_what_lies_at_each_step_on_all_devices(data_dir):
+def test_the_feed_yields_the_batch_of_each_step_on_all_devices(data_dir):
     mesh = sharding.make_mesh(jax.devices()[:4])
     split_batch = sharding.split_batch(mesh)
     assert stream.rows_of_this_process(BATCH, split_batch) == list(range(BATCH))

@@ -70,7 +70,7 @@ def whole(data_dir, tmp_path_factory):
     return workdir, run(workdir, data_dir)
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(whole, data_dir, tmp_path, monkeypatch, capsys):
+def test_a_stopped_run_resumes_bit_for_bit(whole, data_dir, tmp_path, monkeypatch, capsys):
     reference, result = whole
     with monkeypatch.context() as patch:
         small.stop_after(patch, 3)
@@ -144,7 +144,7 @@ def test_evaluation_by_the_command_line_clean_and_under_attack(whole, tmp_path):
         ({"data__corrupt": "ignore"}, "config.data.corrupt: got 'ignore', allowed fatal, skip"),
     ],
 )
-def test_a_value_that_no_run_could_have(data_dir, override, message):
+def test_an_invalid_value_is_refused(data_dir, override, message):
     with pytest.raises(UserError) as error:
         runs.assemble(config(data_dir, **override))
     assert message in str(error.value)

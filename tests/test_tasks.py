@@ -40,7 +40,7 @@ def test_the_permutation_is_a_bijection(shape):
     assert sorted(permutation.tolist()) == list(range(shape[0] * shape[1]))
 
 
-def test_seeds_have_permutations_of_their_own():
+def test_seeds_have_different_permutations():
     first, again, other = (tasks.pixel_permutation(seed, 8, 8) for seed in (0, 0, 2**32 - 1))
     np.testing.assert_array_equal(first, again)
     assert (first != other).mean() > 0.9
@@ -99,7 +99,7 @@ def test_psnr_is_scikit_images():
 
 
 @pytest.mark.parametrize("name", tasks.TASKS)
-def test_a_task_gives_the_metrics_that_it_names(name):
+def test_a_task_returns_the_metrics_that_it_names(name):
     task = tasks.build(name, image_shape=(2, 2, 1), permutation_seed=0)
     images = jnp.asarray(random_images((2, 2, 1)))
     batch = task.prepare({"image": images, "label": jnp.zeros(4, jnp.int32)})

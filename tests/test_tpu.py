@@ -46,7 +46,7 @@ def chans(tmp_path_factory):
     )
 
 
-def test_it_tells_what_each_step_needs(chans):
+def test_the_needs_of_each_step_are_reported(chans):
     done, content, _ = chans
     assert (content["topology"], content["chips"], content["batch_size"]) == ("v5e:2x2", 4, 64)
     train, evaluation = content["train"], content["eval"]
@@ -100,7 +100,7 @@ def test_a_single_chip_exchanges_nothing_and_learned_filters_cost_a_gradient(tmp
     assert "depthwise_weight_gradient" in (tmp_path / "compiled_train.txt").read_text()
 
 
-def test_what_does_not_fit_is_said(tmp_path):
+def test_a_step_that_does_not_fit_is_reported(tmp_path):
     # 65,536 x 65,536 pointwise weights in float32 alone are 16 GiB, with any batch.
     done = compile_for("v5e:1x1", "--config.model.width=65536", workdir=tmp_path)
     assert done.status == 2
@@ -170,7 +170,7 @@ def test_a_batch_that_the_chips_cannot_share(tmp_path):
     )
 
 
-def test_a_machine_with_tpus_keeps_them_for_others(monkeypatch):
+def test_compiling_for_tpus_leaves_local_tpus_unused(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "tpu,cpu")
     for name in (
         "TPU_SKIP_MDS_QUERY",

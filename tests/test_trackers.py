@@ -62,7 +62,7 @@ def test_nothing_is_written_where_nothing_is_asked_for(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_weights_and_biases_goes_on_with_the_folders_run(tmp_path, monkeypatch):
+def test_weights_and_biases_resumes_the_folders_run(tmp_path, monkeypatch):
     class Run:
         def __init__(self, **options):
             self.options, self.logged, self.finished = options, [], False

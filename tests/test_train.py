@@ -40,7 +40,7 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize(
     "stop", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(4, marks=pytest.mark.slow)]
 )
-def test_a_stopped_run_goes_on_bit_for_bit(stop, whole, tmp_path, monkeypatch, capsys):
+def test_a_stopped_run_resumes_bit_for_bit(stop, whole, tmp_path, monkeypatch, capsys):
     reference, result = whole
     with monkeypatch.context() as patch:
         small.stop_after(patch, stop)
@@ -172,7 +172,7 @@ def test_a_finished_run_says_so_and_does_nothing(whole, capsys):
     assert {path: path.stat().st_mtime_ns for path in Path(workdir).rglob("*")} == before
 
 
-def test_what_a_run_leaves_behind(whole):
+def test_the_files_of_a_finished_run(whole):
     workdir, result = whole
     assert sorted(p.name for p in workdir.iterdir()) == [
         "checkpoints", "config.json", "masks.txt", "metrics.jsonl", "result.json", "tensorboard",
@@ -196,7 +196,7 @@ def test_what_a_run_leaves_behind(whole):
     assert "spatial/block_00/depthwise/kernel" in (workdir / "masks.txt").read_text()
 
 
-def test_load_gives_a_model_that_reproduces_the_result(whole):
+def test_load_returns_a_model_that_reproduces_the_result(whole):
     workdir, result = whole
     loaded = randmix.load(workdir)
     assert loaded.config.to_dict() == small.config().to_dict()

@@ -50,7 +50,7 @@ def whole(tmp_path_factory):
     return workdir, run(workdir)
 
 
-def test_a_run_leaves_its_psnr_permutation_and_picture(whole):
+def test_a_run_writes_its_psnr_permutation_and_picture(whole):
     workdir, result = whole
     assert {path.name for path in workdir.iterdir()} == {
         "checkpoints", "config.json", "masks.txt", "metrics.jsonl", "permutation.npy",
@@ -86,7 +86,7 @@ def test_the_test_psnr_is_the_mean_over_images_each_counted_once(whole):
 
 
 @pytest.mark.slow
-def test_a_stopped_run_goes_on_bit_for_bit(whole, tmp_path, monkeypatch):
+def test_a_stopped_run_resumes_bit_for_bit(whole, tmp_path, monkeypatch):
     reference, result = whole
     with monkeypatch.context() as patch:
         small.stop_after(patch, 3)
@@ -179,7 +179,7 @@ def test_runs_are_told_apart_by_what_differs():
         ("tiny", "digits", (32, 2)),
     ],
 )
-def test_each_variant_gives_its_data_set_back(name, data, size):
+def test_each_variant_builds_the_model_for_its_data_set(name, data, size):
     parts = runs.assemble(variant(name))
     model, shape = parts.model, parts.dataset.image_shape
     assert (parts.dataset.name, (model.width, model.depth)) == (data, size)
@@ -200,14 +200,14 @@ def test_each_variant_gives_its_data_set_back(name, data, size):
         ({"permutation_seed": -1}, "config.permutation_seed: got -1, allowed 0 to 4294967295"),
     ],
 )
-def test_a_config_that_no_run_could_have(overrides, message):
+def test_an_invalid_config_is_refused(overrides, message):
     with pytest.raises(UserError) as error:
         runs.assemble(small.config(**{"task": "unshuffling", "model__patch_size": 1, **overrides}))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_a_resnet_has_no_image_to_give_back():
+def test_a_resnet_cannot_unshuffle():
     given = randmix.config.default("resnet")
     given.task = "unshuffling"
     with pytest.raises(

@@ -199,7 +199,7 @@ TIMM = "expected the 37 keys of a ConvMixer of depth 2 in timm's naming"
         (changed("3.1.bias", [0.0] * 6), "3.1.bias: got list, allowed float32, float16, bfloat16"),
     ],
 )
-def test_what_is_no_convmixers_state_dict(state_dict, message):
+def test_a_state_dict_of_another_model_is_refused(state_dict, message):
     with pytest.raises(UserError) as error:
         convmixer_from_torch(state_dict)
     assert str(error.value) == f"state dict: {message}"
