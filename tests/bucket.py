@@ -1,4 +1,4 @@
-"""A local folder in the place of a bucket: epath's calls are led there, records are served over HTTP."""
+"""A local folder in place of a bucket: epath's calls go there, HTTP serves the records."""
 
 import contextlib
 import http.server
@@ -16,7 +16,7 @@ BUCKET = "gs://bucket"
 
 @contextlib.contextmanager
 def stand_in(folder):
-    """gs://bucket is this folder; yields the names of the files whose records were asked for."""
+    """Maps gs://bucket to the folder; yields the names of the files whose records are requested."""
     asked = []
 
     def local(path):
@@ -32,7 +32,7 @@ def stand_in(folder):
         ]
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        """Google's API for reading a part of an object: /storage/v1/b/bucket/o/NAME?alt=media, with a Range."""
+        """Google's API for ranged reads of an object: /storage/v1/b/bucket/o/NAME?alt=media."""
 
         protocol_version = "HTTP/1.1"
 

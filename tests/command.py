@@ -1,4 +1,4 @@
-"""Runs a program of the project as a person would, each in a process of its own that starts quickly."""
+"""Runs the project's programs as a user would, each in its own, quickly started process."""
 
 import contextlib
 import multiprocessing
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 REPOSITORY = Path(__file__).parents[1]
 
-# A server that has imported everything once, and has started no JAX backend, forks a process for each run.
+# A server that imports everything once, and starts no JAX backend, forks a process for each run.
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(["randmix.cli", "randmix.train", "tensorflow_datasets"])
 
@@ -32,7 +32,7 @@ def run(
     cwd: Path = REPOSITORY,
     limit: float = 120,
 ) -> Done:
-    """``python -m module arguments...``, to its end within so many seconds."""
+    """Runs ``python -m module arguments...`` to its end, at most ``limit`` seconds."""
     with started(module, *arguments, env=env, cwd=cwd) as program:
         program.process.join(limit)
         assert program.process.exitcode is not None, (
@@ -42,18 +42,18 @@ def run(
 
 
 class Started(NamedTuple):
-    """A program that runs, and the files that take what it prints."""
+    """A running program, and the files that hold its output."""
 
     process: multiprocessing.process.BaseProcess
     out_file: Path
     err_file: Path
 
     def out(self) -> str:
-        """What it has printed so far; "" before it has begun."""
+        """What it has printed so far; "" before it starts."""
         return self.out_file.read_text() if self.out_file.exists() else ""
 
     def err(self) -> str:
-        """The same of standard error."""
+        """The same for standard error."""
         return self.err_file.read_text() if self.err_file.exists() else ""
 
 
@@ -61,7 +61,7 @@ class Started(NamedTuple):
 def started(
     module: str, *arguments: object, env: dict[str, str] | None = None, cwd: Path = REPOSITORY
 ) -> Iterator[Started]:
-    """``python -m module arguments...`` while it runs; what still does at the end of the context is killed."""
+    """Starts ``python -m module arguments...``; kills it if it outlives the context."""
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         environment = {

@@ -1,12 +1,12 @@
-"""Settings of the whole test run: eight CPU devices, strict promotion, quick compilation, one copy of the digits."""
+"""Settings of all tests: eight CPU devices, strict promotion, quick compilation, a data folder."""
 
 import importlib.util
 import os
 import tempfile
 
-# What one test has compiled the next one reads, in other processes too. The workers of pytest-xdist inherit these
-# variables, and so do the programs that tests start. LLVM's optimisations take most of a compilation and save nothing
-# in programs that run a few times.
+# The cache shares compiled programs between tests and processes: the workers of pytest-xdist and
+# the programs that tests start inherit these variables. LLVM's optimisations take most of a
+# compilation and save nothing in programs that run a few times.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _CACHE = tempfile.TemporaryDirectory(prefix="randmix-tests-")
     os.environ |= {
@@ -21,18 +21,17 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 import jax
 import pytest
 
-jax.config.update(
-    "jax_num_cpu_devices", 8
-)  # not by the variable: programs that tests start have one
+# Not an environment variable: programs that tests start get one device.
+jax.config.update("jax_num_cpu_devices", 8)
 
-# Tests of optional packages aren't collected where these are missing; .ci/run has them all.
+# Tests that need a missing optional package aren't collected; .ci/run everything installs them all.
 _NEEDS = {"torch": ["parity"], "libtpu": ["test_tpu.py"]}
 _MISSING = [package for package in _NEEDS if not importlib.util.find_spec(package)]
 collect_ignore = [path for package in _MISSING for path in _NEEDS[package]]
 
 
 def pytest_report_header():
-    """Says what isn't collected."""
+    """Names the tests that aren't collected."""
     return [
         f"{package} isn't installed: tests/{path} isn't collected"
         for package in _MISSING
@@ -42,7 +41,7 @@ def pytest_report_header():
 
 @pytest.fixture(scope="session", autouse=True)
 def data_dir(tmp_path_factory):
-    """An empty TFDS folder of the session's own; the digits are prepared into it on first use."""
+    """An empty TFDS folder for this process; the digits are prepared into it on first use."""
     folder = tmp_path_factory.mktemp("tensorflow_datasets")
     os.environ["TFDS_DATA_DIR"] = str(folder)
     return folder

@@ -1,7 +1,7 @@
-"""randmix.main, which comes to harm in the middle of a run if it is alone or process 1.
+"""randmix.main with a fault in the middle of a run, in process 1 or in a run of one process.
 
-The environment's DISTURB is SIGNAL:STEP, a real signal after that step, or several with commas between, one for each
-start of a workdir; or ELSEWHERE, a working directory of its own.
+DISTURB in the environment is SIGNAL:STEP, a real signal after that step, or several separated by
+commas, one for each start of a workdir; or ELSEWHERE, a different working directory.
 """
 
 import os
@@ -38,7 +38,7 @@ def disturb(events):
             (marks / str(started)).touch()
             os.kill(os.getpid(), getattr(signal, name))
         if step >= int(after_step):
-            time.sleep(0.5)  # JAX looks for SIGTERM once a second
+            time.sleep(0.5)  # JAX checks for SIGTERM once per second
         return inner(self, step)
 
     StopSignals.requested = requested

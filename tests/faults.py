@@ -1,15 +1,16 @@
-"""The fault campaign: runs that are killed, stopped, damaged and starved, against runs that were left alone.
+"""Fault campaign: killed, stopped, damaged and starved runs against undisturbed ones.
 
     python tests/faults.py --kills=30 --seed=0
     python tests/faults.py --kills=2 --seed=0 --cases=convmixer-chans --faults=kill,two
 
-Starts randmix.main on a small config with augmentation that logs, evaluates and saves every few steps; kills it at
-random moments and starts it again until it has finished; and compares the last state (parameters, statistics, state of
-the optimizer) bit for bit, and metrics.jsonl line by line but for the clock's images_per_second, with those of a run that
-was left alone. The moments follow the observed duration: one half before the train step is compiled, one half after.
-Then bits are flipped and files cut off, a disk fills up, a folder can't be written, and two runs want one folder.
+Starts randmix.main on a small config with augmentation that logs, evaluates and saves every few
+steps; kills it at random moments and restarts it until it finishes; and compares the last state
+(parameters, statistics, optimizer state) bit for bit, and metrics.jsonl line by line except for
+images_per_second, with those of an undisturbed run. Half of the moments fall before the train step
+is compiled, half after, spread over the observed durations. Then bits are flipped and files
+truncated, a disk fills up, a folder can't be written, and two runs claim one folder.
 
-Prints a table. Exit status: 0 nothing was lost, 1 something was, and the workdirs are kept.
+Prints a table. Exit status: 0 if nothing was lost; 1 if something was, and the workdirs are kept.
 """
 
 import argparse
@@ -58,15 +59,15 @@ def get_config(variant):
 CASES = ("convmixer-chans", "convmixer-full", "resnet-chans", "resnet-full")
 ORBAX_TIMES = {"_CHECKPOINT_METADATA", "commit_success.txt"}
 STOPPED = 75  # see randmix/cli.py
-LIMIT = 300  # seconds that no run may take
+LIMIT = 300  # seconds; no run may take longer
 
 
 class Lost(AssertionError):
-    """Something that a run should have kept, or said, and didn't."""
+    """A run lost something that it should have kept or reported."""
 
 
 class Case:
-    """One config, its workdirs, and the run of it that was left alone."""
+    """One config, its workdirs, and its undisturbed run."""
 
     def __init__(self, name: str, folder: Path):
         self.name, self.folder = name, folder / name
@@ -74,7 +75,7 @@ class Case:
         self.config_file = folder / "config.py"
         self.made = 0
         self.reference = self.workdir()
-        self.finish(self.reference)  # and compiles what all others read from the cache
+        self.finish(self.reference)  # also fills the cache that all others read
         timed = self.workdir()
         began = time.monotonic()
         with self.start(timed) as program:
@@ -82,10 +83,10 @@ class Case:
             program.process.join(LIMIT)
             self.training = time.monotonic() - began - self.starting
         self.expected = end_of(self.reference)
-        self.compare(timed)  # what is compared is the same twice, or nothing could be said
+        self.compare(timed)  # two undisturbed runs must agree
 
     def workdir(self) -> Path:
-        """The name of a new one."""
+        """The path of a new workdir."""
         self.made += 1
         return self.folder / f"{self.made:03d}"
 
@@ -102,7 +103,7 @@ class Case:
         return done
 
     def compare(self, workdir: Path) -> None:
-        """Raises Lost unless a finished run ended as the one that was left alone."""
+        """Raises Lost unless a finished run ended like the undisturbed one."""
         rows, leaves = end_of(workdir)
         expected_rows, expected_leaves = self.expected
         require(
@@ -122,7 +123,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def end_of(workdir: Path) -> tuple[list[dict[str, Any]], dict[str, tuple[str, bytes]]]:
-    """The lines of the log without the clock's, and the bytes of every array of the last state."""
+    """The log without its timings, and the bytes of every array of the last state."""
     rows = [json.loads(line) for line in (workdir / artifacts.METRICS).read_text().splitlines()]
     rows = [
         {name: value for name, value in row.items() if name != "images_per_second"} for row in rows
@@ -144,7 +145,7 @@ def end_of(workdir: Path) -> tuple[list[dict[str, Any]], dict[str, tuple[str, by
 
 
 def wait_for(program: command.Started, text: str) -> float:
-    """When a program has printed this, or has ended."""
+    """Waits until a program has printed the text or ended; returns the time."""
     began = time.monotonic()
     while text not in program.out() and program.process.exitcode is None:
         require(time.monotonic() - began < LIMIT, f"{text!r} wasn't printed within {LIMIT} s")
@@ -153,13 +154,13 @@ def wait_for(program: command.Started, text: str) -> float:
 
 
 def phase(program: command.Started, workdir: Path, began: float) -> str:
-    """What a program that began then, by `time.time`, is doing, as far as it and its folder tell."""
+    """What a program started at ``began`` (`time.time`) is doing, by its output and its folder."""
     said = program.out()
     if (workdir / artifacts.RESULT).exists():
         return "ending"
-    # Others are what a kill before this one has left of a save.
+    # Older ones are remains of a save that an earlier kill interrupted.
     for path in workdir.glob("checkpoints/*tmp*"):
-        with contextlib.suppress(FileNotFoundError):  # it has just got its name
+        with contextlib.suppress(FileNotFoundError):  # it was just renamed
             if path.stat().st_mtime > began:
                 return "saving"
     if "workdir:" not in said:
@@ -176,7 +177,7 @@ def phase(program: command.Started, workdir: Path, began: float) -> str:
 
 
 def disturb(case: Case, count: int, rng: np.random.Generator, *, kill: bool) -> str:
-    """Ends runs at random moments until this many have been hit; each run is gone on with to its end."""
+    """Ends runs at random moments until ``count`` were hit; each is resumed to its end."""
     hit, finished, workdir = 0, 0, case.workdir()
     fell = collections.Counter()
     while hit < count:
@@ -195,7 +196,7 @@ def disturb(case: Case, count: int, rng: np.random.Generator, *, kill: bool) -> 
             case.compare(workdir)
             workdir, finished = case.workdir(), finished + 1
             continue
-        # Before `train` is entered, and after it is left, there is nothing to save, and nobody listens.
+        # Before `train` starts and after it returns, nothing needs saving; SIGTERM isn't handled.
         allowed = {-9} if kill else {STOPPED, *([-15] if at in ("starting", "ending") else [])}
         require(status in allowed, f"{workdir}: status {status} while {at}: {err[-2000:]}")
         hit += 1
@@ -207,7 +208,7 @@ def disturb(case: Case, count: int, rng: np.random.Generator, *, kill: bool) -> 
 
 
 def stopped_run(case: Case, step: int, workdir: Path) -> Path:
-    """A workdir that was stopped by SIGTERM some steps on, with two checkpoints."""
+    """A workdir stopped by SIGTERM after ``step`` steps, with two checkpoints."""
     with case.start(workdir) as program:
         wait_for(program, f"step {step}/")
         program.process.terminate()
@@ -217,7 +218,7 @@ def stopped_run(case: Case, step: int, workdir: Path) -> Path:
 
 
 def damage(case: Case, rng: np.random.Generator, *, cut: bool) -> str:
-    """Flips a bit of, or cuts off, each file of the newest checkpoint, one at a time, and goes on from there."""
+    """Flips a bit of, or truncates, each file of the newest checkpoint, one at a time; resumes."""
     whole = stopped_run(case, 20, case.workdir())
     folder = newest(whole)
     names = sorted(
@@ -235,11 +236,11 @@ def damage(case: Case, rng: np.random.Generator, *, cut: bool) -> str:
             content[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
         file.write_bytes(content)
         done = case.finish(workdir)
-        # In Orbax's own two are times of the save, and nothing of the state.
+        # Orbax's own two hold times of the save and nothing of the state.
         said = f"damaged ({name} " in done.err or f"damaged (the SHA-256 of {name} " in done.err
         require(
             said or name.name in ORBAX_TIMES,
-            f"{workdir}: {name} was damaged, and not a word of it: {done.err}",
+            f"{workdir}: {name} was damaged, but not reported: {done.err}",
         )
         case.compare(workdir)
     return f"{len(names)} files"
@@ -253,7 +254,7 @@ def newest(workdir: Path) -> Path:
 
 
 def full_disk(case: Case, disk: Path) -> str:
-    """Fills the disk in the middle of a run, and makes room again."""
+    """Fills the disk in the middle of a run, then frees it."""
     workdir = disk / "run"
     with case.start(workdir) as program:
         wait_for(program, "step 12/")
@@ -281,15 +282,15 @@ def full_disk(case: Case, disk: Path) -> str:
 
 
 def read_only(case: Case, disk: Path) -> str:
-    """A file system that is read-only: before the first start, and when a run is to go on."""
+    """A read-only file system, for a new run and for one to resume."""
     stopped_run(case, 8, disk / "begun")
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     try:
         for workdir in (disk / "begun", disk / "new"):
             done = command.run("randmix.main", *case.flags(workdir))
             expected = (
-                f"randmix: {workdir}: can't be written (Read-only file system); give a --workdir that you may "
-                "write to"
+                f"randmix: {workdir}: can't be written (Read-only file system); "
+                "give a --workdir that you may write to"
             )
             require(
                 done.status == 2 and done.err.splitlines()[-1:] == [expected], f"{workdir}: {done}"
@@ -302,7 +303,7 @@ def read_only(case: Case, disk: Path) -> str:
 
 
 def two_at_once(case: Case) -> str:
-    """A second run in the workdir of one that trains."""
+    """A second run in the workdir of one that is training."""
     workdir = case.workdir()
     with case.start(workdir) as first:
         wait_for(first, "workdir:")
@@ -330,11 +331,11 @@ FAULTS = {
     "full": lambda case, rng, hits: on_a_disk(case, full_disk),
     "readonly": lambda case, rng, hits: on_a_disk(case, read_only),
 }
-"""By name, what is done to a case's runs; each says what it tried, and raises Lost."""
+"""Faults by name; each returns a description of what it tried, or raises Lost."""
 
 
 def on_a_disk(case: Case, fault: Callable[[Case, Path], str]) -> str:
-    """What takes a disk of its own: 8 MB of memory, which only root may mount."""
+    """Runs a fault on a separate disk: 8 MB of memory, which only root may mount."""
     disk = case.workdir()
     disk.mkdir()
     mounted = subprocess.run(
@@ -351,14 +352,14 @@ def on_a_disk(case: Case, fault: Callable[[Case, Path], str]) -> str:
 def campaign(
     folder: Path, *, kills: int, seed: int, cases: Sequence[str], faults: Sequence[str]
 ) -> int:
-    """Prints a table, a line a case and fault, and returns how many lines lost something.
+    """Prints a table, one line per case and fault, and returns how many lines lost something.
 
     Args:
-        folder: an empty one, for all workdirs.
+        folder: an empty folder for all workdirs.
         kills: SIGKILLs over all cases; half as many SIGTERMs.
-        seed: of moments, bits and cuts.
-        cases: of `CASES`.
-        faults: of `FAULTS`.
+        seed: for moments, bits and cuts.
+        cases: from `CASES`.
+        faults: from `FAULTS`.
     """
     (folder / "config.py").write_text(CONFIG)
     lost = 0
@@ -366,7 +367,7 @@ def campaign(
     for number, name in enumerate(cases):
         case = Case(name, folder)
         for fault in faults:
-            # Of a seed's own for each line, so that a line can be had again alone.
+            # One seed per line, so that a line can be repeated alone.
             rng = np.random.default_rng((seed, CASES.index(name), list(FAULTS).index(fault)))
             began = time.monotonic()
             try:
@@ -380,23 +381,23 @@ def campaign(
 
 
 def main() -> int:
-    """Reads the flags."""
+    """Reads the flags and runs the campaign."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--kills", type=int, default=30, help="SIGKILLs over all cases; half as many SIGTERMs"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of moments, bits and cuts")
+    parser.add_argument("--seed", type=int, default=0, help="for moments, bits and cuts")
     parser.add_argument(
-        "--cases", default=",".join(CASES), help="of the default, with commas between"
+        "--cases", default=",".join(CASES), help="a subset of the default, separated by commas"
     )
     parser.add_argument(
-        "--faults", default=",".join(FAULTS), help="of the default, with commas between"
+        "--faults", default=",".join(FAULTS), help="a subset of the default, separated by commas"
     )
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="randmix-faults-"))
-    # Before the first process: what one has compiled the next ones read.
+    # Before the first process, so that all share compiled programs.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("TFDS_DATA_DIR", str(folder / "data"))

@@ -1,4 +1,4 @@
-"""Trees and random expressions that the tests of randmix.masks share."""
+"""Trees and random expressions for the tests of randmix.masks."""
 
 import copy
 import operator
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from randmix import masks
 from randmix.masks import depth, everything, leaf, nothing, path, role, where
 
-# A model of the project's convention, and trees of other libraries' kinds
+# A model in the project's convention, and trees as other libraries build them
 
 
 def model_params(width: int = 4) -> dict:
@@ -37,7 +37,7 @@ class Pair(NamedTuple):
 
 @jax.tree_util.register_dataclass
 @dataclass
-class Module:  # as an Equinox module is
+class Module:  # like an Equinox module
     spatial: Any
     value: Any
 
@@ -63,7 +63,7 @@ class NnxModel(nnx.Module):
         self.norm = nnx.BatchNorm(3, rngs=rngs)
 
 
-# Random trees and random expressions; an expression is also evaluated by Python sets
+# Random trees and random expressions; Python sets evaluate an expression as well
 
 ROLES = ["spatial", "channel", "norm", "head"]
 PLACES = ["stem", "block_00", "block_01", "block_07", "layers_3"]

@@ -1,4 +1,4 @@
-"""Pictures to prepare and to read: photographs that come with scikit-learn, and noise."""
+"""Images to prepare and to read: scikit-learn's photographs, and noise."""
 
 import functools
 import io
@@ -31,11 +31,11 @@ def noise(seed, width=40, height=30, channels=3):
 
 
 def folder(path, classes=("cat", "dog"), each=10, **sizes):
-    """A folder CLASS of pictures for each class; every third is a PNG, the others are JPEGs."""
+    """A folder of images for each class; every third is a PNG, the others are JPEGs."""
     for label, name in enumerate(classes):
         (path / name).mkdir(parents=True)
         for k in range(each):
-            # A class has a hue of its own, so that a model can learn it.
+            # Each class has its hue, so that a model can learn it.
             pixels = noise(1000 * label + k, **sizes) // 2
             pixels[..., label % 3] += 120
             file_format, suffix = ("PNG", "png") if k % 3 == 0 else ("JPEG", "jpg")

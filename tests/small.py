@@ -1,4 +1,4 @@
-"""A run that takes seconds: a small ConvMixer on the digits, its compiled steps shared between tests."""
+"""A run of seconds: a small ConvMixer on the digits, its compiled steps shared between tests."""
 
 import functools
 import os
@@ -11,12 +11,12 @@ from randmix import runs, sharding, train
 from randmix.config import default
 from randmix.data import loader
 
-# Compiler options for what is compiled to be run a few times: most of the time is that of LLVM's optimisations.
+# For programs that run a few times: LLVM's optimisations take most of a compilation.
 QUICK_COMPILATION = {"xla_backend_optimization_level": 0}
 
 
 def config(**overrides):
-    """ConvMixer-16/2 on the digits, 6 steps; keys as on the command line, dots as double underscores."""
+    """ConvMixer-16/2 on the digits, 6 steps; overrides write dots as double underscores."""
     config = default("convmixer")
     config.update_from_flattened_dict(
         {
@@ -52,7 +52,7 @@ def data():
 
 @functools.cache
 def compiled_step(mode="full", devices=1, phase_step=0, **overrides):
-    """The train step of that run, compiled, and all its arguments; the state is made anew by ``first``."""
+    """The compiled train step of that run, and its arguments after the state; see ``first``."""
     mesh = sharding.make_mesh(jax.devices()[:devices])
     run = parts(mode, **overrides)
     step = train.jit_train_step(config(mode=mode, **overrides), run, mesh, run.phase_at(phase_step))
@@ -73,8 +73,8 @@ def first(mode="full", devices=1, **overrides):
 
 @functools.cache
 def initial_state(mode="full", **overrides):
-    """The same as host arrays."""
-    options = {"xla_backend_optimization_level": 1}  # those of ``train``: the same bits
+    """The same state as host arrays."""
+    options = {"xla_backend_optimization_level": 1}  # as in ``train``, for the same bits
     init_state = jax.jit(parts(mode, **overrides).init_state, compiler_options=options)
     return jax.device_get(init_state(np.uint32(0)))
 
@@ -86,7 +86,7 @@ def order(mesh):
 
 
 def after(steps, mode="full", devices=1, **overrides):
-    """The state after some steps, as host arrays."""
+    """The state after ``steps`` steps, as host arrays."""
     step, arguments = compiled_step(mode, devices, **overrides)
     state = first(mode, devices, **overrides)
     for _ in range(steps):
@@ -95,7 +95,7 @@ def after(steps, mode="full", devices=1, **overrides):
 
 
 def stop_after(monkeypatch, steps):
-    """Sends this process a real SIGTERM in the step that follows ``steps`` others."""
+    """Sends this process a real SIGTERM in step ``steps``."""
     inner, count = train.jit_train_step, 0
 
     class Lowered:

@@ -1,4 +1,4 @@
-"""Archives of the true formats, but small, to stand in the place of a data set's own."""
+"""Small archives in the original formats, in place of the data sets' own."""
 
 import dataclasses
 import gzip
@@ -23,13 +23,13 @@ def url_info(data, name):
 
 
 def idx(array):
-    """The IDX format as its page describes it."""
+    """The IDX format as its web page describes it."""
     return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
 @dataclasses.dataclass
 class Small:
-    """A data set with small archives in the place of its own."""
+    """A data set with small archives in place of its own."""
 
     name: str
     files: dict[str, bytes]
@@ -42,7 +42,7 @@ class Small:
         return directory
 
     def install(self, monkeypatch, base_url):
-        """Has the builder and the catalog expect these archives, at a URL of the test."""
+        """Makes the builder and the catalog expect these archives under ``base_url``."""
         infos = {f"{base_url}/{name}": url_info(data, name) for name, data in self.files.items()}
         monkeypatch.setattr(builders.BUILDERS[self.name], "url_infos", infos)
         small = dataclasses.replace(
@@ -66,7 +66,7 @@ def small_mnist(name="mnist"):
 
 
 def small_cifar(name):
-    """CIFAR's binary format: label bytes (coarse, fine of CIFAR-100), then the planes of red, green and blue."""
+    """CIFAR's binary format: label bytes (CIFAR-100: coarse, fine), then colour planes (RGB)."""
     rng = np.random.default_rng(1)
     train, test = (
         rng.integers(0, 256, (TRAIN, 32, 32, 3), np.uint8),

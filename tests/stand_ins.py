@@ -1,9 +1,9 @@
-"""Runs a program with small archives, of the true formats, in place of the data sets' own.
+"""Runs a program with small archives in place of the data sets' own.
 
     python -m stand_ins FOLDER PROGRAM [arguments]
 
-FOLDER holds the archives of each data set in a folder of its name; PROGRAM is a module, or the path
-of a script.
+FOLDER holds the archives of each data set in a folder named after it; PROGRAM is a module or the
+path of a script.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ IMAGENET_TRAIN, IMAGENET_TEST = 8, 4
 
 
 def install(folder: Path) -> None:
-    """Makes the builders and the catalog of this process expect those archives."""
+    """Makes this process's builders and catalog expect those archives."""
     patch = types.SimpleNamespace(setattr=setattr, setitem=operator.setitem)
     for name in SMALL:
         files = {file.name: file.read_bytes() for file in (folder / name).iterdir()}

@@ -1,4 +1,4 @@
-"""Activation and batch normalisation as one operator, and the pointwise product."""
+"""Activation with batch normalisation as one operator, and the pointwise product."""
 
 import functools
 
@@ -98,7 +98,7 @@ def test_the_variance_survives_a_large_mean():
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 def test_two_passes_hold_at_a_thousand_deviations_from_zero(order):
-    """float32 x of mean 1,000 and deviation 1: the statistics are as good as x, and the gradients as the mean."""
+    """float32 x, mean 1,000, deviation 1: statistics as exact as x, gradients as the mean."""
     x, g = draw((16, 8, 32, 5), 0, 1000.0), draw((16, 8, 32, 5), 1)
     scale, bias = draw((5,), 2, 1.0), draw((5,), 3)
     exact = in_float64(order, "identity", x, scale, bias, g)
@@ -107,7 +107,7 @@ def test_two_passes_hold_at_a_thousand_deviations_from_zero(order):
     )
     np.testing.assert_allclose(mean, exact[1], rtol=2**-22)
     np.testing.assert_allclose(variance, exact[2], rtol=1e-5)
-    # A mean of 1,000 is known to 2^-15, and everything that is centred by it.
+    # A mean of 1,000 is known to 2^-15, and so is everything centred by it.
     for array, reference in zip((y, *gradients), (exact[0], *exact[3:]), strict=True):
         deviation = np.abs(array - reference).max() / np.abs(reference).max()
         assert deviation < 2**-12
@@ -140,7 +140,7 @@ def test_every_platform_computes_the_same(order, shape, monkeypatch):
 
 
 def test_float32_on_a_cpu_writes_few_arrays():
-    """None but its results, where XLA alone keeps one more as large as x."""
+    """Only its results, where XLA alone keeps one more array as large as x."""
     x, vector = (
         jax.ShapeDtypeStruct((8, 32, 32, 16), jnp.float32),
         jax.ShapeDtypeStruct((16,), jnp.float32),
@@ -168,7 +168,7 @@ def test_float32_over_eight_devices_is_never_gathered(order):
 
 @pytest.mark.parametrize(("mean", "shift"), [(3.0, 0.0), (100.0, 0.0), (100.0, 98.0)])
 def test_moments_in_one_pass_are_as_good_as_the_shift(mean, shift):
-    """The error that the module promises for bfloat16: 2^-24 (1 + (mean - shift)^2 / variance) and some rounding."""
+    """The module's bound for bfloat16: 2^-24 (1 + (mean - shift)^2 / variance), plus rounding."""
     x = jnp.asarray(draw((4096, 64), 0, mean), jnp.bfloat16)
     _, got_mean, variance = norm_act(x, jnp.ones(64), jnp.zeros(64), shift=jnp.full(64, shift))
     exact = np.asarray(x, np.float64)
@@ -255,7 +255,7 @@ def test_bfloat16_keeps_its_statistics_in_float32(order):
         *[jnp.float32] * 2,
     ]
     for i, (array, reference) in enumerate(zip(got, expected, strict=True)):
-        rounding = 2**-8 if i in (0, 3) else 2e-5  # y and dx are rounded once, all else never
+        rounding = 2**-8 if i in (0, 3) else 2e-5  # y and dx are rounded once, nothing else is
         np.testing.assert_allclose(array.astype(jnp.float32), reference, rtol=rounding, atol=2e-5)
 
 
@@ -306,7 +306,7 @@ def test_vmap_remat_and_a_constant_input_change_no_value(order):
 @pytest.mark.parametrize("order", ORDERS)
 def test_the_statistics_are_those_of_the_global_batch(order):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    # Each device's images have a mean of their own.
+    # Each device's images have a different mean.
     x = draw((16, 3, 3, 4), 0) + np.arange(16, dtype=np.float32)[:, None, None, None]
     scale, bias, g = draw((4,), 1, 1.0), draw((4,), 2), draw(x.shape, 3)
     split = NamedSharding(mesh, PartitionSpec("data"))

@@ -1,6 +1,6 @@
-"""Attacks against closed forms and float64 NumPy; what every attack promises of its result.
+"""Attacks against closed forms and float64 NumPy, and the guarantees of every attack.
 
-Over 400 lines: every attack is held against closed forms and NumPy on the same few fixtures.
+Over 400 lines: all attacks are compared with closed forms and NumPy on the same few fixtures.
 """
 
 import re
@@ -25,9 +25,9 @@ RNG = np.random.default_rng(0)
 FIRST = RNG.normal(size=(SIZE, HIDDEN))
 SECOND = RNG.normal(size=(HIDDEN, CLASSES))
 IMAGES = RNG.random((N, *SHAPE), np.float32)
-IMAGES[0], IMAGES[1] = 0.0, 1.0  # the cube's corners
+IMAGES[0], IMAGES[1] = 0.0, 1.0  # the corners of the cube
 INNER = (0.4 + 0.2 * IMAGES).astype(np.float32)  # where no clipping to [0, 1] interferes
-# What the perceptron below says, but for an eighth.
+# The predictions of the perceptron below, except for one in eight.
 LABELS = (np.tanh(IMAGES.reshape(N, -1) @ FIRST) @ SECOND).argmax(-1).astype(np.int32)
 LABELS[::8] = (LABELS[::8] + 1) % CLASSES
 KEYS = jax.random.split(jax.random.key(0), N)
@@ -74,11 +74,11 @@ def length(perturbation, norm):
     return flat.max(1) if norm == "linf" else np.sqrt((flat**2).sum(1))
 
 
-# Written apart from the code under test: float64, by hand, an image at a time.
+# Independent of the code under test: float64 NumPy, one image at a time.
 
 
 def numpy_gradient(x, label):
-    """Of the cross-entropy of the perceptron, with respect to one flat image."""
+    """Gradient of the perceptron's cross-entropy with respect to one flat image."""
     hidden = np.tanh(x @ FIRST)
     logits = hidden @ SECOND
     p = np.exp(logits - logits.max())
@@ -123,7 +123,7 @@ def test_gradient_attacks_agree_with_numpy_in_float64(name, options, norm):
 
 @both_norms
 def test_two_classes_of_a_linear_classifier_in_closed_form(norm):
-    """There the gradient's direction is that of one fixed vector: every attack ends where FGSM does."""
+    """The gradient has a fixed direction, so every attack ends where FGSM does."""
     weights = RNG.normal(size=(SIZE, 2)).astype(np.float32)
     labels = LABELS % 2
 
@@ -177,7 +177,7 @@ def test_a_curve_is_its_points(name, norm):
 
 @every_attack
 @both_norms
-def test_an_example_is_attacked_alike_wherever_it_stands_and_whenever(name, norm):
+def test_an_attack_is_deterministic_and_independent_of_position(name, norm):
     once = attack(name, norm, 0.1)
     np.testing.assert_array_equal(once, attack(name, norm, 0.1))
     turned = attack(name, norm, 0.1, IMAGES[::-1], LABELS[::-1], KEYS[::-1])[::-1]
@@ -198,7 +198,7 @@ def test_the_strong_attack_fools_whatever_another_one_fools(norm):
 
 @both_norms
 def test_restarts_find_more_and_never_lose_what_fewer_have_found(norm):
-    """Steps of size 0: a random search, so that only another start can find another image."""
+    """With steps of size 0, only another random start can find another image."""
     epsilon = {"linf": 0.15, "l2": 0.8}[norm]
     two, ten = (
         survivors(
@@ -220,13 +220,13 @@ def test_restarts_find_more_and_never_lose_what_fewer_have_found(norm):
     assert ten.sum() < two.sum() < N
 
 
-def test_the_strong_attack_counts_the_others_in_where_its_own_search_finds_nothing():
-    """A classifier that FGSM fools on the first image and the noise on the second, and that no search does."""
+def test_the_strong_attack_includes_the_others_where_its_search_fails():
+    """FGSM fools this classifier on the first image, noise on the second, and no search does."""
     images, labels, keys = INNER[:2], np.zeros(2, np.int32), KEYS[:2]
 
     def classifier(x):
         moved = jnp.abs(x - images).reshape(2, -1)
-        # The gradient points along the first pixel alone, and FGSM leaves all others where they are.
+        # The gradient points along the first pixel alone, so FGSM leaves all others unchanged.
         at_fgsm = (moved[:, 0] > 0.099) & (moved[:, 1:].max(-1) == 0)
         at_noise = moved.min(-1) > 0.099
         slope = (x - images).reshape(2, -1)[:, 0]
@@ -239,8 +239,8 @@ def test_the_strong_attack_counts_the_others_in_where_its_own_search_finds_nothi
     assert not attacks.is_correct(classifier(got), labels).any()
 
 
-def test_a_wrong_answer_counts_over_one_that_is_right_with_the_same_margin():
-    """Two logits tie in both attempts, and argmax takes the first of them: wrong once, right once."""
+def test_at_equal_margins_a_wrong_answer_wins():
+    """Two logits tie in both attempts, and argmax returns the first: wrong once, right once."""
     labels = jnp.array([1, 1])
     wrong, right = jnp.array([2.0, 2.0, 0.0]), jnp.array([0.0, 2.0, 2.0])
     one = attacks.Attempt(jnp.zeros((2, 1, 1, 1)), jnp.stack([wrong, right]))
@@ -262,9 +262,8 @@ def test_the_gradient_of_a_sure_classifier_keeps_its_direction_in_float32():
     p = np.exp(logits - logits.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)
     others = np.where(np.eye(10)[labels] == 1, 0, p)
-    expected = others - np.eye(10)[labels] * others.sum(
-        1, keepdims=True
-    )  # p - 1 without cancellation
+    # p - 1 without cancellation
+    expected = others - np.eye(10)[labels] * others.sum(1, keepdims=True)
     got = jax.grad(lambda z: attacks.cross_entropy(z, labels).sum())(logits.astype(np.float32))
     np.testing.assert_allclose(got, expected, rtol=2e-5, atol=0)
     value = attacks.cross_entropy(logits.astype(np.float32), labels)
@@ -295,7 +294,7 @@ def test_random_starts_are_uniform_in_the_ball(norm):
     shape = (2, 2, 1)
     draw = jax.vmap(lambda key: balls.get(norm).inside(key, shape, jnp.float32))
     points = np.asarray(draw(jax.random.split(jax.random.key(2), 4000)))
-    # The share of the volume that is nearer to the centre than the point is uniform in [0, 1].
+    # The share of the volume nearer to the centre than the point is uniform in [0, 1].
     shares = np.sort(length(points, norm) ** 4)
     assert np.abs(shares - np.linspace(0, 1, 4000)).max() < 0.03
     assert np.abs(points.mean(0)).max() < 0.03
@@ -319,7 +318,7 @@ def test_arguments_out_of_range():
 
 @pytest.mark.slow
 def test_a_curve_of_fgsm_and_pgd2_costs_the_passes_that_it_needs():
-    """The clean gradient once for all epsilons, and FGSM's score together with PGD-2's second gradient."""
+    """One clean gradient for all epsilons; FGSM's score comes with PGD-2's second gradient."""
     model = models.build("convmixer", width=8, depth=1, kernel_size=3, patch_size=2, num_classes=10)
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     data = {"image": np.zeros((16, 8, 8, 1), np.uint8), "label": np.zeros(16, np.int32)}
@@ -340,7 +339,7 @@ def test_a_curve_of_fgsm_and_pgd2_costs_the_passes_that_it_needs():
         batch_size=16,
     )
     got = flops(curves, variables, data, 0, epsilons, np.uint32(0))
-    # What is not a pass, the noise and the steps, counts too in a model as small as this.
+    # In a model this small, noise and steps, which are no passes, count too.
     assert got <= 1.2 * ((1 + 9) * both + 2 * 9 * forward)
 
 
@@ -350,7 +349,7 @@ DEFENDED = {"defense__epsilon": 16.0, "defense__share": 0.75}
 
 
 @pytest.mark.slow
-def test_without_a_defence_the_step_is_the_program_that_knows_of_none(monkeypatch):
+def test_without_a_defence_the_program_is_the_plain_one(monkeypatch):
     def program(**overrides):
         run = small.parts("full", **overrides)
         mesh = sharding.make_mesh(jax.devices()[:1])
@@ -394,10 +393,10 @@ def test_a_defended_step_is_a_step_on_fgsm_samples_of_the_model_in_eval_mode():
         labels=run.labels,
     )
     expected, _ = jax.jit(plain_step)(before, {**batch, "image": images})
-    # The statistics have moved once, by the step itself, and not by the pass that made the samples.
+    # The statistics moved once, in the step itself, not in the pass that made the samples.
     chex.assert_trees_all_close(got.batch_stats, expected.batch_stats, rtol=1e-5, atol=1e-6)
     chex.assert_trees_all_close(got.totals, expected.totals, rtol=1e-5)
-    for _ in range(2):  # the first step's learning rate is 0
+    for _ in range(2):  # the learning rate of the first step is 0
         got, _ = step(got, data, order, seed)
     difference = masks.diff(before.params, jax.device_get(got.params))
     assert {path.split("/")[0] for path in difference.unchanged} == {"spatial"}

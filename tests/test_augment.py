@@ -1,4 +1,4 @@
-"""Augmentation as a whole: what is drawn and how often, the labels that go with it, and any number of devices."""
+"""Augmentation as a whole: distributions of its draws, mixed labels, any number of devices."""
 
 import re
 from functools import cache, partial
@@ -80,7 +80,7 @@ def test_one_and_eight_devices_draw_the_same_and_move_partners_only():
     moved = re.findall(
         r"= (\w+\[[\d,]*\])\S* (?:collective-permute|all-gather|all-to-all|all-reduce)\(", text
     )
-    # A device's share of the images, and of their labels.
+    # One device's share of the images and of their labels.
     assert set(moved) == {f"f32[{N // 8},{H},{W},3]", f"s32[{N // 8}]"}, moved
     assert "all-gather" not in text
 
@@ -97,19 +97,20 @@ def test_what_is_drawn_follows_from_seed_and_step_alone():
 
 
 def test_an_example_is_keyed_by_its_position_in_the_stream():
-    # Twice the batch at half the step: the second half has the positions of a batch on its own.
+    # A batch twice as large at half the step: its second half has the small batch's positions.
     large = streams.example_keys(7, jnp.int32(2), 32)
     small = streams.example_keys(7, jnp.int32(5), 16)
     data = [jax.random.key_data(k) for k in (large, small)]
     np.testing.assert_array_equal(data[0][16:], data[1])
     assert len(np.unique(data[0], axis=0)) == 32
-    # Children that different augmentations take are different: `split` and `fold_in` of small numbers are alike.
+    # Different augmentations use different child keys: `split` and `fold_in` of small numbers
+    # coincide.
     key = jax.random.key(0)
     taken = [*jax.random.split(key), *(jax.random.fold_in(key, i) for i in (2, 3, 4, 5))]
     assert len({tuple(jax.random.key_data(k).tolist()) for k in taken}) == 6
 
 
-def test_nothing_asked_for_is_nothing_done():
+def test_without_settings_images_are_only_scaled():
     out = jax.jit(partial(Augmentation(), seed=0))(batch(), step=jnp.int32(0))
     assert set(out) == {"image", "label"}
     np.testing.assert_allclose(out["image"], batch()["image"] / 255, rtol=1e-6)
@@ -123,7 +124,7 @@ def drawn(text):
 
 
 def kinds(drawn):
-    """Which operation each draw is, read off its parameters alone."""
+    """The operation of each draw, inferred from its parameters alone."""
     m = np.asarray(drawn.matrix)
     where = {
         "autocontrast": drawn.stretch == 1,
@@ -177,20 +178,25 @@ def test_timms_magnitudes_are_normal_cut_off_and_of_either_sign():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        # timm's documentation by hand, at 20 x 40 pixels: 4 - int(3.6) bits, 256 - int(230.4), int(99), 1 +- 0.81 ...
+        # timm's documentation, worked out for 20 x 40 pixels: 4 - int(3.6) bits,
+        # 256 - int(230.4), int(99), 1 +- 0.81 ...
         (
             "rand-m9-n1-inc1",
-            {"posterize": {1}, "solarize": {26}, "solarize_add": {99}, "factor": {0.19, 1.81}, "rotate": 27, "shear": 0.27, "x": 16.2, "y": 8.1},
+            {"posterize": {1}, "solarize": {26}, "solarize_add": {99}, "factor": {0.19, 1.81},
+             "rotate": 27, "shear": 0.27, "x": 16.2, "y": 8.1},
         ),
         # Without inc1 they weaken: int(2.8) bits, int(179.2), int(77), 0.1 + 1.26.
         (
             "rand-m7-n1",
-            {"posterize": {2}, "solarize": {179}, "solarize_add": {77}, "factor": {1.36}, "rotate": 21, "shear": 0.21, "x": 12.6, "y": 6.3},
+            {"posterize": {2}, "solarize": {179}, "solarize_add": {77}, "factor": {1.36},
+             "rotate": 21, "shear": 0.21, "x": 12.6, "y": 6.3},
         ),
-        # torchvision: 12 of 30 steps to 4 bits less, 255 - 102, 1 +- 0.36, 0.4 of 150 / 331 of the side, whole pixels.
+        # torchvision: 12 of 30 steps to 4 bits less, 255 - 102, 1 +- 0.36,
+        # 0.4 of 150 / 331 of the side, in integer pixels.
         (
             "torchvision-n2-m12",
-            {"posterize": {6}, "solarize": {153}, "solarize_add": set(), "factor": {0.64, 1.36}, "rotate": 12, "shear": 0.12, "x": 7, "y": 3},
+            {"posterize": {6}, "solarize": {153}, "solarize_add": set(), "factor": {0.64, 1.36},
+             "rotate": 12, "shear": 0.12, "x": 7, "y": 3},
         ),
     ],
 )  # fmt: skip
@@ -205,7 +211,12 @@ def test_magnitudes_by_hand(text, expected):
         np.arctan2(values.matrix[where["rotate"], 3], values.matrix[where["rotate"], 0])
     )
     assert {round(float(a), 3) for a in angles} == {-expected["rotate"], expected["rotate"]}
-    for name, column, key in (("shear_x", 1, "shear"), ("shear_y", 3, "shear"), ("translate_x", 2, "x"), ("translate_y", 5, "y")):  # fmt: skip
+    for name, column, key in (
+        ("shear_x", 1, "shear"),
+        ("shear_y", 3, "shear"),
+        ("translate_x", 2, "x"),
+        ("translate_y", 5, "y"),
+    ):
         got = {round(float(v), 4) for v in values.matrix[where[name], column]}
         assert got == {-expected[key], expected[key]}, name
     if text.startswith("torchvision"):
@@ -226,7 +237,7 @@ def test_magnitudes_by_hand(text, expected):
         ("autoaugment", "got 'autoaugment', allowed \"\" for none, timm's"),
     ],
 )
-def test_a_text_that_is_no_policy(text, message):
+def test_an_invalid_policy_is_refused(text, message):
     with pytest.raises(UserError) as error:
         Augmentation(randaugment=text)
     assert str(error.value).startswith("config.data.randaugment: ")
@@ -281,11 +292,10 @@ def test_mixing_draws_by_timms_definition():
     flat = shares.reshape(len(shares), -1)
     binary = np.isin(flat, (0, 1)).all(1)
     mixup, untouched = ~binary, (flat == 0).all(1) & (weights == 1)
-    np.testing.assert_allclose(
-        flat.mean(1), 1 - weights, atol=1e-5
-    )  # the label's weight is the image's share
+    # the label's weight is the image's share
+    np.testing.assert_allclose(flat.mean(1), 1 - weights, atol=1e-5)
     assert (np.ptp(flat[mixup], axis=1) == 0).all()
-    # Beta(0.5, 0.5) rounds to 0 or 1 now and then; a box may be empty.
+    # Beta(0.5, 0.5) occasionally rounds to 0 or 1; a box may be empty.
     assert mixup.mean() == pytest.approx(0.8 * 0.75, abs=0.05)
     assert untouched.mean() == pytest.approx(0.2 + 0.8 * 0.25 * 0.02, abs=0.05)
     assert weights[mixup].mean() == pytest.approx(0.5, abs=0.03)
@@ -300,7 +310,7 @@ def test_mixing_draws_by_timms_definition():
 
 
 @pytest.mark.parametrize("name", ["mixup", "cutmix"])
-def test_one_of_the_two_is_used_alone(name, monkeypatch):
+def test_mixup_or_cutmix_alone(name, monkeypatch):
     drawn_with = []
 
     def beta(key, a, b):
@@ -320,7 +330,7 @@ def test_one_of_the_two_is_used_alone(name, monkeypatch):
         if name == "mixup":
             np.testing.assert_allclose(share, 1 - 0.36, rtol=1e-6)
             assert float(weight) == pytest.approx(0.36)
-        else:  # the box has 0.8 of either side, where the edges leave it whole
+        else:  # the box has 0.8 of either side unless an edge crops it
             assert np.isin(share, (0, 1)).all()
             assert np.asarray(share).any(1).sum() <= 8
             assert np.asarray(share).any(0).sum() <= 16
@@ -329,7 +339,7 @@ def test_one_of_the_two_is_used_alone(name, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_mixed_batch_is_timms_of_the_flipped_one_images_and_targets():
+def test_a_mixed_batch_has_timms_images_and_targets():
     images = np.random.default_rng(0).random((6, H, W, 3), np.float32)
     labels = np.array([0, 1, 2, 3, 4, 4], np.int32)
     arguments = {"mixup": 1.0, "cutmix": 1.0, "probability": 1.0, "switch_probability": 0.5}
@@ -401,7 +411,7 @@ def test_resized_crops_have_torchvisions_areas_and_places():
         ({"random_erasing": 2.0}, "config.data.random_erasing: got 2.0, allowed 0 to 1"),
     ],
 )
-def test_a_value_that_no_augmentation_could_have(settings, message):
+def test_an_invalid_augmentation_is_refused(settings, message):
     with pytest.raises(UserError) as error:
         Augmentation(**settings)
     assert message in str(error.value)

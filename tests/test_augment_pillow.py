@@ -1,4 +1,4 @@
-"""Each operation of RandAugment against Pillow itself, on photographs and on gray digits."""
+"""RandAugment's operations against Pillow, on photographs and on gray digits."""
 
 from functools import cache, partial
 
@@ -16,7 +16,7 @@ FILL = 117
 
 @cache
 def photographs():
-    """Parts of scikit-learn's two photographs, higher than wide, one of them dark: [6, 48, 40, 3] uint8."""
+    """Upright crops of scikit-learn's two photographs, one of them dark: [6, 48, 40, 3] uint8."""
     rng = np.random.default_rng(0)
     parts = []
     for photograph in datasets.load_sample_images().images:
@@ -30,7 +30,7 @@ def photographs():
 
 @cache
 def digits():
-    """Gray, few values: [6, 8, 8, 1] uint8."""
+    """Gray images with few values: [6, 8, 8, 1] uint8."""
     return (datasets.load_digits().images[:6, ..., None] * 255 / 16).astype(np.uint8)
 
 
@@ -43,7 +43,7 @@ def solarize_add(image, add):
 
 
 def posterize(image, bits):
-    # Pillow refuses to keep none, which timm's magnitude 10 asks for: by the definition all is black.
+    # timm's magnitude 10 keeps 0 bits, which Pillow refuses; by the definition, all is black.
     return (
         ImageOps.posterize(image, bits) if bits else image.point([0] * 256 * len(image.getbands()))
     )
@@ -100,7 +100,7 @@ def apply(images, parameters, interpolation):
 
 
 def results(name, images, arguments, interpolation="bilinear"):
-    """Of every argument on every image: [arguments, images, H, W, C]. Each is a batch of the same shape."""
+    """Yields, for each argument, its results on all images: [N, H, W, C] uint8."""
     n, h, w, _ = images.shape
     for argument in arguments:
         one = randaugment.pack(randaugment.OPERATIONS[name](argument, h, w))
@@ -129,7 +129,7 @@ def test_values_are_pillows(name, of):
         theirs = pillow(function, images, argument)
         apart = difference(ours, theirs)
         if blended or name == "autocontrast":
-            # 1 in few pixels: Pillow blends and divides in another precision.
+            # A difference of 1 in few pixels: Pillow blends and divides in another precision.
             assert apart.max() <= 1
             assert (apart > 0).mean() < (0.05 if name == "autocontrast" else 0.005), (
                 argument,
@@ -138,7 +138,7 @@ def test_values_are_pillows(name, of):
         else:
             np.testing.assert_array_equal(ours, theirs, err_msg=f"{name} {argument}")
     if of == "digits" and name == "color":
-        np.testing.assert_array_equal(ours, images)  # there is no colour to take
+        np.testing.assert_array_equal(ours, images)  # gray has no colour to remove
 
 
 @pytest.mark.parametrize("of", IMAGES)
@@ -157,7 +157,7 @@ def test_positions_are_pillows(name, interpolation, of):
             assert (apart > 0).mean() <= 0.001, (argument, (apart > 0).mean())
         else:
             assert apart.max() <= 1, argument
-            # Pillow cuts off: an exact value that is whole falls to either side, in double precision too.
+            # Pillow truncates: exact integers fall to either side, in double precision too.
             assert (apart > 0).mean() < 0.05, (argument, (apart > 0).mean())
 
 
@@ -169,9 +169,8 @@ def test_autocontrast_is_at_most_1_off_for_any_range():
         counts = np.zeros((255 - low, 256), np.int32)
         counts[:, low] = 1
         counts[np.arange(255 - low), np.arange(low + 1, 256)] = 1
-        counts = np.concatenate(
-            [counts, np.eye(256, dtype=np.int32)[[0] * low]]
-        )  # one shape, one compilation
+        # one shape, one compilation
+        counts = np.concatenate([counts, np.eye(256, dtype=np.int32)[[0] * low]])
         ours = np.asarray(tables(jnp.asarray(counts)))
         for row, high in enumerate(range(low + 1, 256)):
             scale = 255 / (high - low)

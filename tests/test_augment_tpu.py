@@ -1,4 +1,4 @@
-"""What RandAugment does on a TPU, without gathers, gives the same values and pixels as what it does elsewhere."""
+"""RandAugment without gathers, as on a TPU: the same values and pixels as elsewhere."""
 
 import math
 import re
@@ -22,7 +22,7 @@ def noise(*shape):
 
 
 def matrices(height, width, steepest):
-    """Of all kinds, up to the steepest in both directions, and translations to beyond the edges."""
+    """Matrices of all kinds, up to the steepest both ways, and translations beyond the edges."""
     rng = np.random.default_rng(1)
     degrees = math.degrees(math.asin(steepest))
     shares = [-1, 1, *rng.uniform(-1, 1, 6)]
@@ -66,7 +66,7 @@ def test_pixels_by_shears_are_those_by_a_gather(shape, steepest, interpolation):
     by_shears = run(partial(shears.pixels, steepest=steepest), images, many)
     by_gather = run(warp._gather, images, many)
     np.testing.assert_array_equal(by_shears, by_gather)
-    # Images of noise: any pixel from elsewhere would be seen. Most of them are inside.
+    # In images of noise, any misplaced pixel shows. Most of them are inside.
     assert (np.asarray(by_gather) != (9, 8, 7)[:c]).mean() > 0.3
 
 
@@ -100,7 +100,7 @@ def test_values_by_comparisons_are_those_by_a_table(shape):
 
 
 def indices(text):
-    """How many indices each gather and scatter of a lowered program has."""
+    """The number of indices of each gather and scatter in a lowered program."""
     operation = r'"stablehlo\.(?:\w*gather|scatter)".*?: \(tensor<[^>]*>, tensor<([\dx]+)xi32>'
     return [
         math.prod(map(int, shape.split("x"))) for shape in re.findall(operation, text, re.DOTALL)
@@ -118,6 +118,6 @@ def test_a_tpu_is_given_no_gather_or_scatter_of_pixels(text):
     tpu, cpu = (
         indices(traced.lower(lowering_platforms=(name,)).as_text()) for name in ("tpu", "cpu")
     )
-    # Three numbers an image say which of its own parameters it takes.
+    # Three numbers per image select among its own parameters.
     assert max(tpu) <= 16 * 3
     assert max(cpu) >= 16 * 12 * 10

@@ -1,4 +1,4 @@
-"""The catalog: what it says of the data sets, and reading them. Digits stand for all."""
+"""The catalog: its facts about the data sets, and reading them, with the digits as example."""
 
 import dataclasses
 import hashlib
@@ -31,7 +31,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture
 def damaged_dir(data_dir, tmp_path):
-    """A copy of the data directory to spoil, and digits' own directory in it."""
+    """A copy of the data directory to damage, and the digits' directory in it."""
     shutil.copytree(data_dir, tmp_path, dirs_exist_ok=True)
     return tmp_path, tmp_path / "digits" / "1.0.0"
 
@@ -100,7 +100,9 @@ def test_digits_are_scikit_learns(data_dir, split):
     assert arrays["label"].dtype == np.int32
     assert arrays["image"].flags.c_contiguous
     assert arrays["image"].shape == (catalog.get("digits").examples(split), 8, 8, 1)
-    values = np.rint(arrays["image"][..., 0] * (16 / 255))  # another way back than pixels_to_digits
+    values = np.rint(
+        arrays["image"][..., 0] * (16 / 255)
+    )  # the inverse, independent of pixels_to_digits
     np.testing.assert_array_equal(values, truth.images[rows])
     np.testing.assert_array_equal(
         builders.pixels_to_digits(arrays["image"][..., 0]), truth.images[rows]
@@ -113,7 +115,7 @@ def test_digits_are_split_once_and_by_class():
     test = builders.digits_test_rows(labels)
     assert np.bincount(labels[test]).tolist() == [36] * 10
     assert np.unique(test).size == 360
-    # Every number published on digits rests on this split: it must never move.
+    # Every number published on the digits depends on this split: it must never change.
     assert test[:8].tolist() == [8, 9, 39, 46, 47, 49, 50, 51]
     assert (
         digest(test.astype("<i8"))

@@ -1,4 +1,4 @@
-"""Checkpoints: damage is found in every file, nothing good is deleted for something bad."""
+"""Checkpoints: damage is detected in every file, and no intact one is lost to a damaged one."""
 
 import json
 import logging
@@ -58,7 +58,7 @@ def workdir(saved, tmp_path):
 
 
 def files(workdir):
-    """Every file of the newest checkpoint but the two that Orbax writes after the manifest."""
+    """The files of the newest checkpoint except the two that Orbax writes after the manifest."""
     folder = workdir / "checkpoints" / "20"
     found = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return [
@@ -147,8 +147,8 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(workdir, d
     with caplog.at_level(logging.WARNING):
         assert equal(restore(workdir), states()[0])
     assert caplog.messages == [
-        f"{workdir}/checkpoints/20: damaged ({reason}); moved to {workdir}/set_aside/20, resuming from the "
-        "checkpoint before it"
+        f"{workdir}/checkpoints/20: damaged ({reason}); moved to {workdir}/set_aside/20, "
+        "resuming from the checkpoint before it"
     ]
     moved = [p for p in (workdir / "set_aside" / "20").rglob("*") if p.is_file()]
     assert left.items() <= {p.name: p.read_bytes() for p in moved}.items()
@@ -163,7 +163,8 @@ def test_with_no_intact_one_left_it_says_so_again_and_again(workdir):
         with pytest.raises(UserError) as error:
             restore(workdir)
         assert str(error.value) == (
-            f"{workdir}/checkpoints: no intact checkpoint is left, the damaged ones are in {workdir}/set_aside; "
+            f"{workdir}/checkpoints: no intact checkpoint is left, "
+            f"the damaged ones are in {workdir}/set_aside; "
             "start again in another workdir, or remove that folder to start again here"
         )
     assert sorted(p.name for p in (workdir / "set_aside").iterdir()) == ["10", "20"]
@@ -192,7 +193,8 @@ def test_a_state_of_another_config_is_refused(workdir):
     with pytest.raises(UserError) as error:
         restore(workdir, {"config": "ffffffff"})
     assert str(error.value) == (
-        f"{workdir}/checkpoints/20: was saved with another config (0123abcd, this run's is ffffffff); "
+        f"{workdir}/checkpoints/20: was saved with another config "
+        "(0123abcd, this run's is ffffffff); "
         "use the config and the version that it was trained with, or another workdir"
     )
 
@@ -253,8 +255,8 @@ def test_verify_from_the_command_line(workdir):
     assert done.status == 2
     assert done.out == lines[0] + f"{workdir}/checkpoints/20: {damaged}\n"
     assert done.err == (
-        f"randmix: {workdir}: 1 of 2 checkpoints damaged; training it again sets them aside and resumes from the "
-        "newest intact one\n"
+        f"randmix: {workdir}: 1 of 2 checkpoints damaged; "
+        "training it again sets them aside and resumes from the newest intact one\n"
     )
     assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["10", "20"]
     assert command("randmix.checkpoint", "check", workdir).err == (

@@ -1,4 +1,4 @@
-"""The manner of all command lines: help, mistakes in one line, exit statuses."""
+"""Behaviour shared by all command lines: help, one-line mistakes, exit statuses."""
 
 import os
 import subprocess
@@ -48,7 +48,7 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def parse(tmp_path, monkeypatch):
-    """Parses a command line in a folder with config.py, under flags of its own."""
+    """Parses a command line in a folder with config.py, with separate flags."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.py").write_text(CONFIG)
     registry = flags.FlagValues()
@@ -63,7 +63,7 @@ def parse(tmp_path, monkeypatch):
     return run
 
 
-# ml_collections loads config files by a call that Python 3.12 deprecates.
+# ml_collections loads config files through a call that Python 3.12 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:.*load_module:DeprecationWarning")
 
 
@@ -130,7 +130,10 @@ def test_a_mistake_on_the_command_line_says_what_to_do(parse, arguments, message
     ],
 )
 def test_a_mistake_in_a_config_file_names_its_line(parse, tmp_path, line, message):
-    body = f"from ml_collections import config_dict\n\ndef get_config():\n    config = config_dict.ConfigDict({{'seed': 0}})\n    {line}\n    return config\n"
+    body = (
+        "from ml_collections import config_dict\n\ndef get_config():\n"
+        f"    config = config_dict.ConfigDict({{'seed': 0}})\n    {line}\n    return config\n"
+    )
     (tmp_path / "config.py").write_text(body)
     with pytest.raises(UserError) as error:
         parse("--config=config.py")
@@ -139,7 +142,8 @@ def test_a_mistake_in_a_config_file_names_its_line(parse, tmp_path, line, messag
 
 def test_a_bug_of_ours_under_a_config_file_keeps_its_traceback(parse, tmp_path):
     (tmp_path / "config.py").write_text(
-        "from randmix.data import catalog\n\ndef get_config():\n    return catalog.resolve_data_dir(3)\n"
+        "from randmix.data import catalog\n\ndef get_config():\n"
+        "    return catalog.resolve_data_dir(3)\n"
     )
     with pytest.raises(TypeError) as error:
         parse("--config=config.py")

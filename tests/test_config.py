@@ -1,4 +1,4 @@
-"""Configs: what makes two of them the same run, round trips, and values that no run could have."""
+"""Configs: fingerprints, round trips, and invalid values."""
 
 import pytest
 import small
@@ -50,7 +50,8 @@ def test_a_key_that_is_not_there_cannot_be_set():
         ),
         (
             {"schedule__name": "cosin"},
-            "config.schedule.name: got 'cosin', allowed linear, step, cosine, constant; did you mean 'cosine'?",
+            "config.schedule.name: got 'cosin', allowed linear, step, cosine, constant; "
+            "did you mean 'cosine'?",
         ),
         ({"task": "clasification"}, "did you mean 'classification'?"),
         ({"precision": "float16"}, "config.precision: got 'float16', allowed float32, bfloat16"),
@@ -84,7 +85,7 @@ def test_a_key_that_is_not_there_cannot_be_set():
         ({"schedule__points": ((0.5, 0.0), (0.1, 1.0))}, "config.schedule.points: got fractions"),
     ],
 )
-def test_a_value_that_no_run_could_have(override, message):
+def test_an_invalid_value_is_refused(override, message):
     with pytest.raises(UserError) as error:
         runs.assemble(small.config(**override))
     assert message in str(error.value)

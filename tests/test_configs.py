@@ -1,4 +1,4 @@
-"""Every file of configs/: each variant is a run, and each tiny one takes real steps."""
+"""The files of configs/: each variant is a valid run, and each tiny one takes real steps."""
 
 import functools
 import importlib.util

@@ -21,7 +21,7 @@ def leaves(model, image_shape=IMAGE):
 
 
 def trainable_by_masks(model, image_shape=IMAGE):
-    """What each mode trains, counted from the label tree and not from the roles' sums."""
+    """The size of what each mode trains, from the label tree instead of the roles' sums."""
     variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
     params, _ = models.split(variables)
     return {

@@ -1,4 +1,4 @@
-"""Depthwise convolution: values, gradients, and what a frozen kernel doesn't cost."""
+"""Depthwise convolution: values, gradients, and the savings of a frozen kernel."""
 
 import functools
 import warnings
@@ -96,7 +96,7 @@ def test_same_padding_and_channel_order_are_pytorchs(kernel_size):
     x, kernel = draw((2, 7, 9, 3), 0), draw((kernel_size, kernel_size, 3, 2), 1)
     weight = torch.tensor(kernel.transpose(2, 3, 0, 1).reshape(6, 1, kernel_size, kernel_size))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch says that an even kernel needs a padded copy
+        warnings.simplefilter("ignore")  # PyTorch warns that an even kernel needs a padded copy
         y = torch.nn.functional.conv2d(
             torch.tensor(x.transpose(0, 3, 1, 2)), weight, padding="same", groups=3
         )
@@ -253,9 +253,8 @@ def test_a_batch_over_eight_devices_is_never_gathered(method, kernel_shape):
     )
     compiled = jax.jit(gradients).lower(*sharded).compile()
     assert "all-gather" not in compiled.as_text()
-    assert (
-        "all-reduce" in compiled.as_text()
-    )  # the weight gradient's sum, and so the text was the right one
+    # the sum of the weight gradient, which shows that this is the right text
+    assert "all-reduce" in compiled.as_text()
     for a, b in zip(one, compiled(*sharded), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 

@@ -1,4 +1,7 @@
-"""When jax.distributed is started and with what; what processes tell each other. Real runs: test_several_processes."""
+"""Starting jax.distributed, and communication between processes.
+
+test_several_processes has real runs.
+"""
 
 import os
 import re
@@ -30,19 +33,15 @@ NO_TPU = {"TPU_SKIP_MDS_QUERY": "1"}  # as JAX sets it
         (NO_TPU | SLURM, True),
         (NO_TPU | SLURM | {"SLURM_STEP_NUM_TASKS": ""}, True),  # an old SLURM
         (NO_TPU | SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, False),  # salloc's interactive step
-        (
-            NO_TPU | SLURM | {"SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1"},
-            False,
-        ),  # srun --pty bash
-        (
-            NO_TPU | {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"},
-            False,
-        ),  # the batch script
+        # srun --pty bash
+        (NO_TPU | SLURM | {"SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1"}, False),
+        # the batch script
+        (NO_TPU | {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, False),
         (NO_TPU | {"OMPI_MCA_orte_hnp_uri": "1;tcp://a:1", "OMPI_COMM_WORLD_SIZE": "2"}, True),
         (NO_TPU | {"OMPI_MCA_orte_hnp_uri": "1;tcp://a:1", "OMPI_COMM_WORLD_SIZE": "1"}, False),
         ({}, True),  # a Cloud TPU VM
         ({"JAX_PLATFORMS": "tpu,cpu"}, True),
-        ({"JAX_PLATFORMS": "cpu"}, False),  # a look at something beside a pod's run
+        ({"JAX_PLATFORMS": "cpu"}, False),  # a small job beside a pod's run
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),  # GKE
         ({"TPU_WORKER_HOSTNAMES": "a"}, False),
         ({"TPU_PROCESS_ADDRESSES": "local"}, False),  # a hosted notebook
@@ -65,7 +64,7 @@ def test_an_indexed_job_counts_if_jax_can_ask_kubernetes(monkeypatch):
 
 @pytest.fixture
 def started(monkeypatch):
-    """What jax.distributed.initialize and the preemption service's switch were given."""
+    """The arguments to jax.distributed.initialize and to the preemption service's switch."""
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda **arguments: calls.append(arguments))
     monkeypatch.setattr(jax.config, "update", lambda name, value: calls.append((name, value)))
@@ -137,11 +136,13 @@ def test_other_processes_are_silent(started, monkeypatch):
     [
         (
             ["--num_processes=2", "--process_id=0"],
-            "--coordinator is missing; give all of --coordinator, --num_processes and --process_id, or none",
+            "--coordinator is missing; "
+            "give all of --coordinator, --num_processes and --process_id, or none",
         ),
         (
             ["--coordinator=a:1", "--process_id=0"],
-            "--num_processes is missing; give all of --coordinator, --num_processes and --process_id, or none",
+            "--num_processes is missing; "
+            "give all of --coordinator, --num_processes and --process_id, or none",
         ),
         (
             ["--coordinator=10.0.0.2", "--num_processes=2", "--process_id=0"],
@@ -171,7 +172,7 @@ def test_help_has_the_flags():
 
 @pytest.fixture
 def three(monkeypatch):
-    """This process as number 1 of three, the others' texts given."""
+    """This process as number 1 of three, with given texts from the others."""
     monkeypatch.setattr(jax, "process_count", lambda: 3)
 
     def others(before, after):

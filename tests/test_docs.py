@@ -1,6 +1,6 @@
-"""Every command, every piece of code and every link on the pages in docs/ does what it says.
+"""The commands, code and links of the pages in docs/ do what the pages say.
 
-Commands (```bash) and code (```python) run in order, each page in a checkout of its own. The next
+Commands (```bash) and code (```python) run in order, each page in its own checkout. The next
 ```text fence is their output, with ``...`` for what is left out. After commands, which run at a
 smaller size here, numbers may differ.
 """
@@ -49,7 +49,7 @@ QUICK = {
         "--config.eval_every=2",
         "--config.checkpoint_every=2",
         "--config.data.subset=1.0",
-        "--config.tensorboard=False",  # which imports PyTorch where that is installed: seconds
+        "--config.tensorboard=False",  # imports PyTorch where installed, which takes seconds
         "--config.data.image_size=28",
     ),
     "randmix.evaluate": ("--examples=8", "--strong_steps=2", "--strong_restarts=1"),
@@ -60,22 +60,22 @@ QUICK = {
     ),
     "benchmarks": ("--only_check_args",),  # each takes minutes
 }
-# With these nothing is trained, and no data set read.
+# With these, nothing is trained and no data set is read.
 LOOKS = {"--summary", "--dry_run", "--help"}
-# The same for a slice of 16 chips, which reads no data either.
+# The same for compiling for a slice of 16 chips, which reads no data either.
 COMPILE_FOR = (
     "--config.batch_size=16",
     "--config.model.width=8",
     "--config.model.depth=1",
     "--config.data.image_size=28",
-    "--config.data.randaugment=",  # compiles longest
+    "--config.data.randaugment=",  # takes longest to compile
 )
-# Most of the time is compilation: without most of LLVM's optimisations, and each program once.
+# Compilation dominates, so skip most of LLVM's optimisations and compile each program once.
 COMPILER = {
     "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
 }
-# Stands in for Python and sbatch where launch/ starts them: writes down what it was asked to run.
+# Stand in for Python and sbatch where launch/ starts them; record what they are asked to run.
 PYTHON = """#!/usr/bin/env bash
 if [[ $1 == -c ]]; then echo 9999; exit; fi
 printf '%q ' "$@" >> "$LOG"; echo >> "$LOG"
@@ -121,7 +121,7 @@ def commands(text):
 
 
 class Checkout:
-    """The repository's folders as a reader has them, and what the page's commands write."""
+    """The repository's folders as a reader has them, plus what the page's commands write."""
 
     def __init__(self, folder, archives):
         self.folder, self.archives = folder, archives
@@ -144,7 +144,7 @@ class Checkout:
         self.environment = {"TFDS_DATA_DIR": str(folder / "tfds"), **COMPILER}
 
     def run(self, words):
-        """What a command of a page prints."""
+        """Runs a command of a page; returns what it prints."""
         if words[0] in NOT_RUN:
             if words[0] == "pip":
                 check_extras(words)
@@ -166,7 +166,7 @@ class Checkout:
         return done.out
 
     def quick(self, module, arguments):
-        """The arguments of a command, with what makes it quick and finds what isn't here."""
+        """The arguments of a command, extended to be quick and to find what isn't here."""
         arguments = [
             argument.replace(
                 "=/usr/share/datasets/fashion-mnist", f"={self.archives}/fashion_mnist"
@@ -180,7 +180,7 @@ class Checkout:
         return [*arguments, *QUICK.get(module.split("/")[0], ())]
 
     def launch(self, words):
-        """What a script of launch/ prints; each run that it starts has flags that parse."""
+        """Runs a script of launch/, checks the flags of each run it starts; returns its output."""
         assert words[0] == "sbatch" or words[0].startswith("launch/"), words
         path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
         mine = {"PATH": path, "LOG": str(self.log), "CLOUD": str(self.folder), "POLL": "0"}
@@ -205,21 +205,21 @@ class Checkout:
 
 
 def check_extras(words):
-    """An installation names extras that exist."""
+    """Checks that an installation names existing extras."""
     project = tomllib.loads((command.REPOSITORY / "pyproject.toml").read_text())["project"]
     for names in re.findall(r"\[([\w,]+)\]", " ".join(words)):
         assert set(names.split(",")) <= project["optional-dependencies"].keys(), words
 
 
 def numbers_apart(text):
-    """Text with # for every number or hash, and columns of any width."""
+    """Text with # for every number or hash, and one space between columns."""
     text = re.sub(r"-[0-9a-f]{8}\b", "-#", text)
     text = re.sub(r"\d[\d,.]*", "#", text)
     return re.sub(r"([-━─])\1+", r"\1", re.sub(r"[ ┃│]+", " ", text))
 
 
 def is_output(printed, shown):
-    """Whether text was printed, but for what ... stands for: in a line, or whole lines."""
+    """Whether the text was printed; ... stands for part of a line or for several lines."""
     pattern = ""
     for line in shown.splitlines():
         if line.strip() == "...":

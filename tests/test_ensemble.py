@@ -1,4 +1,4 @@
-"""Seeds trained as one program: each follows its lone run, stops and goes on exactly, and falls out alone."""
+"""Seeds trained as one program: each matches its lone run, resumes exactly, and fails alone."""
 
 import json
 import shutil
@@ -35,14 +35,14 @@ def together(root, **overrides):
 
 
 def lines(workdir):
-    """The log without what a clock decides."""
+    """The log without its timings."""
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """An ensemble that was never disturbed."""
+    """An undisturbed ensemble."""
     root = tmp_path_factory.mktemp("whole")
     assert together(root) == [None] * 3
     return root
@@ -53,10 +53,11 @@ def assert_same(one, other, **tolerance):
 
 
 @pytest.mark.parametrize("member", [0, 2])
-def test_a_member_follows_its_lone_run_and_leaves_what_that_leaves(member, whole, tmp_path):
+def test_a_member_follows_its_lone_run_and_writes_the_same_files(member, whole, tmp_path):
     workdir = folders(whole)[member]
     lone = train.train(configs()[member], tmp_path, devices=ONE_DEVICE)
-    # Adam divides by the gradient's size, so that rounding near zero is seen: the losses stay the sharper test.
+    # Adam divides by the gradient's size, which shows rounding near zero: the losses are the
+    # sharper test.
     assert_same(
         randmix.load(tmp_path).variables, randmix.load(workdir).variables, rtol=1e-4, atol=3e-5
     )
@@ -71,7 +72,7 @@ def test_a_member_follows_its_lone_run_and_leaves_what_that_leaves(member, whole
     assert result["seed"] == SEEDS[member]
     assert_same(result["metrics"], lone["metrics"], rtol=1e-5)
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["10", "8"]
-    # As any workdir it may be gone on with alone: here only the evaluation is left.
+    # Like any workdir it can be resumed alone; here only the evaluation is left.
     shutil.copytree(workdir, tmp_path / "copy")
     (tmp_path / "copy" / "result.json").unlink()
     assert_same(
@@ -89,13 +90,13 @@ def test_members_are_runs_of_their_own(whole):
     assert len(losses) == 3
 
 
-def test_a_stopped_ensemble_goes_on_bit_for_bit(whole, tmp_path, monkeypatch):
+def test_a_stopped_ensemble_resumes_bit_for_bit(whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         small.stop_after(patch, 7)
         with pytest.raises(Preempted, match="stopped and saved at step 7 of 10"):
             together(tmp_path)
     assert [randmix.load(folder).step for folder in folders(tmp_path)] == [7, 7, 7]
-    # As if one had been killed before its save was done: all go back to step 6.
+    # As if one was killed before its save finished: all return to step 6.
     shutil.rmtree(folders(tmp_path)[1] / "checkpoints" / "7")
     assert ensemble.cohorts(configs(), folders(tmp_path), 3) == [[0, 1, 2]]
     assert together(tmp_path) == [None] * 3
@@ -108,7 +109,7 @@ def test_a_stopped_ensemble_goes_on_bit_for_bit(whole, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("where", ["loss", "parameters"])
-def test_a_member_that_is_not_finite_falls_out_alone(where, whole, tmp_path, monkeypatch, capsys):
+def test_a_member_that_is_not_finite_fails_alone(where, whole, tmp_path, monkeypatch, capsys):
     inner = ensemble._Loop.init.func
 
     def init(self):
@@ -149,12 +150,12 @@ def test_a_member_that_is_not_finite_falls_out_alone(where, whole, tmp_path, mon
 
 
 def touch_checkpoint(workdir, source, *steps):
-    """Puts copies of a finished run's last checkpoint there, under other steps."""
+    """Copies a finished run's last checkpoint there, under the given steps."""
     for step in steps:
         shutil.copytree(source / "checkpoints" / "10", workdir / "checkpoints" / str(step))
 
 
-def test_who_is_trained_together(whole, tmp_path):
+def test_which_seeds_are_trained_together(whole, tmp_path):
     source = folders(whole)[0]
     parted = lambda at_most=9: ensemble.cohorts(five, dirs, at_most)  # noqa: E731
     five = [small.config(seed=seed) for seed in range(5)]
@@ -178,14 +179,14 @@ def test_who_is_trained_together(whole, tmp_path):
         ).restore_latest(None)
 
 
-def test_a_composed_resnet_goes_alone(tmp_path):
+def test_a_composed_resnet_trains_alone(tmp_path):
     from randmix.config import default
 
     resnets = [default("resnet"), default("resnet")]
     assert ensemble.cohorts(resnets, [tmp_path / "0", tmp_path / "1"], 8) == [[0], [1]]
 
 
-def test_as_many_as_the_memory_holds(monkeypatch):
+def test_the_largest_ensemble_that_fits_in_memory(monkeypatch):
     asked = []
 
     def lower_steps(config, parts, mesh, members):
@@ -200,7 +201,7 @@ def test_as_many_as_the_memory_holds(monkeypatch):
     ]
     assert fitting == [7, 4, 2, 1]
     assert asked == [7, 7, 4, 7, 4, 2, 7, 4, 2]
-    assert ensemble.largest_that_fits(configs()[0], 7) == 7  # a CPU doesn't say what it has
+    assert ensemble.largest_that_fits(configs()[0], 7) == 7  # a CPU doesn't report its memory
 
 
 def test_what_an_ensemble_needs_is_what_its_programs_hold(whole):
@@ -237,7 +238,7 @@ def test_a_sweep_hands_seeds_over(tmp_path, monkeypatch):
     ]
     calls.clear()
     assert training.train_seeds(configs(), folders(tmp_path), "auto") == [None] * 3
-    assert calls == [0, 3, 7]  # on a CPU
+    assert calls == [0, 3, 7]  # alone on a CPU
     calls.clear()
     error = MemoryError("all of it")
     assert training.train_seeds(configs(), folders(tmp_path), 3) == [None] * 3

@@ -1,4 +1,4 @@
-"""Evaluation from the command line, curves over a split, and the checks that say whether to believe them."""
+"""Evaluation from the command line, curves over a split, and the checks of their validity."""
 
 import csv
 import dataclasses
@@ -114,7 +114,7 @@ def test_a_loaded_run_shows_itself_in_a_few_lines(workdir, tmp_path):
     named = dataclasses.replace(run, workdir="<b>&")
     assert "<caption>Run(&lt;b&gt;&amp;)</caption>" in named._repr_html_()
 
-    # One that was stopped after its first evaluation, and one without any.
+    # One run stopped after its first evaluation, and one without any.
     stopped = shutil.copytree(workdir, tmp_path / "stopped")
     (stopped / "result.json").unlink()
     first = next(line for line in metrics_lines(workdir) if "test_loss" in line)
@@ -191,7 +191,7 @@ def test_curves_depend_neither_on_batches_nor_on_devices(workdir):
     )
     assert one.examples == 45
     for name in SETTINGS.attacks:
-        # Another order of summation may move an example that lies on the edge.
+        # Another order of summation may change an example on the boundary.
         assert (one.correct[name] != two.correct[name]).sum() <= 1, name
     mesh = sharding.make_mesh(jax.devices()[:1])
     expected = eval_loop.evaluate_split(
@@ -210,11 +210,11 @@ def test_curves_depend_neither_on_batches_nor_on_devices(workdir):
     assert one.correct["strong"].sum() < others.sum()
 
 
-# The checks, on made-up measurements of 100 examples.
+# The checks, on invented measurements of 100 examples.
 
 
 def curves(missed=0, clean=0.9, epsilons=(0.0, 8.0, 64.0), **counts):
-    """Of each attack the first so many examples are still right, at each epsilon."""
+    """Curves in which the first ``counts[attack][i]`` examples are right at epsilon i."""
     correct = {name: np.arange(100) < np.asarray(right)[:, None] for name, right in counts.items()}
     settings = robustness.Settings(tuple(correct), epsilons)
     return robustness.Curves(settings, clean, correct, missed if "strong" in correct else None)
@@ -276,7 +276,7 @@ def test_the_picture_tells_the_lines_apart_and_shows_every_epsilon():
     assert axes.lines[0].get_color() == plots.series(0)["color"]
 
 
-# Mistakes.
+# Mistakes
 
 
 @pytest.mark.parametrize(
@@ -328,8 +328,8 @@ def test_the_picture_tells_the_lines_apart_and_shows_every_epsilon():
         (["--split=dev"], "split: got 'dev', allowed train, test"),
         (
             ["--data=cifar10"],
-            "data set cifar10: got 32 x 32 x 3 images in 10 classes, but the model is for other images; give --data "
-            "one that it fits",
+            "data set cifar10: got 32 x 32 x 3 images in 10 classes, "
+            "but the model is for other images; give --data one that it fits",
         ),
         (["--data=digit"], "no data set is named 'digit' (did you mean 'digits'?)"),
         (
@@ -381,8 +381,8 @@ def test_a_run_without_an_accuracy_is_evaluated_clean_only(tmp_path):
     done = evaluate(f"--workdir={tmp_path}", "--attacks=fgsm")
     assert (done.status, done.err) == (
         2,
-        f"randmix: {tmp_path}: a run with the task 'unshuffling', allowed under attack are runs with the task "
-        "'classification'; leave --attacks out\n",
+        f"randmix: {tmp_path}: a run with the task 'unshuffling', "
+        "allowed under attack are runs with the task 'classification'; leave --attacks out\n",
     )
 
 
@@ -399,7 +399,7 @@ def test_a_run_without_an_accuracy_is_evaluated_clean_only(tmp_path):
         ),
     ],
 )
-def test_a_defence_that_no_run_could_have(overrides, message):
+def test_an_invalid_defence_is_refused(overrides, message):
     with pytest.raises(UserError) as raised:
         config.check(small.config(**overrides))
     assert str(raised.value).startswith(message)

@@ -1,4 +1,7 @@
-"""N steps are k steps, abandoned, and N - k from what was saved: the same bits of the whole state, on 1 and 8 devices."""
+"""Exact resumption: N steps equal k steps plus N - k from a checkpoint.
+
+All bits of the state agree, on 1 and 8 devices.
+"""
 
 import jax
 import numpy as np
@@ -26,7 +29,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("model", "mode", "devices", "keys"), CASES)
-def test_steps_are_steps_and_what_was_saved(model, mode, devices, keys, tmp_path):
+def test_resumed_steps_equal_uninterrupted_ones(model, mode, devices, keys, tmp_path):
     config = default(model)
     config.update_from_flattened_dict(
         {

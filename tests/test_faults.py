@@ -1,4 +1,4 @@
-"""The fault campaign's short form; the long one is `python tests/faults.py`."""
+"""Short form of the fault campaign; `python tests/faults.py` is the long one."""
 
 import faults
 import numpy as np
@@ -14,7 +14,7 @@ def case(tmp_path_factory):
     return faults.Case("convmixer-chans", folder)
 
 
-def test_killed_runs_end_as_one_that_was_left_alone(case):
+def test_killed_runs_end_like_an_undisturbed_one(case):
     assert faults.disturb(case, 2, np.random.default_rng(0), kill=True).startswith("2 hits")
 
 
@@ -22,7 +22,7 @@ def test_a_second_run_in_one_workdir_is_refused(case):
     assert faults.two_at_once(case) == "the second refused"
 
 
-def test_what_is_lost_is_seen(case):
+def test_losses_are_detected(case):
     workdir = case.workdir()
     case.finish(workdir)
     log = workdir / "metrics.jsonl"

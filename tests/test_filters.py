@@ -69,10 +69,8 @@ def test_identity_passes_images_unchanged(kernel_size):
     assert (depthwise(x, bank("identity", (kernel_size, kernel_size, 3))) == x).all()
 
 
-FREQUENCIES = (
-    np.fft.fftfreq(512),
-    np.fft.rfftfreq(512),
-)  # cycles a pixel; the other half is its mirror image
+# cycles per pixel; the other half is the mirror image
+FREQUENCIES = (np.fft.fftfreq(512), np.fft.rfftfreq(512))
 
 
 def spectrum(kernels):
@@ -104,7 +102,8 @@ def test_smoothing_is_a_gaussian_over_mirrored_edges(index):
     expected = ndimage.gaussian_filter(
         kernels.astype(np.float64), sigma, mode="reflect", truncate=8, axes=(0, 1)
     )
-    # scipy samples the Gaussian, which at sigma = 1 adds 0.7 %, exp(-pi^2 / 2), at the highest frequency.
+    # scipy samples the Gaussian: at sigma = 1, this adds 0.7 %, exp(-pi^2 / 2), at the highest
+    # frequency.
     np.testing.assert_allclose(
         filters.smooth(kernels, index, keep_norm=False), expected, atol=2e-3 if index == 2 else 1e-6
     )
@@ -144,7 +143,8 @@ def test_biases_and_dense_kernels_share_the_bound_of_their_fan_in():
         (
             "identitty",
             {},
-            "filters: got 'identitty', allowed random, same, box, identity, smoothed; did you mean 'identity'?",
+            "filters: got 'identitty', allowed random, same, box, identity, smoothed; "
+            "did you mean 'identity'?",
         ),
         ("smoothed", {"index": -1}, "smoothing index: got -1, allowed a number of at least 0"),
         (

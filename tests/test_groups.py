@@ -1,4 +1,4 @@
-"""Groups: their own learning rates and optimizers, a late start, and filters learned in part."""
+"""Groups: separate learning rates and optimizers, late starts, and fractions of filters."""
 
 import json
 
@@ -58,8 +58,8 @@ def initial(parts):
     return jax.jit(parts.init_state)(np.uint32(0))
 
 
-def test_each_group_moves_as_under_an_optimizer_of_its_own():
-    """Against three plain optax optimizers, each run apart on its own subtree."""
+def test_each_group_moves_as_under_its_own_optimizer():
+    """Against three plain optax optimizers, each run separately on its subtree."""
     parts = runs.assemble(small.config(groups=SLOW, **PLAIN))
     state = initial(parts)
     params, batch_stats = state.params, state.batch_stats
@@ -97,7 +97,7 @@ def test_each_group_moves_as_under_an_optimizer_of_its_own():
         grads, batch_stats = gradients(params, batch_stats, batch)
         for roles, optimizer in apart.items():
             mine = {r: params[r] for r in roles}
-            with jax.numpy_dtype_promotion("standard"):  # as in ``steps.train_step``
+            with jax.numpy_dtype_promotion("standard"):  # as ``steps.train_step`` does
                 updates, opt_states[roles] = optimizer.update(
                     {r: grads[r] for r in roles}, opt_states[roles], mine
                 )
@@ -131,7 +131,7 @@ def test_filters_left_out_of_a_fraction_stay_bit_for_bit():
 
 @pytest.mark.slow
 def test_the_clipped_norm_leaves_unlearned_filters_out():
-    """The share 0 of the spatial filters takes the very step of Chans, clipping included."""
+    """Share 0 of the spatial filters takes exactly the step of Chans, clipping included."""
     settings = {
         "optimizer__name": "sgd",
         "optimizer__clip_norm": 0.01,
@@ -191,9 +191,8 @@ def test_the_late_groups_learning_rate_is_the_runs_at_that_step():
             moved.params["spatial"]["stem"]["kernel"] - state.params["spatial"]["stem"]["kernel"]
         )
     )
-    np.testing.assert_allclose(
-        size, 0.01 * 2 / 3, rtol=1e-3
-    )  # after 2 of 6 steps, on the way up to step 3
+    # step 2 of 6, in the warm-up to step 3
+    np.testing.assert_allclose(size, 0.01 * 2 / 3, rtol=1e-3)
 
 
 @pytest.mark.slow
@@ -231,8 +230,9 @@ def test_a_run_of_two_phases_is_announced_and_resumes_bit_for_bit(tmp_path, monk
         ),
         (
             (("a", "role('head')", {"lr_scal": 1.0}),),
-            "config.groups, entry 1 ('a'): got 'lr_scal', allowed lr_scale, start_epoch, start_step, b1, "
-            "b2, eps, learning_rate, momentum, name, nesterov, weight_decay; did you mean 'lr_scale'?",
+            "config.groups, entry 1 ('a'): got 'lr_scal', allowed lr_scale, start_epoch, "
+            "start_step, b1, b2, eps, learning_rate, momentum, name, nesterov, weight_decay; "
+            "did you mean 'lr_scale'?",
         ),
         (
             (("a", "role('head')", {"lr_scale": -1.0}),),

@@ -1,4 +1,4 @@
-"""Process settings: made before JAX on a CPU, left alone everywhere else."""
+"""Process settings: made before JAX starts on a CPU, unchanged everywhere else."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ LEFT = "left as they are: "
 
 @pytest.fixture
 def fresh(monkeypatch):
-    """A process that hasn't imported JAX, as far as the module can tell, on a machine with a CPU alone."""
+    """A process on a machine with only a CPU that, to the module, has not imported JAX."""
     monkeypatch.delitem(sys.modules, "jax")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setattr(host.platform, "libc_ver", lambda: ("glibc", "2.36"))
@@ -94,7 +94,7 @@ def test_where_compiled_programs_are_kept(platforms, before, asked, kept, monkey
 
 
 def test_the_settings_reach_a_real_process():
-    """Freed memory stays with a tuned process: touching 256 MiB again faults no new pages."""
+    """A tuned process keeps freed memory: touching 256 MiB again faults no new pages."""
     code = """
 import resource, sys
 from randmix import host
@@ -122,7 +122,7 @@ print(faults())
 
 @pytest.fixture
 def laptop(monkeypatch):
-    """A process before JAX, with libtpu installed and nothing that speaks for an accelerator."""
+    """A process before JAX, with libtpu installed and no sign of an accelerator."""
     monkeypatch.delitem(sys.modules, "jax", raising=False)
     for name in [*os.environ]:
         if name.startswith(("TPU_", "JAX_PLATFORM")):
@@ -139,7 +139,7 @@ def test_without_a_tpu_libtpu_is_not_asked(laptop):
     assert os.environ["JAX_PLATFORMS"] == "cpu"
 
 
-def test_nor_by_a_jax_that_is_imported_already(laptop, monkeypatch):
+def test_an_imported_jax_does_not_ask_libtpu_either(laptop, monkeypatch):
     set_to = []
     config = types.SimpleNamespace(update=lambda *setting: set_to.append(setting))
     monkeypatch.setitem(sys.modules, "jax", types.SimpleNamespace(config=config))
@@ -163,7 +163,7 @@ def test_nor_by_a_jax_that_is_imported_already(laptop, monkeypatch):
         lambda patch: patch.setattr(host.importlib.util, "find_spec", lambda name: None),
     ],
 )
-def test_whatever_speaks_for_an_accelerator_is_believed(laptop, monkeypatch, change):
+def test_any_sign_of_an_accelerator_changes_nothing(laptop, monkeypatch, change):
     change(monkeypatch)
     host.leave_libtpu_alone()
     assert os.environ["JAX_PLATFORMS"] == ""

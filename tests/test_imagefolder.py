@@ -1,4 +1,4 @@
-"""Data sets of one's own: what is stored, what is refused, and that nothing is left out."""
+"""Image folders as data sets: complete and exact storage, and refused folders."""
 
 import errno
 import io
@@ -25,7 +25,7 @@ def prepared(source, data_dir, **options):
 
 
 def stored(data_dir, split):
-    """{file name: (bytes, label)}, by TFDS alone."""
+    """{file name: (bytes, label)}, read by TFDS alone."""
     builder = tfds.builder_from_directory(data_dir / NAME / "1.0.0")
     source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     names = builder.info.features["label"].names
@@ -34,7 +34,7 @@ def stored(data_dir, split):
 
 
 def refused(source, tmp_path):
-    """The one line with which a folder is refused; nothing is left behind."""
+    """The one-line error for a refused folder; checks that nothing was written."""
     with pytest.raises(UserError) as error:
         prepared(source, tmp_path / "data")
     assert "\n" not in str(error.value)
@@ -58,9 +58,8 @@ def test_folders_that_are_split_become_splits_byte_for_byte(tmp_path, test_folde
     data_set = catalog.get(NAME, tmp_path)
     assert (data_set.train_examples, data_set.test_examples, data_set.num_classes) == (20, 3, 2)
     assert len(catalog.open_source(data_set, "test", tmp_path)) == 3
-    source = tfds.data_source(
-        NAME, data_dir=tmp_path, split="train", download=False
-    )  # decoded by TFDS
+    # decoded by TFDS
+    source = tfds.data_source(NAME, data_dir=tmp_path, split="train", download=False)
     assert source[0]["image"].shape == (30, 40, 3)
 
 
@@ -68,7 +67,7 @@ def test_folders_that_are_not_split_are_split_by_hash(tmp_path):
     source = pictures.folder(tmp_path / "source", each=26)
     files = imagefolder.find(source)
     assert imagefolder.count(files) == {"train": 46, "test": 6}
-    # By `printf cat/00.png | sha256sum` and so on; it must never move.
+    # From `printf cat/00.png | sha256sum` and so on; it must never change.
     assert [file.name for file in files["test"]["cat"]] == SMALLEST
     for label in ("cat", "dog"):
         both = files["train"][label] + files["test"][label]
@@ -105,7 +104,7 @@ def test_what_has_one_meaning_in_rgb_is_converted_without_loss(tmp_path, file_na
 
 
 def colour_png_of_16_bits():
-    """Written by hand: Pillow can't."""
+    """Encoded here because Pillow can't."""
     import struct
     import zlib
 
@@ -179,7 +178,7 @@ def test_a_file_that_cannot_be_taken_is_named(tmp_path, file_name, content, mess
     assert str(file) in line
 
 
-def test_folders_that_are_not_laid_out_so(tmp_path):
+def test_folders_in_another_layout_are_refused(tmp_path):
     source = pictures.folder(tmp_path / "source")
     (source / "empty").mkdir()
     assert (
@@ -228,7 +227,10 @@ def test_tfrecords_get_the_conversion_command(tmp_path):
 
 
 def test_an_unprepared_folder_names_the_command(tmp_path):
-    command_line = f"`python -m randmix.data.prepare imagefolder --source=DIR --name=pets --data_dir={tmp_path}`"
+    command_line = (
+        "`python -m randmix.data.prepare imagefolder --source=DIR --name=pets "
+        f"--data_dir={tmp_path}`"
+    )
     with pytest.raises(UserError) as error:
         catalog.get(NAME, tmp_path)
     assert str(error.value) == f"{NAME} is not prepared in {tmp_path}; run {command_line}"

@@ -1,4 +1,4 @@
-"""Preparing ImageNet from small archives of the true format."""
+"""Preparation of ImageNet from small archives in the original format."""
 
 import dataclasses
 import io
@@ -18,7 +18,7 @@ VALIDATION = [f"ILSVRC2012_val_{k:08d}.JPEG" for k in range(1, 6)]
 
 
 def training_images():
-    """{class: {file name: bytes}}, with a CMYK JPEG and a PNG among them, by their true names."""
+    """{class: {file name: bytes}}, with a CMYK JPEG and a PNG under their real names."""
     images = {
         "n01440764": {f"n01440764_{k}.JPEG": pictures.encode(pictures.noise(k)) for k in range(3)}
     }
@@ -35,15 +35,14 @@ def validation_images():
 
 def archives():
     train = {f"{name}.tar": pictures.tar(files) for name, files in training_images().items()}
-    shuffled = {
-        name: validation_images()[name] for name in VALIDATION[::-1]
-    }  # the labels go by name
+    # labels follow the names
+    shuffled = {name: validation_images()[name] for name in VALIDATION[::-1]}
     return {imagenet.TRAIN: pictures.tar(train), imagenet.VALIDATION: pictures.tar(shuffled)}
 
 
 @pytest.fixture
 def manual(tmp_path, monkeypatch):
-    """A directory with small archives, which builder and catalog take for the true ones."""
+    """A directory of small archives that builder and catalog accept as the real ones."""
     directory = tmp_path / "manual"
     directory.mkdir()
     write(directory, archives(), monkeypatch)
@@ -107,7 +106,7 @@ def test_archives_become_what_they_hold(manual, tmp_path):
         image = Image.open(io.BytesIO(data))
         assert (image.format, image.mode) == ("JPEG", "RGB")
         if name in (CMYK, PNG):
-            # Quality 100 with colour at half the resolution, as the stock builder encodes.
+            # Quality 100 with colour at half resolution, like the stock builder.
             assert np.abs(pixels(data) - pixels(truth[label, name])).mean() < 4
         else:
             assert data == truth[label, name]
@@ -160,7 +159,8 @@ def test_a_truncated_archive_is_seen_by_its_size(manual, tmp_path):
     with pytest.raises(UserError) as error:
         prepared(manual, tmp_path)
     assert str(error.value) == (
-        f"{archive} is truncated or a different file: expected {len(whole):,} bytes, found {len(whole) - 1000:,}"
+        f"{archive} is truncated or a different file: expected {len(whole):,} bytes, "
+        f"found {len(whole) - 1000:,}"
     )
 
 

@@ -1,4 +1,4 @@
-"""The ImageNet configs are the recipes that their docstrings tell; test_configs.py has what all configs share."""
+"""ImageNet configs against the recipes in their docstrings; test_configs.py checks all configs."""
 
 import pytest
 from test_configs import FILES, load
@@ -13,7 +13,8 @@ def parts(name):
 
 def test_the_convmixer():
     convmixer = parts("convmixer_imagenet")
-    # By the closed form: stem, 16 blocks of a depthwise and a pointwise convolution, norms, classifier; with biases.
+    # The closed form, with biases: stem, 16 blocks of a depthwise and a pointwise convolution,
+    # norms, classifier.
     stem, norm, head = 7 * 7 * 3 * 512 + 512, 2 * 512, 512 * 1000 + 1000
     block = 8 * 8 * 512 + 512 + 512 * 512 + 512 + 2 * norm
     assert convmixer.summary.trainable + convmixer.summary.frozen == stem + norm + 16 * block + head

@@ -1,6 +1,6 @@
-"""What launch/ holds: it parses, its commands are ours, and it starts again exactly what it should.
+"""The scripts of launch/: they parse, their commands are valid, and they restart the right runs.
 
-local_processes.sh at work on real runs is in test_several_processes.
+test_several_processes covers local_processes.sh with real runs.
 """
 
 import os
@@ -39,7 +39,7 @@ def launch(script, *arguments, **environment):
 
 
 def assert_parses(arguments):
-    """randmix.main takes these flags; --summary only shows what would be trained."""
+    """Checks that randmix.main accepts the flags; --summary only shows what would be trained."""
     done = command.run("randmix.main", *arguments, "--summary", cwd=command.REPOSITORY)
     assert done.status == 0, (arguments, done.err)
 
@@ -53,7 +53,7 @@ def headers():
                 yield path, shlex.split(line)
 
 
-def test_shellcheck_has_nothing_to_say():
+def test_shellcheck_finds_nothing():
     assert len(SCRIPTS) == 3
     shellcheck = shutil.which(
         "shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -144,7 +144,7 @@ def test_a_mistake_in_the_pods_flags(arguments, message):
 
 
 GCLOUD = """#!/usr/bin/env bash
-# A cloud whose workers end as the lines of $CLOUD/outcomes say, one line a run; "lost" is a preemption.
+# A cloud whose workers end as $CLOUD/outcomes says, one line per run; "lost" is a preemption.
 case "$3 $4" in
   "queued-resources describe") cat "$CLOUD/state" 2>/dev/null ;;
   "queued-resources create") echo ACTIVE > "$CLOUD/state"; echo create >> "$CLOUD/log" ;;
@@ -152,7 +152,8 @@ case "$3 $4" in
   "tpu-vm scp") ;;
   "tpu-vm ssh")
     if [[ "$*" != *randmix-status* ]]; then exit 0; fi
-    read -r outcome < "$CLOUD/outcomes"; sed -i 1d "$CLOUD/outcomes"; echo "run $outcome" >> "$CLOUD/log"
+    read -r outcome < "$CLOUD/outcomes"; sed -i 1d "$CLOUD/outcomes"
+    echo "run $outcome" >> "$CLOUD/log"
     if [[ $outcome == lost ]]; then echo SUSPENDED > "$CLOUD/state"; exit 1; fi
     for status in $outcome; do echo "randmix-status $status"; done ;;
 esac
@@ -188,8 +189,8 @@ def test_the_pod_is_started_again_after_preemption_and_never_after_a_mistake(
 
 
 SRUN = """#!/usr/bin/env bash
-# Tasks one after the other, each in a process group that gets what srun gets, and that ends with its first process,
-# as SLURM's do; what they end with is in $TASKS.
+# Runs the tasks sequentially, each in a process group that receives srun's signals and ends with
+# its first process, as SLURM's do; $TASKS has their exit statuses.
 while [[ $1 == --* ]]; do shift; done
 trap 'kill -TERM -- "-$task"' TERM
 largest=0
@@ -211,7 +212,7 @@ exit "$STATUS"
 
 
 def slurm(tmp_path, tasks, restarts=0):
-    """Starts the batch script with a SLURM of two shell scripts."""
+    """Starts the batch script under a SLURM made of two shell scripts."""
     scontrol = '#!/usr/bin/env bash\necho "$*" >> "$LOG"\n'
     for name, text in (("srun", SRUN), ("python", PYTHON), ("scontrol", scontrol)):
         (tmp_path / name).write_text(text)
@@ -321,7 +322,7 @@ def test_sigterm_is_handed_on_and_is_final(tmp_path):
     assert "again" not in err
 
 
-def test_local_processes_say_how_they_are_used():
+def test_local_processes_print_their_usage():
     for arguments in ((), ("two", "--config=x"), ("2",)):
         done = launch("local_processes.sh", *arguments)
         assert done.returncode == 2

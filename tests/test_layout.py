@@ -1,4 +1,4 @@
-"""Imports run downward, and importing randmix imports nothing heavy."""
+"""Import rules: imports run downward, and importing randmix imports nothing heavy."""
 
 import ast
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 import randmix
 
 PACKAGE = Path(randmix.__file__).parent
-# Each room and what it may import of randmix; a room may always import itself.
+# Each module or package and its allowed imports from randmix, apart from itself.
 ALLOWED = {
     "errors": set(),
     "distributed": {"errors"},
@@ -26,13 +26,7 @@ ALLOWED = {
     "progress": set(),
     "cli": {"errors", "host"},
     "config": {"errors"},
-    "data": {
-        "errors",
-        "cli",
-        "config",
-        "plots",
-        "sharding",
-    },  # what prepare and show are beside the data
+    "data": {"errors", "cli", "config", "plots", "sharding"},  # cli and plots: prepare and show
     "models": {"errors", "filters", "ops"},
     "groups": {"errors", "masks"},
     "optim": {"errors", "groups"},
@@ -67,11 +61,11 @@ ALLOWED = {
 }
 
 
-def imports(room):
+def imports(module):
     files = (
-        [PACKAGE / f"{room}.py"]
-        if (PACKAGE / f"{room}.py").exists()
-        else (PACKAGE / room).rglob("*.py")
+        [PACKAGE / f"{module}.py"]
+        if (PACKAGE / f"{module}.py").exists()
+        else (PACKAGE / module).rglob("*.py")
     )
     for file in files:
         for node in ast.walk(ast.parse(file.read_text())):
@@ -88,16 +82,16 @@ def imports(room):
             yield from (name.split(".")[1] for name in names if "." in name)
 
 
-@pytest.mark.parametrize("room", ALLOWED)
-def test_a_room_imports_only_what_lies_below_it(room):
-    assert set(imports(room)) - {room, "__version__"} <= ALLOWED[room]
+@pytest.mark.parametrize("module", ALLOWED)
+def test_imports_run_downward(module):
+    assert set(imports(module)) - {module, "__version__"} <= ALLOWED[module]
 
 
 def test_importing_randmix_imports_nothing_heavy():
     code = (
         "import randmix, randmix.cli, randmix.config, randmix.data.catalog, sys;"
-        "print([m for m in ('jax', 'flax', 'tensorflow', 'tensorflow_datasets', 'orbax', 'sklearn', 'matplotlib')"
-        " if m in sys.modules])"
+        "print([m for m in ('jax', 'flax', 'tensorflow', 'tensorflow_datasets', "
+        "'orbax', 'sklearn', 'matplotlib') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

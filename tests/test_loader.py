@@ -37,7 +37,7 @@ def test_an_epoch_visits_no_example_twice_and_drops_the_remainder_only():
     assert len(set(labels.tolist())) == len(labels)
 
 
-def test_epochs_and_seeds_have_orders_of_their_own():
+def test_epochs_and_seeds_have_different_orders():
     first = labels_of_epoch(0).tolist()
     assert labels_of_epoch(0).tolist() == first
     assert labels_of_epoch(1).tolist() != first

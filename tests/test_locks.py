@@ -1,4 +1,4 @@
-"""Locks: one holder at a time, free again after any end, and nothing left behind."""
+"""Locks: one holder at a time, released after any end, no files left."""
 
 import errno
 import fcntl
@@ -21,7 +21,7 @@ def test_one_holder_at_a_time_and_no_file_afterwards(tmp_path):
     with locks.try_lock(file) as mine:
         assert mine
         assert locks.holder(file).split()[-2:] == ["process", str(os.getpid())]
-        for _ in range(2):  # who doesn't get it leaves it as it is
+        for _ in range(2):  # whoever doesn't get the lock leaves it unchanged
             with locks.try_lock(file) as again:
                 assert not again
         assert file.exists()
@@ -51,7 +51,7 @@ def test_a_lock_on_a_file_that_its_holder_has_just_removed_is_taken_again(tmp_pa
     file, inner, first = tmp_path / "lock", fcntl.flock, []
 
     def flock(descriptor, operation):
-        if not first:  # between this one's open and its flock the holder before leaves
+        if not first:  # the previous holder leaves between this one's open and flock
             first.append(file.unlink())
         inner(descriptor, operation)
 
@@ -71,7 +71,8 @@ def test_a_file_system_without_locks_gets_a_warning(tmp_path, monkeypatch, caplo
     with locks.try_lock(tmp_path / "lock") as mine:
         assert mine
     assert caplog.messages == [
-        f"{tmp_path}/lock: this file system has no locks (No locks available); never start two runs in one folder there"
+        f"{tmp_path}/lock: this file system has no locks (No locks available); "
+        "never start two runs in one folder there"
     ]
 
 
@@ -84,6 +85,7 @@ def test_a_second_run_in_a_workdir_is_refused_before_it_touches_anything(tmp_pat
                 train(other, tmp_path)
             assert str(error.value) == (
                 f"{tmp_path}: another process is training in this workdir "
-                f"({locks.holder(tmp_path / artifacts.LOCK)}); wait for it, or give another --workdir"
+                f"({locks.holder(tmp_path / artifacts.LOCK)}); "
+                "wait for it, or give another --workdir"
             )
         assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before

@@ -1,4 +1,4 @@
-"""The command line as a person types it: the default run, resuming, and every mistake in one line."""
+"""The command line as a user types it: the default run, resuming, one-line mistakes."""
 
 import json
 
@@ -58,7 +58,7 @@ def test_a_run_ends_with_a_table_and_a_second_one_says_that_it_is_finished(tmp_p
 
 
 @pytest.mark.slow
-def test_without_a_workdir_each_config_has_a_folder_of_its_own(tmp_path):
+def test_without_a_workdir_each_config_has_its_own_folder(tmp_path):
     config = command.REPOSITORY / "configs" / "digits.py"
     flags = (f"--config={config}", *QUICK[1:])
     first = main(*flags, cwd=tmp_path)
@@ -88,7 +88,7 @@ def test_a_summary_shows_the_parameters_and_their_cost_and_ends(tmp_path):
     lines = [line.split() for line in done.out.splitlines()]
     (row,) = [line for line in lines if line[:1] == ["spatial/block_00/depthwise/kernel"]]
     assert row[1:4] == ["(5,", "5,", "64)"]
-    # A 5 x 5 filter for each of 64 channels at each of 8 x 8 pixels.
+    # A 5 x 5 filter per channel (64) and pixel (8 x 8).
     assert row[4:] == ["float32", "spatial", "train", "1,600", "6.3", "%", f"{25 * 64 * 64:,}"]
     total = 64 * (64 + 4 * (25 * 64 + 64 * 64)) + 640
     assert ["total", "25,226", "100.0", "%", f"{total:,}"] in lines
@@ -128,12 +128,13 @@ def test_a_summary_shows_the_parameters_and_their_cost_and_ends(tmp_path):
         ([DIGITS, "full"], "got 'full', allowed are flags only; see --help"),
         (
             ["--config=configs/convmixer_fashion_mnist.py", "--config.data.data_dir=/nowhere"],
-            "fashion_mnist is not prepared in /nowhere; run `python -m randmix.data.prepare fashion_mnist "
-            "--data_dir=/nowhere`",
+            "fashion_mnist is not prepared in /nowhere; "
+            "run `python -m randmix.data.prepare fashion_mnist --data_dir=/nowhere`",
         ),
         (
             [DIGITS, "--workdir=/dev/null/run"],
-            "/dev/null/run: can't be written (Not a directory); give a --workdir that you may write to",
+            "/dev/null/run: can't be written (Not a directory); "
+            "give a --workdir that you may write to",
         ),
     ],
 )
@@ -156,7 +157,8 @@ def test_a_batch_that_the_devices_cannot_share(tmp_path):
     )
     assert done.status == 2
     assert done.err == (
-        "randmix: config.batch_size: got 64, which 3 devices can't share evenly; allowed is a multiple of 3\n"
+        "randmix: config.batch_size: got 64, which 3 devices can't share evenly; "
+        "allowed is a multiple of 3\n"
     )
 
 

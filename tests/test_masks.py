@@ -1,4 +1,4 @@
-"""The package as a whole, labels, and the two halves of a partition."""
+"""Labels, the two halves of a partition, and the package as a whole."""
 
 import ast
 import pathlib
@@ -58,16 +58,18 @@ def test_every_leaf_gets_the_label_of_the_first_rule_that_selects_it(flat, given
     [
         (
             [("train", "role('spacial')"), ("freeze", everything)],
-            "rule 1 ('train', role('spacial')) matches no leaf: no role is 'spacial', the nearest is 'spatial'",
+            "rule 1 ('train', role('spacial')) matches no leaf: no role is 'spacial', "
+            "the nearest is 'spatial'",
         ),
         (
             [("train", everything), ("slow", leaf("kernle"))],
-            "rule 2 ('slow', leaf('kernle')) matches no leaf: no leaf is named 'kernle', the nearest is 'kernel'",
+            "rule 2 ('slow', leaf('kernle')) matches no leaf: no leaf is named 'kernle', "
+            "the nearest is 'kernel'",
         ),
         (
             [("train", path("spatial/stem/kernel2"))],
-            "rule 1 ('train', path('spatial/stem/kernel2')) matches no leaf: no path matches 'spatial/stem/kernel2', "
-            "the nearest is 'spatial/stem/kernel'",
+            "rule 1 ('train', path('spatial/stem/kernel2')) matches no leaf: "
+            "no path matches 'spatial/stem/kernel2', the nearest is 'spatial/stem/kernel'",
         ),
         (
             [("train", depth(3, None))],
@@ -75,16 +77,19 @@ def test_every_leaf_gets_the_label_of_the_first_rule_that_selects_it(flat, given
         ),
         (
             [("train", role("head") & depth(0, 1))],
-            "rule 1 ('train', role('head') & depth(0, 1)) matches no leaf: no leaf matches all of its terms",
+            "rule 1 ('train', role('head') & depth(0, 1)) matches no leaf: "
+            "no leaf matches all of its terms",
         ),
         (
             [("train", FLOATS)],
-            "rule 1 ('train', where('floats')) matches no leaf: where('floats') matches none of the 22 leaves, "
+            "rule 1 ('train', where('floats')) matches no leaf: "
+            "where('floats') matches none of the 22 leaves, "
             "the first is 'channel/block_00/pointwise/bias'",
         ),
         (
             [("train", ~role("norm")), ("slow", leaf("scale"))],
-            "no rule covers 'norm/block_00/depthwise_norm/bias' and 2 more: end the rules with ('freeze', everything)",
+            "no rule covers 'norm/block_00/depthwise_norm/bias' and 2 more: "
+            "end the rules with ('freeze', everything)",
         ),
         (
             [("train", "~path('head/classifier/bias')")],
@@ -135,13 +140,14 @@ def test_strict_finds_the_misspelt_word_that_selects_everything():
     with pytest.raises(MaskError) as caught:
         masks.labels(model_params(), rules, strict=True)
     assert str(caught.value) == (
-        "rule 1 ('train', ~role('spacial')) has a term that matches no leaf: no role is 'spacial', the nearest is 'spatial'"
+        "rule 1 ('train', ~role('spacial')) has a term that matches no leaf: no role is 'spacial', "
+        "the nearest is 'spatial'"
     )
-    # A range beyond the last block is arithmetic, not a misspelling.
+    # A range beyond the last block is valid, not a misspelling.
     masks.labels(model_params(), masks.trainable("chans - depth(9, None)"), strict=True)
 
 
-def test_modes_are_what_is_trained():
+def test_what_each_mode_trains():
     params = model_params()
     frozen = {
         mode: {p.split("/")[0] for p in masks.paths(params, ~selector)}
@@ -232,7 +238,7 @@ def test_labels_of_ten_thousand_leaves_are_quick():
     rules = masks.trainable(
         "~role('role1') & depth(4, None) | path('role2/.*/kernel') - leaf('bias')"
     )
-    seconds = []  # of this process, as the machine may be busy with others
+    seconds = []  # CPU time, as the machine may be busy
     for _ in range(5):
         start = time.process_time()
         masks.labels(tree, rules)

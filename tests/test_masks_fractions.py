@@ -1,4 +1,4 @@
-"""Which filters are learned inside a leaf."""
+"""Fractions: the filters that are learned within a leaf."""
 
 import pickle
 
@@ -55,9 +55,9 @@ def test_fraction_draws_are_a_function_of_seed_and_path():
         first["block_01"]["depthwise"]["kernel"] != first["block_00"]["depthwise"]["kernel"]
     ).any()
     assert (first["stem"]["kernel"] != draw(params, seed=1)["stem"]["kernel"]).any()
-    # A filter is learned with its bias.
+    # A filter and its bias are learned together.
     np.testing.assert_array_equal(first["stem"]["kernel"][0, 0], first["stem"]["bias"])
-    # A change here makes every run that learns a fraction another run.
+    # A change here changes every run that learns a fraction.
     golden = [1, 3, 4, 5, 6, 8, 14, 16, 17, 18, 20, 21, 22, 27, 29, 31]
     assert np.flatnonzero(first["stem"]["bias"]).tolist() == golden
 

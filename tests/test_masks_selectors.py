@@ -1,4 +1,4 @@
-"""Selectors against Python's sets and parser, and the texts that are refused."""
+"""Selectors against Python's sets and parser, and refused texts."""
 
 import copy
 import pickle

@@ -175,7 +175,8 @@ def test_messages_of_diff():
         (
             {"a": np.ones(2)},
             {"a": np.ones(3, np.float32)},
-            "'a' is float64[2] in the first tree and float32[3] in the second: compare trees of the same model",
+            "'a' is float64[2] in the first tree and float32[3] in the second: "
+            "compare trees of the same model",
         ),
         (
             {"a": jax.ShapeDtypeStruct((2,), jnp.float32)},

@@ -22,7 +22,7 @@ def init(images_shape=(1, 8, 8, 3), seed=0, **arguments):
 
 
 def apply(model, variables, images, **options):
-    """``model.apply``, compiled: the operators one by one would take longer."""
+    """``model.apply``, compiled, which is faster than its operators one at a time."""
     return jax.jit(functools.partial(model.apply, **options))(variables, images)
 
 
@@ -44,7 +44,7 @@ def test_every_parameter_is_in_the_subtree_of_its_role(small):
         "spatial/block_01/depthwise/kernel",
         "spatial/stem/kernel",
     ]
-    # A bias has the role of its kernel; normalisation is a role; its statistics are no parameters.
+    # A bias has the role of its kernel; normalisation is a role; statistics are no parameters.
     assert {
         path.replace("bias", "kernel")
         for path in masks.paths(params, "leaf('bias') - role('norm')")
@@ -69,7 +69,7 @@ def test_initial_values_are_pytorchs_uniform_by_fan_in(small):
             assert values.mean() == pytest.approx(0, abs=4 / np.sqrt(3 * values.size))
 
 
-def test_initial_values_hang_on_the_path_alone(small):
+def test_initial_values_depend_on_the_path_alone(small):
     _, shallow = small
     deep = init(depth=3)[1]
     for role in ("spatial", "channel"):
@@ -140,8 +140,8 @@ def test_arithmetic_promotes_no_dtype_silently():
     [
         (
             {"name": "convmixr"},
-            "model name: got 'convmixr', allowed convmixer, resnet, convmixer_1536_20, convmixer_768_32, "
-            "convmixer_1024_20; did you mean 'convmixer'?",
+            "model name: got 'convmixr', allowed convmixer, resnet, convmixer_1536_20, "
+            "convmixer_768_32, convmixer_1024_20; did you mean 'convmixer'?",
         ),
         (
             {"depthwise_method": "pallas"},
@@ -153,7 +153,8 @@ def test_arithmetic_promotes_no_dtype_silently():
         ),
         (
             {"dtype": "float16"},
-            "model convmixer: dtype: got 'float16', allowed float32, bfloat16; did you mean 'bfloat16'?",
+            "model convmixer: dtype: got 'float16', allowed float32, bfloat16; "
+            "did you mean 'bfloat16'?",
         ),
         ({"width": 0}, "model convmixer: width: got 0, allowed an integer of at least 1"),
         ({"depth": 0}, "model convmixer: depth: got 0, allowed an integer of at least 1"),
@@ -177,21 +178,23 @@ def test_arithmetic_promotes_no_dtype_silently():
         ),
         (
             {"head": "image"},
-            "model convmixer: num_classes: got 10, allowed None with head 'image', which returns as many "
-            "channels as the images have",
+            "model convmixer: num_classes: got 10, allowed None with head 'image', "
+            "which returns as many channels as the images have",
         ),
         (
             {"head": "image", "num_classes": None},
-            "model convmixer: patch_size: got 2, allowed 1 with head 'image', which maps pixel to pixel",
+            "model convmixer: patch_size: got 2, allowed 1 with head 'image', "
+            "which maps pixel to pixel",
         ),
         (
             {"name": "convmixer_768_32"},
-            "model convmixer_768_32: width: got 16, allowed 768, which the name fixes; to choose another, "
-            "build the model by the name of its family",
+            "model convmixer_768_32: width: got 16, allowed 768, which the name fixes; "
+            "to choose another, build the model by the name of its family",
         ),
         (
             {"filters": "sam"},
-            "filters: got 'sam', allowed random, same, box, identity, smoothed; did you mean 'same'?",
+            "filters: got 'sam', allowed random, same, box, identity, smoothed; "
+            "did you mean 'same'?",
         ),
         (
             {"filters": "smoothed", "smoothing_index": -1.0},
@@ -199,7 +202,7 @@ def test_arithmetic_promotes_no_dtype_silently():
         ),
     ],
 )
-def test_arguments_that_no_model_could_have(arguments, message):
+def test_invalid_arguments_are_refused(arguments, message):
     with pytest.raises(UserError) as error:
         models.build(**{"name": "convmixer", **ARGUMENTS, **arguments})
     assert str(error.value) == message
@@ -224,7 +227,7 @@ def test_an_argument_of_the_other_family_is_refused_with_what_is_allowed(name, f
 
 @pytest.mark.parametrize("name", models.MODELS)
 def test_every_model_has_its_config_keys(name):
-    """No more, no less than what a user can set, and the values are the ones that `build` takes."""
+    """The keys are exactly those a user can set, with values that `build` accepts."""
     settings = default(name).model.to_dict()
     head = {"num_classes": 7} if name == "resnet" else {"num_classes": 7, "head": "classifier"}
     model = models.build(**settings, **head)
@@ -321,7 +324,7 @@ def test_a_patch_that_does_not_divide_the_image():
 def test_a_kernel_larger_than_the_image_is_fine():
     model = models.build("convmixer", **{**ARGUMENTS, "kernel_size": 9})
     logits, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
-    assert logits.shape == (1, 10)  # what it computes: see test_parity
+    assert logits.shape == (1, 10)  # test_parity checks what it computes
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
-"""The notebooks run from top to bottom, say what they claim, and are saved with their outputs.
+"""The notebooks run from top to bottom, their claims hold, and their saved outputs are current.
 
-Where a saved output is out of date: ``jupyter execute --inplace notebooks/masks.ipynb``.
+To renew the saved outputs: ``jupyter execute --inplace notebooks/masks.ipynb``.
 """
 
 import json
@@ -16,11 +16,12 @@ pytestmark = pytest.mark.slow
 
 MASKS = command.REPOSITORY / "notebooks" / "masks.ipynb"
 
-# Facts behind the text, asserted in the notebook's own kernel at its end.
+# Facts behind the text, asserted in the notebook's own kernel after its last cell.
 FACTS = """
 assert results["full"]["parameters"]["frozen"] == 0
-assert set(masks.diff(initial, learned["chans"]).unchanged) == set(masks.paths(initial, "role('spatial')"))
-assert set(masks.diff(initial, learned["space"]).unchanged) == set(masks.paths(initial, "role('channel')"))
+for mode, frozen_role in (("chans", "spatial"), ("space", "channel")):
+    unchanged = masks.diff(initial, learned[mode]).unchanged
+    assert set(unchanged) == set(masks.paths(initial, f"role('{frozen_role}')")), mode
 assert min(results[mode]["metrics"]["test_accuracy"] for mode in ("full", "chans")) > 0.9
 assert envelopes[64].min() > envelopes[16].min() > envelopes[1].min()
 centre = (slice(192, 320), slice(192, 320))
@@ -29,10 +30,11 @@ low = {name: np.square(envelope(bank)[centre]).mean() / np.square(envelope(bank)
 assert low["full"] > low["frozen"]
 assert not masks.diff(initial["spatial"], learned["chans"]["spatial"]).moved
 
-# A share of the filters: those that the mask names moved, bit for bit no other.
+# A share of the filters: exactly those in the mask moved, bit for bit.
 chosen = masks.channel_masks(spatial, rules)["spatial"]
 for name, tree in initial["spatial"].items():
-    for old, new, mask in zip(*map(jax.tree.leaves, (tree, learned[1 / 8]["spatial"][name], chosen[name]))):
+    trees = (tree, learned[1 / 8]["spatial"][name], chosen[name])
+    for old, new, mask in zip(*map(jax.tree.leaves, trees)):
         moved = (np.asarray(old) != np.asarray(new)).any(tuple(range(old.ndim - 1)))
         assert np.array_equal(moved, mask.ravel()), name
 
@@ -45,7 +47,7 @@ print("the facts hold")
 
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory):
-    """The notebook after a run in a kernel of its own, the facts at its end."""
+    """The notebook after a run in a new kernel, with the facts as its last cell."""
     notebook = nbformat.read(MASKS, as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell(FACTS))
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(command.REPOSITORY)}
@@ -58,7 +60,7 @@ def executed(tmp_path_factory):
     return notebook
 
 
-@pytest.mark.filterwarnings("ignore")  # Jupyter's own, of its event loop and its temporary files
+@pytest.mark.filterwarnings("ignore")  # Jupyter's own, about its event loop and temporary files
 def test_the_notebook_runs_and_its_text_is_true(executed):
     assert executed.cells[-1].outputs[0].text == "the facts hold\n"
 

@@ -1,4 +1,4 @@
-"""A workdir on gs://, on a stand-in in memory that can't append or rename, as object stores can't."""
+"""A workdir on gs://: an in-memory stand-in that, like object stores, can't append or rename."""
 
 import json
 
@@ -43,7 +43,7 @@ def bucket(monkeypatch):
 
 
 def test_a_run_whose_workdir_is_there(bucket, tmp_path, monkeypatch, capsys):
-    # Orbax writes to gs:// by TensorStore, which has no stand-in.
+    # Orbax writes to gs:// through TensorStore, which has no stand-in.
     monkeypatch.setattr(
         train, "Checkpoints", lambda workdir, **about: Checkpoints(tmp_path / "there", **about)
     )

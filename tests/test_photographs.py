@@ -1,4 +1,4 @@
-"""Decoding and cropping, held against Pillow and OpenCV used directly, and both decoders against each other."""
+"""Decoding and cropping against Pillow and OpenCV, and the two decoders against each other."""
 
 import io
 import math
@@ -18,9 +18,8 @@ FILES = {
     "landscape": lambda: pictures.encode(pictures.photograph(0)),
     "odd": lambda: pictures.encode(pictures.photograph(1, 401, 333)),
     "narrow": lambda: pictures.encode(pictures.photograph(1, 33, 700)),
-    "large": lambda: pictures.encode(
-        pictures.photograph(0, 1601, 1203)
-    ),  # decoded at 1/2, 1/4 and 1/8
+    # decoded at 1/2, 1/4 and 1/8
+    "large": lambda: pictures.encode(pictures.photograph(0, 1601, 1203)),
     "smaller": lambda: pictures.encode(pictures.photograph(0, 50, 40)),
     "full colour": lambda: pictures.encode(pictures.photograph(0), subsampling="4:4:4", quality=95),
     "progressive": lambda: pictures.encode(pictures.photograph(0), progressive=True),
@@ -43,7 +42,7 @@ def test_both_decoders_give_the_same_pixels(name):
             for decoder in ("simplejpeg", "pillow")
         )
         assert one.shape == (64, 64, 3)
-        assert np.abs(one - other).max() <= 1  # OpenCV rounds, Pillow cuts off
+        assert np.abs(one - other).max() <= 1  # OpenCV rounds, Pillow truncates
     one, other = (
         photographs.centre_crop(data, image_size=64, crop=0.96, decoder=decoder)
         for decoder in ("simplejpeg", "pillow")
@@ -64,7 +63,7 @@ def test_a_random_crop_is_a_part_of_the_image_resized(seed):
 
 
 def test_a_large_crop_is_decoded_smaller_and_looks_the_same():
-    """Against area averaging of the whole decoded image: no pixel is skipped, and nothing is shifted."""
+    """Against area averaging of the full decoded image: no pixel is skipped, nothing is shifted."""
     data = pictures.encode(pictures.photograph(0, 1600, 1200))
     take_all = np.full((10, 4), 0.5)
     got = photographs.random_crop(
@@ -89,7 +88,8 @@ def test_random_boxes_have_the_areas_and_ratios_of_inceptions():
         assert 0 <= top <= 1000 - height
         assert 0.245 <= width * height / 1e6 <= 1.0
         assert 0.74 <= width / height <= 1.35
-    # A large box of extreme ratio doesn't fit and is drawn anew, so only small ones are as they were drawn.
+    # A large box of extreme ratio doesn't fit and is redrawn, so only small ones follow the
+    # distribution.
     small = [box for box in boxes if box.width * box.height < 0.7e6]
     ratios = [math.log(box.width / box.height, 4 / 3) for box in small]
     assert stats.kstest(ratios, stats.uniform(-1, 2).cdf).pvalue > 0.01
@@ -117,7 +117,7 @@ def test_where_no_try_fits_it_is_the_largest_centred_box(width, height, box):
 
 @pytest.mark.parametrize(("width", "height"), [(500, 400), (333, 401), (224, 224), (100, 90)])
 def test_evaluation_crops_as_timm_does(width, height):
-    """Resize the shorter side to int(224 / 0.96) bicubically, then crop the centre: written out with Pillow."""
+    """Resize the shorter side to int(224 / 0.96) bicubically, then crop the centre, in Pillow."""
     data = pictures.encode(pictures.photograph(0, width, height))
     image = Image.open(io.BytesIO(data))
     side = math.floor(224 / 0.96)

@@ -1,4 +1,4 @@
-"""The look of pictures: read in grey, the same file each time, and no global state."""
+"""Figures: readable in grey, reproducible files, no global state."""
 
 import itertools
 import subprocess

@@ -1,4 +1,4 @@
-"""Preparing data sets: archives of the true formats, small; and Fashion-MNIST itself where it is installed."""
+"""Preparation of data sets from small archives, and of the real Fashion-MNIST where installed."""
 
 import contextlib
 import errno
@@ -30,7 +30,7 @@ DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 needs_fashion_mnist = pytest.mark.skipif(
     not DEBIAN.is_dir(), reason=f"{DEBIAN} is missing: apt-get install dataset-fashion-mnist"
 )
-# SHA-256 of the test labels in the order that TFDS's own class writes them, prepared with TensorFlow.
+# SHA-256 of the test labels in the order of TFDS's own class, prepared with TensorFlow.
 FASHION_MNIST_TEST_LABELS = "85e2be1b62985fe36ef293a029e9559c3f6822643be932622c5042b8a1654a94"
 
 
@@ -49,7 +49,7 @@ def mnist(monkeypatch):
 
 @pytest.fixture
 def server(tmp_path):
-    """Serves a directory on a free port; (url, directory)."""
+    """Serves a directory on a free port; returns (url, directory)."""
     directory = tmp_path / "served"
     directory.mkdir()
 
@@ -81,9 +81,8 @@ def test_archives_become_the_arrays_they_hold(name, monkeypatch, tmp_path):
     assert directory == tmp_path / name / catalog.get(name).version
     for split, truth in small.truth.items():
         assert in_one_order(catalog.load(name, split, tmp_path)) == in_one_order(truth)
-    source = tfds.data_source(
-        name, data_dir=tmp_path, split="train", download=False
-    )  # by the stock class
+    # read by the stock class
+    source = tfds.data_source(name, data_dir=tmp_path, split="train", download=False)
     assert len(source) == TRAIN
     features = source.dataset_info.features
     if name == "fashion_mnist":
@@ -130,7 +129,8 @@ def test_a_wrong_archive_is_named_with_both_checksums(mnist, tmp_path, change):
     with pytest.raises(UserError) as error:
         prepare.prepare("mnist", tmp_path, manual_dir=manual)
     assert str(error.value) == (
-        f"{archive} is damaged or a different file: expected SHA-256 {hashlib.sha256(expected).hexdigest()} "
+        f"{archive} is damaged or a different file: "
+        f"expected SHA-256 {hashlib.sha256(expected).hexdigest()} "
         f"({len(expected)} bytes), found {hashlib.sha256(wrong).hexdigest()} ({len(wrong)} bytes)"
     )
     assert not catalog.is_prepared("mnist", tmp_path)
@@ -145,13 +145,13 @@ def test_archives_are_downloaded_once(monkeypatch, server, tmp_path):
     assert catalog.load("mnist", "test", tmp_path)["label"].shape == (TEST,)
     downloads = tmp_path / "downloads" / "mnist"
     assert {path.name: path.read_bytes() for path in downloads.iterdir()} == small.files
-    small.install(monkeypatch, UNREACHABLE)  # what was downloaded serves again
+    small.install(monkeypatch, UNREACHABLE)  # the downloads are used again
     (tmp_path / "mnist" / "3.0.1").rename(tmp_path / "elsewhere")
     prepare.prepare("mnist", tmp_path, progress=False)
     assert catalog.is_prepared("mnist", tmp_path)
 
 
-def test_a_wrong_download_is_not_kept_for_right(monkeypatch, server, tmp_path):
+def test_a_wrong_download_is_discarded(monkeypatch, server, tmp_path):
     url, served = server
     small = small_mnist()
     small.install(monkeypatch, url)
@@ -167,7 +167,7 @@ def test_a_wrong_download_is_not_kept_for_right(monkeypatch, server, tmp_path):
 
 
 @pytest.mark.parametrize("trouble", ["refused", "absent", "silent"])
-def test_a_dead_network_is_given_up_soon(monkeypatch, server, tmp_path, trouble):
+def test_a_dead_network_fails_fast(monkeypatch, server, tmp_path, trouble):
     monkeypatch.setattr(archives, "TIMEOUT", 0.3)
     url, _ = server
     with socket_that_never_answers() as silent:
@@ -194,7 +194,10 @@ def socket_that_never_answers():
 def test_without_archives_fashion_mnist_says_where_to_get_them(monkeypatch, tmp_path):
     small = small_mnist("fashion_mnist")
     small.install(monkeypatch, UNREACHABLE)
-    hint = "`apt-get install dataset-fashion-mnist` provides them: --manual_dir=/usr/share/datasets/fashion-mnist$"
+    hint = (
+        "`apt-get install dataset-fashion-mnist` provides them: "
+        "--manual_dir=/usr/share/datasets/fashion-mnist$"
+    )
     with pytest.raises(UserError, match=f"{', '.join(small.files)}.*{hint}"):
         prepare.prepare("fashion_mnist", tmp_path, progress=False)
     with pytest.raises(UserError, match=hint):
@@ -226,7 +229,7 @@ def test_debians_archives_become_upstreams(prefix):
 
 @pytest.mark.slow
 @needs_fashion_mnist
-def test_fashion_mnist_whole(tmp_path):
+def test_the_real_fashion_mnist(tmp_path):
     done = run("fashion_mnist", "--data_dir", tmp_path, f"--manual_dir={DEBIAN}")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(

@@ -1,4 +1,4 @@
-"""``python -m randmix.reproduce`` from the command to the report, in its smallest preset; and its mistakes."""
+"""``python -m randmix.reproduce`` with its smallest preset, to the report; and its mistakes."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ SMOKE = presets.get("smoke")
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """The sweep of the preset smoke, whole."""
+    """The complete sweep of the preset smoke."""
     root = tmp_path_factory.mktemp("sweep") / "smoke"
     done = command.run(MODULE, "--preset=smoke", "--seeds=2", f"--workdir={root}", limit=900)
     assert done.status == 0, done.err
@@ -54,7 +54,7 @@ def test_every_claim_has_a_verdict_and_every_figure_is_inside(root, page):
     assert page.count("data:image/") == len(names)
 
 
-def test_the_page_is_whole_in_itself_and_its_links_lead_somewhere(root, page):
+def test_the_page_is_self_contained_and_its_links_resolve(root, page):
     assert not re.search(r"<script|<link|https?://", page)
     assert not re.search(r'src="(?!data:)', page)
     targets = re.findall(r'href="([^"]+)"', page)
@@ -67,7 +67,7 @@ def test_the_page_is_whole_in_itself_and_its_links_lead_somewhere(root, page):
             assert (root / "report" / target).exists(), target
 
 
-def test_every_number_leads_to_its_run(root):
+def test_every_number_links_to_its_run(root):
     rows = [*csv.DictReader((root / "report" / "results.csv").read_text().splitlines())]
     assert list(rows[0]) == [
         "experiment",
@@ -113,8 +113,8 @@ def test_smoothed_runs_were_trained_with_the_filters_that_are_drawn(root):
             np.testing.assert_allclose(trained[name], expected, atol=1e-6)
 
 
-def test_a_report_that_is_broken_off_leaves_the_old_one(root, tmp_path, monkeypatch):
-    # A sweep of nothing but the banks, so that it takes no time.
+def test_an_interrupted_report_keeps_the_old_one(root, tmp_path, monkeypatch):
+    # A sweep of the banks alone, which takes no time.
     shutil.copytree(root / "pictures", tmp_path / "pictures")
     arguments = (tmp_path, SMOKE, ("E1",), [])
     assert report.write(*arguments, overrides={}, command="the first").verdicts.keys() == {"7"}
@@ -152,7 +152,7 @@ def test_what_failed_is_named_and_the_rest_is_there(root, tmp_path):
     assert 'id="figure-E2"' in page
 
 
-def test_a_dry_run_lists_and_makes_nothing(tmp_path):
+def test_a_dry_run_only_lists(tmp_path):
     root = tmp_path / "sweep"
     done = command.run(
         MODULE,

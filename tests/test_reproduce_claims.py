@@ -1,4 +1,4 @@
-"""Every claim, experiment and figure is there; and each verdict falls as planted numbers say, either way."""
+"""Claims, experiments and figures are complete, and verdicts follow planted numbers both ways."""
 
 import itertools
 
@@ -11,7 +11,7 @@ from randmix.reproduce.records import Record, Records
 from randmix.reproduce.statistics import CONFIRMED, REFUTED, UNDECIDED
 
 SEEDS = (0, 1, 2)
-# The paper's claims as the project counts them, and the experiments that decide each.
+# The paper's claims in the project's numbering, and the experiments that decide each.
 EXPECTED = {
     **{"1a": "E2", "1b": "E5", "1c": "E2", "2": "E3", "3": "E4", "5": "E7", "7": "E1", "8": "E11"},
     **{"4a": "E6", "4b": "E6", "4c": "E6", "4d": "E6", "6a": "E10", "6b": "E10", "6c": "E10"},
@@ -35,7 +35,10 @@ KEPT = {"E1", "E7-filters", "E8", "E8-profile", "E9-envelopes", "E9-filters", "E
 
 
 def records(experiment, metric, value, *, over, **settings):
-    """A record for each seed and combination of ``over``; ``value(seed, **combination)`` with dots as "__"."""
+    """One record per seed and combination of ``over``: ``value(seed, **combination)``.
+
+    Names have "__" for dots.
+    """
     found = Records()
     for values in itertools.product(*over.values()):
         at = dict(zip(over, values, strict=True))
@@ -77,7 +80,7 @@ def test_every_claim_experiment_and_figure_has_its_entry():
 )
 def test_near(id, experiment, gap, expected):
     def accuracy(seed, mode, model__depth):
-        # The gap is what counts, also where seeds differ far more than modes do.
+        # Only the gap counts, even where seeds differ far more than modes.
         return 0.8 + 0.05 * seed - (gap if mode == "chans" and model__depth == 2 else 0)
 
     over = {"mode": ("full", "chans"), "model__depth": (1, 2)}
@@ -142,7 +145,7 @@ def test_shrinks_to_nothing(gaps, expected):
 )
 def test_robustness(id, model, defense, gain, expected):
     def accuracy(seed, mode, epsilon, **_):
-        # At epsilon 0 it's the other way round, which must not count.
+        # At epsilon 0 it's reversed, which must not count.
         return 0.5 + (gain if mode == "chans" else 0) * (1 if epsilon else -9)
 
     over = {"mode": ("full", "chans"), "epsilon": (0.0, 8.0, 16.0), "model__depth": (1, 2)}
@@ -168,7 +171,7 @@ def test_smoothing(gain, loss, expected):
     gain, loss = {0.0: 0.0, **gain}, {0.0: 0.0, **loss}
 
     def fgsm(seed, model__smoothing_index, epsilon):
-        # At 64 hardly anything is left, so that 16 is the largest epsilon that counts.
+        # At 64 hardly any accuracy is left, so 16 is the largest epsilon that counts.
         left = {8.0: 0.8, 16.0: 0.4, 64.0: 0.01}[epsilon]
         return left * (1 + (gain[model__smoothing_index] if epsilon == 16 else 0))
 

@@ -1,4 +1,4 @@
-"""Runs of a sweep: each once, in groups of seeds, parted into shards, changed from the command line."""
+"""Runs of a sweep: each once, in groups of seeds, split into shards, with overrides."""
 
 import itertools
 
@@ -18,7 +18,7 @@ def groups():
     return plan.build(SMOKE, tuple(SMOKE.runs), range(2))
 
 
-def test_a_shared_run_is_there_once_and_knows_who_takes_it(groups):
+def test_a_shared_run_appears_once_with_its_experiments(groups):
     names = [run.name for group in groups for run in group]
     assert len(names) == len(set(names))
     asked = sum(len(runs) for runs in SMOKE.runs.values())
@@ -47,11 +47,11 @@ def test_costs_are_multiply_adds_times_images_times_epochs(groups):
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 100])
-def test_shards_part_the_groups(groups, n):
+def test_shards_partition_the_groups(groups, n):
     parts = [plan.shard(groups, i, n) for i in range(1, n + 1)]
     together = [group for part in parts for group in part]
     assert sorted(g[0].name for g in together) == sorted(g[0].name for g in groups)
-    # Also for a job that lists the groups in another order.
+    # The same in a job that lists the groups in another order.
     assert plan.shard(groups[::-1], 1, n) == parts[0]
     loads = [sum(len(group) * group[0].cost for group in part) for part in parts]
     largest = max(len(group) * group[0].cost for group in groups)
@@ -59,12 +59,12 @@ def test_shards_part_the_groups(groups, n):
 
 
 @pytest.mark.parametrize("text", ["3/2", "0/2", "1/0", "a/b", "1", "-1/2", "1/2/3", ""])
-def test_a_shard_that_cannot_be(text):
+def test_an_impossible_shard_is_refused(text):
     with pytest.raises(UserError, match=r"--shard: got .* allowed is i/n with i from 1 to n"):
         plan.parse_shard(text)
 
 
-def test_a_shard_that_can_be():
+def test_a_shard_is_parsed():
     assert plan.parse_shard("3/8") == (3, 8)
 
 
@@ -91,7 +91,7 @@ def test_overrides_reach_the_runs_that_have_the_key_and_the_attack():
         ("attack.examples=all", "allowed are attack.epsilons"),
     ],
 )
-def test_overrides_that_cannot_be(text, message):
+def test_impossible_overrides_are_refused(text, message):
     preset = presets.get("digits")
     with pytest.raises(UserError, match=message):
         plan.split_overrides(preset, plan.parse_overrides([text]))
@@ -108,7 +108,7 @@ def test_a_data_set_that_is_not_prepared_is_a_mistake():
 
 
 @pytest.mark.parametrize("name", presets.NAMES)
-def test_every_run_of_a_preset_is_a_config_with_a_name_of_its_own(name):
+def test_every_run_of_a_preset_is_a_valid_config_with_a_name(name):
     preset = presets.get(name)
     for settings in itertools.chain.from_iterable(preset.runs.values()):
         config = plan.make_config({**settings, "seed": 1})

@@ -1,4 +1,4 @@
-"""Effects over seeds, held against SciPy's own tests and regression."""
+"""Effects over seeds against SciPy's tests and regression."""
 
 import math
 

@@ -1,4 +1,7 @@
-"""The sweep's promises, with a trainer that only writes: each run once, through failures, signals, locks and shards."""
+"""Guarantees of the sweep, with a trainer that only writes files.
+
+Each run is trained once, through failures, signals, locks and shards.
+"""
 
 import dataclasses
 import json
@@ -20,7 +23,7 @@ def groups():
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Replaces the trainer; gives the list of what it was called with, and what it raises by run."""
+    """Replaces the trainer; returns the list of its calls and its errors by run."""
     calls, errors = [], {}
 
     def train(config, workdir, *, programs):
@@ -54,7 +57,7 @@ def test_every_run_is_trained_once_and_measured(groups, tmp_path, trained, capsy
     assert "left" in said
     execute(groups, tmp_path)
     assert calls == names(groups)
-    # What runs print is in their logs.
+    # What runs print goes to their logs.
     assert capsys.readouterr().out == ""
     assert (groups[0][0].folder(tmp_path) / "log.txt").read_text() == "said by the run\n"
 
@@ -80,7 +83,7 @@ def test_a_failure_is_written_down_and_tried_again(groups, tmp_path, trained):
     assert not (first.folder(tmp_path) / sweep.FAILED).exists()
 
 
-def test_a_preempted_run_stops_the_sweep_which_goes_on(groups, tmp_path, trained):
+def test_a_preempted_run_stops_the_sweep_which_resumes(groups, tmp_path, trained):
     calls, errors = trained
     errors[groups[1][0].name] = Preempted("stopped")
     with pytest.raises(Preempted):

@@ -1,4 +1,4 @@
-"""The separable ResNet: its layers, paths and first values; what is compiled, on one device and on eight."""
+"""The separable ResNet: layers, paths, initial values; its program on one and on eight devices."""
 
 import functools
 import re
@@ -101,7 +101,7 @@ def test_initial_values_are_pytorchs_uniform_by_fan_in():
     @jax.jit
     def init(key):
         flat = flatten_dict(model.init(key, jnp.zeros((1, 8, 8, 3))), sep="/")
-        return {path: flat[path] for path in fan_ins}  # the others aren't compiled
+        return {path: flat[path] for path in fan_ins}  # other values aren't compiled
 
     for path, values in init(jax.random.key(0)).items():
         values = np.asarray(values, np.float64) * np.sqrt(fan_ins[path])
@@ -127,7 +127,7 @@ def test_initial_values_are_pytorchs_uniform_by_fan_in():
         ({"num_classes": 0}, "num_classes: got 0, allowed an integer of at least 1"),
     ],
 )
-def test_arguments_that_no_resnet_could_have(arguments, message):
+def test_invalid_arguments_of_a_resnet_are_refused(arguments, message):
     with pytest.raises(UserError) as error:
         models.build("resnet", **{**ARGUMENTS, **arguments})
     assert str(error.value) == f"model resnet: {message}"
@@ -168,7 +168,7 @@ def lowered_step(mode, devices=1, **settings):
 
 @pytest.mark.parametrize("mode", ["full", "chans", "space"])
 def test_a_pairs_dense_weight_gradient_is_computed_once(mode):
-    """Either factor's gradient is a contraction of it: Full takes no second one, and Chans none less."""
+    """Both factors' gradients are contractions of it: Full needs no second one, Chans no fewer."""
     text = lowered_step(mode).as_text()
     forward, input_gradients = CONVOLUTIONS, CONVOLUTIONS - 1
     assert text.count("stablehlo.convolution") == forward + input_gradients
@@ -184,7 +184,7 @@ def test_activations_are_not_gathered_over_the_devices(between):
 
 
 def test_the_channels_in_between_are_never_written():
-    """m C = 20 channels of a batch of 8 x 8 maps exist in the two-step form alone; patches have k k C = 36."""
+    """Maps of m C = 20 channels exist in the two-step form alone; patches have k k C = 36."""
     wide = re.compile(r"tensor<32x8x8x20x")
     assert wide.search(lowered_step("full", between="relu", multiplier=5).as_text())
     assert not wide.search(lowered_step("full", multiplier=5).as_text())

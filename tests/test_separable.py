@@ -90,7 +90,7 @@ def test_the_composed_kernel_is_that_of_the_appendix():
     ("trained", "convolutions"), [((0,), 2), ((0, 1), 3), ((0, 2), 3), ((0, 1, 2), 3), ((1, 2), 2)]
 )
 def test_the_dense_weight_gradient_is_computed_once_and_only_if_asked_for(trained, convolutions):
-    """A convolution of its own on a TPU, and none on a CPU."""
+    """A separate convolution on a TPU, none on a CPU."""
     x, spatial, channel, _ = factors("3x3, m = 9")
     traced = jax.jit(jax.grad(lambda *a: jnp.square(separable(*a)).sum(), trained)).trace(
         x, spatial, channel
@@ -165,7 +165,7 @@ def test_in_bfloat16_one_rounding_beats_two():
 
 def test_a_batch_over_eight_devices_is_never_gathered(monkeypatch):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    # The weight gradient in two turns of eight images, one a device.
+    # The weight gradient in two rounds of eight images, one per device.
     monkeypatch.setattr(dense, "_PATCHES", 8 * 4 * 4 * 72 * 4)
     x, spatial, channel = draw((16, 4, 4, 8), 0), draw((3, 3, 8, 9), 1), draw((72, 8), 2)
     gradient = jax.jit(

@@ -1,6 +1,6 @@
-"""Real runs on 2 and 4 processes of this machine, against one process: undisturbed, stopped, killed, mistaken.
+"""Real runs on 2 and 4 local processes against one: undisturbed, stopped, killed, misconfigured.
 
-They are started by launch/local_processes.sh, and talk over gloo.
+launch/local_processes.sh starts them; they communicate over gloo.
 """
 
 import json
@@ -37,11 +37,11 @@ def get_config():
     config.data.crop_padding = 1
     return config
 """
-HEARTBEAT = 8  # seconds; less would be missed on a busy machine
+HEARTBEAT = 8  # seconds; a busy machine would miss shorter ones
 
 
 class Runs:
-    """Starts that config on any number of processes; what one start has compiled the next one needn't."""
+    """Starts that config on any number of processes, which share compiled programs."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -49,7 +49,8 @@ class Runs:
         self.environment = {
             "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+            "XLA_FLAGS": "--xla_backend_optimization_level=0 "
+            "--xla_llvm_disable_expensive_passes=true",
         }
 
     def flags(self, workdir, *flags):
@@ -61,7 +62,7 @@ class Runs:
         return {**self.environment, "DISTURB": disturb, "DISTURB_MARKS": str(marks)}
 
     def one(self, workdir, *flags):
-        """To its end on one process."""
+        """Runs to the end on one process."""
         done = command.run("randmix.main", *self.flags(workdir, *flags), env=self.environment)
         assert done.status == 0, done.err
         return done
@@ -70,7 +71,7 @@ class Runs:
         return command.run("disturbed", *self.flags(workdir), env=self.disturbance(disturb))
 
     def several(self, count, workdir, *flags, disturb="", restarts=0, cwd=command.REPOSITORY):
-        """On several, by the launcher; how it ended, with the seconds it took."""
+        """Runs on several through the launcher; returns the completed process and its seconds."""
         module = "disturbed" if disturb else "randmix.main"
         flags = self.flags(workdir, f"--heartbeat_timeout={HEARTBEAT}", *flags)
         return self.launch(count, module, flags, disturb=disturb, restarts=restarts, cwd=cwd)
@@ -117,7 +118,7 @@ def log(workdir):
 
 
 def assert_agree(workdir, reference):
-    """Same lines with the same numbers, same examples counted, same variables, to float tolerance."""
+    """Checks for the same log lines, example counts and variables, to float tolerance."""
     got, expected = log(workdir), log(reference)
     assert [list(row) for row in got] == [list(row) for row in expected]
     for row, other in zip(got, expected, strict=True):
@@ -134,7 +135,7 @@ def assert_agree(workdir, reference):
         np.testing.assert_allclose(ours[path], theirs[path], rtol=1e-5, atol=1e-6, err_msg=path)
 
 
-def test_four_processes_agree_with_one_and_only_the_first_speaks(runs, tmp_path):
+def test_four_processes_agree_with_one_and_only_the_first_prints(runs, tmp_path):
     four, one = tmp_path / "four", tmp_path / "one"
     task = ("--config.task=unshuffling", "--config.steps=4", "--config.eval_every=2")
     done, _ = runs.several(4, four, *task)
@@ -147,7 +148,7 @@ def test_four_processes_agree_with_one_and_only_the_first_speaks(runs, tmp_path)
     assert set(speaking) == {"[0]"}
 
 
-def test_a_signal_to_one_of_two_stops_both_at_one_step_and_one_process_goes_on(
+def test_a_signal_to_one_of_two_stops_both_at_one_step_and_one_process_resumes(
     runs, reference, tmp_path
 ):
     done, _ = runs.several(2, tmp_path, disturb="SIGTERM:2")
@@ -161,14 +162,15 @@ def test_a_signal_to_one_of_two_stops_both_at_one_step_and_one_process_goes_on(
     assert_agree(tmp_path, reference)
 
 
-def test_two_go_on_from_one_and_outlive_a_death_and_a_standstill(runs, reference, tmp_path):
+def test_two_processes_resume_from_one_and_survive_a_death_and_a_hang(runs, reference, tmp_path):
     assert runs.one_disturbed(tmp_path, "SIGTERM:3").status == 75
     done, _ = runs.several(2, tmp_path, disturb="SIGKILL:6,SIGSTOP:10", restarts=2)
     assert done.returncode == 0, done.stderr
     ends = re.findall(r"process (\d) ended with status (\d+)", done.stderr)
-    # The launcher kills the one that stands still, after the grace period.
+    # The launcher kills the hung process after the grace period.
     assert [status for process, status in ends if process == "1"] == ["137", "137"]
-    # gloo sees that a connection is closed, an exception; the heartbeat is what sees a standstill, and aborts.
+    # A closed connection raises an exception in gloo; a hang is noticed by the heartbeat, which
+    # aborts.
     closed, standstill = (status for process, status in ends if process == "0")
     assert closed != "0"
     assert standstill == "134"
@@ -177,9 +179,8 @@ def test_two_go_on_from_one_and_outlive_a_death_and_a_standstill(runs, reference
     first, second, third = (
         int(step) for step in re.findall(r"resuming from step (\d+)", done.stdout)
     )
-    assert (
-        first == 3 <= second <= 6
-    )  # that is where it was killed: how far a save had come, chance decides
+    # Killed at 6; the last complete save depends on timing.
+    assert first == 3 <= second <= 6
     assert second <= third <= 10
     assert_agree(tmp_path, reference)
 
@@ -188,8 +189,8 @@ def test_a_mistake_that_one_process_sees_ends_all(runs, tmp_path):
     done, seconds = runs.several(2, "relative", disturb="ELSEWHERE", restarts=3, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     message = (
-        "relative: isn't the folder that process 0 sees under this name; give a --workdir that all hosts share, "
-        "on a network file system or gs://"
+        "relative: isn't the folder that process 0 sees under this name; "
+        "give a --workdir that all hosts share, on a network file system or gs://"
     )
     lines = done.stderr.splitlines()
     assert f"[1] randmix: {message}" in lines

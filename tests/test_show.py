@@ -1,4 +1,4 @@
-"""The picture of a batch before and after augmentation: of the very step that training would take."""
+"""The picture of a batch before and after augmentation, exactly as in a step of training."""
 
 import csv
 from functools import partial
@@ -63,10 +63,8 @@ def test_titles_are_class_names_and_shares():
     )
     visible = [axes for axes in figure.axes if axes.get_visible()]
     titles = [axes.get_title() for axes in visible]
-    assert (len(figure.axes), len(visible)) == (
-        32,
-        20,
-    )  # two pairs of rows, the second of them with two examples
+    # two pairs of rows, the second with two examples
+    assert (len(figure.axes), len(visible)) == (32, 20)
     assert titles[0:2] == ["a", "b"]
     assert titles[8:10] == ["0.75 a\n0.25 b", ""]
     assert [axes.get_ylabel() for axes in visible if axes.get_ylabel()] == ["before", "after"] * 2

@@ -1,4 +1,4 @@
-"""The gain of smoothing: by its definition, from files of evaluations, and refused where they don't fit."""
+"""The gain of smoothing: its definition, from evaluation files, and refused combinations."""
 
 import csv
 import json
@@ -27,7 +27,7 @@ def write(folder, index, accuracies, data="digits, test", epsilons=EPSILONS):
 
 @pytest.fixture
 def folders(tmp_path):
-    """Index 2 before index 0, as a user may name them."""
+    """Index 2 before index 0, an order that a user may give."""
     return [
         write(tmp_path / "two", 2.0, (0.9, 0.5, 0.2)),
         write(tmp_path / "zero", 0.0, (0.8, 0.4, 0.0)),
@@ -42,7 +42,7 @@ def test_the_gain_is_relative_to_the_unsmoothed_run(folders, tmp_path):
     assert got == [
         (0.0, 0.0, "0"),
         (0.0, 4.0, "0"),
-        (0.0, 64.0, ""),  # nothing was left to gain on
+        (0.0, 64.0, ""),  # no accuracy is left to gain on
         (2.0, 0.0, "0.125"),
         (2.0, 4.0, "0.25"),
         (2.0, 64.0, ""),
@@ -76,7 +76,8 @@ def test_what_cannot_be_compared(folders, tmp_path):
     assert message(two, two) == "--folders: got 0 of smoothing index 0, allowed one, the baseline"
     other = write(tmp_path / "other", 1.0, (0.9, 0.5, 0.2), data="mnist, test")
     assert message(zero, other) == (
-        "--folders: got data 'mnist, test: all 360' at index 1, allowed 'digits, test: all 360' as at index 0"
+        "--folders: got data 'mnist, test: all 360' at index 1, "
+        "allowed 'digits, test: all 360' as at index 0"
     )
     fewer = write(tmp_path / "fewer", 3.0, (0.9, 0.5), epsilons=EPSILONS[:2])
     assert "got epsilons (0.0, 4.0) at index 3, allowed (0.0, 4.0, 64.0)" in message(zero, fewer)

@@ -25,7 +25,7 @@ def bank(shape, seed=0):
 
 
 def reference(kernels, size):
-    """The definition in float64: the whole plane of every filter."""
+    """The definition in float64, on the full plane of every filter."""
     singles = np.moveaxis(np.reshape(kernels, (*kernels.shape[:2], -1)), 2, 0).astype(np.float64)
     return np.fft.fftshift(abs(np.fft.fft2(singles, (size, size))).max(axis=0))
 
@@ -115,7 +115,7 @@ def test_memory_does_not_grow_with_the_bank():
 @pytest.mark.slow
 def test_1024_filters_of_9_x_9_take_less_than_10_seconds():
     kernels = bank((9, 9, 1024))
-    start = time.process_time()  # the machine may be shared
+    start = time.process_time()  # the machine may be busy
     spectrum.envelope(kernels)
     assert time.process_time() - start < 10
 
@@ -184,7 +184,7 @@ def test_more_random_filters_cover_more():
 
 
 def test_mean_frequency_is_where_the_energy_lies():
-    # The mean distance of a unit square's points from its centre.
+    # The mean distance of the points of a unit square from its centre.
     flat = (np.sqrt(2) + np.arcsinh(1)) / 6
     assert spectrum.mean_frequency(np.ones((512, 512))) == pytest.approx(flat, rel=1e-4)
     line = np.zeros((8, 8))
@@ -377,7 +377,8 @@ RANDOM = "allowed are whole numbers from 1 to 1,000,000, separated by commas"
         ),
         (
             ["--random=1", "--kernel_size=2", "--seeds=1", "--out=/dev/null/out"],
-            "/dev/null/out: can't be written (Not a directory); give a folder that you may write to",
+            "/dev/null/out: can't be written (Not a directory); "
+            "give a folder that you may write to",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Scanned and recomputed blocks are the unrolled ones: values, gradients, statistics, the same tree."""
+"""Scanned and rematerialised blocks against unrolled ones: values, gradients, statistics, tree."""
 
 import functools
 import re
@@ -91,11 +91,8 @@ def test_the_scanned_program_doesnt_grow_with_depth(remat):
 def test_runs_of_blocks_with_equal_shapes_and_labels():
     _, variables = build("resnet")
     params, _ = models.split(variables)
-    assert stack.equal_runs(params) == (
-        (0, 3),
-        (4, 6),
-        (7, 9),
-    )  # the first block of a later stage has a shortcut
+    # the first block of a later stage has a shortcut
+    assert stack.equal_runs(params) == ((0, 3), (4, 6), (7, 9))
     rules = [("freeze", masks.role("spatial") & masks.depth(5, None)), ("train", masks.everything)]
     assert stack.equal_runs(params, masks.labels(params, rules)) == ((0, 3), (7, 9))
 
@@ -107,7 +104,7 @@ def test_multiply_adds_are_those_of_the_unrolled_model():
 
 
 def test_a_run_trains_with_scan_as_without():
-    """The config key, a frozen role inside the scan, and the same state after three steps."""
+    """The config key with a frozen role inside the scan: the same state after three steps."""
     config = small.config(mode="chans", model__scan=True, model__depth=3)
     parts = runs.assemble(config)
     assert parts.phases[0].model.scan == ((0, 3),)

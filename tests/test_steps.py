@@ -1,4 +1,4 @@
-"""The train step: what is frozen stays, costs nothing and isn't compiled; devices don't matter."""
+"""The train step: frozen leaves stay, cost nothing and aren't compiled; devices don't matter."""
 
 import re
 from functools import partial
@@ -95,7 +95,7 @@ def test_activations_are_not_gathered_over_the_devices():
 
 
 def test_a_step_is_the_gradient_that_jax_takes_of_the_whole_loss():
-    """Against plain SGD written out by hand over the full tree, frozen leaves put back afterwards."""
+    """Against hand-written SGD over the full tree, with frozen leaves restored afterwards."""
     sgd = {
         "optimizer__name": "sgd",
         "optimizer__momentum": 0.0,
@@ -129,7 +129,7 @@ def test_a_step_is_the_gradient_that_jax_takes_of_the_whole_loss():
 
 
 def test_the_clipped_norm_is_of_trainable_gradients_only():
-    """Chans with a clip norm just over the trainable gradients' own norm takes the unclipped step."""
+    """Chans with a clip norm just above the trainable gradients' norm takes the unclipped step."""
     sgd = {
         "optimizer__name": "sgd",
         "optimizer__momentum": 0.0,

@@ -1,4 +1,4 @@
-"""Streams: pure in (seed, step), the same batches for any number of processes, each test example exactly once."""
+"""Streams: pure in (seed, step), equal for any number of processes, each test example once."""
 
 import logging
 import os
@@ -25,7 +25,7 @@ READING = stream.Reading(image_size=16)
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """45 training and 5 test pictures."""
+    """45 training and 5 test images."""
     folder = tmp_path_factory.mktemp("pets")
     pictures.folder(folder / "source", each=25)
     source = folder / "source"
@@ -84,9 +84,8 @@ def test_evaluation_sees_each_example_exactly_once(data_dir, processes, batch_si
         batches = take(
             stream.eval_positions(photographs(data_dir), batch_size=batch_size, rows=rows), size
         )
-        assert len(batches) == -(
-            -N // batch_size
-        )  # as many on each process, or the others would wait forever
+        # equally many on each process, or the others would wait forever
+        assert len(batches) == -(-N // batch_size)
         for b, batch in enumerate(batches):
             for i, row in enumerate(rows):
                 if batch["mask"][i]:
@@ -95,7 +94,7 @@ def test_evaluation_sees_each_example_exactly_once(data_dir, processes, batch_si
     assert sorted(seen) == list(range(N))
 
 
-def test_a_step_is_had_at_once_and_is_the_same(data_dir):
+def test_a_stream_can_start_at_any_step(data_dir):
     whole = train(data_dir)
     for start in (1, 5, 7, 11):
         assert all(
@@ -103,7 +102,7 @@ def test_a_step_is_had_at_once_and_is_the_same(data_dir):
         )
 
 
-def test_epochs_visit_each_example_once_in_orders_of_their_own(data_dir):
+def test_epochs_visit_each_example_once_in_different_orders(data_dir):
     positions = {}
     source = photographs(data_dir)
     for seed in (0, 1, 2**32 - 1):
@@ -112,10 +111,10 @@ def test_epochs_visit_each_example_once_in_orders_of_their_own(data_dir):
             assert sorted(rows) == list(range(N))
             positions[seed, epoch] = tuple(rows)
     assert len(set(positions.values())) == len(positions)
-    # 45 // 8 batches an epoch: batch 5 is the first of the second epoch.
+    # 45 // 8 batches per epoch: batch 5 is the first of the second epoch.
     labels = [int(source.for_evaluation(row)["label"]) for row in positions[0, 1][:BATCH]]
     assert train(data_dir, start=5, stop=6)[0]["label"].tolist() == labels
-    # Of the seed and the epoch, by whatever version of Grain: old runs must resume.
+    # Fixed by seed and epoch in any version of Grain: old runs must resume.
     assert positions[0, 0][:6] == FIRST
 
 
@@ -135,7 +134,7 @@ def test_crops_are_drawn_anew_in_each_epoch_and_for_each_seed(data_dir):
     assert (numbers < 1).all()
 
 
-def test_the_feed_gives_what_lies_at_each_step_on_all_devices(data_dir):
+def test_the_feed_yields_the_batch_of_each_step_on_all_devices(data_dir):
     mesh = sharding.make_mesh(jax.devices()[:4])
     split_batch = sharding.split_batch(mesh)
     assert stream.rows_of_this_process(BATCH, split_batch) == list(range(BATCH))
@@ -164,7 +163,7 @@ def test_the_feed_gives_what_lies_at_each_step_on_all_devices(data_dir):
 
 @pytest.mark.parametrize("name", ["digits", NAME])
 def test_shapes_are_known_without_the_data(name, data_dir):
-    """What a program is compiled from where there is no data set is what the feeds then give."""
+    """The shapes for compiling without a data set are those that the feeds yield."""
     mesh = sharding.make_mesh(jax.devices()[:4])
     where = data_dir if name == NAME else None
     data_set = catalog.get(name, where, image_size=READING.image_size)
@@ -210,11 +209,13 @@ def test_closing_ends_the_threads(data_dir):
     until = time.monotonic() + 5
     while threading.active_count() > before and time.monotonic() < until:
         time.sleep(0.01)
-    assert threading.active_count() <= before  # one of an earlier test may have ended meanwhile
+    assert (
+        threading.active_count() <= before
+    )  # a thread of an earlier test may have ended meanwhile
 
 
 def test_the_first_batch_comes_within_a_second(data_dir):
-    """By the process's clock, which other work on the machine doesn't stop."""
+    """In CPU time, which other work on the machine doesn't affect."""
     began = time.process_time()
     feed = endless(data_dir)
     feed.arguments(500_000)
@@ -238,7 +239,7 @@ def test_memory_stays_flat_over_epochs(data_dir):
 
 
 def damage(monkeypatch, *rows):
-    """Has the records of some rows hold half of their image."""
+    """Cuts the images of some rows' records in half."""
     open_source = catalog.open_source
 
     class Damaged:
@@ -260,7 +261,10 @@ def test_a_damaged_image_is_fatal_and_named(data_dir, monkeypatch):
         "file_name"
     ].decode()
     damage(monkeypatch, 7)
-    message = rf"^{NAME}, train: {name} \(record 7\) is not a complete image \(.*\); set config.data.corrupt to skip"
+    message = (
+        rf"^{NAME}, train: {name} \(record 7\) is not a complete image \(.*\); "
+        "set config.data.corrupt to skip"
+    )
     with pytest.raises(UserError, match=message):
         stream.load(photographs(data_dir), workers=2)  # through the threads
     feed = stream.TrainStream(

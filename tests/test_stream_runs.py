@@ -1,4 +1,4 @@
-"""Whole runs on a data set of one's own: the command lines, stopping and resuming, evaluation, attacks."""
+"""Complete runs on an image folder: command lines, stopping, resuming, evaluation, attacks."""
 
 import json
 
@@ -35,7 +35,7 @@ OVERRIDES = {
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """Noise of two hues, and two real photographs in pieces; a third of them PNGs, one grey, one CMYK."""
+    """Noise of two hues and pieces of two photographs; a third are PNGs, one is grey, one CMYK."""
     folder = tmp_path_factory.mktemp("flowers")
     source = pictures.folder(folder / "source")
     for number, label in enumerate(("china", "flower")):
@@ -58,19 +58,19 @@ def config(data_dir, **overrides):
 
 
 def lines(workdir):
-    """The log without what a clock decides."""
+    """The log without its timings."""
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
 
 
 @pytest.fixture(scope="module")
 def whole(data_dir, tmp_path_factory):
-    """A run that was never disturbed."""
+    """An undisturbed run."""
     workdir = tmp_path_factory.mktemp("whole")
     return workdir, run(workdir, data_dir)
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(whole, data_dir, tmp_path, monkeypatch, capsys):
+def test_a_stopped_run_resumes_bit_for_bit(whole, data_dir, tmp_path, monkeypatch, capsys):
     reference, result = whole
     with monkeypatch.context() as patch:
         small.stop_after(patch, 3)
@@ -84,7 +84,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(whole, data_dir, tmp_path, monkeypatc
 
 
 def test_the_result_is_of_every_test_example(whole, data_dir):
-    """Decoded, cropped and classified anew, without the stream."""
+    """Against examples decoded, cropped and classified here, without the stream."""
     workdir, result = whole
     loaded = randmix.load(workdir)
     data_set = catalog.get(NAME, data_dir, image_size=16)
@@ -144,7 +144,7 @@ def test_evaluation_by_the_command_line_clean_and_under_attack(whole, tmp_path):
         ({"data__corrupt": "ignore"}, "config.data.corrupt: got 'ignore', allowed fatal, skip"),
     ],
 )
-def test_a_value_that_no_run_could_have(data_dir, override, message):
+def test_an_invalid_value_is_refused(data_dir, override, message):
     with pytest.raises(UserError) as error:
         runs.assemble(config(data_dir, **override))
     assert message in str(error.value)

@@ -1,4 +1,4 @@
-"""Tasks: un-shuffling's permutation, loss and PSNR, held against NumPy in float64 and scikit-image."""
+"""Tasks: un-shuffling's permutation, loss and PSNR against float64 NumPy and scikit-image."""
 
 from functools import partial
 
@@ -16,7 +16,7 @@ from randmix.data.augment import Augmentation
 from randmix.errors import UserError
 
 SHAPES = [(1, 1, 1), (8, 8, 1), (5, 7, 3)]
-# With plain descent, so that one and eight devices can be compared.
+# Plain SGD, so that one and eight devices can be compared.
 RUN = {
     "task": "unshuffling",
     "model__patch_size": 1,
@@ -40,7 +40,7 @@ def test_the_permutation_is_a_bijection(shape):
     assert sorted(permutation.tolist()) == list(range(shape[0] * shape[1]))
 
 
-def test_seeds_have_permutations_of_their_own():
+def test_seeds_have_different_permutations():
     first, again, other = (tasks.pixel_permutation(seed, 8, 8) for seed in (0, 0, 2**32 - 1))
     np.testing.assert_array_equal(first, again)
     assert (first != other).mean() > 0.9
@@ -84,9 +84,8 @@ def test_loss_gradient_and_psnr_by_their_definitions(shape):
     gradient, _ = jax.grad(loss, has_aux=True)(jnp.asarray(outputs))
     np.testing.assert_allclose(gradient, 2 * difference / difference.size, rtol=1e-5, atol=1e-7)
     gradient, _ = jax.grad(loss, has_aux=True)(jnp.asarray(target))
-    np.testing.assert_array_equal(
-        gradient, np.zeros_like(target)
-    )  # not NaN where the PSNR is infinite
+    # not NaN where the PSNR is infinite
+    np.testing.assert_array_equal(gradient, np.zeros_like(target))
 
 
 def test_psnr_is_scikit_images():
@@ -100,7 +99,7 @@ def test_psnr_is_scikit_images():
 
 
 @pytest.mark.parametrize("name", tasks.TASKS)
-def test_a_task_gives_the_metrics_that_it_names(name):
+def test_a_task_returns_the_metrics_that_it_names(name):
     task = tasks.build(name, image_shape=(2, 2, 1), permutation_seed=0)
     images = jnp.asarray(random_images((2, 2, 1)))
     batch = task.prepare({"image": images, "label": jnp.zeros(4, jnp.int32)})
@@ -113,7 +112,10 @@ def test_a_task_gives_the_metrics_that_it_names(name):
 
 
 def test_an_unknown_task_names_the_nearest():
-    message = r"config.task: got 'unshufling', allowed classification, unshuffling; did you mean 'unshuffling'\?"
+    message = (
+        r"config.task: got 'unshufling', allowed classification, unshuffling; "
+        r"did you mean 'unshuffling'\?"
+    )
     with pytest.raises(UserError, match=message):
         tasks.build("unshufling", image_shape=(2, 2, 1), permutation_seed=0)
     with pytest.raises(UserError, match=message):
@@ -129,7 +131,7 @@ def test_an_unknown_task_names_the_nearest():
     ],
 )
 def test_a_step_is_the_gradient_that_jax_takes_of_the_whole_loss(mode, channels):
-    """Against plain SGD written out by hand over the full tree; the frozen role must stay bit for bit."""
+    """Against hand-written SGD over the full tree; the frozen role stays bit for bit."""
     shape, rate = (4, 5, channels), 0.1
     model = models.build("convmixer", width=6, depth=1, kernel_size=3, patch_size=1, head="image")
     task, optimizer = build(shape), optax.sgd(rate)
@@ -173,7 +175,7 @@ def test_a_step_is_the_gradient_that_jax_takes_of_the_whole_loss(mode, channels)
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 47])
 def test_pixels_change_places_after_the_augmentation_and_in_every_epoch_alike(step):
-    """The loss of the compiled step against a batch that is shuffled here, in NumPy."""
+    """The loss of the compiled step against a batch shuffled here in NumPy."""
     compiled, (data, order, seed) = small.compiled_step("full", 1, **RUN)
     state = small.first("full", 1, **RUN)
     start = jax.device_put(jnp.int32(step), state.step.sharding)

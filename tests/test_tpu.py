@@ -17,7 +17,7 @@ from randmix.errors import UserError
 pytestmark = pytest.mark.slow
 
 
-# As small as a step can be: the TPU's compiler takes its time.
+# A minimal step: the TPU's compiler is slow.
 SMALL = (
     "--config=configs/digits.py",
     "--config.model.width=128",
@@ -35,7 +35,7 @@ def compile_for(name, *arguments, workdir):
 
 @pytest.fixture(scope="module")
 def chans(tmp_path_factory):
-    """How compiling the Chans steps for four chips ended, the file, and the compiled texts."""
+    """Chans steps compiled for four chips: exit and output, compile.json, the train step's text."""
     workdir = tmp_path_factory.mktemp("chans")
     done = compile_for("v5e:2x2", workdir=workdir)
     assert done.status == 0, done.err
@@ -46,7 +46,7 @@ def chans(tmp_path_factory):
     )
 
 
-def test_it_tells_what_each_step_needs(chans):
+def test_the_needs_of_each_step_are_reported(chans):
     done, content, _ = chans
     assert (content["topology"], content["chips"], content["batch_size"]) == ("v5e:2x2", 4, 64)
     train, evaluation = content["train"], content["eval"]
@@ -60,7 +60,7 @@ def test_it_tells_what_each_step_needs(chans):
         )
         assert step["seconds"] == max(step["flops"] / 197e12, step["bytes_accessed"] / 819e9)
         assert step["compile_seconds"] > 0
-    # 16 images a chip: 64 pixels' products of 128 x 128 channels, forward and for both gradients.
+    # 16 images per chip: 64 pixels' products of 128 x 128 channels, forward and both gradients.
     assert train["flops"] > 3 * 2 * 16 * 64 * 128 * 128 > evaluation["flops"] / 3
     for line in (
         "memory, GiB",
@@ -75,7 +75,7 @@ def test_it_tells_what_each_step_needs(chans):
 
 def test_a_norm_exchanges_its_sums_once_each_way(chans):
     _, content, _ = chans
-    # Three norms, forward and back, and the gradients with the metrics at the end.
+    # Three norms, forward and backward, and gradients with metrics at the end.
     assert content["train"]["collectives"] == {"all-reduce": 2 * 3 + 1}
 
 
@@ -88,7 +88,9 @@ def test_the_program_is_the_tpus_own_and_frozen_filters_cost_no_gradient(chans):
 def test_the_data_set_is_no_part_of_the_program(chans):
     _, _, text = chans
     assert "u8[1437,8,8,1]" in text
-    assert max(map(len, text.splitlines())) < 20_000  # a constant would stand there digit by digit
+    assert (
+        max(map(len, text.splitlines())) < 20_000
+    )  # a constant would be written out digit by digit
 
 
 def test_a_single_chip_exchanges_nothing_and_learned_filters_cost_a_gradient(tmp_path):
@@ -98,8 +100,8 @@ def test_a_single_chip_exchanges_nothing_and_learned_filters_cost_a_gradient(tmp
     assert "depthwise_weight_gradient" in (tmp_path / "compiled_train.txt").read_text()
 
 
-def test_what_does_not_fit_is_said(tmp_path):
-    # A channel mixing of 65,536 x 65,536 weights in float32 alone is 16 GiB, with any batch.
+def test_a_step_that_does_not_fit_is_reported(tmp_path):
+    # 65,536 x 65,536 pointwise weights in float32 alone are 16 GiB, with any batch.
     done = compile_for("v5e:1x1", "--config.model.width=65536", workdir=tmp_path)
     assert done.status == 2
     content = json.loads((tmp_path / "compile.json").read_text())
@@ -107,14 +109,14 @@ def test_what_does_not_fit_is_said(tmp_path):
     assert content["batch_size_that_fits"] is None
     assert done.err.startswith("randmix: config.batch_size: got 64, whose step 'train' needs ")
     assert done.err.endswith(
-        " GiB of each of the 1 chips of v5e:1x1, allowed 15.75; no smaller batch was found that fits; "
-        "use larger chips\n"
+        " GiB of each of the 1 chips of v5e:1x1, allowed 15.75; "
+        "no smaller batch was found that fits; use larger chips\n"
     )
 
 
 @pytest.mark.parametrize(("fixed", "allowed"), [(0, 90), (40, 60), (99, None)])
 def test_the_search_for_a_batch_ends_at_one_that_was_compiled(fixed, allowed, monkeypatch):
-    """A chip of 100 bytes, and steps that need ``fixed`` and one more for each example."""
+    """A chip of 100 bytes, and steps that need ``fixed`` bytes plus one per example."""
     chip = dataclasses.replace(tpu.CHIPS["v5e"], memory_bytes=100)
     compiled = []
 
@@ -163,11 +165,12 @@ def test_a_batch_that_the_chips_cannot_share(tmp_path):
     done = compile_for("v5e:2x2", "--config.batch_size=66", workdir=tmp_path / "run")
     assert (done.status, done.err) == (
         2,
-        "randmix: config.batch_size: got 66, which 4 devices can't share evenly; allowed is a multiple of 4\n",
+        "randmix: config.batch_size: got 66, which 4 devices can't share evenly; "
+        "allowed is a multiple of 4\n",
     )
 
 
-def test_a_machine_with_tpus_keeps_them_for_others(monkeypatch):
+def test_compiling_for_tpus_leaves_local_tpus_unused(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "tpu,cpu")
     for name in (
         "TPU_SKIP_MDS_QUERY",
@@ -185,7 +188,8 @@ def test_a_machine_with_tpus_keeps_them_for_others(monkeypatch):
     [
         "import randmix, jax; randmix.load; jax.devices()",
         "import jax, libtpu, randmix; randmix.load; jax.devices()",
-        "import randmix.data.show, jax; from randmix import cli; cli.run(lambda argv: jax.devices() and None)",
+        "import randmix.data.show, jax; from randmix import cli; "
+        "cli.run(lambda argv: jax.devices() and None)",
     ],
 )
 def test_without_a_tpu_libtpu_prints_nothing(code):

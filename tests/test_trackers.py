@@ -1,4 +1,4 @@
-"""What TensorBoard and Weights & Biases are given."""
+"""Trackers: the metrics that TensorBoard and Weights & Biases receive."""
 
 import struct
 import sys
@@ -14,7 +14,7 @@ from randmix.metrics_log import MetricsLog
 
 
 def events(folder):
-    """Every event in TensorBoard's files: records of a length, its sum, the event, and its sum."""
+    """All events in TensorBoard's files: records of length, checksum, event, checksum."""
     for path in sorted(folder.iterdir()):
         data = path.read_bytes()
         while data:
@@ -53,9 +53,8 @@ def test_tensorboard_gets_what_the_log_gets_and_forgets_what_runs_again(tmp_path
     assert scalars(tmp_path / "tensorboard") == expected
     write(small.config(), tmp_path, 1, (2,))
     starts = [e for e in events(tmp_path / "tensorboard") if e.session_log.status == 1]
-    assert [event.step for event in starts] == [
-        2
-    ]  # TensorBoard drops what has this step or a later one, before it
+    # TensorBoard drops earlier events of this step or a later one.
+    assert [event.step for event in starts] == [2]
 
 
 def test_nothing_is_written_where_nothing_is_asked_for(tmp_path):
@@ -63,7 +62,7 @@ def test_nothing_is_written_where_nothing_is_asked_for(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_weights_and_biases_goes_on_with_the_folders_run(tmp_path, monkeypatch):
+def test_weights_and_biases_resumes_the_folders_run(tmp_path, monkeypatch):
     class Run:
         def __init__(self, **options):
             self.options, self.logged, self.finished = options, [], False
@@ -103,6 +102,6 @@ def test_weights_and_biases_that_is_not_installed(tmp_path, monkeypatch):
     with pytest.raises(UserError) as error:
         write(config, tmp_path, 0, ())
     assert str(error.value) == (
-        "config.wandb_project: got 'mixing', but wandb isn't installed; pip install 'randmix[wandb]', or leave the "
-        "key out"
+        "config.wandb_project: got 'mixing', but wandb isn't installed; "
+        "pip install 'randmix[wandb]', or leave the key out"
     )

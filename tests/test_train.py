@@ -1,4 +1,4 @@
-"""Whole runs: resuming is exact, a finished run ends, another config is refused, NaN stops."""
+"""Complete runs: exact resumption, finished runs, refused configs, non-finite numbers."""
 
 import json
 import os
@@ -25,14 +25,14 @@ def run(workdir, devices=1, **overrides):
 
 
 def lines(workdir):
-    """The log without what a clock decides."""
+    """The log without its timings."""
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run that was never disturbed."""
+    """An undisturbed run."""
     workdir = tmp_path_factory.mktemp("whole")
     return workdir, run(workdir)
 
@@ -40,7 +40,7 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize(
     "stop", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(4, marks=pytest.mark.slow)]
 )
-def test_a_stopped_run_goes_on_bit_for_bit(stop, whole, tmp_path, monkeypatch, capsys):
+def test_a_stopped_run_resumes_bit_for_bit(stop, whole, tmp_path, monkeypatch, capsys):
     reference, result = whole
     with monkeypatch.context() as patch:
         small.stop_after(patch, stop)
@@ -83,7 +83,7 @@ def test_programs_of_one_seed_serve_another(whole, tmp_path, capsys):
 
 
 def signal_before(function):
-    """The function, after a real SIGTERM to this process."""
+    """The function, preceded by a real SIGTERM to this process."""
 
     def signalled(*arguments, **options):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -172,7 +172,7 @@ def test_a_finished_run_says_so_and_does_nothing(whole, capsys):
     assert {path: path.stat().st_mtime_ns for path in Path(workdir).rglob("*")} == before
 
 
-def test_what_a_run_leaves_behind(whole):
+def test_the_files_of_a_finished_run(whole):
     workdir, result = whole
     assert sorted(p.name for p in workdir.iterdir()) == [
         "checkpoints", "config.json", "masks.txt", "metrics.jsonl", "result.json", "tensorboard",
@@ -196,7 +196,7 @@ def test_what_a_run_leaves_behind(whole):
     assert "spatial/block_00/depthwise/kernel" in (workdir / "masks.txt").read_text()
 
 
-def test_load_gives_a_model_that_reproduces_the_result(whole):
+def test_load_returns_a_model_that_reproduces_the_result(whole):
     workdir, result = whole
     loaded = randmix.load(workdir)
     assert loaded.config.to_dict() == small.config().to_dict()
@@ -228,7 +228,7 @@ def test_the_best_checkpoint_on_held_out_examples_is_kept(validated):
     assert loaded.step == best < 6
     assert [path.name for path in (workdir / "best").iterdir()] == [str(best)]
     assert result["metrics"]["validation_accuracy"] == logged[6]["validation_accuracy"]
-    # The last fifth of the 1,437 training examples, which training never saw.
+    # The last fifth of the 1,437 training examples, held out from training.
     images, labels = small.data()["image"][-287:], small.data()["label"][-287:]
     logits = jax.jit(loaded.model.apply)(loaded.variables, images.astype(np.float32) / 255)
     accuracy = (np.asarray(logits).argmax(-1) == labels).mean()
@@ -267,7 +267,7 @@ def test_another_config_is_refused_with_the_keys_that_differ(whole):
         f"{workdir}: holds a run with another config (model.depth: 2 -> 3; seed: 0 -> 1); "
         "give another --workdir, or the old values"
     )
-    run(workdir, log_every=5)  # what is shown may change
+    run(workdir, log_every=5)  # settings of the display may change
 
 
 def test_a_workdir_that_cannot_be_written(tmp_path):
@@ -309,11 +309,8 @@ def test_what_is_not_finite_stops_the_run_and_a_finite_checkpoint_stays(
         "optimizer__weight_decay": 1e3,
         "optimizer__clip_norm": 0.0,
         "optimizer__learning_rate": learning_rate,
-        "schedule__points": (
-            (0.0, 0.0),
-            (0.34, 0.0),
-            (0.35, 1.0),
-        ),  # the fourth step is the first to move
+        # the fourth step is the first to move
+        "schedule__points": ((0.0, 0.0), (0.34, 0.0), (0.35, 1.0)),
     }
     with pytest.raises(
         UserError, match=f"^{message}; the last checkpoint before it is kept; lower"

@@ -1,4 +1,4 @@
-"""Whole runs of un-shuffling: resumed exactly, scored image by image, drawn; and what is refused."""
+"""Complete runs of un-shuffling: exact resumption, PSNR per image, pictures, refused configs."""
 
 import csv
 import importlib.util
@@ -38,22 +38,23 @@ def variant(name):
 
 
 def lines(workdir):
-    """The log without what a clock decides."""
+    """The log without its timings."""
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run that was never disturbed."""
+    """An undisturbed run."""
     workdir = tmp_path_factory.mktemp("whole")
     return workdir, run(workdir)
 
 
-def test_a_run_leaves_its_psnr_permutation_and_picture(whole):
+def test_a_run_writes_its_psnr_permutation_and_picture(whole):
     workdir, result = whole
     assert {path.name for path in workdir.iterdir()} == {
-        "checkpoints", "config.json", "masks.txt", "metrics.jsonl", "permutation.npy", "result.json", "tensorboard", *FILES,
+        "checkpoints", "config.json", "masks.txt", "metrics.jsonl", "permutation.npy",
+        "result.json", "tensorboard", *FILES,
     }  # fmt: skip
     np.testing.assert_array_equal(
         np.load(workdir / "permutation.npy"), tasks.pixel_permutation(0, 8, 8)
@@ -71,23 +72,21 @@ def test_a_run_leaves_its_psnr_permutation_and_picture(whole):
 def test_the_test_psnr_is_the_mean_over_images_each_counted_once(whole):
     workdir, result = whole
     loaded = randmix.load(workdir)
-    truth = (
-        catalog.load("digits", "test")["image"] / 255
-    )  # 360 of them in batches of 32: the last is padded
+    # 360 images in batches of 32: the last batch is padded
+    truth = catalog.load("digits", "test")["image"] / 255
     shuffled = truth.reshape(360, 64)[:, np.load(workdir / "permutation.npy")].reshape(truth.shape)
     outputs = jax.jit(loaded.model.apply)(loaded.variables, shuffled.astype(np.float32))
     errors = ((np.asarray(outputs, np.float64) - truth) ** 2).mean((1, 2, 3))
     assert result["metrics"]["test_loss"] == pytest.approx(errors.mean(), rel=1e-5)
     assert result["metrics"]["test_psnr"] == pytest.approx(-10 * np.log10(errors).mean(), rel=1e-5)
-    assert (
-        abs(np.log10(errors).mean() - np.log10(errors.mean())) > 1e-3
-    )  # the other reading differs
+    # the PSNR of the mean error differs
+    assert abs(np.log10(errors).mean() - np.log10(errors.mean())) > 1e-3
     drawn = unshuffle.reconstructions([workdir], examples=3)[2]
     np.testing.assert_allclose(drawn.images, outputs[:3], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow
-def test_a_stopped_run_goes_on_bit_for_bit(whole, tmp_path, monkeypatch):
+def test_a_stopped_run_resumes_bit_for_bit(whole, tmp_path, monkeypatch):
     reference, result = whole
     with monkeypatch.context() as patch:
         small.stop_after(patch, 3)
@@ -117,7 +116,7 @@ def test_from_the_command_line_to_a_picture_of_two_runs(whole, tmp_path):
     )
     of_mean_image = ((test_images - train_images.mean(0)) ** 2).mean((1, 2, 3))
     assert result["metrics"]["test_psnr"] > 5 - 10 * np.log10(of_mean_image).mean()
-    # Made in another process than this one, and equal: the permutation hangs on nothing but its seed.
+    # Equal in another process: the permutation depends on its seed alone.
     permutation = np.load(workdir / "permutation.npy")
     np.testing.assert_array_equal(permutation, tasks.pixel_permutation(0, 8, 8))
 
@@ -180,7 +179,7 @@ def test_runs_are_told_apart_by_what_differs():
         ("tiny", "digits", (32, 2)),
     ],
 )
-def test_each_variant_gives_its_data_set_back(name, data, size):
+def test_each_variant_builds_the_model_for_its_data_set(name, data, size):
     parts = runs.assemble(variant(name))
     model, shape = parts.model, parts.dataset.image_shape
     assert (parts.dataset.name, (model.width, model.depth)) == (data, size)
@@ -201,14 +200,14 @@ def test_each_variant_gives_its_data_set_back(name, data, size):
         ({"permutation_seed": -1}, "config.permutation_seed: got -1, allowed 0 to 4294967295"),
     ],
 )
-def test_a_config_that_no_run_could_have(overrides, message):
+def test_an_invalid_config_is_refused(overrides, message):
     with pytest.raises(UserError) as error:
         runs.assemble(small.config(**{"task": "unshuffling", "model__patch_size": 1, **overrides}))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_a_resnet_has_no_image_to_give_back():
+def test_a_resnet_cannot_unshuffle():
     given = randmix.config.default("resnet")
     given.task = "unshuffling"
     with pytest.raises(
@@ -230,8 +229,9 @@ def test_runs_that_do_not_fit_into_one_picture(whole, tmp_path):
     with pytest.raises(UserError) as error:
         unshuffle.draw([workdir, tmp_path / "seed"], tmp_path)
     assert str(error.value) == (
-        f"{workdir} and {tmp_path / 'seed'}: config.permutation_seed: got 0 and 1, allowed in one picture are "
-        "runs that share the data set and the permutation; draw them separately"
+        f"{workdir} and {tmp_path / 'seed'}: config.permutation_seed: got 0 and 1, "
+        "allowed in one picture are runs that share the data set and the permutation; "
+        "draw them separately"
     )
     with pytest.raises(
         UserError,

@@ -14,5 +14,5 @@ def sum_dtype(dtype: jnp.dtype) -> jnp.dtype:
 
 
 def match_rank(array: jax.Array, x: jax.Array) -> jax.Array:
-    """Adds leading axes of length 1 up to the rank of ``x``: [C] to [1, 1, 1, C] beside [N, H, W, C]."""
+    """Leading axes of length 1 up to the rank of ``x``: [C] to [1, 1, 1, C] beside [N, H, W, C]."""
     return jax.lax.broadcast_to_rank(array, x.ndim)

@@ -1,4 +1,4 @@
-"""PyTorch's weights to workdirs that load, from Python and from the command line."""
+"""Conversion of PyTorch weights to workdirs, from Python and from the command line."""
 
 import json
 
@@ -33,7 +33,8 @@ def test_the_command_line_makes_a_workdir_that_loads(tmp_path):
     done = program(tmp_path / "a.safetensors", *flags)
     assert (done.status, done.err) == (0, "")
     assert done.out == (
-        f"{workdir}: ConvMixer-6/2, kernel 3, patch 2, relu, 1 channels, 10 classes, 364 parameters\n"
+        f"{workdir}: ConvMixer-6/2, kernel 3, patch 2, relu, 1 channels, 10 classes, "
+        "364 parameters\n"
     )
     expected_model, expected = convert.convmixer_from_torch(
         tmp_path / "a.safetensors", activation="relu", mean=(0.3,), std=(0.35,)

@@ -1,7 +1,8 @@
-"""Both families against their PyTorch twins: logits, statistics, gradients, and steps of the two optimizers.
+"""Both families against their PyTorch twins: logits, statistics, gradients, optimizer steps.
 
-Errors are norms, ||a - b|| / ||b||, tensor by tensor. A floor stands under the denominator, a hundredth of the
-mean size of the tree's tensors: a gradient that the next BatchNorm cancels is rounding alone, PyTorch's as ours.
+Errors are relative norms, ||a - b|| / ||b||, per tensor. The denominator has a floor, a hundredth
+of the mean norm of the tree's tensors: a gradient that the next BatchNorm cancels is nothing but
+rounding, in PyTorch as here.
 """
 
 import functools
@@ -18,7 +19,7 @@ from randmix import config as configs
 from randmix import masks, models, runs, steps
 from randmix.models import counts
 
-# PyTorch says that "same" padding of even kernels may copy.
+# PyTorch warns that "same" padding of even kernels may copy.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Using padding='same'")]
 
 BATCH, CLASSES = 6, 10
@@ -52,7 +53,7 @@ CASES = {
 }
 
 
-# As the digits are, so that a config makes the optimizer.
+# Images like the digits, so that a config builds the optimizer.
 STEPPED = {
     "adamw": ("convmixer", (8, 8, 1), {"patch_size": 2}),
     "sgd": ("resnet", (8, 8, 1), {"multiplier": 9}),
@@ -61,7 +62,7 @@ STEPPED = {
 
 
 class Pair:
-    """A model of ours and its twin, with equal weights, and a batch."""
+    """A randmix model and its twin with equal weights, and a batch."""
 
     def __init__(self, family, shape, overrides, dtype="float32"):
         self.family = family
@@ -98,7 +99,7 @@ class Pair:
         return self.twin(images.permute(0, 3, 1, 2))
 
     def backward(self):
-        """One pass of the twin in training: its logits; gradients and statistics are left in it."""
+        """The twin's logits in training; the pass sets its gradients and statistics."""
         self.twin.train()
         logits = self.logits()
         torch.nn.functional.cross_entropy(logits, self.labels).backward()
@@ -124,14 +125,14 @@ def assert_close(got, expected, bound):
 
 
 def distance(got, expected):
-    """The relative error of two trees, each taken as one vector."""
+    """The relative error between two trees, each as one vector."""
     difference = jax.tree.map(np.subtract, got, expected)
     return float(optax.tree.norm(difference) / optax.tree.norm(expected))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def all_outputs(model, params, batch_stats, batch):
-    """Evaluation logits, training logits, statistics after the batch, and every parameter's gradient."""
+    """Evaluation logits, training logits, statistics after the batch, and all gradients."""
 
     def loss(params):
         variables = {**params, "batch_stats": batch_stats}
@@ -161,7 +162,7 @@ def test_a_step_computes_what_pytorch_computes(case):
 
 @pytest.mark.parametrize("case", ["convmixer", "resnet"])
 def test_bfloat16_is_as_near_to_float32_as_pytorchs(case):
-    """Gradients through BatchNorms of small batches magnify 2^-9 to some ten percent, PyTorch's as ours."""
+    """Small batches' BatchNorms magnify 2^-9 to some ten percent of a gradient, in PyTorch too."""
     pair, rounding = Pair(*CASES[case], dtype="bfloat16"), Pair(*CASES[case])
     logits, batch_stats, gradients = all_outputs(
         pair.model, pair.params, pair.batch_stats, pair.batch
@@ -179,7 +180,7 @@ def test_bfloat16_is_as_near_to_float32_as_pytorchs(case):
 
 
 def torch_optimizer(settings, places, frozen_role):
-    """PyTorch's optimizer with weight decay on kernels alone, and none at all for a frozen role."""
+    """PyTorch's optimizer, with weight decay on kernels alone, without the frozen role."""
     kernels, others = [], []
     for path, tensor in twins.tensors(places).items():
         if path.startswith(f"{frozen_role}/"):
@@ -205,7 +206,7 @@ def test_three_training_steps_end_where_pytorchs_end(case, mode):
     config.mode = mode
     config.model.update(**pair.arguments, mean=pair.mean, std=pair.std)
     config.optimizer.name = case.partition(",")[0]
-    # At 0.1 these small models cross so many kinks that PyTorch's float32 leaves its own float64 behind.
+    # At 0.1 these small models cross so many kinks that PyTorch's float32 departs from its float64.
     config.optimizer.learning_rate = {"adamw": 0.003, "sgd": 0.02}[config.optimizer.name]
     config.optimizer.weight_decay = 0.05
     config.schedule.name = "constant"
@@ -238,7 +239,7 @@ def test_three_training_steps_end_where_pytorchs_end(case, mode):
     expected = twins.parameters(pair.places)
     assert_close(state.params, expected, 1e-5)
     assert_close(state.batch_stats, twins.batch_stats(pair.places), 1e-5)
-    # Against the moves as well: a parameter may be near because it hardly moved.
+    # Compare the moves too: a parameter may be near because it hardly moved.
     moves = [jax.tree.map(np.subtract, after, pair.params) for after in (state.params, expected)]
     assert_close(*moves, 1e-3)
     frozen = [path for path in masks.paths(pair.params) if path.startswith(f"{frozen_role}/")]

@@ -1,4 +1,4 @@
-"""Attacks on a ConvMixer against PyTorch by hand and against foolbox."""
+"""Attacks on a ConvMixer against hand-written PyTorch and against foolbox."""
 
 import warnings
 from functools import partial
@@ -23,7 +23,7 @@ def test_a_convmixer_against_pytorch_by_hand(activation):
     images, labels, twin, classifier = torch_pair(activation)
     x = clean = torch.tensor(images.transpose(0, 3, 1, 2))
     two = jax.jit(partial(attacks.ascent, classifier, steps=2))(images, labels, 8 / 255)
-    for got in two[1:]:  # PGD-2 goes on where FGSM ended
+    for got in two[1:]:  # PGD-2 continues from FGSM
         x = x.clone().requires_grad_()
         loss = torch.nn.functional.cross_entropy(
             twin(x), torch.tensor(labels).long(), reduction="sum"

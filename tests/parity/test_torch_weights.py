@@ -1,4 +1,4 @@
-"""PyTorch's ConvMixer weights: the same logits, the same bits back, and bad files in one line."""
+"""Conversion of PyTorch ConvMixer weights: equal logits, exact round trips, one-line errors."""
 
 import argparse
 import sys
@@ -15,7 +15,7 @@ from randmix import masks, models
 from randmix.errors import UserError
 from randmix.torch_weights import NAMINGS, convmixer_from_torch, convmixer_to_torch
 
-# PyTorch says that "same" padding of even kernels may copy.
+# PyTorch warns that "same" padding of even kernels may copy.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Using padding='same'")]
 
 
@@ -45,7 +45,7 @@ def test_converted_weights_give_pytorchs_logits(naming, shape, activation, sizes
     with torch.no_grad():
         expected = twin.double()(torch.from_numpy(normalised).permute(0, 3, 1, 2)).numpy()
     assert np.linalg.norm(got - expected) <= 1e-5 * np.linalg.norm(expected)
-    # The tree is the model's own, so everything that takes a model's variables takes these.
+    # The tree is the model's own, so all code for a model's variables accepts it.
     own = jax.eval_shape(model.init, jax.random.key(0), images)
     assert jax.tree.map(np.shape, variables) == jax.tree.map(lambda x: x.shape, own)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
@@ -64,10 +64,10 @@ def test_the_way_back_gives_every_bit_and_loads_into_the_module(naming):
             assert back[key].shape == ()
         else:
             np.testing.assert_array_equal(back[key], tensor.numpy(), err_msg=key)
-            assert back[key].flags.c_contiguous  # safetensors takes nothing else
+            assert back[key].flags.c_contiguous  # safetensors accepts nothing else
     twin.load_state_dict({key: torch.from_numpy(array) for key, array in back.items()})
 
-    # The other way round, and through the other naming.
+    # The reverse direction, through the other naming.
     other = convmixer_to_torch(model, variables, next(n for n in NAMINGS if n != naming))
     again_model, again = convmixer_from_torch(other)
     assert not masks.diff(variables, again).moved
@@ -134,7 +134,7 @@ def test_counters_may_be_missing():
 
 
 def changed(key, value=None, **options):
-    """A state dict with another value under a key, or without it."""
+    """A state dict with another value for a key, or without the key."""
     state_dict = arrays(**options)
     if value is None:
         del state_dict[key]
@@ -158,8 +158,8 @@ TIMM = "expected the 37 keys of a ConvMixer of depth 2 in timm's naming"
         ),
         (
             {"conv1.weight": np.zeros(1), "bn1.bias": np.zeros(1)},
-            "not a ConvMixer: got the keys conv1.weight, bn1.bias, expected blocks such as 3.0.fn.0.weight "
-            "(locuslab) or blocks.0.0.fn.0.weight (timm)",
+            "not a ConvMixer: got the keys conv1.weight, bn1.bias, "
+            "expected blocks such as 3.0.fn.0.weight (locuslab) or blocks.0.0.fn.0.weight (timm)",
         ),
         (changed("0.bias"), f"0.bias is missing; {LOCUSLAB}"),
         (changed("4.1.weight"), f"4.1.weight is missing; {LOCUSLAB}"),
@@ -199,7 +199,7 @@ TIMM = "expected the 37 keys of a ConvMixer of depth 2 in timm's naming"
         (changed("3.1.bias", [0.0] * 6), "3.1.bias: got list, allowed float32, float16, bfloat16"),
     ],
 )
-def test_what_is_no_convmixers_state_dict(state_dict, message):
+def test_a_state_dict_of_another_model_is_refused(state_dict, message):
     with pytest.raises(UserError) as error:
         convmixer_from_torch(state_dict)
     assert str(error.value) == f"state dict: {message}"
@@ -247,7 +247,8 @@ def test_the_way_back_refuses_what_it_cannot_name():
         ((resnet, variables), "got ResNet, allowed a ConvMixer with a classifier"),
         (
             (model, {**variables, "channel": {}}),
-            "variables: channel/block_00/pointwise/bias is missing; give the variables of the same model",
+            "variables: channel/block_00/pointwise/bias is missing; "
+            "give the variables of the same model",
         ),
         (
             (convmixer_from_torch(arrays(depth=1))[0], variables),
@@ -269,7 +270,7 @@ def test_files(tmp_path, suffix):
         safetensors.save_file(arrays(), file)
     elif suffix == ".pth":
         torch.save(module().state_dict(), file)
-    else:  # what timm's training script leaves behind
+    else:  # as timm's training script saves it
         training = {
             "epoch": 3,
             "args": argparse.Namespace(lr=0.01),

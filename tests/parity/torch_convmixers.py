@@ -1,4 +1,4 @@
-"""ConvMixers with the names of the published PyTorch modules: the authors' and timm's."""
+"""ConvMixers named like the published PyTorch modules: the authors' and timm's."""
 
 import torch
 from torch import nn
@@ -42,7 +42,7 @@ def parts(*, width, depth, kernel_size, patch_size, channels, num_classes, activ
 
 
 class Timm(nn.Module):
-    """With parts that have names, as timm's."""
+    """A module with named parts, like timm's."""
 
     def __init__(self, **sizes):
         super().__init__()
@@ -54,7 +54,7 @@ class Timm(nn.Module):
 
 
 def locuslab(**sizes):
-    """One Sequential, as the authors'."""
+    """One Sequential, like the authors'."""
     stem, blocks, head = parts(**sizes)
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d((1, 1)), nn.Flatten(), head)
 
@@ -63,7 +63,7 @@ MODULES = {"locuslab": locuslab, "timm": Timm}
 
 
 def module(naming="locuslab", activation="gelu", **sizes):
-    """A module in eval mode all of whose numbers are random: a forgotten one shows."""
+    """A module in eval mode with random numbers everywhere, so that a forgotten one shows."""
     torch.manual_seed(0)
     twin = MODULES[naming](
         activation={"gelu": nn.GELU, "relu": nn.ReLU}[activation], **{**SMALL, **sizes}

@@ -1,7 +1,7 @@
-"""The two model families in PyTorch, and their parameters under the paths that ours have.
+"""The two model families in PyTorch, with their parameters under randmix's paths.
 
-The ConvMixer is an `nn.Sequential` as its authors publish it; the ResNet is the usual pre-activation one, its
-convolutions grouped by channel and then 1 x 1.
+The ConvMixer is an `nn.Sequential` as its authors publish it; the ResNet is the usual
+pre-activation one, with each convolution split into a depthwise and a 1 x 1 convolution.
 """
 
 import numpy as np
@@ -47,7 +47,7 @@ def conv_mixer(*, channels, width, depth, kernel_size, patch_size, activation, n
 
 
 def conv_mixer_places(model, depth):
-    """Our path of each module that has parameters: {"spatial/stem": module, ...}."""
+    """The modules with parameters by randmix path: {"spatial/stem": module, ...}."""
     places = {"spatial/stem": model[0], "norm/stem_norm": model[2], "head/classifier": model[-1]}
     for i, block in enumerate(model[3 : 3 + depth]):
         places |= {
@@ -63,7 +63,7 @@ class Separable(nn.Module):
     def __init__(self, inputs, outputs, *, kernel_size, multiplier, between, stride=1):
         super().__init__()
         middle = inputs * multiplier
-        # Odd kernels only where there is a stride: PyTorch has no "same" padding with one.
+        # With a stride, kernels must be odd: PyTorch has no strided "same" padding.
         padding = "same" if stride == 1 else kernel_size // 2
         self.depthwise = nn.Conv2d(
             inputs, middle, kernel_size, stride=stride, padding=padding, groups=inputs, bias=False
@@ -117,7 +117,7 @@ class PreActResNet(nn.Module):
 
 
 def resnet_places(model):
-    """As `conv_mixer_places`."""
+    """The same for a ResNet as `conv_mixer_places`."""
     places = _separable_places("stem", model.stem)
     for i, block in enumerate(model.blocks):
         name = f"block_{i:02d}"
@@ -140,7 +140,7 @@ def _separable_places(name, separable):
 
 
 def randomize_norms(model, generator):
-    """Gives norms other values than 1 and 0, which would hide a swapped or forgotten one."""
+    """Replaces the 1s and 0s of norms, which would hide a swapped or forgotten value."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             for tensor in (module.weight.data, module.running_var):
@@ -150,7 +150,7 @@ def randomize_norms(model, generator):
 
 
 def tensors(places):
-    """{our path: torch parameter} for all the places."""
+    """{randmix path: torch parameter} for all places."""
     found = {}
     for place, module in places.items():
         norm = isinstance(module, nn.BatchNorm2d)
@@ -160,7 +160,7 @@ def tensors(places):
 
 
 def parameters(places, *, gradients=False):
-    """The tree of our parameters that a twin holds, or of their gradients (zeros where frozen)."""
+    """A twin's parameters as randmix's tree, or their gradients (zeros where frozen)."""
     tree = {}
     for path, tensor in tensors(places).items():
         place = path.rpartition("/")[0]
@@ -171,7 +171,7 @@ def parameters(places, *, gradients=False):
 
 
 def batch_stats(places):
-    """The tree of our running statistics that a twin holds."""
+    """A twin's running statistics as randmix's tree."""
     tree = {}
     for place, module in places.items():
         if isinstance(module, nn.BatchNorm2d):
@@ -182,7 +182,7 @@ def batch_stats(places):
 
 
 def _layout(place, module, array):
-    """PyTorch's axes to ours; biases and norms are vectors in both."""
+    """PyTorch's axes to randmix's; biases and norms are vectors in both."""
     if array.ndim == 2:
         return array.T.copy()
     if array.ndim < 4:
@@ -193,7 +193,7 @@ def _layout(place, module, array):
         return array.transpose(2, 3, 1, 0).copy()
     k = array.shape[2]
     kernel = array.reshape(module.in_channels, -1, k, k).transpose(2, 3, 0, 1)
-    # A depthwise convolution with a bias is the ConvMixer's, one filter a channel.
+    # A depthwise convolution with a bias is the ConvMixer's, with one filter per channel.
     return (kernel if module.bias is None else kernel[..., 0]).copy()
 
 

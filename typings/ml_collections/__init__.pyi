@@ -1,4 +1,7 @@
-"""What randmix uses of ml_collections: its own hints make every key of a config a union of six types."""
+"""The part of ml_collections that randmix uses.
+
+Its own hints make every key of a config a union of six types.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
