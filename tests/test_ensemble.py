@@ -274,7 +274,6 @@ def test_the_flag_reads_auto_off_and_a_number():
         8,
     ]
     for text in ("0", "-1", "2.5", "all", "", "²"):
-        with pytest.raises(
-            UserError, match=f"^--ensemble: got '{text}', allowed are auto, off and a number from 1"
-        ):
+        message = f"^--ensemble: got '{text}', allowed are auto, off and a number of seeds, at"
+        with pytest.raises(UserError, match=message):
             training.parse_ensemble(text)

@@ -50,7 +50,10 @@ def executed(tmp_path_factory):
     """The notebook after a run in a new kernel, with the facts as its last cell."""
     notebook = nbformat.read(MASKS, as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell(FACTS))
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(command.REPOSITORY)}
+    # A reader's session has JAX's own settings, not those of tests/conftest.py.
+    ours = ("JAX_NUMPY_RANK_PROMOTION", "JAX_NUMPY_DTYPE_PROMOTION", "XLA_FLAGS")
+    environment = {k: v for k, v in os.environ.items() if k not in ours}
+    environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(command.REPOSITORY)}
     client = NotebookClient(
         notebook,
         timeout=600,
