@@ -54,7 +54,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 def _read_torch(path: Path) -> Any:
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports] (optional)
     except ImportError as error:
         raise UserError(
             f"{path}: reading it requires PyTorch; run `pip install torch`, or give a .safetensors "
