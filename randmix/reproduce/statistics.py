@@ -33,8 +33,8 @@ def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Inter
     At 95 % confidence the interval extends 12.7 standard errors to each side with two values, 4.3
     with three. Equal values give an interval of width 0, however few the test images were.
 
-    >>> mean, low, high, n = t_interval([1.0, 2.0, 3.0])
-    >>> print(f"{mean:.3f} from {low:.3f} to {high:.3f}")
+    >>> interval = t_interval([1.0, 2.0, 3.0])
+    >>> print(f"{interval.mean:.3f} from {interval.low:.3f} to {interval.high:.3f}")
     2.000 from -0.484 to 4.484
     """
     array = np.asarray(values, float)
