@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import tempfile
+from pathlib import Path
 
 # The cache shares compiled programs between tests and processes: the workers of pytest-xdist and
 # the programs that tests start inherit these variables. LLVM's optimisations take most of a
@@ -24,18 +25,24 @@ import pytest
 # Not an environment variable: programs that tests start get one device.
 jax.config.update("jax_num_cpu_devices", 8)
 
-# Tests that need a missing optional package aren't collected; .ci/run everything installs them all.
-_NEEDS = {"torch": ["parity"], "libtpu": ["test_tpu.py"]}
-_MISSING = [package for package in _NEEDS if not importlib.util.find_spec(package)]
-collect_ignore = [path for package in _MISSING for path in _NEEDS[package]]
+# What isn't here isn't collected, rather than skipped; .ci/run everything installs it all.
+_NEEDED = {
+    "parity": ("PyTorch", importlib.util.find_spec("torch")),
+    "test_tpu.py": ("libtpu", importlib.util.find_spec("libtpu")),
+    "test_fashion_mnist.py": (
+        "Debian's package dataset-fashion-mnist",
+        Path("/usr/share/datasets/fashion-mnist").is_dir(),
+    ),
+}
+collect_ignore = [path for path, (_, found) in _NEEDED.items() if not found]
 
 
 def pytest_report_header():
     """Names the tests that aren't collected."""
     return [
-        f"{package} isn't installed: tests/{path} isn't collected"
-        for package in _MISSING
-        for path in _NEEDS[package]
+        f"without {name}, tests/{path} isn't collected"
+        for path, (name, found) in _NEEDED.items()
+        if not found
     ]
 
 

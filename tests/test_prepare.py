@@ -14,24 +14,15 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 from unittest import mock
 
-import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from absl import flags
-from small_archives import SMALL, TEST, TRAIN, UNREACHABLE, small_mnist
+from small_archives import SMALL, TEST, TRAIN, UNREACHABLE, in_one_order, small_mnist
 
 from randmix.data import archives, builders, catalog, prepare
 from randmix.errors import UserError
-
-DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-needs_fashion_mnist = pytest.mark.skipif(
-    not DEBIAN.is_dir(), reason=f"{DEBIAN} is missing: apt-get install dataset-fashion-mnist"
-)
-# SHA-256 of the test labels in the order of TFDS's own class, prepared with TensorFlow.
-FASHION_MNIST_TEST_LABELS = "85e2be1b62985fe36ef293a029e9559c3f6822643be932622c5042b8a1654a94"
 
 
 def run(*arguments):
@@ -63,12 +54,6 @@ def server(tmp_path):
         threading.Thread(target=httpd.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{httpd.server_port}", directory
         httpd.shutdown()
-
-
-def in_one_order(arrays):
-    """Examples as sorted bytes: TFDS shuffles, so only the set of them can be compared."""
-    pairs = zip(arrays["image"], arrays["label"], strict=True)
-    return sorted(image.tobytes() + bytes([label]) for image, label in pairs)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -216,41 +201,6 @@ def test_a_gzip_header_is_restored(tmp_path):
     other = tmp_path / "other.gz"
     other.write_bytes(gzip.compress(b"content"))
     assert archives.restore_gzip_header(other) is None
-
-
-@needs_fashion_mnist
-@pytest.mark.parametrize("prefix", ["train", "t10k"])
-def test_debians_archives_become_upstreams(prefix):
-    archive = DEBIAN / f"{prefix}-labels-idx1-ubyte.gz"
-    (info,) = (i for i in builders.FashionMNIST.url_infos.values() if i.filename == archive.name)
-    restored = archives.restore_gzip_header(archive)
-    assert (len(restored), hashlib.sha256(restored).hexdigest()) == (info.size, info.checksum)
-
-
-@pytest.mark.slow
-@needs_fashion_mnist
-def test_the_real_fashion_mnist(tmp_path):
-    done = run("fashion_mnist", "--data_dir", tmp_path, f"--manual_dir={DEBIAN}")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith(
-        f"fashion_mnist: 60,000 train and 10,000 test examples in {tmp_path}/fashion_mnist/3.0.1 ("
-    )
-
-    def content(name, header):
-        return np.frombuffer(gzip.decompress((DEBIAN / name).read_bytes())[header:], np.uint8)
-
-    test = catalog.load("fashion_mnist", "test", tmp_path)
-    images = content("t10k-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28, 1)
-    labels = content("t10k-labels-idx1-ubyte.gz", 8)
-    assert in_one_order(test) == in_one_order({"image": images, "label": labels})
-    order = hashlib.sha256(test["label"].astype("<i4").tobytes()).hexdigest()
-    assert order == FASHION_MNIST_TEST_LABELS
-    train = tfds.data_source("fashion_mnist", data_dir=tmp_path, split="train", download=False)
-    assert len(train) == 60_000
-    images = {
-        image.tobytes() for image in content("train-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28)
-    }
-    assert all(train[i]["image"].tobytes() in images for i in range(0, 60_000, 997))
 
 
 @pytest.mark.parametrize(

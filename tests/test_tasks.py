@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 import small
+from skimage.metrics import peak_signal_noise_ratio
 
 from randmix import masks, models, steps, tasks
 from randmix.data import loader
@@ -89,7 +90,6 @@ def test_loss_gradient_and_psnr_by_their_definitions(shape):
 
 
 def test_psnr_is_scikit_images():
-    peak_signal_noise_ratio = pytest.importorskip("skimage.metrics").peak_signal_noise_ratio
     outputs, target = random_images((8, 8, 3), seed=1), random_images((8, 8, 3), seed=2)
     psnr = tasks.unshuffling_metrics(jnp.asarray(outputs), {"target": target})["psnr"]
     expected = [
