@@ -15,8 +15,6 @@ from randmix.errors import UserError
 from randmix.preemption import Preempted
 from randmix.reproduce import training
 
-pytestmark = pytest.mark.slow
-
 SEEDS = (0, 3, 7)
 STEPS = {"steps": 10, "eval_every": 5, "data__flip": True, "optimizer__learning_rate": 0.003}
 ONE_DEVICE = jax.devices()[:1]
@@ -52,6 +50,7 @@ def assert_same(one, other, **tolerance):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("member", [0, 2])
 def test_a_member_follows_its_lone_run_and_writes_the_same_files(member, whole, tmp_path):
     workdir = folders(whole)[member]
@@ -90,6 +89,7 @@ def test_members_are_runs_of_their_own(whole):
     assert len(losses) == 3
 
 
+@pytest.mark.slow
 def test_a_stopped_ensemble_resumes_bit_for_bit(whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         small.stop_after(patch, 7)
@@ -108,6 +108,7 @@ def test_a_stopped_ensemble_resumes_bit_for_bit(whole, tmp_path, monkeypatch):
         assert "7" not in {path.name for path in (resumed / "checkpoints").iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["loss", "parameters"])
 def test_a_member_that_is_not_finite_fails_alone(where, whole, tmp_path, monkeypatch, capsys):
     inner = ensemble._Loop.init.func
@@ -155,6 +156,7 @@ def touch_checkpoint(workdir, source, *steps):
         shutil.copytree(source / "checkpoints" / "10", workdir / "checkpoints" / str(step))
 
 
+@pytest.mark.slow
 def test_which_seeds_are_trained_together(whole, tmp_path):
     source = folders(whole)[0]
     parted = lambda at_most=9: ensemble.cohorts(five, dirs, at_most)  # noqa: E731
@@ -204,6 +206,7 @@ def test_the_largest_ensemble_that_fits_in_memory(monkeypatch):
     assert ensemble.largest_that_fits(configs()[0], 7) == 7  # a CPU doesn't report its memory
 
 
+@pytest.mark.slow
 def test_what_an_ensemble_needs_is_what_its_programs_hold(whole):
     mesh = sharding.make_mesh(ONE_DEVICE)
     parts = runs.assemble(configs()[0])
@@ -215,6 +218,7 @@ def test_what_an_ensemble_needs_is_what_its_programs_hold(whole):
     assert 3 * state + data < ensemble._needs(lowered) < 3 * state + data + 100e6
 
 
+@pytest.mark.slow
 def test_a_sweep_hands_seeds_over(tmp_path, monkeypatch):
     calls = []
 
@@ -252,6 +256,7 @@ def test_a_sweep_hands_seeds_over(tmp_path, monkeypatch):
         training.train_seeds(configs(), folders(tmp_path), 3)
 
 
+@pytest.mark.slow
 def test_on_an_accelerator_auto_takes_what_fits(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")

@@ -14,8 +14,6 @@ from randmix.checkpoint import Checkpoints
 from randmix.errors import UserError
 from randmix.metrics_log import MetricsLog
 
-pytestmark = pytest.mark.slow
-
 
 class ObjectStore(MemoryFileSystem):
     protocol = ("gcs", "gs")
@@ -42,6 +40,7 @@ def bucket(monkeypatch):
     return epath.Path("gs://bucket")
 
 
+@pytest.mark.slow
 def test_a_run_whose_workdir_is_there(bucket, tmp_path, monkeypatch, capsys):
     # Orbax writes to gs:// through TensorStore, which has no stand-in.
     monkeypatch.setattr(

@@ -15,8 +15,6 @@ from randmix.data import catalog, photographs, prepare
 from randmix.errors import UserError
 from randmix.preemption import Preempted
 
-pytestmark = pytest.mark.slow
-
 NAME = "imagefolder/flowers"
 OVERRIDES = {
     "data__name": NAME,
@@ -70,6 +68,7 @@ def whole(data_dir, tmp_path_factory):
     return workdir, run(workdir, data_dir)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_resumes_bit_for_bit(whole, data_dir, tmp_path, monkeypatch, capsys):
     reference, result = whole
     with monkeypatch.context() as patch:
@@ -83,6 +82,7 @@ def test_a_stopped_run_resumes_bit_for_bit(whole, data_dir, tmp_path, monkeypatc
     assert resumed["metrics"] == result["metrics"]
 
 
+@pytest.mark.slow
 def test_the_result_is_of_every_test_example(whole, data_dir):
     """Against examples decoded, cropped and classified here, without the stream."""
     workdir, result = whole
@@ -104,12 +104,14 @@ def test_the_result_is_of_every_test_example(whole, data_dir):
     assert again["loss"] == pytest.approx(result["metrics"]["test_loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_run_is_loaded_without_its_data(whole, tmp_path, monkeypatch):
     workdir, _ = whole
     monkeypatch.setattr(catalog, "resolve_data_dir", lambda data_dir: tmp_path)
     assert randmix.load(workdir).step == 4
 
 
+@pytest.mark.slow
 def test_evaluation_by_the_command_line_clean_and_under_attack(whole, tmp_path):
     workdir, result = whole
     flags = (f"--workdir={workdir}", f"--out={tmp_path}")
