@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from randmix.models import norms
@@ -73,6 +74,28 @@ def test_values_and_gradients_are_those_of_float64(name, activation):
     expected = in_float64(name.removesuffix("_reference"), activation, x, scale, bias, g)
     got = result_and_gradients(getattr(operators, name), activation, x, scale, bias, g)
     for array, reference in zip(got, expected, strict=True):
+        np.testing.assert_allclose(array, reference, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_values_are_numpys_and_gradients_those_of_the_plain_form(order):
+    arguments = inputs(mean=0.3)
+    got, plain = (
+        result_and_gradients(getattr(operators, name), "gelu", *arguments)
+        for name in (order, f"{order}_reference")
+    )
+    for array, reference in zip(got, plain, strict=True):
+        np.testing.assert_allclose(array, reference, rtol=2e-5, atol=2e-5)
+    x, scale, bias, _ = (a.astype(np.float64) for a in arguments)
+
+    def gelu(u):
+        return u * scipy.stats.norm.cdf(u)
+
+    u = gelu(x) if order == "act_norm" else x
+    mean, variance = u.mean((0, 1, 2)), u.var((0, 1, 2))
+    y = (u - mean) / np.sqrt(variance + 1e-5) * scale + bias
+    expected = (y if order == "act_norm" else gelu(y), mean, variance)
+    for array, reference in zip(got[:3], expected, strict=True):
         np.testing.assert_allclose(array, reference, rtol=2e-5, atol=2e-5)
 
 

@@ -77,6 +77,18 @@ def test_values_and_gradients_are_those_of_two_steps_in_float64(case, function):
         np.testing.assert_allclose(array, reference, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_values_and_gradients_are_those_of_the_two_steps(case):
+    x, spatial, channel, stride = factors(case)
+    g = draw((x.shape[0], -(-x.shape[1] // stride), -(-x.shape[2] // stride), channel.shape[1]), 3)
+    composed, two_steps = (
+        result_and_gradients(function, x, spatial, channel, g, stride)
+        for function in (separable, separable_reference)
+    )
+    for array, reference in zip(composed, two_steps, strict=True):
+        np.testing.assert_allclose(array, reference, rtol=2e-4, atol=2e-4)
+
+
 def test_the_composed_kernel_is_that_of_the_appendix():
     _, spatial, channel, _ = factors("3x3, m = 9")
     expected = np.zeros((3, 3, 4, 5))
