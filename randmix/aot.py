@@ -19,7 +19,7 @@ from etils import epath
 from jax.experimental import topologies
 from ml_collections import ConfigDict
 
-from randmix import artifacts, compiled, progress, runs, sharding
+from randmix import artifacts, compiled, durable, progress, runs, sharding
 from randmix.errors import UserError
 from randmix.tpu import Slice
 
@@ -249,7 +249,7 @@ def _write(workdir: epath.Path, files: dict[str, str]) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
-            artifacts.write_atomically(workdir / name, text)
+            durable.write(workdir / name, text)
     except OSError as error:
         raise UserError(
             f"{workdir}: can't be written ({error.strerror}); "

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import json
+import logging
 import platform
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from randmix import config as configs
-from randmix import distributed, locks
+from randmix import distributed, durable, json_files, locks
+from randmix.checkpoint import newest_fingerprint, set_aside
 from randmix.errors import UserError
 
 CONFIG = "config.json"
@@ -34,6 +36,19 @@ _PACKAGES = (
 )
 
 
+# The structure of result.json, as far as it is read; see `json_files.parse`.
+_RESULT = {
+    "mode": str,
+    "metrics": {str: float},
+    "parameters": {"trainable": int, "frozen": int},
+    "step": int,
+    "seed": int,
+    "wall_seconds": float,
+    "versions": {str: str},
+    "device": {"kind": str, "platform": str, "count": int},
+}
+
+
 @contextlib.contextmanager
 def open_workdir(
     workdir: epath.Path, config: ConfigDict, summary: object
@@ -44,8 +59,11 @@ def open_workdir(
     unless the run is finished or the folder is in an object store, which has no locks. Every
     process checks that all have the same config and see the same folder.
 
+    A damaged config.json is written anew if the newest checkpoint is this config's. A damaged
+    result.json is moved to ``set_aside``, and the run counts as unfinished.
+
     Yields:
-        The result of ``read_result``.
+        The contents of ``result.json``; None if the run is unfinished.
 
     Raises:
         UserError: the folder can't be written, another process is training there, it holds a run
@@ -53,33 +71,32 @@ def open_workdir(
     """
     distributed.require_same("config", configs.to_json(config))
     with contextlib.ExitStack() as held:
-        with distributed.shared_errors():
-            if distributed.is_primary():
-                _make_workdir(workdir, config, summary, held)
+        result = distributed.decided_by_primary(
+            lambda: _make_workdir(workdir, config, summary, held)
+        )
         distributed.require_shared(workdir)
-        yield read_result(workdir)
+        yield result
 
 
 def _make_workdir(
     workdir: epath.Path, config: ConfigDict, summary: object, held: contextlib.ExitStack
-) -> None:
+) -> dict[str, Any] | None:
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(workdir)
         # Before reading the config: of two runs that start at once, one writes it and the
         # other is refused.
-        if is_local(workdir) and not (workdir / RESULT).exists():
+        if durable.is_local(workdir) and not is_finished(workdir):
             lock = workdir / LOCK
             if not held.enter_context(locks.try_lock(lock)):
                 raise UserError(
                     f"{workdir}: another process is training in this workdir "
                     f"({locks.holder(lock)}); wait for it, or give another --workdir"
                 )
-        config_file = workdir / CONFIG
-        if config_file.exists():
-            _check_same_run(workdir, json.loads(config_file.read_text()), config)
-        else:
-            write_atomically(workdir / MASKS, f"{summary}\n")
-            write_atomically(config_file, configs.to_json(config) + "\n")
+        _claim(workdir, config)
+        result = _usable_result(workdir)
+        if result is None:
+            durable.write(workdir / MASKS, f"{summary}\n")
+        return result
     except OSError as error:
         raise UserError(
             f"{workdir}: can't be written ({error.strerror or error}); "
@@ -89,33 +106,107 @@ def _make_workdir(
         raise UserError(f"{workdir}: {error}; pip install 'randmix[gcs]' for gs://") from error
 
 
-def _check_same_run(workdir: epath.Path, old: dict[str, Any], config: ConfigDict) -> None:
-    if differences := configs.differences(old, config):
+def _claim(workdir: epath.Path, config: ConfigDict) -> None:
+    """Writes config.json, or checks that it is of the same run."""
+    file = workdir / CONFIG
+    try:
+        old = read_config_values(workdir) if file.exists() else None
+    except json_files.Damaged as damaged:
+        saved = newest_fingerprint(workdir)
+        if saved not in (None, configs.fingerprint(config)):
+            raise UserError(
+                f"{damaged}, or give the config that the checkpoints are of: theirs has the "
+                f"fingerprint {saved}, this one {configs.fingerprint(config)}"
+            ) from None
+        place = set_aside(file, workdir)
+        logging.getLogger(__name__).warning(
+            "%s; moved to %s and written anew", str(damaged).partition(";")[0], place
+        )
+        old = None
+    if old is None:
+        durable.write(file, configs.to_json(config) + "\n")
+    elif differences := configs.differences(old, config):
         raise UserError(
             f"{workdir}: holds a run with another config ({'; '.join(differences)}); "
             "give another --workdir, or the old values"
         )
 
 
-def read_config(workdir: epath.PathLike) -> ConfigDict:
-    """Returns the config of the run in a folder; raises a UserError if there is none."""
+def _usable_result(workdir: epath.Path) -> dict[str, Any] | None:
+    try:
+        return read_result(workdir)
+    except json_files.Damaged as damaged:
+        place = set_aside(workdir / RESULT, workdir)
+        logging.getLogger(__name__).warning(
+            "%s; moved to %s and computed anew", str(damaged).partition(";")[0], place
+        )
+        return None
+
+
+def is_finished(workdir: epath.Path) -> bool:
+    """Whether a run has ended and its result can be read."""
+    try:
+        return read_result(workdir) is not None
+    except json_files.Damaged:
+        return False
+
+
+def read_config_values(workdir: epath.PathLike) -> dict[str, Any]:
+    """Returns the content of ``config.json`` as it was written, without newer keys.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
     file = epath.Path(workdir) / CONFIG
     if not file.exists():
         raise UserError(
             f"{workdir}: no run there ({CONFIG} is missing); give the --workdir of a run"
         )
-    return configs.from_json(file.read_text())
+    return json_files.read(
+        file,
+        {"seed": int, "model": {"name": str}},
+        what_to_do="start the run's training again with its own config, which writes it anew",
+    )
 
 
-def read_result(workdir: epath.Path) -> dict[str, Any] | None:
-    """Returns the contents of ``result.json``, or None if the run hasn't finished."""
-    file = workdir / RESULT
-    return json.loads(file.read_text()) if file.exists() else None
+def read_config(workdir: epath.PathLike) -> ConfigDict:
+    """Returns the config of the run in a folder.
+
+    Raises:
+        UserError: there is none, it is damaged, or it has an unknown key or a value that isn't
+            allowed.
+    """
+    values = read_config_values(workdir)
+    try:
+        config = configs.from_values(values)
+        configs.check(config)
+    except UserError as error:
+        raise UserError(f"{epath.Path(workdir) / CONFIG}: {error}") from error
+    return config
+
+
+def read_result(workdir: epath.PathLike) -> dict[str, Any] | None:
+    """Returns the contents of ``result.json``, or None if the run hasn't finished.
+
+    Raises:
+        UserError: it is damaged, or of another run than ``config.json``.
+    """
+    file = epath.Path(workdir) / RESULT
+    if not file.exists():
+        return None
+    again = "train this workdir again, which computes it anew from the last checkpoint"
+    result = json_files.read(file, _RESULT, what_to_do=again)
+    if (seed := read_config_values(workdir).get("seed")) != result["seed"]:
+        raise UserError(
+            f"{file}: seed is {result['seed']}, but {seed} in {CONFIG}; "
+            "one of the two is another run's: put back what was here"
+        )
+    return result
 
 
 def write_result(workdir: epath.Path, result: dict[str, Any]) -> None:
     """Writes ``result.json``, the last file of a run: its presence marks the run as finished."""
-    write_atomically(workdir / RESULT, json.dumps(result, indent=2) + "\n")
+    durable.write(workdir / RESULT, json.dumps(result, indent=2) + "\n")
 
 
 def provenance(devices: list[jax.Device]) -> dict[str, Any]:
@@ -129,19 +220,3 @@ def provenance(devices: list[jax.Device]) -> dict[str, Any]:
             "count": len(devices),
         },
     }
-
-
-def is_local(path: epath.PathLike) -> bool:
-    """Whether a path is on a file system rather than in an object store such as gs://."""
-    return "://" not in str(path)
-
-
-def write_atomically(path: epath.PathLike, text: str) -> None:
-    """Writes a text file so that a reader finds either the old text or the new, never a mixture."""
-    path = epath.Path(path)
-    if not is_local(path):
-        path.write_text(text)  # objects appear atomically, and renaming would copy them
-        return
-    temporary = path.parent / f"{path.name}.tmp"
-    temporary.write_text(text)
-    temporary.replace(path)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from randmix.errors import UserError, check_choice
+from randmix.errors import UserError, check_choice, did_you_mean
 
 # Keys that change what is shown or where data lie, but never what is learned.
 DISPLAY_KEYS = frozenset(
@@ -261,20 +261,30 @@ def to_json(config: Mapping[str, Any]) -> str:
     return json.dumps(plain, indent=2, sort_keys=True)
 
 
-def from_json(text: str) -> ConfigDict:
-    """Reads a config written by ``to_json``; missing keys get the defaults of its model."""
-    saved = json.loads(text)
-    config = default(saved["model"]["name"])
+def from_values(values: Mapping[str, Any]) -> ConfigDict:
+    """Returns the config of values written by ``to_json``; missing keys get its model's defaults.
+
+    Raises:
+        UserError: an unknown model or key, or a value in place of a group of keys.
+    """
+    config = default(values["model"]["name"])
+    known = flatten(config)
+    for key in flatten(values):
+        if key not in known:
+            raise UserError(f"config.{key}: unknown key{did_you_mean(key, known)}")
     with config.ignore_type():  # placeholders hold None or a value
-        config.update(_lists_to_tuples(saved))
+        config.update(_lists_to_tuples(values))
     return config
+
+
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values that make the run what it is, by dotted key, without display keys."""
+    return {key: value for key, value in flatten(config).items() if key not in DISPLAY_KEYS}
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:
     """Returns eight hex digits that identify the run; display keys don't affect them."""
-    text = json.dumps(
-        {k: v for k, v in flatten(config).items() if k not in DISPLAY_KEYS}, sort_keys=True
-    )
+    text = json.dumps(identity(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

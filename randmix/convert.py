@@ -33,7 +33,7 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from randmix import artifacts, checkpoint, cli, masks, models, steps
+from randmix import artifacts, checkpoint, cli, durable, masks, models, runs, steps
 from randmix import config as configs
 from randmix.data import catalog
 from randmix.errors import UserError
@@ -75,7 +75,7 @@ def write_run(
     labels = masks.labels(params, masks.trainable(masks.MODES[config.mode]))
     with artifacts.open_workdir(workdir, config, masks.summary(params, labels)):
         origin = {**(origin or {}), **artifacts.provenance(jax.devices())}
-        artifacts.write_atomically(workdir / ORIGIN, json.dumps(origin, indent=2) + "\n")
+        durable.write(workdir / ORIGIN, json.dumps(origin, indent=2) + "\n")
         state = steps.TrainState(
             step=np.zeros((), np.int32),  # pyright: ignore[reportArgumentType] (a host array)
             params=params,
@@ -84,7 +84,8 @@ def write_run(
             totals=steps.empty_totals(),
             failed_step=steps.never_failed(),
         )
-        with checkpoint.Checkpoints(workdir) as checkpoints:
+        about = runs.identity(config, labels)
+        with checkpoint.Checkpoints(workdir, about=about) as checkpoints:
             checkpoints.save(0, state)
 
 

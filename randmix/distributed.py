@@ -7,11 +7,13 @@ use of JAX. With a single process, nothing here has any effect.
 import contextlib
 import hashlib
 import importlib.util
+import json
 import os
 import re
 import sys
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
 
 from absl import flags
 from etils import epath
@@ -19,6 +21,8 @@ from etils import epath
 from randmix.errors import UserError
 
 flags.disclaim_key_flags()  # the flags belong to the program that defines them, and its --help
+
+Result = TypeVar("Result")
 
 _FLAGS = ("coordinator", "num_processes", "process_id")
 _ADDRESS = re.compile(r".+:\d{1,5}")
@@ -123,6 +127,12 @@ def _number(environment: Mapping[str, str], *names: str) -> int:
     return next((int(environment[name]) for name in names if environment.get(name)), 1)
 
 
+def _alone() -> bool:
+    import jax
+
+    return jax.process_count() == 1
+
+
 def is_primary() -> bool:
     """Whether this is process 0, which writes files and prints."""
     import jax
@@ -149,6 +159,26 @@ def shared_errors() -> Iterator[None]:
             raise UserError(f"process {process}: {message}")
 
 
+def decided_by_primary(decide: Callable[[], Result]) -> Result:
+    """Returns process 0's decision, a JSON value, on all processes; only process 0 decides.
+
+    Raises:
+        UserError: on all processes, if ``decide`` raised one.
+    """
+    if _alone():
+        return decide()
+    text, error = "", None
+    if is_primary():
+        try:
+            text = f"={json.dumps(decide())}"
+        except UserError as mistake:  # alone, process 0 would leave the others waiting
+            text, error = f"!{mistake}", mistake
+    text = _broadcast(text)
+    if text.startswith("!"):
+        raise error or UserError(text[1:])
+    return json.loads(text[1:])
+
+
 def require_same(what: str, text: str) -> None:
     """Raises a UserError on all processes unless `text` is the same on all.
 
@@ -167,9 +197,7 @@ def require_same(what: str, text: str) -> None:
 
 def require_shared(folder: epath.Path) -> None:
     """Raises a UserError on all processes unless all see process 0's folder, which must exist."""
-    import jax
-
-    if jax.process_count() == 1:
+    if _alone():
         return
     # A fresh name: network file systems cache for seconds that a file wasn't there.
     mark = folder / f".seen-by-all-{uuid.uuid4().hex if is_primary() else ''}"
@@ -188,14 +216,26 @@ def require_shared(folder: epath.Path) -> None:
             mark.unlink()
 
 
-def _gather(text: str) -> list[str]:
-    """Returns every process's text, in process order, each cut after `_LONGEST` bytes."""
-    import jax
+def _broadcast(text: str) -> str:
+    """Returns process 0's text on all processes."""
     import numpy as np
     from jax.experimental import multihost_utils
 
-    if jax.process_count() == 1:
+    encoded = text.encode()
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(encoded))))
+    row = np.zeros(-(-size // _LONGEST) * _LONGEST, np.uint8)  # few lengths, few compilations
+    if is_primary():
+        row[:size] = list(encoded)
+    return bytes(multihost_utils.broadcast_one_to_all(row)[:size]).decode()
+
+
+def _gather(text: str) -> list[str]:
+    """Returns every process's text, in process order, each cut after `_LONGEST` bytes."""
+    if _alone():
         return [text]
+    import numpy as np
+    from jax.experimental import multihost_utils
+
     row = np.zeros(_LONGEST, np.uint8)
     encoded = text.encode()[:_LONGEST]
     row[: len(encoded)] = list(encoded)

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from randmix import artifacts, runs, sharding, steps
 from randmix import train as lone
-from randmix.checkpoint import SET_ASIDE, Checkpoints
+from randmix.checkpoint import Checkpoints
 from randmix.compiled import Programs, lower_steps, memory_bytes
 from randmix.data import arrays, catalog, loader
 from randmix.errors import UserError
@@ -197,12 +197,10 @@ def _suited(config: ConfigDict) -> bool:
 
 def _common_ground(workdir: epath.Path) -> list[int]:
     """Returns the steps a run can start from: [0] if nothing is saved, [] if none is intact."""
-    if (workdir / artifacts.RESULT).exists():
+    if artifacts.is_finished(workdir):
         return []
     with Checkpoints(workdir) as checkpoints:
-        if intact := checkpoints.intact_steps():
-            return intact
-        return [] if checkpoints.all_steps() or (workdir / SET_ASIDE).exists() else [0]
+        return checkpoints.intact_steps() or [0]
 
 
 class _NoneLeft(Exception):
@@ -282,12 +280,13 @@ class _Loop(lone.Loop):
                     self.each[i], lone.step_not_finite(before + 1, rows, self.each[i].workdir)
                 )
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, log: MetricsLog) -> None:
         """Starts the checkpoints of members with finite parameters and drops the others."""
         finite = jax.device_get(_finite((self.state.params, self.state.batch_stats)))
         for member, ok in zip(self.each, finite, strict=True):
             if not ok and member.failure is None:
                 self.drop(member, lone.parameters_not_finite(step))
+        log.flush()
         self.checkpoints.save(step, self.state)
 
     def drop(self, member: _Member, error: UserError) -> None:
@@ -382,6 +381,11 @@ class _Logs:
             if member.failure is None and not written:
                 own = {name: x[i] if isinstance(x, list) else x for name, x in metrics.items()}
                 log.write(step=step, **own)
+
+    def flush(self) -> None:
+        """Waits until all lines are on the disk."""
+        for log in self._logs:
+            log.flush()
 
 
 class _Reporter(Reporter):

@@ -1,22 +1,26 @@
 """metrics.jsonl: one JSON object per line, appended during the run."""
 
 import json
-import math
+import logging
+import os
 from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
 
-from randmix.artifacts import is_local, write_atomically
+from randmix import durable, json_files
+from randmix.checkpoint import set_aside
 from randmix.trackers import Tracker
 
 
 class MetricsLog:
     """The log of a workdir, truncated to the step at which the run starts.
 
-    Each line is on disk once written, so a checkpoint is never ahead of the log. An object store
-    can't append to a file; there, every write stores the complete log, at most a few hundred
-    kilobytes.
+    A killed process loses no line. After ``flush`` a power cut loses none either, so a checkpoint
+    that is saved after it is never ahead of the log. An object store can't append to a file; there,
+    every write stores the complete log, at most a few hundred kilobytes.
+
+    If lines are damaged, the file is moved to ``set_aside`` and the other lines are kept.
 
     Attributes:
         names_at_start: names of the metrics that are in the log for the start step.
@@ -40,15 +44,16 @@ class MetricsLog:
         """
         self._path, self._writes, self._file = epath.Path(path), writes, None
         self._trackers = trackers
-        rows = [row for row in read(self._path) if row["step"] <= start_step]
+        found, damaged = _parsed(self._path)
+        rows = [row for row in found if row["step"] <= start_step]
         self.names_at_start = {name for row in rows if row["step"] == start_step for name in row}
-        self._largest: dict[str, float] = {}
-        for row in rows:
-            self._note(row)
         if writes:
+            if damaged:
+                place = set_aside(self._path, self._path.parent)
+                _warn(f"{damaged}; moved to {place}, the other lines are kept")
             self._text = "".join(json.dumps(row) + "\n" for row in rows)
-            write_atomically(self._path, self._text)
-            self._file = self._path.open("a") if is_local(self._path) else None
+            durable.write(self._path, self._text)
+            self._file = self._path.open("a") if durable.is_local(self._path) else None
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -59,28 +64,52 @@ class MetricsLog:
 
     def write(self, *, step: int, **metrics: Any) -> None:
         """Appends a line."""
-        self._note(metrics)
         line = json.dumps({"step": step, **metrics}) + "\n"
         if self._file:
             self._file.write(line)
             self._file.flush()
         elif self._writes:
             self._text += line
-            write_atomically(self._path, self._text)
+            durable.write(self._path, self._text)
         for tracker in self._trackers:
             tracker.write(step, metrics)
 
-    def largest(self, name: str) -> float:
-        """Returns the largest logged value of a metric; minus infinity if it was never logged."""
-        return self._largest.get(name, -math.inf)
-
-    def _note(self, metrics: dict[str, float]) -> None:
-        for name, value in metrics.items():
-            self._largest[name] = max(self.largest(name), value)
+    def flush(self) -> None:
+        """Waits until all lines are on the disk."""
+        if self._file:
+            os.fsync(self._file.fileno())
 
 
 def read(path: epath.Path) -> list[dict[str, Any]]:
-    """Returns the lines of a log, oldest first; [] if there is no file."""
-    text = path.read_text() if path.exists() else ""
+    """Returns the intact lines of a log, oldest first; [] if there is no file."""
+    rows, damaged = _parsed(path)
+    if damaged:
+        _warn(f"{damaged}; using the other lines")
+    return rows
+
+
+def damage(path: epath.Path) -> str | None:
+    """Returns one line on the first damaged line of a log, or None."""
+    return _parsed(path)[1]
+
+
+def _warn(message: str) -> None:
+    logging.getLogger(__name__).warning("%s", message)
+
+
+def _parsed(path: epath.Path) -> tuple[list[dict[str, Any]], str | None]:
+    """Returns the intact lines of a log and a description of the first damaged one."""
+    try:
+        content = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        return [], f"{path}: can't be read ({error.strerror})"
+    rows, damaged = [], None
     # A killed run may have left an incomplete last line.
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
+        try:
+            row = json_files.parse(line, {str: float})
+            json_files.check(row, {"step": int})
+            rows.append(row)
+        except ValueError as error:
+            damaged = damaged or f"{path}: line {number} is damaged ({error})"
+    return rows, damaged

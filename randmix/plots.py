@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from etils import epath
 
+from randmix import durable
 from randmix.errors import UserError
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ def save(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for file, content in files.items():
-            file.write_bytes(content)
+            durable.write(file, content)
     except OSError as error:
         raise UserError(
             f"{path.parent}: can't be written ({error.strerror}); "

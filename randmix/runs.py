@@ -4,7 +4,9 @@ import dataclasses
 import hashlib
 import html
 import json
+import logging
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,10 +17,22 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from randmix import (
+    artifacts,
+    groups,
+    json_files,
+    masks,
+    metrics_log,
+    models,
+    optim,
+    progress,
+    sharding,
+    steps,
+    tasks,
+)
 from randmix import config as configs
-from randmix import groups, masks, metrics_log, models, optim, progress, sharding, steps, tasks
-from randmix.artifacts import METRICS, read_config, read_result
 from randmix.checkpoint import BEST, FOLDER, Checkpoints
+from randmix.checkpoint.manifest import CONFIG, VALUES
 from randmix.data import catalog, feeds
 from randmix.data.augment import Augmentation
 from randmix.errors import UserError
@@ -58,7 +72,7 @@ class Parts:
             the others.
         phases: the phase from the first step, and one more for each later start of a group.
         summary: the table of parameters with their labels.
-        identity: hashes of the config and of the label tree, which identify a checkpoint's run.
+        identity: what identifies a checkpoint's run, see ``identity``.
         train_examples: number of training examples, after ``data.subset`` and ``data.validation``.
         validation_examples: number of held-out examples, which follow them in the training split.
         steps_per_epoch: number of full batches in an epoch; the remaining examples are dropped.
@@ -76,7 +90,7 @@ class Parts:
     channel_masks: Any
     phases: tuple[Phase, ...]
     summary: masks.Summary
-    identity: dict[str, str]
+    identity: dict[str, Any]
     train_examples: int
     validation_examples: int
     steps_per_epoch: int
@@ -153,7 +167,7 @@ def assemble(config: ConfigDict) -> Parts:
             for start in groups.phase_starts(trained)
         ),
         summary=masks.summary(params, labels, channel_masks),
-        identity={"config": configs.fingerprint(config), "labels": _hash(labels)},
+        identity=identity(config, labels),
         train_examples=train_examples,
         validation_examples=validation_examples,
         steps_per_epoch=steps_per_epoch,
@@ -180,6 +194,21 @@ def _phase(
 
 def _mode(config: ConfigDict) -> str:
     return config.train or config.mode if config.groups is None else "groups"
+
+
+def identity(config: Mapping[str, Any], labels: Any = None) -> dict[str, Any]:
+    """Returns what the manifests of a run's checkpoints say about it, as JSON.
+
+    Args:
+        config: the run's config, or the content of its ``config.json``.
+        labels: the label tree, or None to leave its hash out.
+    """
+    return {
+        "seed": config["seed"],
+        CONFIG: configs.fingerprint(config),
+        VALUES: configs.identity(config),
+        **({} if labels is None else {"labels": _hash(labels)}),
+    }
 
 
 def _hash(labels: Any) -> str:
@@ -244,9 +273,7 @@ class Run:
         config = self.config
         sizes = [f"{key} {config.model[key]}" for key in ("width", "depth") if key in config.model]
         params, _ = models.split(self.variables)
-        # Labels don't depend on when a group starts.
-        trained = groups.from_config(config, steps_per_epoch=1, total_steps=sys.maxsize)
-        counts = masks.summary(params, *groups.label_tree(params, trained, groups.source(config)))
+        counts = masks.summary(params, *_labels_and_masks(config, self.variables))
         rows = {
             "model": ", ".join([config.model.name, *sizes]),
             "data": str(config.data.name),
@@ -271,22 +298,25 @@ def load(workdir: epath.PathLike, *, best: bool = False) -> Run:
             ``data.validation``.
 
     Raises:
-        UserError: no run there, no checkpoint, or a checkpoint of another model.
+        UserError: no run there, no checkpoint, or a checkpoint of another run.
     """
-    config = read_config(workdir)
+    config = artifacts.read_config(workdir)
     if best and not config.data.validation:
         raise UserError(
             f"{workdir}: no examples were held out to choose the best by; "
             "train with data.validation"
         )
-    with Checkpoints(workdir, folder=BEST if best else FOLDER) as checkpoints:
-        step, variables = checkpoints.restore_variables()
+    written = identity(artifacts.read_config_values(workdir))
+    with Checkpoints(workdir, about=written, folder=BEST if best else FOLDER) as checkpoints:
+        about, variables = checkpoints.restore_variables()
+    step = about["step"]
     # A converted model may have no data set in the catalog; its weights give the classes.
     classifier = variables["head"].get("classifier")
     num_classes = None if classifier is None else classifier["bias"].shape[0]
     model = _build_model(config, num_classes)
     _check_fits(workdir, config, model, variables)
-    result = read_result(epath.Path(workdir)) or {}
+    _check_labels(workdir, config, variables, about)
+    result = _readable_result(workdir)
     return Run(
         config=config,
         model=model,
@@ -304,7 +334,7 @@ def _last_evaluation(
     """Returns "step" and metrics of the last evaluation up to ``step``, or None."""
     if result.get("step") == step:
         return {"step": step, **result["metrics"]}
-    rows = [row for row in metrics_log.read(workdir / METRICS) if row["step"] <= step]
+    rows = [row for row in metrics_log.read(workdir / artifacts.METRICS) if row["step"] <= step]
     return next((row for row in reversed(rows) if "test_loss" in row), None)
 
 
@@ -326,6 +356,36 @@ def _check_fits(
                 f"shape {got.get(path)}, expected {allowed.get(path)}); use the config that it was "
                 "trained with"
             )
+
+
+def _check_labels(
+    workdir: epath.PathLike, config: ConfigDict, variables: dict[str, Any], about: dict[str, Any]
+) -> None:
+    """Raises a UserError if a checkpoint's parameters had other labels than the config's now."""
+    labels = _hash(_labels_and_masks(config, variables)[0])
+    if about.get("labels", labels) != labels:
+        raise UserError(
+            f"{workdir}: step {about['step']} was trained with other labels (hash "
+            f"{about['labels']}) than the config gives now ({labels}); "
+            "use the version of randmix that it was trained with"
+        )
+
+
+def _labels_and_masks(config: ConfigDict, variables: dict[str, Any]) -> tuple[Any, Any]:
+    """Returns the label tree and the channel masks of a config's groups."""
+    params, _ = models.split(variables)
+    # Labels don't depend on when a group starts.
+    trained = groups.from_config(config, steps_per_epoch=1, total_steps=sys.maxsize)
+    return groups.label_tree(params, trained, groups.source(config))
+
+
+def _readable_result(workdir: epath.PathLike) -> dict[str, Any]:
+    """Returns result.json, which a model can do without: {} if it is missing or damaged."""
+    try:
+        return artifacts.read_result(workdir) or {}
+    except json_files.Damaged as damaged:
+        logging.getLogger(__name__).warning("%s", damaged)
+        return {}
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

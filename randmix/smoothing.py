@@ -12,7 +12,6 @@ accuracy. Writes smoothing.png, .svg and .csv to --out. Exit status: 0 done, 2 a
 """
 
 import csv
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,7 +19,7 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from randmix import cli, plots
+from randmix import cli, json_files, plots
 from randmix.errors import UserError, check_choice
 
 if TYPE_CHECKING:
@@ -57,7 +56,11 @@ def read(folder: epath.PathLike, attack: str) -> Curve:
             f"--workdir=... --attacks={attack}"
         )
     rows = list(csv.DictReader(files[0].read_text().splitlines()))
-    about = json.loads(files[1].read_text())
+    about = json_files.read(
+        files[1],
+        {"smoothing_index": float, "data": str, "examples": str},
+        what_to_do="measure the attacks again",
+    )
     check_choice(f"{folder}: --attack", attack, sorted({row["attack"] for row in rows}))
     points = sorted(
         (float(row["epsilon"]), float(row["accuracy"])) for row in rows if row["attack"] == attack

@@ -2,7 +2,9 @@
 
 import contextlib
 import functools
+import io
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -14,7 +16,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from randmix import artifacts, distributed, eval_loop, runs, sharding, steps
+from randmix import artifacts, distributed, durable, eval_loop, runs, sharding, steps
 from randmix.checkpoint import BEST, Checkpoints
 from randmix.compiled import Programs, jit_eval_steps, jit_train_step
 from randmix.data import feeds, loader
@@ -132,8 +134,9 @@ def _train_alone(
 def save_constants(parts: runs.Parts, workdir: epath.Path) -> None:
     """Writes the task's constants, arrays that are the same for all examples, each as NAME.npy."""
     for name, array in parts.task.constants.items():
-        with (workdir / f"{name}.npy").open("wb") as file:
-            np.save(file, array)
+        content = io.BytesIO()
+        np.save(content, array)
+        durable.write(workdir / f"{name}.npy", content.getvalue())
 
 
 def summarize(
@@ -209,6 +212,7 @@ class Loop:
         self.seed = np.asarray(config.seed if seeds is None else seeds, np.uint32)
         self.state = self.first_state()
         self.start = int(np.max(self.state.step))  # all members are at the same step
+        self.best_score = -math.inf if best is None else best.best_score()
         self.seconds, self.images = 0.0, 0  # of training, since the last log line
         self.eval_steps = programs.once(
             ("eval", self.members), lambda: jit_eval_steps(config, parts, mesh, self.members)
@@ -271,7 +275,7 @@ class Loop:
             stopping = self.stop.requested(step)
             if last or stopping or step % config.checkpoint_every == 0:
                 self.require_finite(workdir, train_feed)
-                self.save(step)
+                self.save(step, log)
             if stopping and not (last and test):
                 raise Preempted(f"stopped and saved at step {step} of {total}")
         # For a run that was killed between its last checkpoint and its result, only this is left.
@@ -356,11 +360,12 @@ class Loop:
         empty = jax.tree.map(np.zeros_like, jax.device_get(self.state.totals))
         self.state = self.state.replace(totals=sharding.replicate(empty, self.mesh))
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, log: MetricsLog) -> None:
         """Starts a checkpoint; a non-finite one is refused, since it would displace a good one."""
         if not all_finite((self.state.params, self.state.batch_stats)):
             raise parameters_not_finite(step)
-        # Else a run that resumes from this checkpoint would assume that the best one is saved.
+        # A run that resumes from this checkpoint expects the log up to it, and the best one.
+        log.flush()
         assert self.best is not None
         self.best.wait()
         self.checkpoints.save(step, self.state)
@@ -395,10 +400,11 @@ class Loop:
         """Evaluates and logs; returns None without logging if a signal was received."""
         metrics = self.evaluate(test_feeds)
         if metrics is not None:
-            score = f"validation_{self.parts.task.score}"
-            if score in metrics and metrics[score] > log.largest(score):
+            score = metrics.get(f"validation_{self.parts.task.score}", -math.inf)
+            if score > self.best_score:
                 assert self.best is not None
-                self.best.save(step, self.state)
+                self.best.save(step, self.state, score=score)
+                self.best_score = score
             log.write(step=step, **metrics)
             report.test(step, **metrics)
         return metrics
@@ -434,7 +440,7 @@ def step_not_finite(step: int, rows: np.ndarray, workdir: epath.Path) -> UserErr
     """Returns the error for a non-finite loss or gradient, and records the step's examples."""
     if distributed.is_primary():
         failed = {"step": step, "examples": rows.tolist()}
-        artifacts.write_atomically(workdir / artifacts.NOT_FINITE, json.dumps(failed) + "\n")
+        durable.write(workdir / artifacts.NOT_FINITE, json.dumps(failed) + "\n")
     return UserError(
         f"step {step}: the loss or a gradient isn't finite; {artifacts.NOT_FINITE} lists its "
         f"examples; {_NOT_FINITE}"

@@ -1,5 +1,7 @@
 """Configs: fingerprints, round trips, and invalid values."""
 
+import json
+
 import pytest
 import small
 
@@ -10,7 +12,7 @@ from randmix.errors import UserError
 
 def test_a_config_survives_json():
     config = small.config(train="role('head')", model__mean=(0.5,), model__std=(0.25,))
-    again = configs.from_json(configs.to_json(config))
+    again = configs.from_values(json.loads(configs.to_json(config)))
     assert again.to_dict() == config.to_dict()
     assert again.is_locked
 

@@ -170,11 +170,14 @@ def test_which_seeds_are_trained_together(whole, tmp_path):
     touch_checkpoint(dirs[1], source, 4)
     touch_checkpoint(dirs[2], source, 2)
     (dirs[2] / "checkpoints" / "2" / "manifest.json").unlink()
-    assert parted() == [[2], [0, 1], [3, 4]]
+    assert sorted(parted()) == [[0, 1], [2, 3, 4]]
     touch_checkpoint(dirs[4], source, 6)
-    (dirs[3]).mkdir()
-    (dirs[3] / "result.json").write_text("{}")
-    assert parted() == [[2], [3], [0, 4], [1]]
+    dirs[3].mkdir()
+    for name in ("config.json", "result.json"):
+        shutil.copy(source / name, dirs[3])
+    assert sorted(parted()) == [[0, 4], [1], [2], [3]]
+    (dirs[3] / "result.json").write_text("{}")  # damaged: it is trained again
+    assert sorted(parted()) == [[0, 4], [1], [2, 3]]
     with pytest.raises(ValueError, match="no step is intact in all workdirs"):
         ensemble._Checkpoints(
             [ensemble._Member(None, None, d, None) for d in (dirs[1], dirs[4])], None, None

@@ -15,6 +15,16 @@ from randmix.errors import UserError
 from randmix.preemption import Preempted, StopSignals
 from randmix.reproduce import plan, presets, sweep, training
 
+RESULT = {
+    "mode": "chans",
+    "metrics": {},
+    "parameters": {"trainable": 1, "frozen": 0},
+    "step": 1,
+    "wall_seconds": 1.0,
+    "versions": {},
+    "device": {"kind": "cpu", "platform": "cpu", "count": 1},
+}
+
 
 @pytest.fixture(scope="module")
 def groups():
@@ -32,7 +42,7 @@ def trained(monkeypatch):
             print("said by the run")
             if error := errors.get(workdir.name):
                 raise error
-            artifacts.write_result(workdir, {"wall_seconds": 1.0})
+            artifacts.write_result(workdir, {**RESULT, "seed": config.seed})
 
     monkeypatch.setattr(training, "train", train)
     return calls, errors

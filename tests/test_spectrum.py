@@ -392,5 +392,5 @@ def test_a_run_without_a_checkpoint_is_one_line_and_status_2(tmp_path):
     done = program(f"--workdir={tmp_path}")
     assert (done.status, done.out) == (2, "")
     assert done.err == (
-        f"randmix: {tmp_path / 'checkpoints'}: no checkpoint there; train this workdir first\n"
+        f"randmix: {tmp_path / 'checkpoints'}: no checkpoint there; train this workdir\n"
     )

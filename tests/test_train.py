@@ -1,6 +1,7 @@
 """Complete runs: exact resumption, finished runs, refused configs, non-finite numbers."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ import pytest
 import small
 
 import randmix
-from randmix import artifacts, distributed, masks, train
+from randmix import artifacts, distributed, durable, masks, train
 from randmix.data import loader
 from randmix.errors import UserError
 from randmix.metrics_log import MetricsLog
@@ -159,6 +160,9 @@ def test_any_process_but_the_first_writes_nothing_itself(whole, tmp_path, monkey
     shutil.copytree(reference, tmp_path, dirs_exist_ok=True)
     (tmp_path / "result.json").unlink()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    # What process 0 decides and tells it: that the run isn't finished, and the saved steps.
+    told = iter([None, [6, 4], -math.inf])
+    monkeypatch.setattr(distributed, "decided_by_primary", lambda decide: next(told))
     monkeypatch.setattr(distributed, "is_primary", lambda: False)
     assert run(tmp_path)["metrics"] == result["metrics"]
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
@@ -354,8 +358,8 @@ def test_a_second_signal_is_not_held_back():
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "result.json"
-    artifacts.write_atomically(path, "old")
+    durable.write(path, "old")
     monkeypatch.setattr(type(artifacts.epath.Path(path)), "replace", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        artifacts.write_atomically(path, "new")
+        durable.write(path, "new")
     assert path.read_text() == "old"

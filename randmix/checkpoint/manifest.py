@@ -8,29 +8,36 @@ one flipped bit each, all 20 restored silently, with wrong numbers.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from etils import epath
 
+from randmix import config as configs
+from randmix import durable, json_files
 from randmix.errors import UserError
 
 FILE = "manifest.json"
+# Of the values that identify a run: the fingerprint of its config, and the config's values by key.
+CONFIG, VALUES = "config", "values"
+_STRUCTURE = {"about": dict, "files": {str: {"bytes": int, "sha256": str}}}
 # Orbax writes these after the manifest. They hold times of the save, no state, and are never read.
 _BOOKKEEPING = {"_CHECKPOINT_METADATA", "commit_success.txt"}
 _CHUNK = 1 << 24  # bytes per read
 
 
-def write(folder: epath.Path, about: Mapping[str, str | int]) -> None:
-    """Writes the manifest of a checkpoint's folder.
+def write(folder: epath.Path, about: Mapping[str, Any]) -> None:
+    """Writes the manifest of a checkpoint's folder, and flushes everything in it to the disk.
 
     Args:
         folder: a folder with the checkpoint's files only.
-        about: further values to save: the step, and the run's identity.
+        about: further values to save, as JSON: the step, and the run's identity.
     """
     files = {name: _measure(path) for name, path in _files(folder)}
     (folder / FILE).write_text(_text(dict(about), files))
+    durable.flush_tree(folder)
 
 
-def read(folder: epath.Path) -> Mapping[str, str | int]:
+def read(folder: epath.Path) -> dict[str, Any]:
     """Returns the ``about`` that was passed to ``write``, for an intact checkpoint."""
     return json.loads((folder / FILE).read_text())["about"]
 
@@ -38,14 +45,16 @@ def read(folder: epath.Path) -> Mapping[str, str | int]:
 def damage(folder: epath.Path) -> str | None:
     """Returns a short description of damage to a checkpoint's files, or None if they are intact."""
     try:
-        text = (folder / FILE).read_text()
-        manifest = json.loads(text)
-        if _text(manifest["about"], manifest["files"]) != text:
+        text = (folder / FILE).read_bytes()
+        content = json_files.parse(text, _STRUCTURE)
+        if _text(content["about"], content["files"]).encode() != text:
             raise ValueError
-        expected = manifest["files"]
-    except FileNotFoundError:
+        expected = content["files"]
+    except (FileNotFoundError, NotADirectoryError):
         return f"{FILE} is missing"
-    except (ValueError, KeyError, TypeError):  # not JSON, not UTF-8, or not a manifest
+    except OSError as error:
+        return f"{FILE} can't be read ({error.strerror})"
+    except ValueError:  # not JSON, or not a manifest
         return f"{FILE} is damaged"
     found = dict(_files(folder))
     for name in sorted(expected.keys() | found.keys()):
@@ -53,7 +62,10 @@ def damage(folder: epath.Path) -> str | None:
             return f"{name} is missing"
         if name not in expected:
             return f"{name} isn't in {FILE}"
-        got = _measure(found[name])
+        try:
+            got = _measure(found[name])
+        except OSError as error:
+            return f"{name} can't be read ({error.strerror})"
         if got["bytes"] != expected[name]["bytes"]:
             return f"{name} has {got['bytes']} bytes, {FILE} says {expected[name]['bytes']}"
         if got != expected[name]:
@@ -61,16 +73,35 @@ def damage(folder: epath.Path) -> str | None:
     return None
 
 
-def require_about(folder: epath.Path, about: Mapping[str, str | int]) -> None:
-    """Raises a UserError unless an intact checkpoint was saved with these values."""
-    saved = read(folder)
+def disagreement(folder: epath.Path, about: Mapping[str, Any]) -> str | None:
+    """Returns how an intact checkpoint differs from its folder's name or its run, or None.
+
+    Args:
+        folder: the checkpoint's folder, named after its step.
+        about: the run's identity. A value that the manifest lacks isn't compared.
+
+    Returns:
+        One line that names the manifest and the key and says what to do.
+    """
+    saved, file = read(folder), folder / FILE
+    if saved.get("step") != int(folder.name):
+        step = saved.get("step")
+        return f"{file}: step is {step}, but its folder is {folder.name}; rename it to {step}"
     for name, value in about.items():
-        if saved.get(name) != value:
-            raise UserError(
-                f"{folder}: was saved with another {name} ({saved.get(name)}, this run's is "
-                f"{value}); use the config and the version that it was trained with, or another "
-                "workdir"
-            )
+        if name == VALUES or saved.get(name, value) == value:
+            continue
+        difference = f"{name} is {saved[name]!r}, but {value!r} in this run"
+        if name == CONFIG and VALUES in saved and VALUES in about:
+            changed = configs.differences(saved[VALUES], about[VALUES])
+            difference = f"{name} differs from this run's ({'; '.join(changed)})"
+        return f"{file}: {difference}; put back this run's own config.json or checkpoints"
+    return None
+
+
+def require_about(folder: epath.Path, about: Mapping[str, Any]) -> None:
+    """Raises a UserError unless an intact checkpoint agrees with its folder's name and its run."""
+    if difference := disagreement(folder, about):
+        raise UserError(difference)
 
 
 def _files(folder: epath.Path) -> Iterator[tuple[str, epath.Path]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from randmix import durable
 from randmix.errors import UserError
 
 # A download is abandoned after this many seconds without an answer or a byte.
@@ -167,7 +168,8 @@ def _download(name: str, url: str, archive: Path, names: list[str], progress: bo
             for block in _blocks(url):
                 file.write(block)
                 bar.update(len(block))
-        part.replace(archive)
+        durable.flush(part)
+        durable.move(part, archive)
     except ConnectionError as error:
         raise UserError(
             f"{name}: cannot download {url} ({error}); put {', '.join(names)} into a directory "

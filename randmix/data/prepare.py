@@ -44,7 +44,7 @@ from absl import flags
 from etils import epath
 from tqdm import tqdm
 
-from randmix import cli
+from randmix import cli, durable
 from randmix.data import archives, catalog
 from randmix.errors import UserError
 
@@ -303,7 +303,8 @@ def _build(
                     f"{name}: its archives contain {found:,} {split} images, "
                     f"expected {expected:,}; download them again"
                 )
-        os.rename(builder.data_dir, target)
+        durable.flush_tree(builder.data_dir)
+        durable.move(builder.data_dir, target)
 
 
 def _count_examples(builder, bar: tqdm) -> None:

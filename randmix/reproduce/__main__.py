@@ -157,12 +157,12 @@ def open_workdir(root: Path, preset: str) -> None:
     Raises:
         UserError: the folder can't be written.
     """
-    from randmix import artifacts
+    from randmix import durable
 
     try:
         root.mkdir(parents=True, exist_ok=True)
         if not (root / _SWEEP).exists():
-            artifacts.write_atomically(root / _SWEEP, json.dumps({"preset": preset}) + "\n")
+            durable.write(root / _SWEEP, json.dumps({"preset": preset}) + "\n")
     except OSError as error:
         raise UserError(
             f"{root}: can't be written ({error.strerror}); give a --workdir that you may write to"

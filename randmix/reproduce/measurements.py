@@ -11,12 +11,13 @@ skipped.
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
-from randmix import artifacts, eval_loop, plots, robustness, runs, spectrum, unshuffle
+from randmix import durable, eval_loop, json_files, plots, robustness, runs, spectrum, unshuffle
 from randmix.compiled import Programs
 from randmix.preemption import Preempted, StopSignals
 from randmix.reproduce.plan import PlannedRun
@@ -37,10 +38,17 @@ def key(*how: Any) -> str:
 
 
 def kept(file: epath.Path, compute: Callable[[], Any]) -> Any:
-    """Returns the content of a JSON file; computes and writes it first if the file is missing."""
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        artifacts.write_atomically(file, json.dumps(compute(), indent=1) + "\n")
+    """Returns the content of a JSON file, an object; computes and writes it first if needed.
+
+    It is computed if the file is missing or damaged.
+    """
+    try:
+        return json_files.read(file, dict, what_to_do="computed anew")
+    except json_files.Damaged as damaged:
+        if file.exists():
+            logging.getLogger(__name__).warning("%s", damaged)
+    durable.make_folder(file.parent)
+    durable.write(file, json.dumps(compute(), indent=1) + "\n")
     return json.loads(file.read_text())
 
 
@@ -78,8 +86,8 @@ def measure(
             failures[name] = f"{type(error).__name__}: {error}"
     file = run.folder(root) / _FOLDER / FAILED
     if failures:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        artifacts.write_atomically(file, json.dumps(failures) + "\n")
+        durable.make_folder(file.parent)
+        durable.write(file, json.dumps(failures) + "\n")
     elif file.exists():
         file.unlink()
 
@@ -87,7 +95,11 @@ def measure(
 def failures(run: PlannedRun, root: epath.PathLike) -> dict[str, str]:
     """Measurements of a run that failed in the latest attempt, with the reason by name."""
     file = run.folder(root) / _FOLDER / FAILED
-    return json.loads(file.read_text()) if file.exists() else {}
+    if not file.exists():
+        return {}
+    return json_files.read(
+        file, {str: str}, what_to_do="remove it and start the same command again"
+    )
 
 
 def attack_settings(preset: Preset, batch_size: int) -> robustness.Settings:

@@ -284,7 +284,7 @@ def table(groups: Sequence[Group], root: epath.PathLike) -> str:
     lines = [f"{'run':8}  {'10^9 MAC':>12}  {'steps':>9}  experiments  description"]
     total = left = 0.0
     for run in (run for group in groups for run in group):
-        done = (run.folder(root) / artifacts.RESULT).exists()
+        done = artifacts.is_finished(run.folder(root))
         total += run.cost
         left += 0 if done else run.cost
         lines.append(

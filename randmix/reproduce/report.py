@@ -17,7 +17,7 @@ import jinja2
 from etils import epath
 from PIL import Image
 
-from randmix import artifacts, locks
+from randmix import artifacts, durable, locks
 from randmix.reproduce import (
     claims,
     counting,
@@ -91,7 +91,8 @@ def write(
         place, old = root / "report", root / "report.new-old"
         if place.exists():
             place.rename(old)
-        folder.rename(place)
+        durable.flush_tree(folder)
+        durable.move(folder, place)
         shutil.rmtree(old, ignore_errors=True)
         return dataclasses.replace(found, folder=place)
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from etils import epath
 
-from randmix import artifacts, locks
+from randmix import artifacts, durable, json_files, locks
 from randmix.compiled import Programs
 from randmix.data import catalog
 from randmix.preemption import Preempted, StopSignals
@@ -41,10 +41,13 @@ class State(NamedTuple):
 def state(run: PlannedRun, root: epath.PathLike) -> State:
     """Reads a run's state from its folder."""
     folder = run.folder(root)
-    if (folder / artifacts.RESULT).exists():
+    if artifacts.is_finished(folder):
         return State("finished")
     if (folder / FAILED).exists():
-        return State("failed", json.loads((folder / FAILED).read_text())["reason"])
+        failed = json_files.read(
+            folder / FAILED, {"reason": str}, what_to_do="remove it to train the run again"
+        )
+        return State("failed", failed["reason"])
     return State("begun" if (folder / artifacts.CONFIG).exists() else "missing")
 
 
@@ -103,7 +106,7 @@ def _train(
     for run, reason in zip(unfinished, reasons, strict=True):
         file = run.folder(root) / FAILED
         if reason is not None:
-            artifacts.write_atomically(file, json.dumps({"reason": reason}) + "\n")
+            durable.write(file, json.dumps({"reason": reason}) + "\n")
         elif file.exists():
             file.unlink()
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 from etils import epath
 
-from randmix import artifacts, plots, progress
+from randmix import artifacts, durable, plots, progress
 from randmix.errors import UserError
 from randmix.robustness import sanity
 from randmix.robustness.curves import Curves
@@ -51,7 +51,7 @@ def write(curves: Curves, folder: epath.PathLike, about: Mapping[str, Any]) -> l
         **artifacts.provenance(jax.devices()),
     }
     json_file = path.parent / f"{_NAME}.json"
-    artifacts.write_atomically(json_file, json.dumps(document, indent=2) + "\n")
+    durable.write(json_file, json.dumps(document, indent=2) + "\n")
     return [*files, json_file]
 
 

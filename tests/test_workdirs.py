@@ -1,0 +1,331 @@
+"""The door to a workdir: what is damaged is named and mended, what is another run's is refused."""
+
+import json
+import logging
+import re
+import shutil
+
+import jax
+import pytest
+import small
+from command import run as command
+from etils import epath
+
+import randmix
+from randmix import artifacts, json_files, train
+from randmix.checkpoint import manifest
+from randmix.checkpoint.__main__ import findings
+from randmix.errors import UserError
+
+SETTINGS = {"steps": 4, "eval_every": 2, "checkpoint_every": 2, "data__validation": 0.2}
+
+
+def run(workdir, **overrides):
+    config = small.config(**SETTINGS | overrides)
+    return train.train(config, workdir, devices=jax.devices()[:1], programs=PROGRAMS)
+
+
+PROGRAMS = train.Programs()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    return workdir, run(workdir)
+
+
+@pytest.fixture
+def workdir(whole, tmp_path):
+    return shutil.copytree(whole[0], tmp_path / "run")
+
+
+@pytest.fixture
+def reference(whole):
+    return whole[1]
+
+
+def refused(workdir, *, best=False):
+    with pytest.raises(UserError) as error:
+        randmix.load(workdir, best=best)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def edit(file, **values):
+    """Sets values of a JSON file by dotted key (with double underscores)."""
+    content = json.loads(file.read_text())
+    for key, value in values.items():
+        *groups, last = key.split("__")
+        inner = content
+        for group in groups:
+            inner = inner[group]
+        inner[last] = value
+    file.write_text(json.dumps(content))
+
+
+def verified(workdir):
+    """What `verify` finds wrong."""
+    return [problem for _, problem in findings(epath.Path(workdir)) if problem is not None]
+
+
+def test_verify_from_the_command_line(workdir):
+    assert randmix.load(workdir).step == 4
+    best = randmix.load(workdir, best=True).step
+    names = ["config.json", "result.json", "metrics.jsonl", "checkpoints/2", "checkpoints/4"]
+    lines = [f"{workdir}/{name}: intact\n" for name in [*names, f"best/{best}"]]
+    assert command("randmix.checkpoint", "verify", workdir) == (0, "".join(lines), "")
+    (workdir / "checkpoints" / "2" / "default" / "_METADATA").write_text("x")
+    done = command("randmix.checkpoint", "verify", workdir)
+    assert done.status == 2
+    assert done.out.startswith("".join(lines[:3]) + f"{workdir}/checkpoints/2: default/_METADATA ")
+    assert done.err == (
+        f"randmix: {workdir}: 1 of its files and checkpoints can't be used; what is damaged is set "
+        f"aside and made anew when you remove {workdir}/result.json and train this workdir again\n"
+    )
+    assert command("randmix.checkpoint", "check", workdir).err == (
+        f"randmix: expected `verify WORKDIR`, got ['check', '{workdir}']; see --help\n"
+    )
+
+
+ANOTHER = {
+    "activation": ({"model__activation": "relu"}, r"model.activation: 'gelu' -> 'relu'"),
+    "normalization": (
+        {"model__mean": [0.5], "model__std": [0.25]},
+        r"model.mean: \[\] -> \[0.5\]; model.std: \[\] -> \[0.25\]",
+    ),
+    "mode": ({"mode": "full"}, r"mode: 'chans' -> 'full'"),
+}
+
+
+@pytest.mark.parametrize("what", ANOTHER)
+@pytest.mark.parametrize("best", [False, True])
+def test_a_config_that_was_edited_is_refused(workdir, what, best):
+    changed, named = ANOTHER[what]
+    edit(workdir / "config.json", **changed)
+    step = max(int(p.name) for p in (workdir / ("best" if best else "checkpoints")).iterdir())
+    folder = workdir / ("best" if best else "checkpoints") / str(step)
+    message = refused(workdir, best=best)
+    assert re.fullmatch(
+        rf"{folder}/manifest.json: config differs from this run's \({named}\); "
+        "put back this run's own config.json or checkpoints",
+        message,
+    ), message
+
+
+def resum(folder, **about):
+    """Writes a checkpoint's manifest anew, as a run with other values would have."""
+    old = manifest.read(folder)
+    (folder / manifest.FILE).unlink()
+    manifest.write(folder, {**old, **about})
+
+
+def test_checkpoints_of_another_seed_are_refused(workdir):
+    for folder in (workdir / "checkpoints").iterdir():
+        resum(folder, seed=1, config="01234567")
+    said = (
+        f"{workdir}/checkpoints/4/manifest.json: seed is 1, but 0 in this run; "
+        "put back this run's own config.json or checkpoints"
+    )
+    assert refused(workdir) == said
+    (workdir / "result.json").unlink()
+    with pytest.raises(UserError) as error:
+        run(workdir)
+    assert str(error.value) == said
+
+
+def test_a_renamed_step_is_refused(workdir):
+    (workdir / "checkpoints" / "4").rename(workdir / "checkpoints" / "5")
+    said = f"{workdir}/checkpoints/5/manifest.json: step is 4, but its folder is 5; rename it to 4"
+    assert refused(workdir) == said
+    assert verified(workdir) == [said]
+
+
+def test_other_labels_are_refused(workdir):
+    resum(workdir / "checkpoints" / "4", labels="01234567")
+    assert re.fullmatch(
+        rf"{workdir}: step 4 was trained with other labels \(hash 01234567\) than the config gives "
+        r"now \([0-9a-f]{8}\); use the version of randmix that it was trained with",
+        refused(workdir),
+    )
+
+
+def test_a_result_of_another_seed_is_refused(workdir):
+    edit(workdir / "result.json", seed=7)
+    said = (
+        f"{workdir}/result.json: seed is 7, but 0 in config.json; "
+        "one of the two is another run's: put back what was here"
+    )
+    assert refused(workdir) == said
+    with pytest.raises(UserError) as error:
+        run(workdir)
+    assert str(error.value) == said
+
+
+def fast(*names, out_of):
+    """Parameters, of which only these run in the fast tests."""
+    return [n if n in names else pytest.param(n, marks=pytest.mark.slow) for n in out_of]
+
+
+GARBAGE = {
+    "empty": b"",
+    "zeros": bytes(100),
+    "binary": b"\xff\xfe\x00",
+    "cut": b'{"seed": 0, "model',
+    "a list": b"[]",
+    "nested": b"[" * 100_000,
+    "null": b"null",
+}
+
+
+NOT_JSON = "it isn't JSON"
+
+
+@pytest.mark.parametrize("name", fast("zeros", "nested", out_of=GARBAGE))
+def test_a_damaged_config_is_named_and_written_anew(workdir, name, reference, caplog):
+    file = workdir / "config.json"
+    whole = file.read_text()
+    file.write_bytes(GARBAGE[name])
+    reasons = {
+        "a list": "it is a list, expected an object",
+        "null": "it is null, expected an object",
+    }
+    damaged = f"{file}: damaged ({reasons.get(name, NOT_JSON)})"
+    assert refused(workdir) == (
+        f"{damaged}; start the run's training again with its own config, which writes it anew"
+    )
+    with pytest.raises(UserError, match=r"or give the config that the checkpoints are of: theirs"):
+        run(workdir, seed=3)
+    with caplog.at_level(logging.WARNING):
+        assert run(workdir) == reference
+    assert caplog.messages == [
+        f"{damaged}; moved to {workdir}/set_aside/config.json and written anew"
+    ]
+    assert file.read_text() == whole
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"model__name": "convmixr"}, "config.model.name: got 'convmixr', allowed"),
+        ({"model__widht": 3}, "config.model.widht: unknown key; did you mean 'model.width'?"),
+        ({"model": 3}, "damaged (model is an integer, expected an object)"),
+        ({"seed": "0"}, "damaged (seed is a string, expected an integer)"),
+        ({"batch_size": -1}, "config.batch_size: got -1, allowed"),
+    ],
+)
+def test_a_config_with_values_that_are_not_allowed_is_named(workdir, changed, said):
+    edit(workdir / "config.json", **changed)
+    assert refused(workdir).startswith(f"{workdir}/config.json: {said}")
+
+
+WRONG_RESULTS = {
+    **GARBAGE,
+    "no metrics": b'{"mode": "chans"}',
+    "text for a number": b'{"mode": "chans", "metrics": {"test_loss": "low"}}',
+}
+
+
+@pytest.mark.parametrize("name", fast("empty", "text for a number", out_of=WRONG_RESULTS))
+def test_a_damaged_result_is_named_and_computed_anew(workdir, name, reference, caplog):
+    file = workdir / "result.json"
+    file.write_bytes(WRONG_RESULTS[name])
+    with caplog.at_level(logging.WARNING):
+        assert randmix.load(workdir).step == 4
+        damaged, end = caplog.messages[0].split("; ", 1)
+        assert damaged.startswith(f"{file}: damaged (")
+        assert end == "train this workdir again, which computes it anew from the last checkpoint"
+        caplog.clear()
+        assert run(workdir)["metrics"] == reference["metrics"]
+    assert caplog.messages == [
+        f"{damaged}; moved to {workdir}/set_aside/result.json and computed anew"
+    ]
+    assert artifacts.read_result(workdir)["metrics"] == reference["metrics"]
+
+
+def test_a_damaged_log_keeps_its_whole_lines(workdir, caplog):
+    file = workdir / "metrics.jsonl"
+    whole = file.read_text().splitlines(keepends=True)
+    (workdir / "result.json").unlink()
+    file.write_bytes("".join([whole[0], "\x00" * 20 + "\n", *whole[2:]]).encode() + b"\xff{")
+    with caplog.at_level(logging.WARNING):
+        randmix.load(workdir)
+        run(workdir)
+    damaged = f"{file}: line 2 is damaged (it isn't JSON)"
+    assert caplog.messages == [
+        f"{damaged}; using the other lines",
+        f"{damaged}; moved to {workdir}/set_aside/metrics.jsonl, the other lines are kept",
+    ]
+    assert file.read_text().splitlines(keepends=True) == [whole[0], *whole[2:]]
+
+
+def test_a_worse_score_does_not_replace_the_best_after_the_log_was_lost(workdir, reference):
+    [best] = (workdir / "best").iterdir()
+    resum(best, score=2.0)  # no accuracy is better
+    (workdir / "metrics.jsonl").write_bytes(b"\x00\n")
+    (workdir / "result.json").unlink()
+    shutil.rmtree(workdir / "checkpoints" / "4")
+    assert run(workdir)["metrics"] == reference["metrics"]
+    assert [path.name for path in (workdir / "best").iterdir()] == [best.name]
+    assert manifest.read(best)["score"] == 2.0
+
+
+def test_following_the_advice_for_lost_checkpoints_makes_them_anew(workdir, reference):
+    for folder in ("checkpoints", "best"):
+        shutil.rmtree(workdir / folder)
+    assert refused(workdir) == (
+        f"{workdir}/checkpoints: no checkpoint there; remove {workdir}/result.json and train this "
+        "workdir again"
+    )
+    assert run(workdir) == reference  # finished, and it stays so
+    (workdir / "result.json").unlink()
+    assert refused(workdir) == f"{workdir}/checkpoints: no checkpoint there; train this workdir"
+    assert run(workdir)["metrics"] == reference["metrics"]
+    assert verified(workdir) == []
+
+
+def test_following_the_advice_for_damaged_checkpoints_makes_them_anew(workdir, reference):
+    for folder in ("checkpoints", "best"):
+        for path in (workdir / folder).glob("*/default/_METADATA"):
+            path.write_text("x")
+    lines = verified(workdir)
+    assert len(lines) == 3
+    assert all("default/_METADATA has 1 bytes" in line for line in lines)
+    assert refused(workdir).endswith(f"; remove {workdir}/result.json and train this workdir again")
+    (workdir / "result.json").unlink()
+    assert run(workdir)["metrics"] == reference["metrics"]
+    assert verified(workdir) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"[" * 100_000, b'{"about": {}, "files": {"a": 3}}'])
+def test_a_manifest_that_is_none_is_damage(workdir, content):
+    (workdir / "checkpoints" / "4" / "manifest.json").write_bytes(content)
+    assert verified(workdir) == [f"{workdir}/checkpoints/4: manifest.json is damaged"]
+
+
+def test_a_manifest_with_a_sum_of_its_own_but_of_another_structure_is_damage(workdir):
+    file = workdir / "checkpoints" / "4" / "manifest.json"
+    file.write_text(manifest._text({}, {"default/_METADATA": {"bytes": [1]}}))
+    assert manifest.damage(file.parent) == "manifest.json is damaged"
+
+
+@pytest.mark.parametrize("name", ["config.json", "result.json", "metrics.jsonl"])
+def test_a_folder_in_place_of_a_file_is_named(workdir, name):
+    (workdir / name).unlink()
+    (workdir / name).mkdir()
+    assert verified(workdir)[0].startswith(f"{workdir}/{name}: ")
+
+
+def test_json_is_checked_by_structure():
+    assert json_files.parse('{"a": {"b": 1, "c": 2.5}}', {"a": {str: float}}) == {
+        "a": {"b": 1, "c": 2.5}
+    }
+    for text, structure, said in (
+        ("{}", {"a": int}, "a is missing"),
+        ('{"a": true}', {"a": int}, "a is a boolean, expected an integer"),
+        ('{"a": 1.5}', {"a": int}, "a is a number, expected an integer"),
+        ('{"a": {"b": []}}', {"a": {str: {"c": int}}}, "a.b is a list, expected an object"),
+        ("3", dict, "it is an integer, expected an object"),
+        ("{", dict, "it isn't JSON"),
+    ):
+        with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+            json_files.parse(text, structure)
