@@ -1,5 +1,7 @@
 """Short form of the fault campaign; `python tests/faults.py` is the long one."""
 
+import os
+
 import faults
 import numpy as np
 import pytest
@@ -14,12 +16,34 @@ def case(tmp_path_factory):
     return faults.Case("convmixer-chans", folder)
 
 
+def rng():
+    return np.random.default_rng(0)
+
+
 def test_killed_runs_end_like_an_undisturbed_one(case):
-    assert faults.disturb(case, 2, np.random.default_rng(0), kill=True).startswith("2 hits")
+    tries, _ = faults.disturb(case, 2, rng(), kill=True)
+    assert tries >= 2
+
+
+def test_a_run_goes_on_after_a_power_cut(case):
+    if os.geteuid():  # only root can mount a disk
+        with pytest.raises(faults.NotTried):
+            faults.power_cuts(case, 3, rng())
+    else:
+        tries, _ = faults.power_cuts(case, 3, rng())
+        assert tries >= 4
+
+
+def test_every_damaged_file_is_named_or_mended(case):
+    assert faults.other_files(case)[0] > 40
 
 
 def test_a_second_run_in_one_workdir_is_refused(case):
-    assert faults.two_at_once(case) == "the second refused"
+    assert faults.two_at_once(case) == (1, "the second was refused")
+
+
+def test_a_killed_process_of_two_costs_nothing(case):
+    assert faults.kill_one_of_two(case, 1, rng())[0] == 1
 
 
 def test_losses_are_detected(case):
