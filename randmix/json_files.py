@@ -37,8 +37,8 @@ def parse(text: str | bytes, structure: Any) -> Any:
 
     Args:
         text: the text, or its bytes in UTF-8.
-        structure: a type (``float`` also allows integers); ``{type: structure}`` for an object with
-            any keys; or ``{key: structure, ...}`` for an object with at least these keys.
+        structure: a type (``float`` also allows integers, ``object`` anything); ``{str: inner}``
+            for an object with any keys; or ``{key: inner, ...}`` for one with these and others.
 
     Raises:
         ValueError: the text isn't JSON or has another structure; the message says where.
@@ -71,6 +71,8 @@ _NAMES = {
 
 def check(value: Any, structure: Any, where: str = "it") -> None:
     """Raises a ValueError unless a value has the structure, as described in ``parse``."""
+    if structure is object:
+        return
     kind = structure if isinstance(structure, type) else dict
     allowed = (int, float) if kind is float else (kind,)
     if type(value) not in allowed:

@@ -55,16 +55,20 @@ def read(folder: epath.PathLike, attack: str) -> Curve:
             f"{folder}: no accuracies under attack there; first run python -m randmix.evaluate "
             f"--workdir=... --attacks={attack}"
         )
-    rows = list(csv.DictReader(files[0].read_text().splitlines()))
+    try:
+        rows = [
+            (row["attack"], float(row["epsilon"]), float(row["accuracy"]))
+            for row in csv.DictReader(files[0].read_text().splitlines())
+        ]
+    except (csv.Error, KeyError, TypeError, ValueError):
+        raise UserError(f"{files[0]}: damaged; measure the attacks again") from None
     about = json_files.read(
         files[1],
         {"smoothing_index": float, "data": str, "examples": str},
         what_to_do="measure the attacks again",
     )
-    check_choice(f"{folder}: --attack", attack, sorted({row["attack"] for row in rows}))
-    points = sorted(
-        (float(row["epsilon"]), float(row["accuracy"])) for row in rows if row["attack"] == attack
-    )
+    check_choice(f"{folder}: --attack", attack, sorted({name for name, *_ in rows}))
+    points = sorted(point for name, *point in rows if name == attack)
     epsilons, accuracies = zip(*points, strict=True)
     return Curve(
         about["smoothing_index"], f"{about['data']}: {about['examples']}", epsilons, accuracies

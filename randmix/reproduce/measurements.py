@@ -38,18 +38,20 @@ def key(*how: Any) -> str:
 
 
 def kept(file: epath.Path, compute: Callable[[], Any]) -> Any:
-    """Returns the content of a JSON file, an object; computes and writes it first if needed.
-
-    It is computed if the file is missing or damaged.
-    """
-    try:
-        return json_files.read(file, dict, what_to_do="computed anew")
-    except json_files.Damaged as damaged:
-        if file.exists():
+    """Returns the content of a JSON file, computed and written first if it's missing or damaged."""
+    if file.exists():
+        try:
+            return json_files.read(file, object, what_to_do="it is computed anew")
+        except json_files.Damaged as damaged:
             logging.getLogger(__name__).warning("%s", damaged)
     durable.make_folder(file.parent)
     durable.write(file, json.dumps(compute(), indent=1) + "\n")
-    return json.loads(file.read_text())
+    return read(file)
+
+
+def read(file: epath.Path, structure: Any = object) -> Any:
+    """Returns the content of a measurement's JSON file; raises a UserError if it is damaged."""
+    return json_files.read(file, structure, what_to_do="remove it and start the same command again")
 
 
 def measure(
@@ -97,9 +99,7 @@ def failures(run: PlannedRun, root: epath.PathLike) -> dict[str, str]:
     file = run.folder(root) / _FOLDER / FAILED
     if not file.exists():
         return {}
-    return json_files.read(
-        file, {str: str}, what_to_do="remove it and start the same command again"
-    )
+    return read(file, {str: str})
 
 
 def attack_settings(preset: Preset, batch_size: int) -> robustness.Settings:

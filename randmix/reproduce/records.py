@@ -86,7 +86,7 @@ def collect(groups: Sequence[Group], root: epath.PathLike, preset: Preset) -> Re
         ]
         rows += [({}, "trainable", result["parameters"]["trainable"])]
         file = measurements.attacks_file(run, root, preset)
-        attacked = measurements.kept(file, dict)["rows"] if file.exists() else []
+        attacked = measurements.read(file, {"rows": list})["rows"] if file.exists() else []
         # E8 reports on the filters, not on the run that contains them.
         for experiment in (name for name in run.experiments if name != "E8"):
             own = [*rows]
@@ -153,7 +153,7 @@ def of_smoothing(rows: Iterable[Mapping[str, Any]], run: PlannedRun) -> Records:
 
 def _layers(run: Any, root: epath.PathLike) -> list[dict[str, Any]]:
     file = run.folder(root) / "measurements" / f"layers-{measurements.key()}.json"
-    return measurements.kept(file, list) if file.exists() else []
+    return measurements.read(file, list) if file.exists() else []
 
 
 def _complete(settings: Mapping[str, Any]) -> dict[str, Any]:

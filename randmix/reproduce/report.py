@@ -179,7 +179,7 @@ def _failed_checks(groups: Sequence[Group], root: Path, preset: Preset) -> dict[
         file = measurements.attacks_file(run, root, preset)
         if not file.exists():
             continue
-        for check in measurements.kept(file, dict)["checks"]:
+        for check in measurements.read(file, {"checks": list})["checks"]:
             verdict = {True: "passed", False: "failed", None: "open"}[check["passed"]]
             row = counts.setdefault(check["claim"], {"passed": 0, "failed": 0, "open": 0})
             row[verdict] += 1
