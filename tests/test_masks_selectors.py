@@ -82,7 +82,7 @@ def test_chains_of_one_operator_are_flat():
     assert a - b - c != a - (b - c)
     assert a & b != b & a != a | b
     many = everything
-    for index in range(2000):
+    for index in range(250):
         many = many & ~role(f"r{index}")
     assert masks.paths({"r7": 0, "x": 0}, many) == ["x"]
 
@@ -226,7 +226,7 @@ def test_depth_is_the_first_number(joined, number):
             "fraction(everything, 0.5, -1)",
             "fraction(everything, nothing)",
             "path('[')",
-            "path('a{99999999999}')",
+            "path('a{99999}')",
         ],
         *[
             "path('" + "(" * 3000 + "')",
@@ -295,13 +295,14 @@ READABLE = (
         ),
         (
             "depth(-1, 2)",
-            "depth(start, stop) expects integers of at least 0, or None for an open end, got -1",
+            "depth(start, stop) expects integers from 0 to 9,223,372,036,854,775,807, or None for "
+            "an open end, got -1",
         ),
         ("depth(5, 2)", "depth(5, 2) ends before it starts: write depth(2, 5)"),
         ("role(3)", "role expects a name as a non-empty str, got 3"),
         (
             "path('[')",
-            "path expects a regular expression, got '[': unterminated character set at position 0",
+            "path expects a regular expression in RE2's syntax, got '[': missing ] '['",
         ),
         ("x" * 4097, "a selector text may have at most 4,096 characters, got 4,097"),
         (
@@ -318,7 +319,8 @@ READABLE = (
         ),
         (
             "fraction(nothing, 1, 0.5)",
-            "the seed of a fraction must be an integer of at least 0, got 0.5",
+            "the seed of a fraction must be an integer from 0 to 9,223,372,036,854,775,807, "
+            "got 0.5",
         ),
     ],
 )

@@ -5,6 +5,8 @@ import reprlib
 from collections.abc import Iterable
 
 _SHOWN_CHARACTERS = 80
+_COMPARED = 10
+_COMPARED_CHARACTERS = 200
 
 
 class MaskError(ValueError):
@@ -15,7 +17,15 @@ class MaskError(ValueError):
     """
 
 
-_shortened = reprlib.Repr()
+class _Shortened(reprlib.Repr):
+    def repr_int(self, x: int, level: int) -> str:
+        try:
+            return super().repr_int(x, level)
+        except ValueError:  # Python writes at most 4,300 digits
+            return f"an integer of {x.bit_length():,} bits"
+
+
+_shortened = _Shortened()
 _shortened.maxstring = _shortened.maxother = _SHOWN_CHARACTERS
 
 
@@ -34,6 +44,13 @@ def nearest(word: str, candidates: Iterable[str], cutoff: float = 0.0) -> str | 
     >>> nearest("spacial", ["channel", "spatial"])
     'spatial'
     """
-    return next(
-        iter(difflib.get_close_matches(word, sorted(set(candidates)), n=1, cutoff=cutoff)), None
-    )
+    word = word[:_COMPARED_CHARACTERS]
+    matcher = difflib.SequenceMatcher(b=word)
+
+    def shared(candidate: str) -> float:
+        matcher.set_seq1(candidate)
+        return matcher.quick_ratio()
+
+    # Milliseconds for each pair of long paths: compare only those that share the most characters.
+    likely = sorted(sorted(set(candidates)), key=shared, reverse=True)[:_COMPARED]
+    return next(iter(difflib.get_close_matches(word, likely, n=1, cutoff=cutoff)), None)

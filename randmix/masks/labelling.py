@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from randmix.masks.errors import MaskError, nearest
+from randmix.masks.errors import MaskError, nearest, shown
 from randmix.masks.parsing import as_selector
 from randmix.masks.partial import Fraction, filter_mask
 from randmix.masks.rules import Rule, checked_rules
@@ -154,7 +154,7 @@ def _selector(chosen: Selector | Fraction) -> Selector:
 
 def _named(number: int, rules: list[Rule]) -> str:
     label, chosen = rules[number]
-    return f"rule {number + 1} ({label!r}, {chosen!r})"
+    return f"rule {number + 1} ({shown(label)}, {shown(chosen)})"
 
 
 def _reason(selector: Selector, leaves: list[Leaf]) -> str:
@@ -170,13 +170,13 @@ def _absence(term: Selector, leaves: list[Leaf]) -> str:
     match term:
         case Role(name):
             near = nearest(name, (x.role for x in leaves))
-            return f"no role is {name!r}, the nearest is {near!r}"
+            return f"no role is {shown(name)}, the nearest is {near!r}"
         case Name(name):
             near = nearest(name, (x.name for x in leaves))
-            return f"no leaf is named {name!r}, the nearest is {near!r}"
+            return f"no leaf is named {shown(name)}, the nearest is {near!r}"
         case Path(pattern):
             near = nearest(pattern, (x.path for x in leaves))
-            return f"no path matches {pattern!r}, the nearest is {near!r}"
+            return f"no path matches {shown(pattern)}, the nearest is {near!r}"
         case Depth():
             depths = [x.depth for x in leaves if x.depth is not None]
             return (
@@ -184,4 +184,6 @@ def _absence(term: Selector, leaves: list[Leaf]) -> str:
                 if depths
                 else "no leaf has a depth"
             )
-    return f"{term!r} matches none of the {len(leaves)} leaves, the first is {leaves[0].path!r}"
+    return (
+        f"{shown(term)} matches none of the {len(leaves)} leaves, the first is {leaves[0].path!r}"
+    )

@@ -14,7 +14,9 @@ from typing import Any
 from randmix.masks.errors import MaskError, nearest, shown
 from randmix.masks.partial import Fraction
 from randmix.masks.selectors import (
+    MAX_CHARACTERS,
     MAX_NESTING,
+    WORDS,
     Selector,
     depth,
     everything,
@@ -23,8 +25,6 @@ from randmix.masks.selectors import (
     path,
     role,
 )
-
-MAX_CHARACTERS = 4096
 
 _CONSTANTS = {"everything": everything, "nothing": nothing}
 _TERMS: dict[str, tuple[Callable[..., Selector], int]] = {
@@ -41,10 +41,9 @@ _FORMS = {
     "where": "where(name)",
     "fraction": "fraction(selector, share, seed)",
 }
-_WORDS = (*_FORMS, *_CONSTANTS)
 _OPERATORS = {ast.BitAnd: and_, ast.BitOr: or_, ast.Sub: sub}
 _ALLOWED = (
-    f"a selector text may contain {', '.join(_WORDS[:5])}, everything, nothing "
+    f"a selector text may contain {', '.join(WORDS[:5])}, everything, nothing "
     "and the operators & | ~ -"
 )
 _LOGIC = {ast.And: "and", ast.Or: "or", ast.Not: "not"}
@@ -71,7 +70,8 @@ _KINDS = {
     ast.Call: "a call",
 }
 # A string (skipped, as its brackets don't count), a call's bracket, another one, a closing one.
-_BRACKETS = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|(\w\s*\()|(\()|(\))""")
+# A string may end with the text, or else a text of many `\'` would be searched for each of them.
+_BRACKETS = re.compile(r"""'(?:\\.|[^'\\])*+'?|"(?:\\.|[^"\\])*+"?|(\w\s*+\()|(\()|(\))""")
 
 
 def parse(text: str, names: Mapping[str, Selector] | None = None) -> Selector | Fraction:
@@ -156,7 +156,7 @@ class _Reader:
             case ast.Constant(value=str(text)):
                 selector = as_selector(text, self.names)
             case _:
-                selector = self.selector(chosen, level=1)
+                selector = self.selector(chosen)
         share, seed = (*map(self._literal, numbers), 0)[:2]
         return Fraction(selector, share, seed)
 
@@ -178,7 +178,7 @@ class _Reader:
             raise MaskError(f"{word} needs its argument: write {_FORMS[word]}")
         known = {**_CONSTANTS, **self.names}
         if word not in known:
-            raise MaskError(_unknown(word, (*_WORDS, *self.names)))
+            raise MaskError(_unknown(word, (*WORDS, *self.names)))
         return known[word]
 
     def _call(self, node: ast.Call, word: str) -> Selector:
@@ -192,7 +192,7 @@ class _Reader:
             self._check_arguments(node, word, (1,))
             return self._where(self._literal(node.args[0]))
         if word not in _TERMS:
-            raise MaskError(_unknown(word, _WORDS))
+            raise MaskError(_unknown(word, WORDS))
         make, arity = _TERMS[word]
         self._check_arguments(node, word, (arity,))
         return make(*map(self._literal, node.args))
@@ -257,7 +257,7 @@ def _checked_names(names: Mapping[str, Selector] | None) -> Mapping[str, Selecto
             raise MaskError(
                 f"names must map words to selectors, got {shown(word)}: {shown(selector)}"
             )
-        if word in _WORDS:
+        if word in WORDS:
             raise MaskError(f"names can't redefine {word!r}: choose another word")
     return names
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from randmix.masks.errors import MaskError, shown
-from randmix.masks.selectors import Selector
+from randmix.masks.selectors import MAX_INTEGER, Selector, check_length, is_bounded
 from randmix.masks.tree import Leaf
 
 # The parts of one layer, by Flax's and PyTorch's names; they share one draw.
@@ -28,17 +28,20 @@ class Fraction:
         if not isinstance(self.selector, Selector):
             raise MaskError(f"fraction expects a selector or its text, got {shown(self.selector)}")
         # `not (0 <= x <= 1)` rejects NaN too.
-        if not _is_number(self.share, numbers.Real) or not 0 <= self.share <= 1:
+        real = isinstance(self.share, numbers.Real) and not isinstance(self.share, bool)
+        if not real or not 0 <= self.share <= 1:
             raise MaskError(
                 f"the share of a fraction must be a number from 0 to 1, got {shown(self.share)}"
             )
-        if not _is_number(self.seed, numbers.Integral) or self.seed < 0:
+        if not is_bounded(self.seed):
             raise MaskError(
-                f"the seed of a fraction must be an integer of at least 0, got {shown(self.seed)}"
+                f"the seed of a fraction must be an integer from 0 to {MAX_INTEGER:,}, "
+                f"got {shown(self.seed)}"
             )
         # Python's own numbers, whose repr can be parsed; that of an np.float64 can't.
         object.__setattr__(self, "share", float(self.share))
         object.__setattr__(self, "seed", int(self.seed))
+        check_length(self)
 
     def __repr__(self) -> str:
         return f"fraction({self.selector!r}, {self.share!r}, {self.seed!r})"
@@ -71,7 +74,3 @@ def filter_mask(leaf: Leaf, fraction: Fraction) -> np.ndarray:
     mask = np.zeros(filters, bool)
     mask[order[: round(fraction.share * filters)]] = True
     return mask.reshape((1,) * kept + shape[kept:])
-
-
-def _is_number(value: Any, kind: type) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)

@@ -1,22 +1,35 @@
 """Selectors: expressions that pick leaves of a parameter tree.
 
 A selector is an immutable value, built from a few terms and the operators `&` (and), `|` (or),
-`~` (not) and `-` (but not). It compares and hashes as the expression that was written, and `parse`
-reads its `repr` back. Chains of one operator are flat, so `(a | b) | c == a | (b | c)`.
+`~` (not) and `-` (but not). It compares and hashes as the expression that was written. Chains of
+one operator are flat, so `(a | b) | c == a | (b | c)`.
+
+`parse` reads the `repr` of every selector back, because one that is too long or too deep to be read
+is refused when it is built. Matching takes time linear in the path: RE2 matches the patterns
+without backtracking, and the programs that it compiles for one selector are limited together.
 """
 # ruff: noqa: D102 (the docstring of each class says what its `matches` selects)
 
 import numbers
-import re
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import re2
+
 from randmix.masks.errors import MaskError, shown
 from randmix.masks.tree import Leaf
 
+MAX_CHARACTERS = 4096
 MAX_NESTING = 64
+MAX_INTEGER = 2**63 - 1
+WORDS = ("role", "path", "depth", "leaf", "where", "fraction", "everything", "nothing")
+
+# Instructions of all of RE2's programs in a selector. RE2 takes up to 6 ns for each instruction and
+# character; tests/test_masks_limits.py measures the slowest patterns known.
+MAX_PROGRAM = 500
+_REGEX_BYTES = 128 * 1024  # RE2's memory for one pattern: its program and its cache of states
+_SPECIAL = frozenset(r"\.^$*+?{}[]|()")
 
 
 class Selector:
@@ -29,6 +42,7 @@ class Selector:
 
     __slots__ = ()
     nesting: ClassVar[int] = 0
+    program: ClassVar[int] = 0  # instructions of the compiled patterns
     precedence: ClassVar[int] = 5  # as in Python: | 1, & 2, - 3, ~ 4, a term 5
 
     def matches(self, leaf: Leaf) -> bool:
@@ -70,7 +84,8 @@ class Role(Selector):
     name: str
 
     def __post_init__(self):
-        _check_name("role", self.name)
+        object.__setattr__(self, "name", _checked_name("role", self.name))
+        check_length(self)
 
     def matches(self, leaf: Leaf) -> bool:
         return leaf.role == self.name
@@ -86,7 +101,8 @@ class Name(Selector):
     name: str
 
     def __post_init__(self):
-        _check_name("leaf", self.name)
+        object.__setattr__(self, "name", _checked_name("leaf", self.name))
+        check_length(self)
 
     def matches(self, leaf: Leaf) -> bool:
         return leaf.name == self.name
@@ -100,14 +116,22 @@ class Path(Selector):
     """Leaves whose entire path matches the regular expression `pattern`."""
 
     pattern: str
-    regex: re.Pattern = field(init=False, compare=False)
+    regex: Any = field(init=False, compare=False)  # None: a pattern without special characters
+    program: int = field(init=False, compare=False)
 
     def __post_init__(self):
-        _check_name("path", self.pattern, "regular expression")
-        object.__setattr__(self, "regex", _compile(self.pattern))
+        pattern = _checked_name("path", self.pattern, "regular expression")
+        object.__setattr__(self, "pattern", pattern)
+        check_length(self)
+        regex = None if _SPECIAL.isdisjoint(pattern) else _compile(pattern)
+        object.__setattr__(self, "regex", regex)
+        object.__setattr__(self, "program", 0 if regex is None else regex.programsize)
+        _check_program(self)
 
     def matches(self, leaf: Leaf) -> bool:
-        return self.regex.fullmatch(leaf.path) is not None
+        if self.regex is None:
+            return leaf.path == self.pattern
+        return self.regex.fullmatch(leaf.path.encode("utf-8", "surrogatepass")) is not None
 
     def __repr__(self) -> str:
         return f"path({self.pattern!r})"
@@ -125,10 +149,10 @@ class Depth(Selector):
             end = getattr(self, field_name)
             if end is None:
                 continue
-            if isinstance(end, bool) or not isinstance(end, numbers.Integral) or end < 0:
+            if not is_bounded(end):
                 raise MaskError(
-                    "depth(start, stop) expects integers of at least 0, or None for an open end, "
-                    f"got {shown(end)}"
+                    f"depth(start, stop) expects integers from 0 to {MAX_INTEGER:,}, or None for "
+                    f"an open end, got {shown(end)}"
                 )
             # The repr of a NumPy integer couldn't be parsed.
             object.__setattr__(self, field_name, int(end))
@@ -158,7 +182,12 @@ class Where(Selector):
     name: str
 
     def __post_init__(self):
-        _check_name("where", self.name)
+        object.__setattr__(self, "name", _checked_name("where", self.name))
+        if self.name in WORDS:
+            raise MaskError(
+                f"where can't be named {self.name!r}, a word of selectors: choose another name"
+            )
+        check_length(self)
         if not callable(self.predicate):
             raise MaskError(
                 f"where expects a predicate(path, leaf) -> bool, got {shown(self.predicate)}"
@@ -202,6 +231,7 @@ class Operation(Selector):
 
     operands: tuple[Selector, ...]
     nesting: int = field(compare=False)
+    program: int = field(compare=False)
     symbol: ClassVar[str]
     associative: ClassVar[bool] = True
 
@@ -216,6 +246,9 @@ class Operation(Selector):
             )
         object.__setattr__(self, "operands", operands)
         object.__setattr__(self, "nesting", nesting)
+        object.__setattr__(self, "program", sum(operand.program for operand in operands))
+        check_length(self)
+        _check_program(self)
 
     def terms(self) -> Iterator[Selector]:
         for operand in self.operands:
@@ -302,11 +335,13 @@ def path(pattern: str) -> Selector:
     r"""Selects the leaves whose entire slash-joined path matches a regular expression.
 
     Args:
-        pattern: a regular expression for `re.fullmatch`, applied to paths such as
-            `spatial/block_03/depthwise/kernel`.
+        pattern: a regular expression, applied to paths such as `spatial/block_03/depthwise/kernel`.
+            Its [syntax](https://github.com/google/re2/wiki/Syntax) is RE2's: Python's without
+            lookaround and backreferences, with `\w`, `\d` and `\s` for ASCII only. A pattern can't
+            take exponential time.
 
     Raises:
-        MaskError: `pattern` is not a valid regular expression.
+        MaskError: `pattern` is not a valid regular expression, or is too large.
 
     >>> path(r"spatial/block_\d+/.*")("spatial/block_03/depthwise/kernel")
     True
@@ -367,18 +402,55 @@ nothing: Selector = Nothing()
 """Selects no leaf."""
 
 
-def _check_name(term: str, name: Any, kind: str = "name") -> None:
+def is_bounded(value: Any) -> bool:
+    """Whether a value is an integer from 0 to `MAX_INTEGER`, whose decimal form can be read."""
+    integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return integer and 0 <= int(value) <= MAX_INTEGER
+
+
+def _checked_name(term: str, name: Any, kind: str = "name") -> str:
+    """The name as a plain str: the repr of an `np.str_` or of an enum couldn't be parsed."""
     if not isinstance(name, str) or not name:
         raise MaskError(f"{term} expects a {kind} as a non-empty str, got {shown(name)}")
+    return str.__str__(name)
 
 
-def _compile(pattern: str) -> re.Pattern:
-    try:
-        with warnings.catch_warnings():
-            # Issued for sets whose syntax may change.
-            warnings.simplefilter("ignore", FutureWarning)
-            return re.compile(pattern)
-    except (re.error, RecursionError, OverflowError, MemoryError) as error:
+def check_length(selector: Any) -> None:
+    """Raises a MaskError if `parse` couldn't read the repr of a selector or a fraction."""
+    if (length := len(repr(selector))) > MAX_CHARACTERS:
         raise MaskError(
-            f"path expects a regular expression, got {shown(pattern)}: {error}"
+            f"a selector may have at most {MAX_CHARACTERS:,} characters when written out, got "
+            f"{length:,}: combine terms in one path, or use where"
+        )
+
+
+def _check_program(selector: Selector) -> None:
+    if selector.program > MAX_PROGRAM:
+        raise MaskError(
+            f"the paths of a selector may compile to at most {MAX_PROGRAM} instructions, got "
+            f"{selector.program:,} for {shown(selector)}: repeat less, or use where"
+        )
+
+
+def _compile(pattern: str) -> Any:
+    options = re2.Options()
+    options.max_mem = _REGEX_BYTES
+    options.never_capture = True
+    options.log_errors = False
+    try:
+        return re2.compile(pattern, options)
+    except (re2.error, UnicodeEncodeError) as error:
+        raise MaskError(
+            f"path expects a regular expression in RE2's syntax, got {shown(pattern)}: "
+            f"{_reason(error)}"
         ) from None
+
+
+def _reason(error: Exception) -> str:
+    """RE2's reason, such as `missing ] '[a'`."""
+    if isinstance(error, UnicodeEncodeError):
+        return "it contains half of a surrogate pair"
+    kind, _, part = error.args[0].decode(errors="replace").partition(": ")
+    if kind.startswith("pattern too large"):
+        return "it is too large, repeat less, or use where"
+    return f"{kind} {shown(part)}" if part else kind

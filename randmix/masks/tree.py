@@ -13,7 +13,8 @@ from randmix.masks.errors import MaskError, shown
 PyTree = Any
 
 # The first component that is a number or ends in one: `block_07`, `layers_3`, the 3 in `layers/3`.
-_DEPTH = re.compile(r"(?:^|[/_])([0-9]+)(?=/|$)")
+# Python reads at most 4,300 digits.
+_DEPTH = re.compile(r"(?:^|[/_])([0-9]{1,4300})(?=/|$)")
 
 
 class Leaf(NamedTuple):
@@ -35,8 +36,7 @@ class Leaf(NamedTuple):
     @property
     def depth(self) -> int | None:
         """The number in the first component that is one or ends in `_` and one, or None."""
-        found = _DEPTH.search(self.path)
-        return int(found[1]) if found else None
+        return _depth(self.path)
 
 
 def flatten(tree: PyTree) -> tuple[list[Leaf], Any]:
@@ -86,6 +86,12 @@ def flatten_labels(treedef: Any, labels: PyTree) -> list[str]:
 def is_none(node: Any) -> bool:
     """Returns whether a node is None; passed as `is_leaf`, it makes None a leaf."""
     return node is None
+
+
+@functools.lru_cache(maxsize=4096)  # a selector may contain hundreds of depths
+def _depth(path: str) -> int | None:
+    found = _DEPTH.search(path)
+    return int(found[1]) if found else None
 
 
 def _component(key: Any) -> str:
