@@ -7,9 +7,10 @@
 CHECKPOINT is a .safetensors file, or a .pth, .pt, .bin or .tar file from PyTorch, for which PyTorch
 must be installed. It contains the state dict of a ConvMixer with the weight names of its authors
 (locuslab/convmixer) or of timm, either alone or in a training checkpoint under "state_dict" or
-"model". Sizes are read from the weights. The activation and the normalisation can't be: pass them
-as flags. The models published for ImageNet use the normalisation above and gelu, except
-ConvMixer-768/32, which uses relu.
+"model". Sizes are read from the weights, which must be dense, finite float32, float16 or bfloat16
+numbers, at most 2^30 of them. The activation and the normalisation can't be: pass them as flags.
+The models published for ImageNet use the normalisation above and gelu, except ConvMixer-768/32,
+which uses relu.
 
 DIR must be new or empty. Afterwards randmix.load("DIR") returns the model and its variables, as for
 a trained run. With --data=NAME, DIR is a run on that data set, whose images and classes must fit

@@ -1,8 +1,17 @@
-"""Read PyTorch state dicts from files, training checkpoints and wrapped modules."""
+"""Read PyTorch state dicts from files, training checkpoints and wrapped modules.
 
-from collections.abc import Mapping
+Files come from anywhere, so what they claim is checked before memory is allocated for it.
+"""
+
+import math
+import re
+import reprlib
+import stat
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from randmix.errors import UserError
 
@@ -10,14 +19,26 @@ from randmix.errors import UserError
 _PREFIXES = ("module.", "model.", "_orig_mod.")
 _WRAPPINGS = ("state_dict", "model")  # where a training checkpoint stores its state dict
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar")
+_MAX_WRAPPINGS = 8  # mappings, or prefixes, around a state dict; real ones have at most three
 _STATE_DICT = "arrays by name; give model.state_dict()"
+_FLOATS = ("float32", "float16", "bfloat16")  # the dtypes that float32 represents exactly
+_SAFETENSORS_DTYPES = {"BF": "bfloat", "F": "float", "C": "complex", "I": "int", "U": "uint"}
 
 
-def read(path: Path) -> Any:
+class Described(NamedTuple):
+    """An array in a file that hasn't been read yet."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def read(path: Path, check: Callable[[Any], object]) -> Any:
     """Reads a file of weights without running any code in it.
 
     Args:
         path: a .safetensors file, or a .pth, .pt, .bin or .tar file that ``torch.save`` wrote.
+        check: called with what the file contains before its values are read: ``Described`` arrays
+            or memory-mapped tensors. It raises an error if the values aren't worth reading.
 
     Returns:
         Arrays by name, or whatever object ``torch.save`` was given.
@@ -26,19 +47,26 @@ def read(path: Path) -> Any:
         UserError: the file doesn't exist, has another type or is damaged, or the package that reads
             it is missing.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: can't be read ({error}); give another file") from error
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise UserError(f"{path}: got {kind}, allowed a file of weights; give its path")
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        return _read_safetensors(path, check)
     if path.suffix in _TORCH_SUFFIXES:
-        return _read_torch(path)
+        return _read_torch(path, check)
     allowed = ", ".join((".safetensors", *_TORCH_SUFFIXES))
     raise UserError(f"{path}: got a file name ending in {path.suffix!r}, allowed {allowed}")
 
 
-def _read_safetensors(path: Path) -> dict[str, Any]:
+def _read_safetensors(path: Path, check: Callable[[Any], object]) -> dict[str, Any]:
     try:
-        from safetensors import SafetensorError
+        from safetensors import SafetensorError, safe_open
         from safetensors.numpy import load_file
     except ImportError as error:
         raise UserError(
@@ -47,12 +75,27 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     import ml_dtypes  # noqa: F401 (JAX depends on it; registers bfloat16 with NumPy)
 
     try:
+        with safe_open(path, "numpy") as file:
+            stored = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+            check(
+                {
+                    name: Described(_dtype_name(one.get_dtype()), tuple(one.get_shape()))
+                    for name, one in stored.items()
+                }
+            )
         return load_file(path)
-    except (SafetensorError, OSError, TypeError) as error:
-        raise UserError(f"{path}: can't be read ({error}); download it again") from error
+    except (SafetensorError, OSError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: can't be read ({reason}); download it again") from error
 
 
-def _read_torch(path: Path) -> Any:
+def _dtype_name(code: str) -> str:
+    """NumPy's name of a safetensors dtype: ``float8_e4m3`` for F8_E4M3."""
+    letters = re.split("[0-9]", code)[0]
+    return _SAFETENSORS_DTYPES.get(letters, letters.lower()) + code[len(letters) :].lower()
+
+
+def _read_torch(path: Path, check: Callable[[Any], object]) -> Any:
     try:
         import torch  # pyright: ignore[reportMissingImports] (optional)
     except ImportError as error:
@@ -62,15 +105,74 @@ def _read_torch(path: Path) -> Any:
         ) from error
     import argparse
 
-    try:
+    def load(mmap: bool) -> Any:
         # Runs no code from the file. timm's training checkpoints store their flags in a Namespace.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+
+    try:
+        if zipfile.is_zipfile(path):  # not the format before PyTorch 1.6
+            with zipfile.ZipFile(path) as archive:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise UserError(
+                        f"{path}: got a compressed archive, allowed one as torch.save writes it; "
+                        "save its contents with torch.save again"
+                    )
+            check(load(mmap=True))
+        return load(mmap=False)
+    except UserError:
+        raise
     except Exception as error:  # damaged files raise half a dozen types
         raise UserError(
             f"{path}: torch.load(weights_only=True) can't read it ({type(error).__name__}): it is "
             "damaged or contains more than tensors; save model.state_dict() and give that"
         ) from error
+
+
+def check_stored(what: str, value: Any) -> None:
+    """Raises a UserError unless an array is of floats and stores every one of them.
+
+    Args:
+        what: name of the array, for error messages.
+        value: an array, a tensor, or one that is ``Described``.
+    """
+    dtype = str(getattr(value, "dtype", type(value).__name__)).removeprefix("torch.")
+    if dtype not in _FLOATS:
+        raise UserError(
+            f"{what}: got {dtype}, allowed {', '.join(_FLOATS)}; give model.float().state_dict()"
+        )
+    strides = getattr(value, "strides", ())  # NumPy's, in bytes
+    if hasattr(value, "untyped_storage"):  # a PyTorch tensor
+        layout = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+        if layout != "strided":
+            raise UserError(f"{what}: got a {layout} tensor, allowed a dense one; save it as one")
+        if value.is_meta:
+            raise UserError(
+                f"{what}: got a tensor on the meta device, which has no values, allowed one on "
+                "the CPU; load the weights before saving the model"
+            )
+        strides = tuple(step * value.element_size() for step in value.stride())
+    shape = tuple(value.shape)
+    if not strides or 0 in shape:
+        return
+    # The bytes from the first element to the end of the last: fewer if elements share memory.
+    size = getattr(value, "itemsize", 0)
+    extent = size + sum((n - 1) * abs(step) for n, step in zip(shape, strides, strict=True))
+    if extent < size * math.prod(shape):
+        raise UserError(
+            f"{what}: got shape {shape} in {extent:,} bytes, an expanded tensor, allowed one that "
+            "stores each value; save it after .contiguous()"
+        )
+
+
+def named(key: str) -> str:
+    """A key as it is, or if it is long or can't be printed, its shortened repr."""
+    return key if key.isprintable() and len(key) <= 80 else _shortened.repr(key)
+
+
+_shortened = reprlib.Repr()
+_shortened.maxstring = 80
 
 
 def unwrap(what: str, found: Any) -> dict[str, Any]:
@@ -86,17 +188,25 @@ def unwrap(what: str, found: Any) -> dict[str, Any]:
     Raises:
         UserError: the object isn't a mapping from names to values, or is empty.
     """
-    while isinstance(found, Mapping):
-        inner = [found[name] for name in _WRAPPINGS if isinstance(found.get(name), Mapping)]
+    for _ in range(_MAX_WRAPPINGS):
+        inner = [found[name] for name in _WRAPPINGS if isinstance(found, Mapping) and name in found]
+        inner = [one for one in inner if isinstance(one, Mapping)]
         if not inner:
             break
         found = inner[0]
+    else:  # perhaps one that contains itself
+        raise UserError(
+            f"{what}: got {_MAX_WRAPPINGS} or more mappings inside each other, expected "
+            f"{_STATE_DICT}"
+        )
     if not isinstance(found, Mapping):
         raise UserError(f"{what}: got {type(found).__name__}, expected {_STATE_DICT}")
     if not found or not all(isinstance(key, str) for key in found):
         got = "keys that aren't names" if found else "an empty mapping"
         raise UserError(f"{what}: got {got}, expected {_STATE_DICT}")
     arrays = dict(found)
-    while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in arrays)), None):
-        arrays = {key.removeprefix(prefix): value for key, value in arrays.items()}
+    for _ in range(_MAX_WRAPPINGS):
+        for prefix in _PREFIXES:
+            if all(key.startswith(prefix) for key in arrays):
+                arrays = {key.removeprefix(prefix): value for key, value in arrays.items()}
     return arrays

@@ -5,6 +5,7 @@ Each of our leaves corresponds to one PyTorch array. Kernels differ in the order
 the public modules: the authors' is a single ``Sequential``, timm's has named parts.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,7 +19,8 @@ from randmix.errors import UserError, check_choice
 
 NAMINGS = ("locuslab", "timm")
 
-_FLOATS = ("float32", "float16", "bfloat16")  # the dtypes that float32 represents exactly
+# 4 GiB of float32; the largest published ConvMixer has 52 million parameters.
+_MAX_VALUES = 2**30
 
 # Keys of the blocks; the first group is the position of the block.
 _BLOCKS = {"locuslab": r"(\d+)\.(?:0\.fn\.[02]|1|3)\.\w+", "timm": r"blocks\.(\d+)\..+"}
@@ -81,22 +83,17 @@ def convmixer_from_torch(
 
     Raises:
         UserError: the file doesn't exist or can't be read, the state dict isn't that of a ConvMixer
-            (the message names the key, what was found and what was expected), or an argument is
-            invalid for the model.
+            with finite numbers (the message names the key, what was found and what was expected),
+            or an argument is invalid for the model.
     """
     what = "state dict"
     if isinstance(state_dict, str | Path):
-        what, state_dict = str(state_dict), torch_files.read(Path(state_dict))
-    arrays = torch_files.unwrap(what, state_dict)
-    naming = _naming(what, arrays)
-    blocks = {match[1] for key in arrays if (match := re.fullmatch(_BLOCKS[naming], key))}
-    leaves = dict(_leaves(naming, len(blocks)))
-    _check_keys(what, f"a ConvMixer of depth {len(blocks)} in {naming}'s naming", arrays, leaves)
-    sizes = _sizes(what, arrays, {path: key for key, path in leaves.items() if path}, len(blocks))
+        what = str(state_dict)
+        state_dict = torch_files.read(Path(what), lambda found: _layout(what, found))
+    arrays, keys, sizes = _layout(what, state_dict)
     flat = {
-        path: _to_ours(f"{what}: {key}", arrays[key], *sizes.shapes(path))
-        for key, path in leaves.items()
-        if path
+        path: _to_ours(f"{what}: {key}", arrays[key], path, sizes.shapes(path)[1])
+        for path, key in keys.items()
     }
     model = models.build(
         "convmixer",
@@ -158,6 +155,34 @@ def convmixer_to_torch(
     }
 
 
+def _layout(what: str, found: Any) -> tuple[dict[str, Any], dict[str, str], _Sizes]:
+    """Checks everything about a state dict but its values, of which it allocates none.
+
+    Returns:
+        Its arrays by name, the name of each of our leaves by path, and the sizes of the model.
+    """
+    arrays = torch_files.unwrap(what, found)
+    naming = _naming(what, arrays)
+    blocks = {match[1] for key in arrays if (match := re.fullmatch(_BLOCKS[naming], key))}
+    leaves = dict(_leaves(naming, len(blocks)))
+    _check_keys(what, f"a ConvMixer of depth {len(blocks)} in {naming}'s naming", arrays, leaves)
+    keys = {path: key for key, path in leaves.items() if path}
+    for key in keys.values():
+        torch_files.check_stored(f"{what}: {key}", arrays[key])
+    sizes = _sizes(what, arrays, keys, len(blocks))
+    count = 0
+    for path, key in keys.items():
+        expected, _ = sizes.shapes(path)
+        if (got := tuple(arrays[key].shape)) != expected:
+            raise UserError(f"{what}: {key}: got shape {got}, expected {expected}")
+        count += math.prod(expected)
+    if count > _MAX_VALUES:
+        raise UserError(
+            f"{what}: got {count:,} values, allowed {_MAX_VALUES:,}; give a smaller model"
+        )
+    return arrays, keys, sizes
+
+
 def _leaves(naming: str, depth: int) -> Iterator[tuple[str, str | None]]:
     """PyTorch's key and our path of each leaf, in PyTorch's order; None for what we don't keep."""
     for prefix, place in _layers(naming, depth):
@@ -194,7 +219,7 @@ def _naming(what: str, keys: Mapping[str, Any]) -> str:
     for naming in NAMINGS:
         if any(re.fullmatch(_BLOCKS[naming], key) for key in keys):
             return naming
-    first = ", ".join([*list(keys)[:3], *(["..."] if len(keys) > 3 else [])])
+    first = ", ".join([*map(torch_files.named, list(keys)[:3]), *["..."] * (len(keys) > 3)])
     raise UserError(
         f"{what}: not a ConvMixer: got the keys {first}, expected blocks such as 3.0.fn.0.weight "
         "(locuslab) or blocks.0.0.fn.0.weight (timm)"
@@ -209,7 +234,7 @@ def _check_keys(
     if missing := [key for key, path in leaves.items() if path and key not in arrays]:
         raise UserError(f"{what}: {missing[0]} is missing; {expected}")
     if unexpected := [key for key in arrays if key not in leaves]:
-        raise UserError(f"{what}: got the key {unexpected[0]}; {expected}")
+        raise UserError(f"{what}: got the key {torch_files.named(unexpected[0])}; {expected}")
 
 
 def _sizes(what: str, arrays: Mapping[str, Any], keys: Mapping[str, str], depth: int) -> _Sizes:
@@ -229,19 +254,23 @@ def _sizes(what: str, arrays: Mapping[str, Any], keys: Mapping[str, str], depth:
     return _Sizes(width, depth, kernel_size, patch_size, channels, num_classes)
 
 
-def _to_ours(what: str, value: Any, theirs: tuple[int, ...], ours: tuple[int, ...]) -> np.ndarray:
+def _to_ours(what: str, value: Any, path: str, ours: tuple[int, ...]) -> np.ndarray:
     """Converts [out, in, ...space] to [...space, in, out], dropping axes that we don't have."""
-    dtype = str(getattr(value, "dtype", type(value).__name__)).removeprefix("torch.")
-    if dtype not in _FLOATS:
-        raise UserError(f"{what}: got {dtype}, allowed {', '.join(_FLOATS)}")
-    if tuple(value.shape) != theirs:
-        raise UserError(f"{what}: got shape {tuple(value.shape)}, expected {theirs}")
-    if hasattr(
-        value, "detach"
-    ):  # a PyTorch tensor; converted to float32 first, because NumPy has no bfloat16
-        value = value.detach().cpu().float().numpy()
-    axes = (2, 3, 1, 0) if len(theirs) == 4 else tuple(range(len(theirs)))[::-1]
-    return np.array(np.asarray(value, np.float32).transpose(axes).reshape(ours), order="C")
+    if hasattr(value, "detach"):  # a PyTorch tensor; NumPy has neither its bfloat16 nor its signs
+        value = value.detach().cpu().float().resolve_neg().numpy()
+    value = np.asarray(value, np.float32)
+    if unusable := int(np.sum(~np.isfinite(value))):
+        raise UserError(
+            f"{what}: got {unusable:,} of {value.size:,} values NaN or infinite, allowed finite "
+            "ones; give a checkpoint from before they arose"
+        )
+    if path.startswith("batch_stats/") and path.endswith("/var") and value.min() < 0:
+        raise UserError(
+            f"{what}: got the variance {value.min():g}, allowed at least 0; "
+            "give an undamaged checkpoint"
+        )
+    axes = (2, 3, 1, 0) if value.ndim == 4 else tuple(range(value.ndim))[::-1]
+    return np.array(value.transpose(axes).reshape(ours), order="C")
 
 
 def _to_torch(

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import zipfile
 from collections import OrderedDict
 
 import jax
@@ -190,19 +191,132 @@ TIMM = "expected the 37 keys of a ConvMixer of depth 2 in timm's naming"
         ),
         (
             changed("3.1.bias", np.zeros(6, np.int64)),
-            "3.1.bias: got int64, allowed float32, float16, bfloat16",
+            "3.1.bias: got int64, allowed float32, float16, bfloat16; "
+            "give model.float().state_dict()",
         ),
         (
             changed("3.1.bias", torch.zeros(6, dtype=torch.float64)),
-            "3.1.bias: got float64, allowed float32, float16, bfloat16",
+            "3.1.bias: got float64, allowed float32, float16, bfloat16; "
+            "give model.float().state_dict()",
         ),
-        (changed("3.1.bias", [0.0] * 6), "3.1.bias: got list, allowed float32, float16, bfloat16"),
+        (
+            changed("3.1.bias", [0.0] * 6),
+            "3.1.bias: got list, allowed float32, float16, bfloat16; "
+            "give model.float().state_dict()",
+        ),
     ],
 )
 def test_a_state_dict_of_another_model_is_refused(state_dict, message):
     with pytest.raises(UserError) as error:
         convmixer_from_torch(state_dict)
     assert str(error.value) == f"state dict: {message}"
+
+
+def fp8(tensor):
+    return tensor.to(torch.float8_e4m3fn)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # several are deprecated or in beta
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (fp8, "got float8_e4m3fn, allowed float32, float16, bfloat16; give {float}"),
+        (
+            lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.quint8),
+            "got quint8, allowed float32, float16, bfloat16; give {float}",
+        ),
+        (torch.Tensor.bool, "got bool, allowed float32, float16, bfloat16; give {float}"),
+        (
+            lambda tensor: tensor.to(torch.complex64),
+            "got complex64, allowed float32, float16, bfloat16; give {float}",
+        ),
+        (
+            torch.Tensor.to_sparse,
+            "got a sparse_coo tensor, allowed a dense one; save it as one",
+        ),
+        (
+            lambda tensor: tensor[:, :, 0, 0].to_sparse_csr(),
+            "got a sparse_csr tensor, allowed a dense one; save it as one",
+        ),
+        (
+            lambda tensor: torch.nested.nested_tensor([tensor[0, 0, 0], tensor[0, 0, 0]]),
+            "got a nested tensor, allowed a dense one; save it as one",
+        ),
+        (
+            lambda tensor: tensor.to("meta"),
+            "got a tensor on the meta device, which has no values, allowed one on the CPU; "
+            "load the weights before saving the model",
+        ),
+        (
+            lambda tensor: torch.zeros(1).expand(200_000, 200_000, 1, 1),
+            "got shape (200000, 200000, 1, 1) in 4 bytes, an expanded tensor, allowed one that "
+            "stores each value; save it after .contiguous()",
+        ),
+        (
+            lambda tensor: torch.zeros(400_000).as_strided((200_000, 200_000, 1, 1), (1, 1, 1, 1)),
+            "got shape (200000, 200000, 1, 1) in 1,599,996 bytes, an expanded tensor, allowed one "
+            "that stores each value; save it after .contiguous()",
+        ),
+        (
+            lambda tensor: tensor * float("nan"),
+            "got 36 of 36 values NaN or infinite, allowed finite ones; give a checkpoint from "
+            "before they arose",
+        ),
+    ],
+)
+def test_tensors_that_are_no_weights_are_refused(tmp_path, change, message, legacy):
+    state_dict = module().state_dict()
+    state_dict["3.1.weight"] = change(state_dict["3.1.weight"])
+    sources = {"state dict": state_dict}
+    # The old format can't hold these.
+    if not (legacy and (change is fp8 or "nested" in message)):
+        file = tmp_path / "weights.pth"
+        torch.save(state_dict, file, _use_new_zipfile_serialization=not legacy)
+        sources[str(file)] = file
+    for what, source in sources.items():
+        with pytest.raises(UserError) as error:
+            convmixer_from_torch(source)
+        expected = message.format(float="model.float().state_dict()")
+        assert str(error.value) == f"{what}: 3.1.weight: {expected}"
+
+
+def test_views_that_store_their_values_are_accepted():
+    twin = module(patch_size=2, channels=3)
+    _, expected = convmixer_from_torch(twin.state_dict())
+    state_dict = twin.to(memory_format=torch.channels_last).state_dict()
+    state_dict["3.1.bias"] = torch._neg_view(-state_dict["3.1.bias"])
+    state_dict["4.1.bias"] = torch.stack([state_dict["4.1.bias"]] * 2, 1)[:, 1]
+    assert not masks.diff(expected, convmixer_from_torch(state_dict)[1]).moved
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_checkpoint_that_contains_itself_is_refused(tmp_path, legacy):
+    itself: dict = {"epoch": 3}
+    itself["model"] = {"state_dict": itself}
+    torch.save(itself, tmp_path / "a.pth", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(UserError) as error:
+        convmixer_from_torch(tmp_path / "a.pth")
+    assert str(error.value) == (
+        f"{tmp_path / 'a.pth'}: got 8 or more mappings inside each other, expected arrays by name; "
+        "give model.state_dict()"
+    )
+
+
+def test_a_compressed_archive_is_refused(tmp_path):
+    torch.save(module().state_dict(), tmp_path / "a.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "a.pth") as plain,
+        zipfile.ZipFile(tmp_path / "b.pth", "w", zipfile.ZIP_DEFLATED) as smaller,
+    ):
+        for name in plain.namelist():
+            smaller.writestr(name, plain.read(name))
+    with pytest.raises(UserError) as error:
+        convmixer_from_torch(tmp_path / "b.pth")
+    assert str(error.value) == (
+        f"{tmp_path / 'b.pth'}: got a compressed archive, allowed one as torch.save writes it; "
+        "save its contents with torch.save again"
+    )
 
 
 def test_a_module_instead_of_its_state_dict():
