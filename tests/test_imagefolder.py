@@ -5,6 +5,8 @@ import io
 import json
 import multiprocessing
 import os
+import re
+import socket
 import stat
 
 import command
@@ -176,6 +178,76 @@ def test_a_file_that_cannot_be_taken_is_named(tmp_path, file_name, content, mess
     line = refused(source, tmp_path)
     assert message in line
     assert str(file) in line
+
+
+def _socket(file):
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(os.path.relpath(file))  # a socket's path is at most 107 bytes
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        os.mkfifo,
+        _socket,
+        lambda file: (os.mkfifo(file.with_name(".pipe")), file.symlink_to(".pipe")),
+        lambda file: file.symlink_to("/dev/zero"),
+        lambda file: file.symlink_to(file),
+        lambda file: file.symlink_to("nowhere.png"),
+    ],
+)
+def test_what_is_no_file_is_named_and_not_opened(tmp_path, monkeypatch, make):
+    monkeypatch.chdir(tmp_path)
+    source = pictures.folder(tmp_path / "source")
+    file = source / "cat" / "x.png"
+    make(file)
+    done = command.run(
+        "randmix.data.prepare",
+        "imagefolder",
+        f"--source={source}",
+        f"--data_dir={tmp_path / 'data'}",
+        limit=30,
+    )
+    assert (done.status, done.out) == (2, "")
+    assert done.err == (
+        f"randmix: --source: {file} is a pipe, a socket, a device or a broken link, allowed are "
+        "files; remove or replace it\n"
+    )
+    assert not (tmp_path / "data").exists()
+
+
+def test_links_to_files_and_folders_are_followed(tmp_path):
+    source = pictures.folder(tmp_path / "source")
+    (source / "dog").rename(tmp_path / "elsewhere")
+    (source / "dog").symlink_to(tmp_path / "elsewhere")
+    (source / "cat" / "00.png").rename(tmp_path / "image")
+    (source / "cat" / "00.png").symlink_to(tmp_path / "image")
+    assert imagefolder.count(imagefolder.find(source)) == {"train": 18, "test": 2}
+    assert imagefolder.rgb_bytes(source / "cat" / "00.png") == (tmp_path / "image").read_bytes()
+    (source / "loop").symlink_to("loop")
+    assert f"{source / 'loop'} is next to folders" in refused(source, tmp_path)
+
+
+def test_what_may_not_be_read_is_named(tmp_path, monkeypatch):
+    source = pictures.folder(tmp_path / "source")
+    with monkeypatch.context() as patched:
+        patched.setattr(imagefolder.Path, "read_bytes", _denied)
+        line = refused(source, tmp_path)
+    assert re.fullmatch(
+        r".*\.(png|jpg) can't be read \(Permission denied\); remove or replace it", line
+    )
+    monkeypatch.setattr(imagefolder.Path, "iterdir", _denied)
+    with pytest.raises(UserError) as error:
+        imagefolder.find(source)
+    assert str(error.value) == f"--source: {source} can't be read (Permission denied)"
+
+
+def test_a_name_that_is_not_utf_8_is_refused(tmp_path):
+    source = pictures.folder(tmp_path / "source")
+    os.rename(source / "cat" / "00.png", os.fsencode(source / "cat") + b"/\xe9.png")
+    name = str(source / "cat" / "\udce9.png")
+    line = refused(source, tmp_path)
+    assert line == f"--source: {name!r} has a name that isn't UTF-8; rename it"
 
 
 def test_folders_in_another_layout_are_refused(tmp_path):

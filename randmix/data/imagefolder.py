@@ -14,9 +14,10 @@ converted if there is only one right way, and refused if the user must choose:
     grey, CMYK, palette, fully opaque alpha    converted to RGB and stored as PNG, losslessly
     any other alpha, 16 bits per channel       refused
     incomplete JPEG or PNG, other extension    refused
+    pipe, socket, device, broken link          refused
 
-Only hidden files and those of file managers are ignored. EXIF orientation isn't applied; TFDS
-doesn't apply it either.
+Links are followed to their file. Only hidden files and those of file managers are ignored. EXIF
+orientation isn't applied; TFDS doesn't apply it either.
 """
 
 import hashlib
@@ -37,6 +38,7 @@ _EXTENSIONS = (".jpg", ".jpeg", ".png")
 _LEFT_BY_FILE_MANAGERS = {"thumbs.db", "desktop.ini"}
 _SPLIT_FOLDERS = {"train": "train", "test": "test", "val": "validation", "validation": "validation"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_UNDECODED = re.compile("[\ud800-\udfff]")  # what Python makes of bytes that aren't UTF-8
 # Pillow's errors for a bad file.
 _OPENED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
@@ -147,10 +149,13 @@ def rgb_bytes(file: Path) -> bytes:
     """Reads an image as the bytes of an 8-bit RGB JPEG or PNG; see this module's docstring.
 
     Raises:
-        UserError: the file isn't a complete JPEG or PNG, is partly transparent, or has 16 bits per
-            channel; the message names it.
+        UserError: the file can't be read, isn't a complete JPEG or PNG, is partly transparent, or
+            has 16 bits per channel; the message names it.
     """
-    data = file.read_bytes()
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file} can't be read ({error.strerror}); remove or replace it") from error
     try:
         image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
         image.load()
@@ -226,14 +231,26 @@ def _images(folder: Path) -> list[Path]:
                 f"--source: {child} is not an image by its name; "
                 f"allowed in a class folder are {', '.join(_EXTENSIONS)}"
             )
+        if not child.is_file():  # reading a pipe would wait for a writer
+            raise UserError(
+                f"--source: {child} is a pipe, a socket, a device or a broken link, allowed are "
+                "files; remove or replace it"
+            )
     if not children:
         raise UserError(f"--source: class folder {folder} is empty; fill or remove it")
     return children
 
 
 def _visible(folder: Path) -> list[Path]:
-    return sorted(
+    try:
+        children = sorted(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"--source: {folder} can't be read ({error.strerror})") from error
+    for child in children:
+        if _UNDECODED.search(child.name):
+            raise UserError(f"--source: {str(child)!r} has a name that isn't UTF-8; rename it")
+    return [
         child
-        for child in folder.iterdir()
+        for child in children
         if not child.name.startswith(".") and child.name.lower() not in _LEFT_BY_FILE_MANAGERS
-    )
+    ]
