@@ -12,6 +12,7 @@ images_per_second, with those of an undisturbed run.
     power        the power of the workdir's disk is cut at random moments, and after the end
     flip, cut    a bit is flipped in, or the end cut off, each file of the newest checkpoint
     files        every other file of a workdir is emptied, zeroed, cut, replaced and removed in turn
+    finished     the same for a finished run
     full         the disk is full for a while
     readonly     the disk is read-only
     two          a second run starts in the same workdir
@@ -339,27 +340,29 @@ DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
 """Damages by name: the new content of a file, or None to remove it."""
 
 
-def other_files(case: Case) -> tuple[int, str]:
-    """Damages each file beside the checkpoints, of a stopped and of a finished run."""
-    stopped, finished = stopped_run(case, 20, case.workdir()), case.workdir()
-    case.finish(finished)
-    tries = 0
-    for whole in (stopped, finished):
-        for file in sorted(path for path in whole.iterdir() if path.is_file()):
-            for change in DAMAGES.values():
-                workdir = shutil.copytree(whole, case.workdir())
-                content = change(file.read_bytes())
-                (workdir / file.name).unlink()
-                if content is not None:
-                    (workdir / file.name).write_bytes(content)
-                read_by_all(workdir)
-                case.finish(workdir)
-                if whole == finished and file.name == artifacts.METRICS:
-                    shutil.rmtree(workdir)  # a finished run's lost log stays lost
-                else:
-                    without_lost_lines(case, workdir, file.name)
-                tries += 1
-    return tries, "files of a stopped and of a finished run, each damaged in 7 ways"
+def other_files(case: Case, finished: bool, damages: Sequence[str]) -> tuple[int, str]:
+    """Damages each file beside the checkpoints, of a stopped or a finished run; trains it again."""
+    whole = case.workdir()
+    if finished:
+        case.finish(whole)
+    else:
+        stopped_run(case, 20, whole)
+    files = sorted(path for path in whole.iterdir() if path.is_file())
+    for file in files:
+        for name in damages:
+            workdir = shutil.copytree(whole, case.workdir())
+            content = DAMAGES[name](file.read_bytes())
+            (workdir / file.name).unlink()
+            if content is not None:
+                (workdir / file.name).write_bytes(content)
+            read_by_all(workdir)
+            case.finish(workdir)
+            if finished and file.name == artifacts.METRICS:
+                shutil.rmtree(workdir)  # a finished run's lost log stays lost
+            else:
+                without_lost_lines(case, workdir, file.name)
+    state = "finished" if finished else "stopped"
+    return len(files) * len(damages), f"files of a {state} run, each damaged in {len(damages)} ways"
 
 
 def without_lost_lines(case: Case, workdir: Path, name: str) -> None:
@@ -613,7 +616,8 @@ FAULTS = {
     "power": lambda case, rng, hits: power_cuts(case, hits, rng),
     "flip": lambda case, rng, hits: damage(case, rng, cut=False),
     "cut": lambda case, rng, hits: damage(case, rng, cut=True),
-    "files": lambda case, rng, hits: other_files(case),
+    "files": lambda case, rng, hits: other_files(case, False, tuple(DAMAGES)),
+    "finished": lambda case, rng, hits: other_files(case, True, tuple(DAMAGES)),
     "full": lambda case, rng, hits: on_a_disk(case, full_disk),
     "readonly": lambda case, rng, hits: on_a_disk(case, read_only),
     "two": lambda case, rng, hits: two_at_once(case),
@@ -666,7 +670,7 @@ def campaign(
             except NotTried as reason:
                 text = f"NOT TRIED: {reason}"
                 outcomes["not tried"] += 1
-            except Lost as error:
+            except (Lost, subprocess.TimeoutExpired) as error:
                 lost, refused = not isinstance(error, Refused), isinstance(error, Refused)
                 text = f"{'REFUSED' if refused else 'LOST'}: {error}"
                 outcomes["lost"] += 1
