@@ -108,28 +108,29 @@ def _make_workdir(
 
 def _claim(workdir: epath.Path, config: ConfigDict) -> None:
     """Writes config.json, or checks that it is of the same run."""
-    file = workdir / CONFIG
-    try:
-        old = read_config_values(workdir) if file.exists() else None
-    except json_files.Damaged as damaged:
-        saved = newest_fingerprint(workdir)
-        if saved not in (None, configs.fingerprint(config)):
+    file, old, lost = workdir / CONFIG, None, f"{workdir / CONFIG} is missing"
+    if file.exists():
+        try:
+            old = read_config_values(workdir)
+        except json_files.Damaged as damaged:
+            lost = str(damaged).partition(";")[0]
+    if old is not None:
+        if differences := configs.differences(old, config):
             raise UserError(
-                f"{damaged}, or give the config that the checkpoints are of: theirs has the "
-                f"fingerprint {saved}, this one {configs.fingerprint(config)}"
-            ) from None
-        place = set_aside(file, workdir)
-        logging.getLogger(__name__).warning(
-            "%s; moved to %s and written anew", str(damaged).partition(";")[0], place
-        )
-        old = None
-    if old is None:
-        durable.write(file, configs.to_json(config) + "\n")
-    elif differences := configs.differences(old, config):
+                f"{workdir}: holds a run with another config ({'; '.join(differences)}); "
+                "give another --workdir, or the old values"
+            )
+        return
+    saved, own = newest_fingerprint(workdir), configs.fingerprint(config)
+    if saved not in (None, own):
         raise UserError(
-            f"{workdir}: holds a run with another config ({'; '.join(differences)}); "
-            "give another --workdir, or the old values"
+            f"{lost}, and the checkpoints are of a config with the fingerprint {saved}, while this "
+            f"one has {own}; give the old config, which writes it anew, or another --workdir"
         )
+    if file.exists():
+        place = set_aside(file, workdir)
+        logging.getLogger(__name__).warning("%s; moved to %s and written anew", lost, place)
+    durable.write(file, configs.to_json(config) + "\n")
 
 
 def _usable_result(workdir: epath.Path) -> dict[str, Any] | None:
@@ -146,7 +147,7 @@ def _usable_result(workdir: epath.Path) -> dict[str, Any] | None:
 def is_finished(workdir: epath.Path) -> bool:
     """Whether a run has ended and its result can be read."""
     try:
-        return read_result(workdir) is not None
+        return _parsed_result(workdir) is not None
     except json_files.Damaged:
         return False
 
@@ -191,17 +192,23 @@ def read_result(workdir: epath.PathLike) -> dict[str, Any] | None:
     Raises:
         UserError: it is damaged, or of another run than ``config.json``.
     """
+    result = _parsed_result(workdir)
+    if result is None:
+        return None
+    if (seed := read_config_values(workdir)["seed"]) != result["seed"]:
+        raise UserError(
+            f"{epath.Path(workdir) / RESULT}: seed is {result['seed']}, but {seed} in {CONFIG}; "
+            "one of the two is another run's: put back what was here"
+        )
+    return result
+
+
+def _parsed_result(workdir: epath.PathLike) -> dict[str, Any] | None:
     file = epath.Path(workdir) / RESULT
     if not file.exists():
         return None
     again = "train this workdir again, which computes it anew from the last checkpoint"
-    result = json_files.read(file, _RESULT, what_to_do=again)
-    if (seed := read_config_values(workdir).get("seed")) != result["seed"]:
-        raise UserError(
-            f"{file}: seed is {result['seed']}, but {seed} in {CONFIG}; "
-            "one of the two is another run's: put back what was here"
-        )
-    return result
+    return json_files.read(file, _RESULT, what_to_do=again)
 
 
 def write_result(workdir: epath.Path, result: dict[str, Any]) -> None:

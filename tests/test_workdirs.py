@@ -193,14 +193,30 @@ def test_a_damaged_config_is_named_and_written_anew(workdir, name, reference, ca
     assert refused(workdir) == (
         f"{damaged}; start the run's training again with its own config, which writes it anew"
     )
-    with pytest.raises(UserError, match=r"or give the config that the checkpoints are of: theirs"):
+    with pytest.raises(UserError) as error:
         run(workdir, seed=3)
+    assert str(error.value).startswith(
+        f"{damaged}, and the checkpoints are of a config with the fingerprint "
+    )
+    assert str(error.value).endswith(
+        "; give the old config, which writes it anew, or another --workdir"
+    )
     with caplog.at_level(logging.WARNING):
         assert run(workdir) == reference
     assert caplog.messages == [
         f"{damaged}; moved to {workdir}/set_aside/config.json and written anew"
     ]
     assert file.read_text() == whole
+
+
+def test_a_lost_config_is_written_anew_by_the_run_of_the_checkpoints_alone(workdir, reference):
+    whole = (workdir / "config.json").read_text()
+    (workdir / "config.json").unlink()
+    with pytest.raises(UserError, match=r"/config.json is missing, and the checkpoints are of a"):
+        run(workdir, seed=3)
+    assert refused(workdir).startswith(f"{workdir}: no run there (config.json is missing)")
+    assert run(workdir) == reference
+    assert (workdir / "config.json").read_text() == whole
 
 
 @pytest.mark.parametrize(

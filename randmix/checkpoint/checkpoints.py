@@ -278,6 +278,8 @@ def how_to_train(workdir: epath.Path) -> str:
 
 def newest_fingerprint(workdir: epath.Path) -> str | None:
     """Returns the config's fingerprint of the newest intact checkpoint, or None."""
+    if not (workdir / FOLDER).exists():
+        return None
     with Checkpoints(workdir) as checkpoints:
         steps = checkpoints.intact_steps()
         return checkpoints.about(steps[0]).get(manifest.CONFIG) if steps else None
