@@ -179,11 +179,9 @@ def read_config(workdir: epath.PathLike) -> ConfigDict:
     """
     values = read_config_values(workdir)
     try:
-        config = configs.from_values(values)
-        configs.check(config)
+        return configs.from_values(values)
     except UserError as error:
         raise UserError(f"{epath.Path(workdir) / CONFIG}: {error}") from error
-    return config
 
 
 def read_result(workdir: epath.PathLike) -> dict[str, Any] | None:

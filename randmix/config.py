@@ -2,15 +2,18 @@
 
 A config file defines ``get_config()``, which starts from ``default()`` and sets what differs. The
 dict is locked and typed: an unknown key is an error, in a file as on the command line.
+``randmix/ranges.py`` has the exact range of every number.
 """
 
+import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from randmix import ranges
 from randmix.errors import UserError, check_choice, did_you_mean
 
 # Keys that change what is shown or where data lie, but never what is learned.
@@ -256,24 +259,36 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def to_json(config: Mapping[str, Any]) -> str:
-    """Returns the config as JSON text with sorted keys."""
+    """Returns the config as JSON text with sorted keys.
+
+    Raises:
+        UserError: a value that JSON can't hold, such as a NumPy number inside a tuple.
+    """
     plain = config.to_dict() if isinstance(config, ConfigDict) else config
-    return json.dumps(plain, indent=2, sort_keys=True)
+    return json.dumps(plain, indent=2, sort_keys=True, default=_refuse)
+
+
+def _refuse(value: Any) -> None:
+    raise UserError(
+        f"config: got {value!r} of type {type(value).__name__}, allowed are Python's own numbers, "
+        "texts, tuples and dicts"
+    )
 
 
 def from_values(values: Mapping[str, Any]) -> ConfigDict:
     """Returns the config of values written by ``to_json``; missing keys get its model's defaults.
 
     Raises:
-        UserError: an unknown model or key, or a value in place of a group of keys.
+        UserError: as ``check`` does.
     """
-    config = default(values["model"]["name"])
-    known = flatten(config)
-    for key in flatten(values):
-        if key not in known:
-            raise UserError(f"config.{key}: unknown key{did_you_mean(key, known)}")
-    with config.ignore_type():  # placeholders hold None or a value
-        config.update(_lists_to_tuples(values))
+    config = default(_model_name(values))
+    with config.unlocked(), config.ignore_type():  # the errors of ``check`` are clearer
+        for key, value in _lists_to_tuples(values).items():
+            if isinstance(config.get(key), ConfigDict) and isinstance(value, dict):
+                config[key].update(value)
+            else:
+                config[key] = value
+    check(config)
     return config
 
 
@@ -297,84 +312,78 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
+# Augmentation that gives an image two labels or values outside [0, 1].
+_MIXING = ("data.mixup", "data.cutmix", "data.random_erasing")
+_TYPES = {str: "a text", bool: "True or False", tuple: "a tuple", ConfigDict: "a group of keys"}
+_START = "start from randmix.config.default()"
+
+
 def check(config: ConfigDict) -> None:
-    """Raises a UserError for a value out of range; names are checked where they are looked up."""
-    for key in ("batch_size", "log_every", "eval_every", "checkpoint_every"):
-        _check_range(f"config.{key}", config[key], config[key] >= 1, "1 or more")
-    if config.steps is not None:
-        _check_range("config.steps", config.steps, config.steps >= 1, "1 or more")
-    elif not config.epochs > 0:
-        _check_range("config.epochs", config.epochs, False, "more than 0")
-    for key in ("seed", "permutation_seed"):
-        _check_range(f"config.{key}", config[key], 0 <= config[key] < 2**32, "0 to 4294967295")
-    _check_range(
-        "config.data.subset",
-        config.data.subset,
-        0 < config.data.subset <= 1,
-        "more than 0, up to 1",
-    )
-    validation = config.data.validation
-    _check_range(
-        "config.data.validation", validation, 0 <= validation < 1, "0 or more, less than 1"
-    )
-    _check_reading(config.data)
-    _check_range(
-        "config.label_smoothing",
-        config.label_smoothing,
-        0 <= config.label_smoothing < 1,
-        "0 or more, less than 1",
-    )
-    _check_defense(config)
+    """Raises a UserError that names the key of a missing or unknown key or a bad value.
+
+    Numbers must be in the ranges of ``randmix.ranges``. Names are checked where they are looked up.
+    """
+    _check_keys(config, default(_model_name(config)))
+    shares = [share for share, _ in config.schedule.points]
+    if not shares or shares != sorted(shares):
+        raise UserError(
+            f"config.schedule.points: got fractions {shares}, allowed one or more, rising"
+        )
     if config.task == "unshuffling":
-        _check_range(
-            "config.label_smoothing",
-            config.label_smoothing,
-            config.label_smoothing == 0,
-            "0 with the task unshuffling",
-        )
-        _check_no_mixing(config, "the task unshuffling")
-    if config.defense.epsilon:
-        _check_no_mixing(config, "config.defense.epsilon")
-    check_choice("config.precision", config.precision, ("float32", "bfloat16"))
-
-
-def _check_reading(data: ConfigDict) -> None:
-    _check_range("config.data.image_size", data.image_size, data.image_size >= 1, "1 or more")
-    _check_range(
-        "config.data.eval_crop", data.eval_crop, 0 < data.eval_crop <= 1, "more than 0, up to 1"
-    )
-    _check_range("config.data.workers", data.workers, data.workers >= 0, "0 or more")
-    check_choice("config.data.decoder", data.decoder, ("auto", "simplejpeg", "pillow"))
-    check_choice("config.data.corrupt", data.corrupt, ("fatal", "skip"))
-
-
-def _check_defense(config: ConfigDict) -> None:
-    epsilon, share = config.defense.epsilon, config.defense.share
-    _check_range("config.defense.epsilon", epsilon, 0 <= epsilon <= 255, "0 to 255 (in 1/255)")
-    _check_range("config.defense.share", share, 0 < share <= 1, "more than 0, up to 1")
-    for key in ("pgd_steps", "pgd_examples"):
-        _check_range(
-            f"config.defense.{key}", config.defense[key], config.defense[key] >= 1, "1 or more"
-        )
+        _require_zero(config, ("label_smoothing", *_MIXING), "the task unshuffling")
     if config.task != "classification":
-        _check_range(
-            "config.defense.epsilon", epsilon, epsilon == 0, f"0 with the task {config.task}"
-        )
+        _require_zero(config, ("defense.epsilon",), f"the task {config.task}")
+    if config.defense.epsilon:
+        _require_zero(config, _MIXING, "config.defense.epsilon")
+    check_choice("config.precision", config.precision, ("float32", "bfloat16"))
+    check_choice("config.data.decoder", config.data.decoder, ("auto", "simplejpeg", "pillow"))
+    check_choice("config.data.corrupt", config.data.corrupt, ("fatal", "skip"))
 
 
-def _check_no_mixing(config: ConfigDict, other: str) -> None:
-    """Refuses augmentation that gives an image two labels or values outside [0, 1]."""
-    for key in ("mixup", "cutmix", "random_erasing"):
-        _check_range(
-            f"config.data.{key}", config.data[key], config.data[key] == 0, f"0 with {other}"
-        )
+def _model_name(config: Mapping[str, Any]) -> Any:
+    try:
+        return config["model"]["name"]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"config.model.name: missing; {_START}") from error
+
+
+def _check_keys(config: ConfigDict, defaults: ConfigDict, group: str = "") -> None:
+    """Checks keys and types against the defaults, and numbers against their ranges.
+
+    ConfigDict does so only in part: it takes None for any type and True for 1, and a config may be
+    made without it.
+    """
+    for key in config:
+        if key not in defaults:
+            raise UserError(
+                f"config.{group}{key}: no such key{did_you_mean(key, defaults)}; {_START}"
+            )
+    for key in defaults:
+        name = f"{group}{key}"
+        if key not in config:
+            raise UserError(f"config.{name}: missing; {_START}")
+        got, expected = config[key], defaults.get_type(key)
+        if name in ranges.CONFIG:
+            ranges.check(f"config.{name}", got, ranges.CONFIG[name])
+        elif expected is ConfigDict and isinstance(got, ConfigDict):
+            _check_keys(got, defaults[key], f"{name}.")
+        elif got is None and (defaults[key] is None or name == "data.name"):
+            pass
+        elif not isinstance(got, expected):
+            raise UserError(f"config.{name}: got {ranges.shown(got)}, allowed {_TYPES[expected]}")
+
+
+def _require_zero(config: ConfigDict, keys: Iterable[str], other: str) -> None:
+    for key in keys:
+        if got := functools.reduce(getattr, key.split("."), config):
+            raise UserError(f"config.{key}: got {got!r}, allowed 0 with {other}")
 
 
 def total_steps(config: ConfigDict, train_examples: int) -> int:
     """Returns the number of steps: ``steps``, or ``epochs`` times the full batches per epoch.
 
     Raises:
-        UserError: the batch is larger than the training set.
+        UserError: the batch is larger than the training set, or there are too many steps.
     """
     per_epoch = train_examples // config.batch_size
     if not per_epoch:
@@ -382,12 +391,15 @@ def total_steps(config: ConfigDict, train_examples: int) -> int:
             f"config.batch_size: got {config.batch_size}, allowed up to the {train_examples} "
             "training examples; set a smaller one"
         )
-    return config.steps if config.steps is not None else max(1, round(config.epochs * per_epoch))
-
-
-def _check_range(key: str, got: Any, ok: bool, allowed: str) -> None:
-    if not ok:
-        raise UserError(f"{key}: got {got!r}, allowed {allowed}")
+    if config.steps is not None:
+        return config.steps
+    steps = max(1, round(config.epochs * per_epoch))
+    if steps > ranges.INT32:
+        raise UserError(
+            f"config.epochs: got {config.epochs!r}, which is {steps} steps, allowed up to "
+            f"{ranges.INT32} steps; set a smaller one, or a larger config.batch_size"
+        )
+    return steps
 
 
 def _lists_to_tuples(value: Any) -> Any:

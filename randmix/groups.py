@@ -10,11 +10,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from randmix import masks
+from randmix import masks, ranges
 from randmix.errors import UserError, check_choice
 
 TRAIN, FREEZE = "train", "freeze"
-_OWN_SETTINGS = ("lr_scale", "start_epoch", "start_step")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +49,9 @@ def from_config(config: ConfigDict, steps_per_epoch: int, total_steps: int) -> t
     ``start_step``, and keys of ``config.optimizer``.
 
     Raises:
-        UserError: an invalid selector, an unknown setting, two groups with one label, no group
-            that starts with the run, or a group that starts after its end.
+        UserError: an invalid selector, an unknown setting, a number out of its range in
+            ``randmix.ranges``, two groups with one label, no group that starts with the run, or a
+            group that starts after its end.
     """
     key = source(config)
     if key != "groups":
@@ -86,22 +86,23 @@ def _group(number: int, entry: Any, config: ConfigDict, steps_per_epoch: int) ->
     label, text, settings = entry
     if not isinstance(label, str) or label in ("", FREEZE):
         raise UserError(f"{key}: got the label {label!r}, allowed a name other than {FREEZE!r}")
-    settings = dict(settings)
+    key, settings = f"{key} ({label!r})", dict(settings)
     # clip_norm clips all groups at once.
     optimizer_keys = [name for name in config.optimizer if name != "clip_norm"]
     for name, value in settings.items():
-        check_choice(f"{key} ({label!r})", name, [*_OWN_SETTINGS, *optimizer_keys])
-        numeric = name in _OWN_SETTINGS or isinstance(config.optimizer[name], float)
-        if numeric and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
-            raise UserError(f"{key} ({label!r}): {name}: got {value!r}, allowed a number from 0")
+        check_choice(key, name, [*ranges.GROUP, *optimizer_keys])
+        if allowed := ranges.GROUP.get(name) or ranges.CONFIG.get(f"optimizer.{name}"):
+            ranges.check(f"{key}: {name}", value, allowed)
+        elif name == "nesterov" and not isinstance(value, bool):
+            raise UserError(f"{key}: nesterov: got {value!r}, allowed True or False")
     if "start_epoch" in settings and "start_step" in settings:
-        raise UserError(f"{key} ({label!r}): give start_epoch or start_step, not both")
+        raise UserError(f"{key}: give start_epoch or start_step, not both")
     start_step = settings.pop("start_step", round(settings.pop("start_epoch", 0) * steps_per_epoch))
     return Group(
         label=label,
-        chosen=_parse(f"{key} ({label!r})", text),
+        chosen=_parse(key, text),
         lr_scale=float(settings.pop("lr_scale", 1.0)),
-        start_step=int(start_step),
+        start_step=start_step,
         optimizer=settings,
     )
 

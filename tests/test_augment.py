@@ -397,12 +397,12 @@ def test_resized_crops_have_torchvisions_areas_and_places():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"crop_padding": -1}, "config.data.crop_padding: got -1, allowed 0 or more"),
+        ({"crop_padding": -1}, "config.data.crop_padding: got -1, allowed 0 to 1024"),
         ({"crop_scale": 0.0}, "config.data.crop_scale: got 0.0, allowed more than 0, up to 1"),
-        ({"crop_aspect": 0.5}, "config.data.crop_aspect: got 0.5, allowed 1 or more"),
+        ({"crop_aspect": 0.5}, "config.data.crop_aspect: got 0.5, allowed 1 to 100"),
         ({"crop_scale": 0.5, "crop_padding": 2}, "choose one of the two crops"),
         ({"color_jitter": -0.1}, "config.data.color_jitter: got -0.1"),
-        ({"mixup": -1.0}, "config.data.mixup: got -1.0, allowed 0 or more"),
+        ({"mixup": -1.0}, "config.data.mixup: got -1.0, allowed 0 to 1000"),
         ({"mix_probability": 1.5}, "config.data.mix_probability: got 1.5, allowed 0 to 1"),
         (
             {"mix_switch_probability": -1},

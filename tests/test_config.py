@@ -57,15 +57,15 @@ def test_a_key_that_is_not_there_cannot_be_set():
         ),
         ({"task": "clasification"}, "did you mean 'classification'?"),
         ({"precision": "float16"}, "config.precision: got 'float16', allowed float32, bfloat16"),
-        ({"batch_size": 0}, "config.batch_size: got 0, allowed 1 or more"),
+        ({"batch_size": 0}, "config.batch_size: got 0, allowed 1 to 2147483647"),
         (
             {"batch_size": 2048},
             "config.batch_size: got 2048, allowed up to the 1437 training examples",
         ),
-        ({"steps": 0}, "config.steps: got 0, allowed 1 or more"),
+        ({"steps": 0}, "config.steps: got 0, allowed 1 to 2147483647, or None"),
         ({"seed": -1}, "config.seed: got -1, allowed 0 to 4294967295"),
         ({"data__subset": 0.0}, "config.data.subset: got 0.0, allowed more than 0, up to 1"),
-        ({"data__crop_padding": -1}, "config.data.crop_padding: got -1, allowed 0 or more"),
+        ({"data__crop_padding": -1}, "config.data.crop_padding: got -1, allowed 0 to 1024"),
         ({"data__randaugment": "rand-m9-w0"}, "config.data.randaugment: got 'w0' in 'rand-m9-w0'"),
         (
             {"data__mixup": 0.5, "task": "unshuffling"},
@@ -113,6 +113,10 @@ def test_a_selector_text_is_what_is_trained():
             {0: 0.0, 5: 0.5, 10: 1.0, 55: 0.5, 100: 0.0},
         ),
         ({"schedule__name": "cosine"}, {0: 1.0, 50: 0.5}),
+        ({"schedule__name": "cosine", "schedule__warmup": 1.0}, {0: 0.0, 98: 98 / 99, 99: 1.0}),
+        ({"schedule__name": "step", "schedule__boundaries": ()}, {0: 1.0, 99: 1.0}),
+        # both at step 50
+        ({"schedule__name": "step", "schedule__boundaries": (0.5, 0.501)}, {49: 1.0, 51: 0.01}),
     ],
 )
 def test_schedules_by_their_definitions(settings, expected):

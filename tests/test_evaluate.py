@@ -392,7 +392,7 @@ def test_a_run_without_an_accuracy_is_evaluated_clean_only(tmp_path):
         ({"defense__epsilon": -1.0}, "config.defense.epsilon: got -1.0, allowed 0 to 255"),
         ({"defense__epsilon": 256.0}, "config.defense.epsilon: got 256.0, allowed 0 to 255"),
         ({"defense__share": 0.0}, "config.defense.share: got 0.0, allowed more than 0, up to 1"),
-        ({"defense__pgd_steps": 0}, "config.defense.pgd_steps: got 0, allowed 1 or more"),
+        ({"defense__pgd_steps": 0}, "config.defense.pgd_steps: got 0, allowed 1 to 2147483647"),
         (
             {"defense__epsilon": 8.0, "task": "unshuffling"},
             "config.defense.epsilon: got 8.0, allowed 0 with the task unshuffling",

@@ -236,7 +236,16 @@ def test_a_run_of_two_phases_is_announced_and_resumes_bit_for_bit(tmp_path, monk
         ),
         (
             (("a", "role('head')", {"lr_scale": -1.0}),),
-            "config.groups, entry 1 ('a'): lr_scale: got -1.0, allowed a number from 0",
+            "config.groups, entry 1 ('a'): lr_scale: got -1.0, allowed 0 to 3.4e+38",
+        ),
+        (
+            (("a", "role('head')", {"start_step": 2.5}),),
+            "config.groups, entry 1 ('a'): start_step: got 2.5, allowed an integer, "
+            "0 to 2147483647",
+        ),
+        (
+            (("a", "role('head')", {"nesterov": "no"}),),
+            "config.groups, entry 1 ('a'): nesterov: got 'no', allowed True or False",
         ),
         (
             (("a", "role('head')", {"start_step": 1, "start_epoch": 1}),),

@@ -79,7 +79,7 @@ def test_titles_are_class_names_and_shares():
             "--examples: got 9, allowed is 1 to the batch size, 8",
         ),
         ({"data__name": "mnist"}, {}, "mnist is not prepared in"),
-        ({"data__mixup": -1.0}, {}, "config.data.mixup: got -1.0, allowed 0 or more"),
+        ({"data__mixup": -1.0}, {}, "config.data.mixup: got -1.0, allowed 0 to 1000"),
         (
             {"data__subset": 0.001},
             {},

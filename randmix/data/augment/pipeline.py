@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from randmix import ranges
 from randmix.data import keys as streams
 from randmix.data.augment import crops, enhance, erasing, mixing, policies, randaugment
 from randmix.errors import UserError
@@ -61,17 +62,15 @@ class Augmentation:
     std: tuple[float, ...] = ()
 
     def __post_init__(self):
-        _check(self, "crop_padding", self.crop_padding >= 0, "0 or more")
-        _check(self, "crop_scale", 0 < self.crop_scale <= 1, "more than 0, up to 1")
-        _check(self, "crop_aspect", self.crop_aspect >= 1, "1 or more")
-        _check(self, "color_jitter", self.color_jitter >= 0, "0 or more")
-        for name in ("mixup", "cutmix"):
-            _check(self, name, getattr(self, name) >= 0, "0 or more")
-        for name in ("mix_probability", "mix_switch_probability", "random_erasing"):
-            _check(self, name, 0 <= getattr(self, name) <= 1, "0 to 1")
+        for key, allowed in ranges.CONFIG.items():
+            group, _, name = key.partition(".")
+            if group == "data" and hasattr(self, name):
+                ranges.check(f"config.{key}", getattr(self, name), allowed)
         if self.crop_padding and self.crop_scale < 1:
-            allowed = "1 if config.data.crop_padding isn't 0; choose one of the two crops"
-            _check(self, "crop_scale", False, allowed)
+            raise UserError(
+                f"config.data.crop_scale: got {self.crop_scale!r}, allowed 1 if "
+                "config.data.crop_padding isn't 0; choose one of the two crops"
+            )
         policies.parse(self.randaugment)
 
     @classmethod
@@ -162,10 +161,3 @@ class Augmentation:
 
 def _draw_keys(keys: jax.Array, purpose: str) -> jax.Array:
     return jax.vmap(lambda key: jax.random.fold_in(key, _DRAWS[purpose]))(keys)
-
-
-def _check(augmentation: Augmentation, name: str, ok: bool, allowed: str) -> None:
-    if not ok:
-        raise UserError(
-            f"config.data.{name}: got {getattr(augmentation, name)!r}, allowed {allowed}"
-        )
