@@ -102,6 +102,8 @@ def train(
             seconds, on = time.monotonic() - began, list(mesh.devices.flat)
             for i, member in enumerate(members):
                 if member.failure is None:
+                    # A finished run has its last checkpoint, which its task's figures show.
+                    member.checkpoints.wait()
                     own = {name: values[i] for name, values in test.items()}
                     result = lone.summarize(member.config, member.parts, own, seconds, on)
                     lone.finish(member.parts, member.workdir, {**result, "ensemble": len(members)})

@@ -321,7 +321,7 @@ def test_smoothing_the_filters_of_a_converted_model(tmp_path):
 
 @pytest.mark.slow
 def test_random_banks_by_size_and_seed(tmp_path):
-    flags = ("--random=4,1", "--kernel_size=3", "--seed=5", "--seeds=2")
+    flags = ("--random=4,1", "--kernel_size=3", "--seed=4294967294", "--seeds=2")
     done = program(*flags, cwd=tmp_path, env={"PYTHONPATH": str(command.REPOSITORY)})
     assert done.status == 0, done.err
     assert done.out.splitlines() == [
@@ -329,12 +329,12 @@ def test_random_banks_by_size_and_seed(tmp_path):
     ]
     rows = table(tmp_path / "runs" / "spectrum" / "random.csv")
     assert [(row["seed"], row["filters"]) for row in rows] == [
-        ("5", "1"),
-        ("5", "4"),
-        ("6", "1"),
-        ("6", "4"),
+        ("4294967294", "1"),
+        ("4294967294", "4"),
+        ("4294967295", "1"),
+        ("4294967295", "4"),
     ]
-    expected = spectrum.coverage(reference(bank((3, 3, 4), seed=6), 512))
+    expected = spectrum.coverage(reference(bank((3, 3, 4), seed=4294967295), 512))
     assert float(rows[3]["coverage"]) == pytest.approx(expected, abs=1e-4)
 
 
@@ -366,6 +366,11 @@ RANDOM = "allowed are whole numbers from 1 to 1,000,000, separated by commas"
         (
             ["--random=4,8", "--smoothing=1"],
             "--smoothing plots one bank of one seed: give --random a single size, and no --seeds",
+        ),
+        (
+            ["--random=4", "--seed=4294967295", "--seeds=2"],
+            "--seeds: got 2 from --seed=4294967295 on, allowed up to 1, "
+            "since the largest seed is 4294967295",
         ),
         (
             ["--workdir=x", "--kernel_size=3"],

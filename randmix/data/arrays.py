@@ -39,7 +39,8 @@ class TrainArrays:
         """See ``feeds.TrainFeed``: the entire set, and the order of the step's epoch."""
         epoch = step // self._batches_per_epoch
         if self._order is None or self._order[0] != epoch:
-            self._order = epoch, self._epoch_order(self._seed, epoch)
+            # JAX takes a Python integer as int32, too small for half of the seeds.
+            self._order = epoch, self._epoch_order(np.uint32(self._seed), epoch)
         return self._data, self._order[1]
 
     def with_seed(self, seed: int) -> "TrainArrays":

@@ -54,7 +54,7 @@ def define_flags() -> None:
         upper_bound=SIZE,
     )
     flags.DEFINE_integer(
-        "seed", 0, "With --random: the first seed.", lower_bound=0, upper_bound=2**31 - 1
+        "seed", 0, "With --random: the first seed.", lower_bound=0, upper_bound=2**32 - 1
     )
     flags.DEFINE_integer(
         "seeds", 5, "With --random: number of seeds.", lower_bound=1, upper_bound=1000
@@ -95,6 +95,11 @@ def _pictures() -> dict[str, figures.Picture]:
     k = options.kernel_size
     if indices is None:
         seeds = range(options.seed, options.seed + options.seeds)
+        if seeds[-1] >= 2**32:
+            raise UserError(
+                f"--seeds: got {options.seeds} from --seed={options.seed} on, allowed up to "
+                f"{2**32 - options.seed}, since the largest seed is 4294967295"
+            )
         return figures.random_banks(counts, kernel_size=k, seeds=seeds)
     if len(counts) > 1 or flags.FLAGS["seeds"].present:
         raise UserError(
