@@ -5,7 +5,7 @@ import importlib.metadata
 import json
 import logging
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from randmix.checkpoint import newest_fingerprint, set_aside
 from randmix.errors import UserError
 
 CONFIG = "config.json"
+DATA = "data.json"  # the data set that the run was trained on, see `catalog.describe`
 MASKS = "masks.txt"
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
@@ -36,7 +37,14 @@ _PACKAGES = (
 )
 
 
-# The structure of result.json, as far as it is read; see `json_files.parse`.
+# The structures of data.json and result.json, as far as they are read; see `json_files.parse`.
+_DATA = {
+    "name": str,
+    "version": str,
+    "image_shape": list,
+    "num_classes": int,
+    "classes": object,
+}
 _RESULT = {
     "mode": str,
     "metrics": {str: float},
@@ -51,7 +59,10 @@ _RESULT = {
 
 @contextlib.contextmanager
 def open_workdir(
-    workdir: epath.Path, config: ConfigDict, summary: object
+    workdir: epath.Path,
+    config: ConfigDict,
+    summary: object,
+    data: Mapping[str, Any] | None = None,
 ) -> Iterator[dict[str, Any] | None]:
     """Creates the folder and writes config and table, or checks that it holds this very run.
 
@@ -72,14 +83,18 @@ def open_workdir(
     distributed.require_same("config", configs.to_json(config))
     with contextlib.ExitStack() as held:
         result = distributed.decided_by_primary(
-            lambda: _make_workdir(workdir, config, summary, held)
+            lambda: _make_workdir(workdir, config, summary, data, held)
         )
         distributed.require_shared(workdir)
         yield result
 
 
 def _make_workdir(
-    workdir: epath.Path, config: ConfigDict, summary: object, held: contextlib.ExitStack
+    workdir: epath.Path,
+    config: ConfigDict,
+    summary: object,
+    data: Mapping[str, Any] | None,
+    held: contextlib.ExitStack,
 ) -> dict[str, Any] | None:
     try:
         durable.make_folder(workdir)
@@ -93,6 +108,8 @@ def _make_workdir(
                     f"({locks.holder(lock)}); wait for it, or give another --workdir"
                 )
         _claim(workdir, config)
+        if data is not None:
+            _claim_data(workdir, data)
         result = _usable_result(workdir)
         if result is None:
             durable.write(workdir / MASKS, f"{summary}\n")
@@ -131,6 +148,25 @@ def _claim(workdir: epath.Path, config: ConfigDict) -> None:
         place = set_aside(file, workdir)
         logging.getLogger(__name__).warning("%s; moved to %s and written anew", lost, place)
     durable.write(file, configs.to_json(config) + "\n")
+
+
+def _claim_data(workdir: epath.Path, data: Mapping[str, Any]) -> None:
+    """Writes data.json, or checks that the run was trained on the same data."""
+    file = workdir / DATA
+    try:
+        old = read_data(workdir)
+    except json_files.Damaged as damaged:
+        lost = str(damaged).partition(";")[0]
+        place = set_aside(file, workdir)
+        logging.getLogger(__name__).warning("%s; moved to %s and written anew", lost, place)
+        old = None
+    if old is None:
+        durable.write(file, json.dumps(data, indent=2) + "\n")
+    elif differing := [key for key in data if old.get(key) != data[key]]:
+        raise UserError(
+            f"{file}: the run was trained on a data set with another {' and '.join(differing)}; "
+            "give its own data set, or another --workdir"
+        )
 
 
 def _usable_result(workdir: epath.Path) -> dict[str, Any] | None:
@@ -182,6 +218,19 @@ def read_config(workdir: epath.PathLike) -> ConfigDict:
         return configs.from_values(values)
     except UserError as error:
         raise UserError(f"{epath.Path(workdir) / CONFIG}: {error}") from error
+
+
+def read_data(workdir: epath.PathLike) -> dict[str, Any] | None:
+    """Returns the contents of ``data.json``, or None if the run was made without it.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    file = epath.Path(workdir) / DATA
+    if not file.exists():
+        return None
+    again = "start the run's training again with its own config, which writes it anew"
+    return json_files.read(file, _DATA, what_to_do=again)
 
 
 def read_result(workdir: epath.PathLike) -> dict[str, Any] | None:

@@ -82,12 +82,15 @@ def train(
         mesh = sharding.make_mesh(devices)
         sharding.check_batch_size(configs[0].batch_size, mesh)
         splits = lone.open_splits(configs[0], all_parts[0])
+        data = catalog.describe(all_parts[0].dataset, configs[0].data.data_dir)
         members = []
         for config, parts, workdir in zip(
             configs, all_parts, map(epath.Path, workdirs), strict=True
         ):
             if (
-                stack.enter_context(artifacts.open_workdir(workdir, config, parts.description))
+                stack.enter_context(
+                    artifacts.open_workdir(workdir, config, parts.description, data)
+                )
                 is not None
             ):
                 raise UserError(f"{workdir}: finished meanwhile; start again without this run")

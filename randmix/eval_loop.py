@@ -1,13 +1,13 @@
 """Evaluation over a full split: every example exactly once."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from randmix import attacks, runs, sharding, steps, tasks
+from randmix import artifacts, attacks, runs, sharding, steps, tasks
 from randmix.data import catalog, feeds, loader
 from randmix.errors import UserError
 from randmix.tasks import Task
@@ -111,19 +111,25 @@ def evaluate_run(
 
 
 def open_split(
-    run: runs.Run, split: str, *, name: str | None = None, data_dir: str | None = None
+    run: runs.Run,
+    split: str,
+    *,
+    name: str | None = None,
+    data_dir: str | None = None,
+    force: bool = False,
 ) -> feeds.Split:
-    """Opens a split that fits a run's model.
+    """Opens a split of the data set that a run was trained on, or of another one that fits it.
 
     Args:
         run: from ``runs.load``.
         split: "test" or "train".
         name: the data set's name; by default the run's own.
         data_dir: TFDS's data folder; by default the run's.
+        force: accept other class names and another image size, if the model can process it.
 
     Raises:
         UserError: an unknown data set or split, a data set that isn't prepared, or one whose images
-            or classes don't fit the model.
+            or classes differ from those of the training; the message says how.
     """
     config = run.config.data
     if name is None and config.name is None:
@@ -133,11 +139,56 @@ def open_split(
         )
     data_dir = data_dir or config.data_dir
     dataset = catalog.get(name or config.name, data_dir, image_size=config.image_size)
+    if trained_on := _trained_on(run):
+        _check_same_kind(run, catalog.describe(dataset, data_dir), trained_on, force=force)
     _check_fits(run, dataset)
     return feeds.Split(dataset, split, data_dir, feeds.reading(config))
 
 
+def _trained_on(run: runs.Run) -> Mapping[str, Any] | None:
+    """The run's data set as in ``catalog.describe``, or None if it is unknown."""
+    if run.workdir and (saved := artifacts.read_data(run.workdir)):
+        return saved
+    config = run.config.data
+    try:
+        own = catalog.get(config.name, config.data_dir, image_size=config.image_size)
+        return catalog.describe(own, config.data_dir)
+    except UserError:
+        return None
+
+
+def _check_same_kind(
+    run: runs.Run, got: Mapping[str, Any], own: Mapping[str, Any], *, force: bool
+) -> None:
+    """Raises a UserError that lists how a data set differs from the run's own, as described."""
+    minor, major = [], []
+    if tuple(got["image_shape"]) != tuple(own["image_shape"]):
+        images, model = (" x ".join(map(str, data["image_shape"])) for data in (got, own))
+        same_channels = got["image_shape"][2] == own["image_shape"][2]
+        (minor if same_channels else major).append(f"its images are {images}, the model's {model}")
+    if run.model.num_classes is not None:  # else it doesn't classify
+        if got["num_classes"] != own["num_classes"]:
+            major.append(f"it has {got['num_classes']} classes, the model {own['num_classes']}")
+        elif got["classes"] and own["classes"] and got["classes"] != own["classes"]:
+            pairs = enumerate(zip(got["classes"], own["classes"], strict=True))
+            first = next(i for i, (one, other) in pairs if one != other)
+            classes, model = (_some(data["classes"], first) for data in (got, own))
+            minor.append(f"its classes are {classes}, the model's are {model}")
+    if major or (minor and not force):
+        raise UserError(
+            f"data set {got['name']}: {'; '.join([*major, *minor])}; "
+            f"give --data one that it fits{'' if major else ', or --force'}"
+        )
+
+
+def _some(names: Sequence[str], first: int) -> str:
+    """Three names from the first one on, with "..." where others are left out."""
+    before, after = ["..."] * (first > 0), ["..."] * (first + 3 < len(names))
+    return ", ".join([*before, *names[first : first + 3], *after])
+
+
 def _check_fits(run: runs.Run, dataset: catalog.DataSet) -> None:
+    """Raises a UserError if the model can't process the images, or has other classes."""
     run.model.check_image_shape(dataset.image_shape)
     images = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
     expected = jax.eval_shape(run.model.init, jax.random.key(0), images)

@@ -34,13 +34,12 @@ Exit status: 0 done, 2 a mistake in the command.
 
 import dataclasses
 import math
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from randmix import cli, distributed, host
+from randmix import cli, distributed, host, ranges
 from randmix.errors import UserError, check_choice
 
 if TYPE_CHECKING:
@@ -48,6 +47,14 @@ if TYPE_CHECKING:
 
     from randmix.runs import Run
 
+_RANGES = {
+    "strong_steps": ranges.integers(1, ranges.INT32),
+    "strong_restarts": ranges.integers(1, ranges.INT32),
+    "pgd_steps": ranges.integers(1, ranges.INT32),
+    "pgd_step_size": ranges.numbers(above=0),
+    "pgd_restarts": ranges.integers(1, ranges.INT32),
+    "smoothing": ranges.CONFIG["model.smoothing_index"],
+}
 EPSILONS = ("0", "0.5", "1", "2", "4", "8", "16", "32", "64")
 
 
@@ -59,6 +66,9 @@ def define_flags() -> None:
     )
     flags.DEFINE_string("split", "test", "The split to evaluate: test | train.")
     flags.DEFINE_string("data", None, "The data set to evaluate on. Default: the run's.")
+    flags.DEFINE_bool(
+        "force", False, "Evaluate even if the class names or the image size aren't the run's."
+    )
     flags.DEFINE_string("data_dir", None, "The folder of TFDS's data sets. Default: the run's.")
     flags.DEFINE_integer(
         "examples",
@@ -97,7 +107,6 @@ def define_flags() -> None:
         "smoothing",
         0.0,
         "Smooth the spatial filters by this index first; see randmix.filters.smooth.",
-        lower_bound=0,
     )
     flags.DEFINE_bool("tune_host", True, "On a CPU, tune malloc and XLA as in randmix.main.")
     distributed.define_flags()
@@ -115,6 +124,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"got {argv[1]!r}, allowed are flags only; see --help")
     if not options.workdir:
         raise UserError("--workdir is missing; give one, for example --workdir=runs/a")
+    for flag, allowed in _RANGES.items():
+        ranges.check(f"--{flag}", getattr(options, flag), allowed)
     arguments = None if options.attacks is None else _attack_flags(options)
     distributed.start(saves_when_stopped=False)
     with distributed.shared_errors():
@@ -123,7 +134,11 @@ def main(argv: list[str]) -> None:
     run = runs.load(options.workdir, best=options.best)
     with distributed.shared_errors():
         split = eval_loop.open_split(
-            run, options.split, name=options.data, data_dir=options.data_dir
+            run,
+            options.split,
+            name=options.data,
+            data_dir=options.data_dir,
+            force=options.force,
         )
     got, total = split.examples(options.examples), split.examples()
     out = options.out or options.workdir
@@ -192,11 +207,6 @@ def _attack_flags(options: flags.FlagValues) -> dict[str, Any]:
     for name in names:
         check_choice("--attacks", name, attacks.ATTACKS)
     check_choice("--norm", options.norm, balls.NORMS)
-    for flag in ("strong_steps", "strong_restarts", "pgd_steps", "pgd_restarts"):
-        if (count := getattr(options, flag)) < 1:
-            raise UserError(f"--{flag}: got {count}, allowed 1 or more")
-    if not options.pgd_step_size > 0:
-        raise UserError(f"--pgd_step_size: got {options.pgd_step_size}, allowed more than 0")
     if options.pgd_restarts > 1 and not options.pgd_random_start:
         raise UserError(
             f"--pgd_restarts: got {options.pgd_restarts} without a random start, which would all "
@@ -221,15 +231,15 @@ def _epsilons(words: list[str], norm: str) -> tuple[float, ...]:
         raise UserError(
             f"--epsilons is empty; give some, for example --epsilons={','.join(EPSILONS)}"
         )
-    largest, allowed = (255, "0 to 255") if norm == "linf" else (sys.float_info.max, "0 or more")
+    allowed = ranges.numbers(0, 255 if norm == "linf" else ranges.FLOAT32, unit=" (in 1/255)")
     epsilons = set()
     for word in words:
         try:
             epsilon = float(word)
         except ValueError:
             epsilon = -1.0
-        if not 0 <= epsilon <= largest:
-            raise UserError(f"--epsilons: got {word!r}, allowed are numbers, {allowed} (in 1/255)")
+        if epsilon not in allowed:
+            raise UserError(f"--epsilons: got {word!r}, allowed are numbers, {allowed}")
         epsilons.add(epsilon)
     return tuple(sorted(epsilons))
 

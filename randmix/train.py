@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from randmix import artifacts, distributed, durable, eval_loop, runs, sharding, steps
 from randmix.checkpoint import BEST, Checkpoints
 from randmix.compiled import Programs, jit_eval_steps, jit_train_step
-from randmix.data import feeds, loader
+from randmix.data import catalog, feeds, loader
 from randmix.errors import UserError
 from randmix.metrics_log import MetricsLog
 from randmix.preemption import Preempted, StopSignals
@@ -75,7 +75,8 @@ def _train(
         mesh = sharding.make_mesh(devices)
         sharding.check_batch_size(config.batch_size, mesh)
         train_split, test_split = open_splits(config, parts)
-    with artifacts.open_workdir(workdir, config, parts.description) as result:
+    data = catalog.describe(parts.dataset, config.data.data_dir)
+    with artifacts.open_workdir(workdir, config, parts.description, data) as result:
         if result is not None:
             print(
                 f"{workdir}: finished before, at step {result['step']}; nothing to do", flush=True

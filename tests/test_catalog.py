@@ -179,6 +179,19 @@ def test_tfrecords_get_the_conversion_command(damaged_dir):
     assert catalog.load("digits", "test", data_dir)["label"].shape == (360,)  # converted in place
 
 
+def test_the_digits_classes_are_those_of_the_prepared_files(data_dir, tmp_path):
+    builder = tfds.builder_from_directory(catalog.get("digits").directory(data_dir))
+    assert catalog.class_names("digits", tmp_path / "empty") == builder.info.features["label"].names
+    unprepared = catalog.describe(catalog.get("mnist"), tmp_path / "empty")
+    assert unprepared == {
+        "name": "mnist",
+        "version": "3.0.1",
+        "image_shape": [28, 28, 1],
+        "num_classes": 10,
+        "classes": None,
+    }
+
+
 @pytest.mark.parametrize("how", ["missing", "cut", "flipped"])
 def test_damaged_records_are_noticed(damaged_dir, how):
     data_dir, digits = damaged_dir

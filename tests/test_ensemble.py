@@ -63,7 +63,7 @@ def test_a_member_follows_its_lone_run_and_writes_the_same_files(member, whole, 
     assert [row.keys() for row in lines(tmp_path)] == [row.keys() for row in lines(workdir)]
     assert_same(lines(tmp_path), lines(workdir), rtol=1e-5, atol=1e-6)
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in workdir.iterdir()}
-    for name in ("config.json", "masks.txt"):
+    for name in ("config.json", "data.json", "masks.txt"):
         assert (tmp_path / name).read_text() == (workdir / name).read_text()
     result = json.loads((workdir / "result.json").read_text())
     assert result.pop("ensemble") == 3

@@ -22,7 +22,7 @@ from randmix import (
     spectrum,
     train,
 )
-from randmix.data import arrays
+from randmix.data import arrays, catalog
 from randmix.errors import UserError
 from randmix.robustness import report, sanity
 
@@ -313,24 +313,49 @@ def test_the_picture_tells_the_lines_apart_and_shows_every_epsilon():
             ["--attacks=fgsm", "--epsilons=a"],
             "--epsilons: got 'a', allowed are numbers, 0 to 255 (in 1/255)",
         ),
-        (["--attacks=strong", "--strong_steps=0"], "--strong_steps: got 0, allowed 1 or more"),
+        (
+            ["--attacks=strong", "--strong_steps=0"],
+            "--strong_steps: got 0, allowed 1 to 2147483647",
+        ),
         (
             ["--attacks=strong", "--strong_restarts=0"],
-            "--strong_restarts: got 0, allowed 1 or more",
+            "--strong_restarts: got 0, allowed 1 to 2147483647",
         ),
-        (["--attacks=pgd", "--pgd_step_size=0"], "--pgd_step_size: got 0.0, allowed more than 0"),
+        (
+            ["--attacks=pgd", "--pgd_step_size=0"],
+            "--pgd_step_size: got 0.0, allowed more than 0, up to 3.4e+38",
+        ),
         (
             ["--attacks=pgd", "--pgd_restarts=2", "--nopgd_random_start"],
             "--pgd_restarts: got 2 without a random start, which would all end the same",
         ),
+        (
+            ["--attacks=pgd", "--pgd_step_size=inf"],
+            "--pgd_step_size: got inf, allowed more than 0, up to 3.4e+38",
+        ),
+        (
+            ["--attacks=strong", "--strong_steps=2147483648"],
+            "--strong_steps: got 2147483648, allowed 1 to 2147483647",
+        ),
+        (
+            ["--attacks=fgsm", "--norm=l2", "--epsilons=1e39"],
+            "--epsilons: got '1e39', allowed are numbers, 0 to 3.4e+38 (in 1/255)",
+        ),
+        (["--smoothing=nan"], "--smoothing: got nan, allowed 0 to 1000"),
         (["--attacks=fgsm", "--norm=l1"], "--norm: got 'l1', allowed linf, l2"),
         (["--examples=0"], "--examples=0: expected a positive integer"),
         (["--split=dev"], "split: got 'dev', allowed train, test"),
         (
             ["--data=cifar10"],
-            "data set cifar10: got 32 x 32 x 3 images in 10 classes, "
-            "but the model is for other images; give --data one that it fits",
+            "data set cifar10: its images are 32 x 32 x 3, the model's 8 x 8 x 1; "
+            "give --data one that it fits\n",
         ),
+        (
+            ["--data=mnist"],
+            "data set mnist: its images are 28 x 28 x 1, the model's 8 x 8 x 1; "
+            "give --data one that it fits, or --force\n",
+        ),
+        (["--data=mnist", "--force"], "mnist is not prepared in "),
         (["--data=digit"], "no data set is named 'digit' (did you mean 'digits'?)"),
         (
             ["--attacks=fgsm", "--out=/dev/null/x"],
@@ -363,8 +388,104 @@ def test_a_workdir_without_a_checkpoint_and_one_without_a_data_set(workdir, tmp_
     assert (split.data_set.name, split.arrays()["image"].shape) == ("digits", (360, 8, 8, 1))
 
 
+DIGITS = [str(digit) for digit in range(10)]
+
+
+@pytest.fixture
+def digits_like(data_dir, tmp_path, monkeypatch):
+    """Adds a data set with the digits' images, but other properties or class names."""
+
+    def add(classes=DIGITS, **properties):
+        files = shutil.copytree(data_dir / "digits" / "1.0.0", tmp_path / "other" / "1.0.0")
+        (files / "label.labels.txt").write_text("".join(f"{name}\n" for name in classes))
+        like = dataclasses.replace(catalog.get("digits"), name="other", embedded=False)
+        other = dataclasses.replace(like, **properties)
+        monkeypatch.setitem(catalog.DATA_SETS, "other", other)
+        return {"name": "other", "data_dir": str(tmp_path)}
+
+    return add
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize(
+    ("properties", "difference", "forcible"),
+    [
+        (
+            {"classes": "abcdefghij"},
+            "its classes are a, b, c, ..., the model's are 0, 1, 2, ...",
+            True,
+        ),
+        (
+            {"classes": [*DIGITS[:9], "nine"]},
+            "its classes are ..., nine, the model's are ..., 9",
+            True,
+        ),
+        (
+            {"image_shape": (16, 4, 1), "classes": "abcdefghij"},
+            "its images are 16 x 4 x 1, the model's 8 x 8 x 1; "
+            "its classes are a, b, c, ..., the model's are 0, 1, 2, ...",
+            True,
+        ),
+        ({"image_shape": (8, 8, 3)}, "its images are 8 x 8 x 3, the model's 8 x 8 x 1", False),
+        ({"num_classes": 26}, "it has 26 classes, the model 10", False),
+    ],
+)
+def test_another_data_set_must_have_the_runs_images_and_classes(
+    recorded, properties, difference, forcible, workdir, digits_like, tmp_path
+):
+    if not recorded:  # an older run: the catalog has what its data set is
+        workdir = shutil.copytree(workdir, tmp_path / "run")
+        (workdir / "data.json").unlink()
+    run, other = runs.load(workdir), digits_like(**properties)
+    with pytest.raises(UserError) as error:
+        eval_loop.open_split(run, "test", **other)
+    message = f"data set other: {difference}; give --data one that it fits"
+    assert str(error.value) == message + (", or --force" if forcible else "")
+    if forcible:
+        split = eval_loop.open_split(run, "test", **other, force=True)
+        assert split.examples() == 360
+    else:
+        with pytest.raises(UserError) as error:
+            eval_loop.open_split(run, "test", **other, force=True)
+        assert str(error.value) == message
+
+
+def test_an_image_size_that_the_model_cannot_process_is_refused_even_by_force(workdir, digits_like):
+    run, other = runs.load(workdir), digits_like(image_shape=(9, 9, 1))
+    with pytest.raises(UserError, match=r"^patch_size: got 2, which doesn't divide the image's 9"):
+        eval_loop.open_split(run, "test", **other, force=True)
+
+
+def test_a_data_set_whose_classes_have_changed_since_the_training(workdir, tmp_path):
+    workdir = shutil.copytree(workdir, tmp_path / "run")
+    data = json.loads((workdir / "data.json").read_text())
+    (workdir / "data.json").write_text(json.dumps(data | {"classes": [*"abcdefghij"]}))
+    run = runs.load(workdir)
+    with pytest.raises(UserError) as error:
+        eval_loop.open_split(run, "test")
+    assert str(error.value) == (
+        "data set digits: its classes are 0, 1, 2, ..., the model's are a, b, c, ...; "
+        "give --data one that it fits, or --force"
+    )
+
+
+def test_without_a_record_and_an_entry_the_weights_decide(workdir, digits_like, tmp_path):
+    workdir = shutil.copytree(workdir, tmp_path / "run")
+    (workdir / "data.json").unlink()
+    run = runs.load(workdir)
+    run.config.data.name = "imagefolder/gone"
+    assert eval_loop.open_split(run, "test", **digits_like("abcdefghij")).examples() == 360
+    catalog.DATA_SETS["other"] = dataclasses.replace(catalog.DATA_SETS["other"], num_classes=26)
+    with pytest.raises(UserError) as error:
+        eval_loop.open_split(run, "test", name="other", data_dir=str(tmp_path))
+    assert str(error.value) == (
+        "data set other: got 8 x 8 x 1 images in 26 classes, but the model is for 10 classes; "
+        "give --data one that it fits"
+    )
+
+
 @pytest.mark.slow
-def test_a_run_without_an_accuracy_is_evaluated_clean_only(tmp_path):
+def test_a_run_without_an_accuracy_is_evaluated_clean_only(tmp_path, digits_like):
     train.train(
         small.config(
             task="unshuffling", steps=2, model__patch_size=1, data__crop_padding=0, model__depth=1
@@ -378,6 +499,8 @@ def test_a_run_without_an_accuracy_is_evaluated_clean_only(tmp_path):
         f"{json.loads((tmp_path / 'result.json').read_text())['metrics']['test_psnr']:.2f} dB"
         in done.out
     )
+    # Class names don't matter.
+    assert eval_loop.open_split(runs.load(tmp_path), "test", **digits_like("abcdefghij"))
     done = evaluate(f"--workdir={tmp_path}", "--attacks=fgsm")
     assert (done.status, done.err) == (
         2,

@@ -50,6 +50,7 @@ def test_a_run_whose_workdir_is_there(bucket, tmp_path, monkeypatch, capsys):
     result = train.train(config, workdir, devices=jax.devices()[:1])
     assert sorted(path.name for path in workdir.iterdir()) == [
         "config.json",
+        "data.json",
         "masks.txt",
         "metrics.jsonl",
         "result.json",

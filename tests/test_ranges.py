@@ -181,7 +181,7 @@ def test_a_saved_config_is_checked_when_it_is_read():
 
     def message(**changes):
         with pytest.raises(UserError) as error:
-            configs.from_json(json.dumps(saved | changes))
+            configs.from_values(saved | changes)
         return str(error.value)
 
     assert message(epochs=math.nan) == (
@@ -198,7 +198,7 @@ def test_a_saved_config_is_checked_when_it_is_read():
         "config.sede: no such key; did you mean 'seed'?; start from randmix.config.default()"
     )
     with pytest.raises(UserError, match=r"^config\.model\.name: missing"):
-        configs.from_json("[1]")
+        configs.from_values({"model": 1})
 
 
 def test_a_value_that_cannot_be_saved_is_refused_before_the_run():

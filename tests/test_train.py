@@ -179,8 +179,16 @@ def test_a_finished_run_says_so_and_does_nothing(whole, capsys):
 def test_the_files_of_a_finished_run(whole):
     workdir, result = whole
     assert sorted(p.name for p in workdir.iterdir()) == [
-        "checkpoints", "config.json", "masks.txt", "metrics.jsonl", "result.json", "tensorboard",
+        "checkpoints", "config.json", "data.json", "masks.txt", "metrics.jsonl", "result.json",
+        "tensorboard",
     ]  # fmt: skip
+    assert artifacts.read_data(workdir) == {
+        "name": "digits",
+        "version": "1.0.0",
+        "image_shape": [8, 8, 1],
+        "num_classes": 10,
+        "classes": ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"],
+    }
     assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["4", "6"]
     assert result["parameters"] == {"trainable": 874, "frozen": 400}
     assert result["mode"] == "chans"

@@ -53,7 +53,7 @@ def whole(tmp_path_factory):
 def test_a_run_writes_its_psnr_permutation_and_picture(whole):
     workdir, result = whole
     assert {path.name for path in workdir.iterdir()} == {
-        "checkpoints", "config.json", "masks.txt", "metrics.jsonl", "permutation.npy",
+        "checkpoints", "config.json", "data.json", "masks.txt", "metrics.jsonl", "permutation.npy",
         "result.json", "tensorboard", *FILES,
     }  # fmt: skip
     np.testing.assert_array_equal(

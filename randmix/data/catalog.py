@@ -264,17 +264,43 @@ def load(name: str, split: str, data_dir: epath.PathLike | None = None) -> dict[
     return dict(_kept[key])
 
 
+def describe(data_set: DataSet, data_dir: epath.PathLike | None = None) -> dict[str, Any]:
+    """What the images and labels of a data set are, as JSON values.
+
+    Args:
+        data_set: from `get`.
+        data_dir: TFDS's data directory; None for its default.
+
+    Returns:
+        {"name", "version", "image_shape", "num_classes", "classes"}: the last is `class_names`, or
+        None if the data set isn't prepared.
+    """
+    known = data_set.embedded or is_prepared(data_set.name, data_dir)
+    return {
+        "name": data_set.name,
+        "version": data_set.version,
+        "image_shape": list(data_set.image_shape),
+        "num_classes": data_set.num_classes,
+        "classes": class_names(data_set.name, data_dir) if known else None,
+    }
+
+
 def class_names(name: str, data_dir: epath.PathLike | None = None) -> list[str]:
     """TFDS's class names of a prepared data set, by label; the numbers as text if it has no names.
+
+    An embedded data set, the digits, needn't be prepared.
 
     Raises:
         UserError: there is no such data set, or it isn't prepared.
     """
+    data_set = get(name, data_dir)
+    if data_set.embedded:
+        return [str(label) for label in range(data_set.num_classes)]
     import tensorflow_datasets as tfds
 
     require_prepared(name, data_dir)
     with quiet_tfds():
-        builder = tfds.builder_from_directory(get(name, data_dir).directory(data_dir))
+        builder = tfds.builder_from_directory(data_set.directory(data_dir))
     features = builder.info.features
     assert isinstance(features, tfds.features.FeaturesDict)
     label = features["label"]
