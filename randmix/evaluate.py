@@ -20,6 +20,9 @@ Attacks:
     pgd      projected gradient descent, configured by the --pgd_* flags
     strong   many steps and restarts on two losses; counts the worst result, other attacks included
 
+--data names another data set, whose images and classes must be those that the run was trained on;
+--force accepts other class names and another image size.
+
 --smoothing=2 first smooths the run's spatial filters, and writes to a separate folder;
 randmix.smoothing plots the effect of smoothing.
 

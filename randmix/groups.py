@@ -64,6 +64,8 @@ def from_config(config: ConfigDict, steps_per_epoch: int, total_steps: int) -> t
     labels = [group.label for group in groups]
     if len(set(labels)) < len(labels):
         raise UserError(f"config.groups: got the labels {', '.join(labels)}, allowed once each")
+    if not groups:
+        raise UserError("config.groups: got (), allowed one or more entries, or None")
     if all(group.start_step for group in groups):
         raise UserError(
             "config.groups: every group starts later; at least one must start with the run"

@@ -219,6 +219,7 @@ def test_a_run_of_two_phases_is_announced_and_resumes_bit_for_bit(tmp_path, monk
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
+        ((), "config.groups: got (), allowed one or more entries, or None"),
         (
             (("slow", "role('spatial')"),),
             "config.groups, entry 1: got ('slow', \"role('spatial')\"), "
