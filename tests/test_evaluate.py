@@ -377,7 +377,7 @@ def test_a_workdir_without_a_checkpoint_and_one_without_a_data_set(workdir, tmp_
     done = evaluate(f"--workdir={tmp_path}")
     assert (done.status, done.err) == (
         2,
-        f"randmix: {tmp_path}/checkpoints: no checkpoint there; train this workdir first\n",
+        f"randmix: {tmp_path}/checkpoints: no checkpoint there; train this workdir\n",
     )
     run = runs.load(workdir)
     with run.config.ignore_type():

@@ -12,7 +12,7 @@ from command import run as command
 from etils import epath
 
 import randmix
-from randmix import artifacts, json_files, train
+from randmix import artifacts, eval_loop, json_files, train
 from randmix.checkpoint import manifest
 from randmix.checkpoint.__main__ import findings
 from randmix.errors import UserError
@@ -71,13 +71,20 @@ def verified(workdir):
 def test_verify_from_the_command_line(workdir):
     assert randmix.load(workdir).step == 4
     best = randmix.load(workdir, best=True).step
-    names = ["config.json", "result.json", "metrics.jsonl", "checkpoints/2", "checkpoints/4"]
+    names = [
+        "config.json",
+        "data.json",
+        "result.json",
+        "metrics.jsonl",
+        "checkpoints/2",
+        "checkpoints/4",
+    ]
     lines = [f"{workdir}/{name}: intact\n" for name in [*names, f"best/{best}"]]
     assert command("randmix.checkpoint", "verify", workdir) == (0, "".join(lines), "")
     (workdir / "checkpoints" / "2" / "default" / "_METADATA").write_text("x")
     done = command("randmix.checkpoint", "verify", workdir)
     assert done.status == 2
-    assert done.out.startswith("".join(lines[:3]) + f"{workdir}/checkpoints/2: default/_METADATA ")
+    assert done.out.startswith("".join(lines[:4]) + f"{workdir}/checkpoints/2: default/_METADATA ")
     assert done.err == (
         f"randmix: {workdir}: 1 of its files and checkpoints can't be used; what is damaged is set "
         f"aside and made anew when you remove {workdir}/result.json and train this workdir again\n"
@@ -223,7 +230,7 @@ def test_a_lost_config_is_written_anew_by_the_run_of_the_checkpoints_alone(workd
     ("changed", "said"),
     [
         ({"model__name": "convmixr"}, "config.model.name: got 'convmixr', allowed"),
-        ({"model__widht": 3}, "config.model.widht: unknown key; did you mean 'model.width'?"),
+        ({"model__widht": 3}, "config.model.widht: no such key; did you mean 'width'?"),
         ({"model": 3}, "damaged (model is an integer, expected an object)"),
         ({"seed": "0"}, "damaged (seed is a string, expected an integer)"),
         ({"batch_size": -1}, "config.batch_size: got -1, allowed"),
@@ -310,6 +317,38 @@ def test_following_the_advice_for_damaged_checkpoints_makes_them_anew(workdir, r
     (workdir / "result.json").unlink()
     assert run(workdir)["metrics"] == reference["metrics"]
     assert verified(workdir) == []
+
+
+@pytest.mark.parametrize("content", [b"", b'{"name": "digits"}'])
+def test_a_damaged_description_of_the_data_is_named_and_written_anew(workdir, content, caplog):
+    file = workdir / "data.json"
+    whole = file.read_text()
+    file.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        eval_loop.open_split(randmix.load(workdir), "test")
+    damaged, _, what_to_do = str(error.value).partition("; ")
+    assert damaged.startswith(f"{file}: damaged (")
+    assert what_to_do == (
+        "start the run's training again with its own config, which writes it anew"
+    )
+    assert verified(workdir) == [str(error.value)]
+    with caplog.at_level(logging.WARNING):
+        run(workdir)
+    assert caplog.messages == [
+        f"{damaged}; moved to {workdir}/set_aside/data.json and written anew"
+    ]
+    assert file.read_text() == whole
+
+
+def test_a_run_does_not_go_on_with_other_data(workdir):
+    edit(workdir / "data.json", classes=["zero", "one"], num_classes=2)
+    (workdir / "result.json").unlink()
+    with pytest.raises(UserError) as error:
+        run(workdir)
+    assert str(error.value) == (
+        f"{workdir}/data.json: the run was trained on a data set with another num_classes and "
+        "classes; give its own data set, or another --workdir"
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"[" * 100_000, b'{"about": {}, "files": {"a": 3}}'])

@@ -48,14 +48,16 @@ def findings(workdir: "epath.Path") -> "Iterator[tuple[epath.Path, str | None]]"
     from randmix import artifacts, checkpoint, metrics_log, runs
 
     identity = {}
-    config, result, log = (
-        workdir / name for name in (artifacts.CONFIG, artifacts.RESULT, artifacts.METRICS)
-    )
-    yield config, _error(artifacts.read_config, workdir)
+    log = workdir / artifacts.METRICS
+    yield workdir / artifacts.CONFIG, _error(artifacts.read_config, workdir)
     with contextlib.suppress(UserError):
         identity = runs.identity(artifacts.read_config_values(workdir))
-    if result.exists():
-        yield result, _error(artifacts.read_result, workdir)
+    for name, read in (
+        (artifacts.DATA, artifacts.read_data),
+        (artifacts.RESULT, artifacts.read_result),
+    ):
+        if (workdir / name).exists():
+            yield workdir / name, _error(read, workdir)
     if log.exists():
         yield log, metrics_log.damage(log)
     for folder in (checkpoint.FOLDER, checkpoint.BEST):
