@@ -17,9 +17,10 @@ def try_lock(file: os.PathLike | str) -> Iterator[bool]:
     """Tries to take a lock and holds it until the context exits; yields whether it was taken.
 
     The system frees the lock when the process ends for any reason, so it is never stale. The file
-    is removed on exit; a file left by a killed process has no effect. The lock works between
-    machines if the file system supports that, as NFS 4, Lustre with ``flock`` and GPFS do. On a
-    file system without locks, a warning is logged and True is yielded.
+    is removed on exit, but never another one that has taken its place; a file left by a killed
+    process has no effect. The lock works between machines if the file system supports that, as
+    NFS 4, Lustre with ``flock`` and GPFS do. On a file system without locks, a warning is logged
+    and True is yielded.
 
     Args:
         file: the lock file, in an existing folder. While locked it names its holder, see
@@ -29,17 +30,26 @@ def try_lock(file: os.PathLike | str) -> Iterator[bool]:
         OSError: the file can't be written.
     """
     file = Path(file)
-    descriptor = _try_lock(file)
-    if descriptor is None:
-        yield False
-        return
+    # All names are relative to this folder: in one that is made anew under its path, the lock of
+    # another process is out of reach, whenever that happens.
+    folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{socket.gethostname()} process {os.getpid()}\n".encode())
-        yield True
+        descriptor = _try_lock(file, folder)
+        if descriptor is None:
+            yield False
+            return
+        try:
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"{socket.gethostname()} process {os.getpid()}\n".encode())
+            yield True
+        finally:
+            # Of our processes only a lock's holder removes it: the file can't change in between.
+            if _is_at(descriptor, file.name, folder):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(file.name, dir_fd=folder)
+            os.close(descriptor)
     finally:
-        file.unlink(missing_ok=True)  # while it is still ours
-        os.close(descriptor)
+        os.close(folder)
 
 
 def holder(file: os.PathLike | str) -> str:
@@ -50,10 +60,10 @@ def holder(file: os.PathLike | str) -> str:
         return "just ended"
 
 
-def _try_lock(file: Path) -> int | None:
+def _try_lock(file: Path, folder: int) -> int | None:
     """Returns a descriptor of the locked file, or None if another process holds the lock."""
     while True:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(file.name, os.O_RDWR | os.O_CREAT, 0o666, dir_fd=folder)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -69,14 +79,14 @@ def _try_lock(file: Path) -> int | None:
                 error.strerror,
             )
             return descriptor
-        if _is_at(descriptor, file):
+        if _is_at(descriptor, file.name, folder):
             return descriptor
         # The previous holder removed the file after we opened it: no one else would see this lock.
         os.close(descriptor)
 
 
-def _is_at(descriptor: int, file: Path) -> bool:
+def _is_at(descriptor: int, name: str, folder: int) -> bool:
     try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(file))
+        return os.path.samestat(os.fstat(descriptor), os.stat(name, dir_fd=folder))
     except FileNotFoundError:
         return False

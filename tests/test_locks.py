@@ -1,8 +1,10 @@
 """Locks: one holder at a time, released after any end, no files left."""
 
+import contextlib
 import errno
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -61,6 +63,52 @@ def test_a_lock_on_a_file_that_its_holder_has_just_removed_is_taken_again(tmp_pa
         assert file.exists()
         with locks.try_lock(file) as again:
             assert not again
+
+
+@pytest.mark.parametrize("removed", ["folder", "file", "just in time"])
+def test_a_holder_whose_file_was_removed_leaves_its_successors_lock(removed, tmp_path, monkeypatch):
+    file = tmp_path / "run" / "lock"
+
+    def replace():
+        if removed == "file":
+            file.unlink()
+        else:
+            shutil.rmtree(file.parent)
+            file.parent.mkdir()
+        assert successor.enter_context(locks.try_lock(file))
+
+    with contextlib.ExitStack() as successor:
+        file.parent.mkdir()
+        with locks.try_lock(file) as mine:
+            assert mine
+            if removed == "just in time":  # between the holder's last look and its removal
+
+                def seen(*both):
+                    monkeypatch.undo()
+                    replace()
+                    return True
+
+                monkeypatch.setattr(os.path, "samestat", seen)
+            else:
+                replace()
+        assert locks.holder(file).endswith(f"process {os.getpid()}")
+        with locks.try_lock(file) as again:
+            assert not again
+    assert not file.exists()
+
+
+def test_a_holder_may_move_its_folder_and_leave_it(tmp_path):
+    before, after = tmp_path / "before", tmp_path / "after"
+    before.mkdir()
+    with locks.try_lock(before / "lock") as mine:
+        assert mine
+        before.rename(after)
+        with locks.try_lock(after / "lock") as again:
+            assert not again
+    assert not (after / "lock").exists()
+    with locks.try_lock(after / "lock") as mine:
+        assert mine
+        shutil.rmtree(after)
 
 
 def test_a_file_system_without_locks_gets_a_warning(tmp_path, monkeypatch, caplog):
