@@ -4,6 +4,12 @@ Importing this package imports nothing heavy: host settings and ``jax.distribute
 JAX's first use, so the public names below are loaded when they are first asked for.
 """
 
+from randmix import signals
+
+# isort: split
+if signals.is_program():  # before anything else, as a signal may come while the rest is imported
+    signals.listen()
+
 import importlib
 from typing import TYPE_CHECKING
 

@@ -5,17 +5,19 @@
     if __name__ == "__main__":
         cli.run(main)
 
-The exit status is what `main` returns (None means 0; 75 means "stopped by a signal, start me
-again"), 2 for a user's mistake, 130 for Ctrl-C, 141 if the reader of the output has gone
+The exit status is what `main` returns (None means 0), 2 for a user's mistake, 75 and 130 if a
+signal ends the program (see `randmix.signals`), 141 if the reader of the output has gone
 (`... | head`), and 1 for a bug. A mistake prints one line to stderr; a bug keeps its traceback.
 Mistakes are `UserError`, flag errors from absl and ml_collections, and any failure inside a config
 file.
 """
 
+import atexit
 import difflib
 import inspect
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -25,11 +27,10 @@ from absl import app, flags, logging
 from ml_collections import config_dict
 from ml_collections.config_flags import config_flags
 
-from randmix import host
+from randmix import host, signals
 from randmix.errors import UserError
 
 _HELP = re.compile(r"--?(help|helpfull|helpshort|h|\?)")
-_STOPPED = 75  # see randmix.preemption, which imports JAX
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
@@ -40,6 +41,9 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         main: called with [program, *positional arguments] after the flags are parsed. `--help`
             prints the docstring of its module and the flags defined there.
     """
+    signals.listen()
+    signals.watch()
+    atexit.register(signals.ignore)  # first, to be called last
     host.leave_libtpu_alone()
     try:
         try:
@@ -47,23 +51,27 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         finally:
             sys.stdout.flush()  # here a closed pipe can still be handled
     except SystemExit as end:
-        if end.code == _STOPPED:
+        code = end.code or 0
+        signals.finished(code if isinstance(code, int) else 1)
+        if code in (signals.START_AGAIN, signals.INTERRUPTED):
             # Everything is saved and closed. A thread may still be compiling, and Python's own
             # shutdown would then crash.
             sys.stderr.flush()
-            os._exit(_STOPPED)
+            os._exit(code)
         raise
     except UserError as error:
+        signals.finished(2)
         print("randmix:", " ".join(str(error).split("\n")), file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("randmix: interrupted", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt:  # of a library that has handled the signal
+        signals.end(signal.SIGINT)
     except BrokenPipeError:
+        signals.finished(141)
         # The remaining buffer would raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except Exception:
+        signals.finished(1)
         traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()

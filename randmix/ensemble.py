@@ -74,7 +74,7 @@ def train(
     Raises:
         UserError: a mistake in the configs or a workdir; raised before anything is compiled.
         ValueError: no step is intact in all workdirs.
-        Preempted: SIGTERM or SIGINT was received; all members are saved at the same step.
+        Preempted: a signal was received; all members are saved at the same step.
     """
     began = time.monotonic()
     with StopSignals() as stop, contextlib.ExitStack() as stack:
@@ -98,7 +98,7 @@ def train(
             checkpoints = stack.enter_context(Checkpoints(workdir, about=parts.identity))
             members.append(_Member(config, parts, workdir, checkpoints))
         if stop.signalled:
-            raise Preempted("stopped before the first step, with nothing new to save")
+            raise Preempted("stopped before the first step, with nothing new to save", saved=False)
         loop = _Loop(members, mesh, programs or Programs(), stop)
         with contextlib.suppress(_NoneLeft):
             test = loop.run_in_workdirs(*splits)

@@ -18,7 +18,7 @@ this and restart what was stopped.
 libtpu, prints what they need of each chip and writes it to WORKDIR/compile.json.
 
 Exit status: 0 done, 2 a mistake in the command or a step that doesn't fit the slice, 75 stopped by
-a signal and saved (the same command resumes).
+a signal (the same command resumes), 130 stopped by Ctrl-C with nothing new to save.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from randmix import cli, distributed, host
+from randmix import cli, distributed, host, signals
 from randmix import config as configs
 from randmix.errors import UserError
 
@@ -84,7 +84,7 @@ def main(argv: list[str]) -> int:
     )
     # Only now import modules that import JAX.
     from randmix import progress
-    from randmix.preemption import EXIT_STATUS, Preempted
+    from randmix.preemption import Preempted
     from randmix.train import train
 
     if len(argv) > 1:
@@ -105,8 +105,10 @@ def main(argv: list[str]) -> int:
     try:
         result = train(_CONFIG.value, workdir)
     except Preempted as stopped:
-        print(f"randmix: {stopped}; the same command resumes from there", file=sys.stderr)
-        return EXIT_STATUS
+        what = "resumes from there" if stopped.saved else "starts again"
+        print(f"randmix: {stopped}; the same command {what}", file=sys.stderr)
+        return stopped.status
+    signals.saved()
     print(progress.result_table(result))
     return 0
 

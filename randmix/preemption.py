@@ -1,8 +1,9 @@
-"""Stopping on SIGTERM and SIGINT between two steps with everything saved, on all hosts together."""
+"""Stopping on a signal between two steps with everything saved, on all hosts together."""
 
 import queue
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, ClassVar, TypeVar
@@ -10,27 +11,45 @@ from typing import Any, ClassVar, TypeVar
 import jax
 from jax.experimental import multihost_utils
 
+from randmix import signals
+
 Result = TypeVar("Result")
 
 _POLL_SECONDS = 0.1
-EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: "start me again"
+_AGAIN_SECONDS = 1.0  # some programs that start others pass on a Ctrl-C that these got, too
 
 
 class Preempted(Exception):
-    """Raised when the run was asked to stop and has saved all that it needs to resume."""
+    """Raised when the run was asked to stop and has saved all that it needs to resume.
+
+    Attributes:
+        saved: whether this process has saved something.
+        status: the exit status for a program, see ``randmix.signals``.
+    """
+
+    def __init__(self, message: str, *, saved: bool = True):
+        super().__init__(message)
+        self.saved = saved
+        self.status = signals.status(StopSignals.number, saved=saved)
 
 
 class StopSignals:
-    """A context in which the first SIGTERM or SIGINT stops the run; a second one kills the process.
+    """A context in which SIGINT, SIGTERM or SIGHUP stops the run, unless ignored before.
 
     A single process stops after the current step. Several processes stop together: JAX's preemption
     service, which handles SIGTERM once jax.distributed has started, informs all of them and chooses
-    the step; Ctrl-C is forwarded to it.
+    the step; Ctrl-C and SIGHUP are forwarded to it.
+
+    While the run saves, further signals change nothing, since many come in pairs: bash passes on
+    the SIGHUP of a closed terminal, and timeout sends SIGTERM twice. But whoever presses Ctrl-C
+    again doesn't want to wait: what handled it before the context handles it now.
 
     Contexts nest, as a sweep's does around those of its runs. A signal reaches every context that
     is active, and a context entered after a signal starts out as signalled.
     """
 
+    number: ClassVar[int | None] = None  # of the signal that stops the contexts
+    _at: ClassVar[float] = 0.0  # the `time.monotonic` of that signal
     _entered: ClassVar[list["StopSignals"]] = []
 
     def __init__(self) -> None:
@@ -41,15 +60,20 @@ class StopSignals:
     def __enter__(self) -> "StopSignals":
         self._requested = any(outer._requested for outer in self._entered)
         # Python delivers signals to the main thread only.
-        if threading.current_thread() is threading.main_thread() and not self._requested:
-            listened = (signal.SIGINT,) if self._several else (signal.SIGTERM, signal.SIGINT)
-            self._previous = {s: signal.signal(s, self._request) for s in listened}
+        if threading.current_thread() is threading.main_thread():
+            for number in signals.NUMBERS:
+                jax_has_it = self._several and number == signal.SIGTERM
+                # None is a handler that isn't Python's and that couldn't be restored.
+                if not jax_has_it and signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self._previous[number] = signal.signal(number, self._request)
         self._entered.append(self)
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._entered.remove(self)
         self._restore()
+        if not self._entered:
+            StopSignals.number = None
 
     @property
     def signalled(self) -> bool:
@@ -86,16 +110,26 @@ class StopSignals:
                 result, error = results.get(timeout=_POLL_SECONDS)
             except queue.Empty:
                 if self._requested:
-                    raise Preempted("stopped while compiling, with nothing new to save") from None
+                    raise Preempted(
+                        "stopped while compiling, with nothing new to save", saved=False
+                    ) from None
                 continue
             if error is not None:
                 raise error
             return result
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        for stop in reversed(self._entered):
+        if self._requested:
+            if number == signal.SIGINT and time.monotonic() - self._at > _AGAIN_SECONDS:
+                for stop in reversed(self._entered):
+                    stop._restore()
+                signal.raise_signal(number)
+            return
+        StopSignals.number, StopSignals._at = number, time.monotonic()
+        for stop in self._entered:
             stop._requested = True
-            stop._restore()
+        if number == signal.SIGHUP:
+            signals.leave_terminal()
         if self._several:
             signal.raise_signal(signal.SIGTERM)
 

@@ -56,7 +56,7 @@ def train(
     Raises:
         UserError: a mistake in the config or the workdir, raised before anything is compiled; or a
             loss, gradient or parameter that isn't finite.
-        Preempted: SIGTERM or SIGINT was received; the state is saved.
+        Preempted: a signal was received; the state is saved.
     """
     with StopSignals() as stop:
         return _train(config, epath.Path(workdir), devices, programs or Programs(), stop)
@@ -103,7 +103,7 @@ def _train_alone(
     if primary:
         save_constants(parts, workdir)
     if stop.signalled:
-        raise Preempted("stopped before the first step, with nothing new to save")
+        raise Preempted("stopped before the first step, with nothing new to save", saved=False)
     with (
         Checkpoints(workdir, about=parts.identity) as checkpoints,
         Checkpoints(workdir, about=parts.identity, folder=BEST, kept=1) as best,

@@ -18,7 +18,7 @@ from randmix import artifacts, distributed, durable, masks, train
 from randmix.data import loader
 from randmix.errors import UserError
 from randmix.metrics_log import MetricsLog
-from randmix.preemption import Preempted, StopSignals
+from randmix.preemption import Preempted
 
 
 def run(workdir, devices=1, **overrides):
@@ -352,16 +352,6 @@ def test_the_log_drops_what_will_run_again_and_half_a_line(tmp_path):
     with MetricsLog(path, 2) as log:
         log.write(step=3, loss=0.5)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3, "loss": 0.5}\n'
-
-
-def test_a_second_signal_is_not_held_back():
-    before = signal.getsignal(signal.SIGTERM)
-    with StopSignals() as stop:
-        assert not stop.requested(1)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.requested(1)
-        assert signal.getsignal(signal.SIGTERM) == before
-    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from randmix import durable
+from randmix import durable, signals
 from randmix.errors import UserError
 
 # A download is abandoned after this many seconds without an answer or a byte.
@@ -164,7 +164,7 @@ def _download(name: str, url: str, archive: Path, names: list[str], progress: bo
         disable=None if progress else True,
     )
     try:
-        with part.open("wb") as file, bar:
+        with signals.clean_up(part.unlink), part.open("wb") as file, bar:
             for block in _blocks(url):
                 file.write(block)
                 bar.update(len(block))

@@ -31,6 +31,7 @@ interrupted preparation leaves no incomplete data set; run the command again.
 
 import contextlib
 import errno
+import functools
 import json
 import logging
 import os
@@ -44,7 +45,7 @@ from absl import flags
 from etils import epath
 from tqdm import tqdm
 
-from randmix import cli, durable
+from randmix import cli, durable, signals
 from randmix.data import archives, catalog
 from randmix.errors import UserError
 
@@ -338,12 +339,14 @@ def _lock(path: Path, name: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _scratch(path: Path) -> Iterator[Path]:
     """Empty directory, removed at the end; leftovers of a killed process are removed first."""
-    shutil.rmtree(path, ignore_errors=True)
+    remove = functools.partial(shutil.rmtree, path, ignore_errors=True)
+    remove()
     path.mkdir()
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
+    with signals.clean_up(remove):
+        try:
+            yield path
+        finally:
+            remove()
 
 
 if __name__ == "__main__":

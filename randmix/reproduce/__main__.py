@@ -27,7 +27,7 @@ Several jobs can share a workdir on one file system, each with its own --shard=i
 command without --shard writes the report.
 
 Exit status: 0 done, 1 a run or measurement failed (the report says which) or a bug, 2 a usage
-error, 75 stopped by a signal and saved.
+error, 75 stopped by a signal and saved, 130 stopped by Ctrl-C with nothing new to save.
 """
 
 import json
@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
     if options.tune_host:
         host.tune()
     # These import JAX, which reads the settings made above.
-    from randmix.preemption import EXIT_STATUS, Preempted
+    from randmix.preemption import Preempted
     from randmix.reproduce import measurements, plan, presets, report, sweep, training
 
     if len(argv) > 1:
@@ -122,7 +122,7 @@ def main(argv: list[str]) -> int:
             )
     except Preempted as stopped:
         print(f"randmix: {stopped}; run the same command to resume", file=sys.stderr)
-        return EXIT_STATUS
+        return stopped.status
     if written is None:
         print(f"{root}: another process is writing the report", file=sys.stderr)
         return 1

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from etils import epath
 
-from randmix import artifacts, durable, json_files, locks
+from randmix import artifacts, durable, json_files, locks, signals
 from randmix.compiled import Programs
 from randmix.data import catalog
 from randmix.preemption import Preempted, StopSignals
@@ -72,7 +72,7 @@ def execute(
         say: prints a line for the user.
 
     Raises:
-        Preempted: SIGTERM or SIGINT arrived; everything is saved, and the same call resumes.
+        Preempted: a signal arrived; everything is saved, and the same call resumes.
     """
     progress = _Progress(groups, root, say)
     with StopSignals() as stop, catalog.keep_in_memory():
@@ -87,6 +87,7 @@ def execute(
                     if state(run, root).name == "finished":
                         measure(run, stop, programs)
                 progress.end(mine, root)
+            signals.saved()
             _check(stop, progress)
 
 

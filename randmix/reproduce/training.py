@@ -60,7 +60,7 @@ def train_seeds(
         For each run the reason of its failure, in one line, or None.
 
     Raises:
-        Preempted: SIGTERM or SIGINT arrived; everything is saved.
+        Preempted: a signal arrived; everything is saved.
     """
     folders = [epath.Path(folder) for folder in workdirs]
     reasons: list[str | None] = [None] * len(configs)
