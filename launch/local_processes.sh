@@ -6,8 +6,8 @@
 #     launch/local_processes.sh 2 randmix.evaluate --workdir=runs/two
 #
 # The flags are those of randmix.main, or of the module that precedes them. Every output line is
-# prefixed with its process number. Ctrl-C or SIGTERM stops all processes after saving; the same
-# command resumes.
+# prefixed with its process number. Ctrl-C, SIGTERM or closing the terminal stops all processes
+# after saving; the same command resumes.
 #
 # If any process is preempted (status 75) or killed by a signal, the others are stopped and all
 # start again, at most RESTARTS times (default 20). A mistake (2), a bug (1) and your own signal are
@@ -30,19 +30,28 @@ grace=${GRACE:-120}
 pids=()
 stopped=no
 forward() { stopped=yes; kill -TERM "${pids[@]}" 2>/dev/null; }
-trap forward TERM INT
+trap forward TERM INT HUP
+
+prefix() { # a process that could no longer print would end before it has saved
+  trap '' TERM INT HUP
+  sed -u "s/^/[$1] /" || cat >/dev/null # the terminal has gone
+}
 
 start() { # all processes; fills pids
   local port process
   local find_port='import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'
-  port=$("$python" -c "$find_port") || exit 1
+  port=$("$python" -c "$find_port") || {
+    echo "local_processes: can't run $python; name another one, for example PYTHON=python3" >&2
+    exit 2
+  }
   pids=()
   for ((process = 0; process < count; process++)); do
     # In a separate session, so that Ctrl-C reaches it only once, through this script.
     setsid "$python" -u -m "$module" "$@" --coordinator="localhost:$port" --num_processes="$count" \
-      --process_id="$process" > >(sed -u "s/^/[$process] /") 2> >(sed -u "s/^/[$process] /" >&2) &
+      --process_id="$process" > >(prefix "$process") 2> >(prefix "$process" >&2) &
     pids+=($!)
   done
+  if [[ $stopped == yes ]]; then forward; fi # it may have come before the last one started
 }
 
 finish() { # waits for all processes, after a failure up to the grace period; sets statuses

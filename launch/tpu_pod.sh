@@ -4,13 +4,18 @@
 #     launch/tpu_pod.sh --name=mine --zone=us-west4-a --accelerator=v5litepod-16 --spot -- \
 #       --config=configs/digits.py --workdir=gs://bucket/runs/a
 #
-# The flags after -- are those of randmix.main, or of the module that precedes them. The script
-# requests a queued resource and waits for it, installs the committed state of this checkout on all
-# workers, and runs the same command on each. If the slice is preempted, it requests another one and
-# resumes; if a process is told to stop (75), is killed by a signal or loses its connection, it
-# restarts all of them: at most RESTARTS times (default 50). A mistake (2) and a bug (1) are final.
-# At the end, also after Ctrl-C, it deletes the slice, unless --keep is given. It needs gcloud, with
-# an account signed in. The workdir must be on gs://, or on a file system that --setup mounts.
+# The flags after -- are those of randmix.main, or of the module that precedes them. The workdir
+# must be on gs://, or on a file system that --setup mounts. Workers get the commit of this
+# checkout, so nothing may be left to commit. The script requests a queued resource and waits for
+# it, installs the commit on all workers, and runs the same command on each. If the slice is
+# preempted, it requests another one and resumes; if a process is told to stop (75), is killed by a
+# signal or loses its connection, it restarts all of them: at most RESTARTS times. A mistake (2) and
+# a bug (1) are final. It needs gcloud, with an account signed in.
+#
+# At the end, also after Ctrl-C, it deletes the slice, unless --keep is given. If there is a slice
+# of that name already, the script runs there, whatever its type, and leaves it there. While gcloud
+# can't say whether there is one (no network, an expired login, an error of the service), the script
+# asks again, at most TRIES times.
 #
 #     --name=NAME          name of the queued resource and the TPU
 #     --zone=ZONE          zone of the TPU
@@ -22,16 +27,22 @@
 #     --keep               don't delete the slice at the end
 #     --dry_run            print the commands without running them
 #
-# Exit status: 0 done, 2 a mistake in the command, 1 a bug or too many restarts.
+# Exit status: 0 done, 2 a mistake in the command, 1 a bug, too many restarts or no answer from
+# gcloud, 128 plus the signal if one ended this script.
+#
+# Environment: RESTARTS (default 50), POLL (seconds between two questions to gcloud, default 30),
+# TRIES (default 20).
 set -uo pipefail
 
+say() { echo "tpu_pod: $*" >&2; }
+refuse() { say "$@"; exit 2; }
 usage() {
-  [[ $# -gt 0 ]] && echo "tpu_pod: $*" >&2
+  say "$@"
   sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "$0" >&2
   exit 2
 }
 
-name='' zone='' accelerator='' runtime=v2-alpha-tpuv5-lite spot=() setup=true keep=no dry_run=no
+name='' zone='' accelerator='' runtime=v2-alpha-tpuv5-lite spot=() setup='' keep=no dry_run=no
 while (($#)); do
   case $1 in
     --name=*) name=${1#*=} ;;
@@ -52,12 +63,66 @@ done
 (($#)) || usage "the run's flags are missing; give them after --"
 module=randmix.main
 if [[ $1 != -* ]]; then module=$1; shift; fi
+
+flag() { # prints the value of flag $1 among the other arguments; fails if it isn't there
+  local name=$1 value='' found=1
+  shift
+  while (($#)); do
+    case $1 in
+      "--$name="* | "-$name="*) value=${1#*=} found=0 ;;
+      "--$name" | "-$name") value=${2:-} found=0 ;;
+    esac
+    shift
+  done
+  echo "$value"
+  return "$found"
+}
+
+# What would go wrong only on the slice is refused before it is requested.
+workdir=$(flag workdir "$@")
+[[ -n $workdir ]] ||
+  refuse "--workdir is missing, and each worker would write to its own disk; give" \
+    "--workdir=gs://BUCKET/FOLDER after --"
+[[ $workdir == gs://?* || -n $setup ]] ||
+  refuse "--workdir=$workdir: each worker would write to its own disk; give gs://BUCKET/FOLDER," \
+    "or a folder of a file system that --setup=COMMAND mounts on all workers"
+root=$(cd -P "$(dirname "$0")/.." && pwd)
+commit=$(git -C "$root" rev-parse --verify --short HEAD 2>&1) ||
+  refuse "workers get a commit of $root, but git says ${commit%%$'\n'*}; clone randmix with git"
+if config=$(flag config "$@"); then
+  file=${config%%:*} # the rest is its variant
+  if [[ $file == /* ]] || ! git -C "$root" cat-file -e "$commit:./$file" 2>/dev/null; then
+    refuse "--config=$config: $file isn't in commit $commit of $root, which is what workers get;" \
+      "commit it there, and give its path from there"
+  fi
+fi
+changes=$(
+  git -C "$root" status --porcelain --untracked-files=no
+  git -C "$root" status --porcelain --untracked-files=all -- randmix | grep '^??'
+)
+[[ -z $changes ]] ||
+  refuse "$root has changes that aren't in commit $commit, which is what workers get" \
+    "($(cut -c4- <<<"$changes" | paste -sd ' ')); commit them, or run git stash -u"
+[[ $dry_run == yes ]] || command -v gcloud >/dev/null ||
+  refuse "gcloud isn't installed; see https://cloud.google.com/sdk/docs/install"
+
 printf -v command '%q ' .venv/bin/python -u -m "$module" "$@"
 folder=randmix-checkout
 # The Python of the TPU VM may be too old; uv provides one.
 make_venv="curl -LsSf https://astral.sh/uv/install.sh | sh"
 make_venv+=" && ~/.local/bin/uv venv -q --clear --python=3.12 .venv"
 make_venv+=" && ~/.local/bin/uv pip install -q --python=.venv/bin/python '.[tpu,gcs]'"
+delete_it="gcloud compute tpus queued-resources delete $name --zone=$zone --force --quiet"
+
+tries=${TRIES:-20}
+errors=$(mktemp) # of the latest gcloud command
+ours=no          # whether this script requested the queued resource that there is
+perhaps=no       # whether it requested one without an answer
+adopted=no       # whether it found one
+job=''           # the process group of the run
+
+pause() { sleep "${POLL:-30}"; }
+reason() { grep -m1 ERROR "$errors" || head -n1 "$errors"; }
 
 gcloud_tpus() { # runs, or prints, a gcloud command
   if [[ $dry_run == yes ]]; then
@@ -69,20 +134,39 @@ gcloud_tpus() { # runs, or prints, a gcloud command
 }
 on_all_workers() { gcloud_tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$1"; }
 
-state() { # prints the queued resource's state; nothing if it doesn't exist
-  if [[ $dry_run == yes ]]; then
-    echo ACTIVE
-  else
-    gcloud compute tpus queued-resources describe "$name" --zone="$zone" \
-      --format='value(state.state)' 2>/dev/null
-  fi
+ask() { # sets state to the queued resource's, or to NONE; asks again until there is an answer
+  local try
+  for ((try = 1; try <= tries; try++)); do
+    if state=$(gcloud compute tpus queued-resources describe "$name" --zone="$zone" \
+      --format='value(state.state)' 2>"$errors") && [[ -n $state ]]; then
+      return
+    fi
+    if grep -q NOT_FOUND "$errors"; then
+      state=NONE
+      return
+    fi
+    say "gcloud can't describe $name: $(reason)"
+    pause
+  done
+  say "gave up after asking $tries times"
+  exit 1
 }
 
 delete() { gcloud_tpus queued-resources delete "$name" --zone="$zone" --force --quiet; }
 
-create() {
-  gcloud_tpus queued-resources create "$name" --node-id="$name" --zone="$zone" \
-    --accelerator-type="$accelerator" --runtime-version="$runtime" "${spot[@]}"
+create() { # requests the slice; sets ours or perhaps, unless the request is refused
+  if gcloud_tpus queued-resources create "$name" --node-id="$name" --zone="$zone" \
+    --accelerator-type="$accelerator" --runtime-version="$runtime" "${spot[@]}" 2>"$errors"; then
+    ours=yes
+    return
+  fi
+  say "gcloud can't create $name: $(reason)"
+  case $(<"$errors") in
+    *INVALID_ARGUMENT* | *PERMISSION_DENIED*) exit 1 ;; # it never will
+    *ALREADY_EXISTS* | *UNAUTHENTICATED* | *RESOURCE_EXHAUSTED*) ;;
+    *) perhaps=yes ;; # the answer may have been lost
+  esac
+  return 1
 }
 
 request() { # requests the slice if there is none, and waits until it is ready
@@ -90,27 +174,47 @@ request() { # requests the slice if there is none, and waits until it is ready
     create
     return
   fi
-  while :; do
-    case $(state) in
+  local failures=0
+  while ((failures < tries)); do
+    ask
+    if [[ $state != NONE && $ours == no ]]; then
+      if [[ $perhaps == yes ]]; then
+        ours=yes
+      elif [[ $adopted == no ]]; then
+        adopted=yes
+        say "$name is there already ($state): using it, and leaving it there at the end"
+      fi
+    fi
+    case $state in
       ACTIVE) return ;;
       FAILED)
-        echo "tpu_pod: the request failed; see gcloud compute tpus queued-resources describe" >&2
+        gcloud compute tpus queued-resources describe "$name" --zone="$zone" >&2
+        say "the request failed; see above"
         exit 1
         ;;
-      SUSPENDED) delete && create || exit 1 ;; # preempted: such a request never gets active again
-      '') create || exit 1 ;;
+      SUSPENDED) # preempted: such a request never gets active again
+        if [[ $ours == no ]]; then
+          say "$name is suspended, and this script didn't request it; give another --name, or" \
+            "delete it first"
+          exit 1
+        fi
+        if delete; then ours=no perhaps=no; else ((failures++)); fi
+        ;;
+      NONE) create || ((failures++)) ;; # an own one may be listed late, and then exists already
     esac
-    sleep "${POLL:-30}"
+    pause
   done
+  say "gave up after $failures failures"
+  exit 1
 }
 
 install() {
   local archive
   archive=$(mktemp --suffix=.tar.gz)
-  git -C "$(dirname "$0")/.." archive --format=tar.gz --output="$archive" HEAD &&
+  git -C "$root" archive --format=tar.gz --output="$archive" "$commit" &&
     gcloud_tpus tpu-vm scp "$archive" "$name:$folder.tar.gz" --zone="$zone" --worker=all &&
     on_all_workers "mkdir -p $folder && tar xzf $folder.tar.gz -C $folder && cd $folder && \
-$make_venv && $setup"
+$make_venv && ${setup:-true}"
   local status=$?
   rm -f "$archive"
   return $status
@@ -120,9 +224,15 @@ run() { # on all workers; prints their output, and sets outcome
   local log
   log=$(mktemp)
   # First kills a process left by a lost connection. gcloud's exit status isn't the workers', so
-  # each worker prints its own.
+  # each worker prints its own. In the background, in its own process group (-m): bash would
+  # otherwise handle a signal only after the run.
+  set -m
   on_all_workers "cd $folder; kill -KILL \$(cat pid) 2>/dev/null; $command & echo \$! >pid; \
-wait \$!; echo \"randmix-status \$?\"" 2>&1 | tee "$log"
+wait \$!; echo \"randmix-status \$?\"" </dev/null 2>&1 | tee "$log" &
+  job=$(jobs -p %%)
+  set +m
+  wait "$!"
+  job=''
   local statuses
   statuses=$(sed -n 's/.*randmix-status \([0-9]*\)$/\1/p' "$log" | sort -n | uniq | tr '\n' ' ')
   rm -f "$log"
@@ -134,24 +244,63 @@ wait \$!; echo \"randmix-status \$?\"" 2>&1 | tee "$log"
   esac
 }
 
-# shellcheck disable=SC2317,SC2329 # the trap calls it
-finish() { [[ $keep == yes ]] || delete; }
-trap finish EXIT
-trap 'exit 1' INT TERM
+# shellcheck disable=SC2317,SC2329 # finish calls it
+delete_slice() { # Ctrl-C ends it
+  local try
+  for ((try = 1; try <= tries; try++)); do
+    say "deleting $name"
+    if delete 2>"$errors" || grep -q NOT_FOUND "$errors"; then return; fi
+    say "gcloud can't delete $name: $(reason)"
+    ((try < tries)) && pause
+  done
+  say "$name is still there, and is charged for; to delete it: $delete_it"
+}
 
+# shellcheck disable=SC2317,SC2329 # the trap calls it
+finish() {
+  trap '' TERM HUP # bash passes on the SIGHUP of a closed terminal, which comes twice then
+  trap 'tries=0' INT
+  [[ -n $job ]] && kill -TERM -- "-$job"
+  if [[ $dry_run == yes ]]; then
+    [[ $keep == yes ]] || delete
+  elif [[ $ours == no && $perhaps == yes ]]; then
+    say "the request for $name may have gone through; if so, this deletes it: $delete_it"
+  elif [[ $ours == no && $adopted == yes ]]; then
+    say "leaving $name, which was there before; to delete it: $delete_it"
+  elif [[ $ours == yes && $keep == yes ]]; then
+    say "keeping $name; to delete it: $delete_it"
+  elif [[ $ours == yes ]]; then
+    delete_slice
+  fi
+  rm -f "$errors"
+}
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+trap 'exit 129' HUP
+
+failed=0 # installations in a row
 for ((attempt = 0; attempt <= ${RESTARTS:-50}; attempt++)); do
   request
   if ! install; then
-    [[ $(state) == ACTIVE ]] && { echo "tpu_pod: the installation failed" >&2; exit 1; }
+    ask
+    if [[ $state == ACTIVE ]] && ((++failed == 3)); then
+      say "the installation failed three times"
+      exit 1
+    fi
+    pause
     continue
   fi
+  failed=0
   run
   [[ $dry_run == yes ]] && exit 0
+  [[ $outcome == 2 || $outcome == 0 ]] && exit "$outcome"
   # A lost worker prints no status and the others' can be anything: only the slice's state counts.
-  if [[ $outcome == 2 || $outcome == 0 ]] || [[ $outcome == 1 && $(state) == ACTIVE ]]; then
-    exit "$outcome"
+  if [[ $outcome == 1 ]]; then
+    ask
+    [[ $state == ACTIVE ]] && exit 1
   fi
-  echo "tpu_pod: starting again (restart $((attempt + 1)))" >&2
+  say "starting again (restart $((attempt + 1)))"
 done
-echo "tpu_pod: stopped after ${RESTARTS:-50} restarts" >&2
+say "stopped after ${RESTARTS:-50} restarts"
 exit 1

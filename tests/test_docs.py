@@ -22,7 +22,7 @@ import pytest
 import safetensors.numpy
 import stand_ins
 from small_archives import SMALL
-from test_launch import GCLOUD, SRUN
+from test_launch import GCLOUD, SRUN, commit_launchers
 
 import randmix
 from randmix import models
@@ -125,8 +125,8 @@ class Checkout:
 
     def __init__(self, folder, archives):
         self.folder, self.archives = folder, archives
-        for name in ("configs", "launch", "benchmarks"):
-            (folder / name).symlink_to(command.REPOSITORY / name)
+        commit_launchers(folder)  # tpu_pod.sh refuses changes, and the repository may have some
+        (folder / "benchmarks").symlink_to(command.REPOSITORY / "benchmarks")
         pictures.folder(folder / "photos" / "pets")
         (folder / "tfds").mkdir()
         (folder / "tfds" / "digits").symlink_to(archives / "tfds" / "digits")

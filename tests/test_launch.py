@@ -1,4 +1,4 @@
-"""The scripts of launch/: they parse, their commands are valid, and they restart the right runs.
+"""The scripts of launch/: they parse, refuse mistakes, and restart the right runs.
 
 test_several_processes covers local_processes.sh with real runs.
 """
@@ -7,15 +7,15 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import command
 import pytest
 import yaml
-
-pytestmark = pytest.mark.slow
 
 LAUNCH = command.REPOSITORY / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
@@ -30,7 +30,7 @@ RUN = (
 
 def launch(script, *arguments, **environment):
     return subprocess.run(
-        [LAUNCH / script, *arguments],
+        [LAUNCH / script, *arguments],  # or a script elsewhere, by its absolute path
         capture_output=True,
         text=True,
         timeout=60,
@@ -53,6 +53,7 @@ def headers():
                 yield path, shlex.split(line)
 
 
+@pytest.mark.slow
 def test_shellcheck_finds_nothing():
     assert len(SCRIPTS) == 3
     shellcheck = shutil.which(
@@ -66,6 +67,7 @@ def test_scripts_are_executable_where_they_are_run_by_name():
     assert all(os.access(path, os.X_OK) for path in LAUNCH.glob("*.sh"))
 
 
+@pytest.mark.slow
 def test_the_commands_in_the_headers_parse():
     ran = []
     for path, words in headers():
@@ -79,6 +81,7 @@ def test_the_commands_in_the_headers_parse():
     assert ran == ["local_processes.sh", "slurm.sbatch", "tpu_pod.sh"]
 
 
+@pytest.mark.slow
 def test_the_jobset_fails_on_a_mistake_and_restarts_on_the_rest():
     (job,) = JOBSET["spec"]["replicatedJobs"]
     spec = job["template"]["spec"]
@@ -99,6 +102,7 @@ def test_the_jobset_fails_on_a_mistake_and_restarts_on_the_rest():
     assert_parses(container["args"])
 
 
+@pytest.mark.slow
 def test_the_image_holds_what_it_copies_and_runs_main():
     lines = (LAUNCH / "Dockerfile").read_text().splitlines()
     for line in lines:
@@ -107,9 +111,35 @@ def test_the_image_holds_what_it_copies_and_runs_main():
     assert lines[-1] == 'ENTRYPOINT ["python", "-u", "-m", "randmix.main"]'
 
 
-def test_the_pods_dry_run_prints_gcloud_commands_whose_run_parses():
-    done = launch("tpu_pod.sh", *POD, "--dry_run", "--", *RUN)
-    assert done.returncode == 0, done.stderr
+def git(folder, *arguments):
+    who = ("-c", "user.name=me", "-c", "user.email=me@here")
+    subprocess.run(["git", *who, *arguments], cwd=folder, check=True)
+
+
+def commit_launchers(folder):
+    """Makes a folder a git repository that also has the launchers and the configs."""
+    for name in ("launch", "configs"):
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(command.REPOSITORY / name, folder / name, ignore=ignore)
+    git(folder, "init", "--quiet")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message=all")
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A checkout of which everything is committed."""
+    folder = tmp_path / "checkout"
+    (folder / "randmix").mkdir(parents=True)
+    (folder / "randmix" / "train.py").write_text("")
+    commit_launchers(folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_the_pods_dry_run_prints_gcloud_commands_whose_run_parses(checkout):
+    done = launch(checkout / "launch" / "tpu_pod.sh", *POD, "--dry_run", "--", *RUN)
+    assert (done.returncode, done.stderr) == (0, "")
     commands = [shlex.split(line) for line in done.stdout.splitlines()]
     assert [words[:5] for words in commands] == [
         ["gcloud", "compute", "tpus", *verb]
@@ -128,6 +158,7 @@ def test_the_pods_dry_run_prints_gcloud_commands_whose_run_parses():
     assert_parses(arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -143,25 +174,156 @@ def test_a_mistake_in_the_pods_flags(arguments, message):
     assert "launch/tpu_pod.sh --name=mine" in done.stderr
 
 
-GCLOUD = """#!/usr/bin/env bash
-# A cloud whose workers end as $CLOUD/outcomes says, one line per run; "lost" is a preemption.
-case "$3 $4" in
-  "queued-resources describe") cat "$CLOUD/state" 2>/dev/null ;;
-  "queued-resources create") echo ACTIVE > "$CLOUD/state"; echo create >> "$CLOUD/log" ;;
-  "queued-resources delete") rm "$CLOUD/state"; echo delete >> "$CLOUD/log" ;;
-  "tpu-vm scp") ;;
-  "tpu-vm ssh")
-    if [[ "$*" != *randmix-status* ]]; then exit 0; fi
-    read -r outcome < "$CLOUD/outcomes"; sed -i 1d "$CLOUD/outcomes"
-    echo "run $outcome" >> "$CLOUD/log"
-    if [[ $outcome == lost ]]; then echo SUSPENDED > "$CLOUD/state"; exit 1; fi
-    for status in $outcome; do echo "randmix-status $status"; done ;;
-esac
-"""
+OWN_DISK = "each worker would write to its own disk; give"
+LOCAL_FOLDER = (
+    f"--workdir=runs/a: {OWN_DISK} gs://BUCKET/FOLDER, or a folder of a file system that "
+    "--setup=COMMAND mounts on all workers"
+)
+GET = "in commit COMMIT of ROOT, which is what workers get;"
 
 
 @pytest.mark.parametrize(
-    ("outcomes", "status", "log"),
+    ("arguments", "message"),
+    [
+        (RUN[:1], f"--workdir is missing, and {OWN_DISK} --workdir=gs://BUCKET/FOLDER after --"),
+        (("randmix.reproduce", "--preset=cifar"), f"--workdir is missing, and {OWN_DISK}"),
+        ((RUN[0], "--workdir=runs/a"), LOCAL_FOLDER),
+        ((RUN[0], "--workdir", "runs/a"), LOCAL_FOLDER),
+        ((*RUN, "-workdir=runs/a"), LOCAL_FOLDER),
+        ((RUN[0], "--workdir=gs://"), "--workdir=gs://: each worker would write to its own disk"),
+        (
+            ("--config=configs/mine.py:tiny", RUN[2]),
+            f"--config=configs/mine.py:tiny: configs/mine.py isn't {GET} "
+            "commit it there, and give its path from there",
+        ),
+        (("--config", "missing.py", RUN[2]), f"--config=missing.py: missing.py isn't {GET}"),
+        (("--config=ROOT/configs/digits.py", RUN[2]), f"ROOT/configs/digits.py isn't {GET}"),
+        (("--config=../digits.py", RUN[2]), f"../digits.py isn't {GET}"),
+    ],
+)
+@pytest.mark.parametrize("flags", [(), ("--dry_run",)])
+def test_what_would_fail_on_the_slice_is_refused_before_it_is_requested(
+    checkout, tmp_path, flags, arguments, message
+):
+    (checkout / "configs" / "mine.py").write_text("")
+    arguments = [argument.replace("ROOT", str(checkout)) for argument in arguments]
+    done = pod(checkout, tmp_path, [], *flags, run=arguments)
+    found = subprocess.check_output(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=checkout, text=True
+    )
+    message = message.replace("ROOT", str(checkout)).replace("COMMIT", found.strip())
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert done.stderr.startswith("tpu_pod: ")
+    assert message in done.stderr
+    assert log(tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: (folder / "configs" / "digits.py").write_text("changed"),
+        lambda folder: (folder / "randmix" / "new.py").write_text(""),
+        lambda folder: (folder / "randmix" / "train.py").unlink(),
+        lambda folder: git(folder, "rm", "--quiet", "--cached", "launch/Dockerfile"),
+    ],
+)
+def test_a_pod_is_refused_what_is_not_committed(checkout, tmp_path, change):
+    change(checkout)
+    done = pod(checkout, tmp_path, [], "--dry_run")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert re.fullmatch(
+        rf"tpu_pod: {checkout} has changes that aren't in commit \w+, which is what workers get "
+        r"\([\w/.]+\); commit them, or run git stash -u\n",
+        done.stderr,
+    )
+
+
+@pytest.mark.slow
+def test_a_pod_needs_a_git_repository_and_gcloud(checkout, tmp_path):
+    (tmp_path / "bin").mkdir()
+    for name in ("bash", "git", "dirname", "cut", "grep", "sed", "paste"):
+        (tmp_path / "bin" / name).symlink_to(shutil.which(name))
+    script = checkout / "launch" / "tpu_pod.sh"
+    done = launch(script, *POD, "--", *RUN, PATH=str(tmp_path / "bin"))
+    assert (done.returncode, done.stderr) == (
+        2,
+        "tpu_pod: gcloud isn't installed; see https://cloud.google.com/sdk/docs/install\n",
+    )
+    shutil.rmtree(checkout / ".git")
+    done = pod(checkout, tmp_path, [], GIT_CEILING_DIRECTORIES=str(tmp_path))
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"tpu_pod: workers get a commit of {checkout}, but git says fatal: not a git repository "
+        "(or any of the parent directories): .git; clone randmix with git\n",
+    )
+
+
+@pytest.mark.slow
+def test_a_local_workdir_is_allowed_with_a_setup(checkout, tmp_path):
+    local = (RUN[0], "--workdir=/shared/a")
+    done = pod(checkout, tmp_path, ["0"], "--setup=mount /shared", run=local)
+    assert done.returncode == 0, done.stderr
+
+
+GCLOUD = """#!/usr/bin/env bash
+# A cloud whose workers end as $CLOUD/outcomes says, one line per run; "lost" is a preemption, and
+# "wait" doesn't end. $CLOUD/state is the queued resource's. Each line of $CLOUD/VERB answers one
+# call: "ok" is obeyed; any other is an error, of which "lost ..." comes after obeying.
+verb=$4
+[[ $verb == ssh && "$*" != *randmix-status* ]] && verb=install
+answer=ok
+if [[ -s $CLOUD/$verb ]]; then
+  read -r answer < "$CLOUD/$verb"; sed -i 1d "$CLOUD/$verb"
+fi
+fail() { echo "ERROR: (gcloud.compute.tpus.$verb) $1" >&2; exit 1; }
+[[ $answer == ok || $answer == lost* ]] || fail "$answer"
+case $verb in
+  describe) cat "$CLOUD/state" 2>/dev/null || fail "NOT_FOUND: Resource 'mine' was not found" ;;
+  create)
+    [[ -f $CLOUD/state ]] && fail "ALREADY_EXISTS: Resource 'mine' already exists"
+    echo ACTIVE > "$CLOUD/state"; echo create >> "$CLOUD/log" ;;
+  delete) rm "$CLOUD/state"; echo delete >> "$CLOUD/log" ;;
+  install) echo install >> "$CLOUD/installs" ;;
+  ssh)
+    read -r outcome < "$CLOUD/outcomes"; sed -i 1d "$CLOUD/outcomes"
+    echo "run $outcome" >> "$CLOUD/log"
+    if [[ $outcome == wait ]]; then sleep 60; exit 1; fi
+    if [[ $outcome == lost ]]; then echo SUSPENDED > "$CLOUD/state"; exit 1; fi
+    for status in $outcome; do echo "randmix-status $status"; done ;;
+esac
+[[ $answer == ok ]] || fail "$answer"
+"""
+
+
+def cloud(tmp_path, outcomes, **files):
+    """Makes a stand-in for gcloud; returns the environment that finds it."""
+    (tmp_path / "gcloud").write_text(GCLOUD)
+    (tmp_path / "gcloud").chmod(0o755)
+    for name, lines in {"outcomes": outcomes, **files}.items():
+        (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
+    return {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "CLOUD": str(tmp_path),
+        "POLL": "0",
+        "RESTARTS": "2",
+        "TRIES": "4",
+    }
+
+
+def pod(checkout, tmp_path, outcomes, *flags, run=RUN, files=None, **environment):
+    environment = cloud(tmp_path, outcomes, **(files or {})) | environment
+    return launch(checkout / "launch" / "tpu_pod.sh", *POD, *flags, "--", *run, **environment)
+
+
+def log(tmp_path):
+    file = tmp_path / "log"
+    return file.read_text().splitlines() if file.exists() else []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("outcomes", "status", "expected"),
     [
         (["0 0"], 0, ["create", "run 0 0", "delete"]),
         (["75 75", "0 0"], 0, ["create", "run 75 75", "run 0 0", "delete"]),
@@ -175,17 +337,141 @@ esac
     ],
 )
 def test_the_pod_is_started_again_after_preemption_and_never_after_a_mistake(
-    outcomes, status, log, tmp_path
+    checkout, outcomes, status, expected, tmp_path
 ):
-    (tmp_path / "gcloud").write_text(GCLOUD)
-    (tmp_path / "gcloud").chmod(0o755)
-    (tmp_path / "outcomes").write_text("\n".join(outcomes) + "\n")
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    done = launch(
-        "tpu_pod.sh", *POD, "--", *RUN, PATH=path, CLOUD=str(tmp_path), POLL="0", RESTARTS="2"
-    )
+    done = pod(checkout, tmp_path, outcomes)
     assert done.returncode == status, done.stderr
-    assert (tmp_path / "log").read_text().splitlines() == log
+    assert log(tmp_path) == expected
+
+
+NO_ANSWERS = [
+    "Unable to find the server at tpu.googleapis.com",
+    "Reauthentication failed. cannot prompt during non-interactive execution.",
+    "UNAUTHENTICATED: Request had invalid authentication credentials",
+    "RESOURCE_EXHAUSTED: Quota exceeded for quota metric 'Read requests'",
+    "UNAVAILABLE: The service is currently unavailable",
+    "HTTPError 503: Service Unavailable",
+]
+DEFAULT_SIGNALS = ("env", "--default-signal=INT,TERM,HUP")
+ONCE = ["create", "run 0 0", "delete"]
+DELETE = "gcloud compute tpus queued-resources delete mine --zone=us-west4-a --force --quiet"
+LEFT = f"tpu_pod: leaving mine, which was there before; to delete it: {DELETE}"
+SUSPENDED = (
+    "tpu_pod: mine is suspended, and this script didn't request it; give another --name, or delete "
+    "it first"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("error", NO_ANSWERS)
+def test_no_answer_about_the_slice_is_not_taken_for_its_absence(checkout, tmp_path, error):
+    # Before it is requested, while it is waited for, and after a bug.
+    asked = {"describe": [error, "ok", error, error, "ok", error, "ok"]}
+    done = pod(checkout, tmp_path, ["1 1"], files=asked)
+    assert (done.returncode, log(tmp_path)) == (1, ["create", "run 1 1", "delete"])
+    assert done.stderr.count("tpu_pod: gcloud can't describe mine: ERROR: ") == 4
+    assert done.stderr.count(error) == 4
+
+
+def test_a_slice_about_which_gcloud_never_answers_is_left_alone(checkout, tmp_path):
+    done = pod(checkout, tmp_path, [], files={"state": ["ACTIVE"], "describe": NO_ANSWERS})
+    assert (done.returncode, log(tmp_path)) == (1, [])
+    assert done.stderr.splitlines()[-1] == "tpu_pod: gave up after asking 4 times"
+    assert (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize(
+    ("files", "expected", "said"),
+    [
+        # The answer to the request was lost: the slice is ours.
+        ({"create": ["lost, UNAVAILABLE: 503"]}, ONCE, "can't create mine: ERROR: (gcloud"),
+        # It was refused for now.
+        ({"create": [NO_ANSWERS[2], NO_ANSWERS[3]]}, ONCE, "can't create mine: ERROR: (gcloud"),
+        # Somebody else has it, since a moment ago or from before.
+        ({"state": ["ACTIVE"]}, ["run 0 0"], LEFT),
+        ({"state": ["ACTIVE"], "describe": ["NOT_FOUND: no"]}, ["run 0 0"], LEFT),
+        ({"describe": ["NOT_FOUND: no", "NOT_FOUND: no"]}, ONCE, "ALREADY_EXISTS"),
+        # Deleting it fails at first.
+        ({"delete": [NO_ANSWERS[4], NO_ANSWERS[0]]}, ONCE, "can't delete mine: ERROR: (gcloud"),
+        ({"delete": ["NOT_FOUND: no"]}, ONCE[:2], "tpu_pod: deleting mine"),
+        ({"install": [NO_ANSWERS[0]] * 2}, ONCE, "Unable to find the server"),
+    ],
+)
+def test_only_a_slice_that_the_script_requested_is_deleted(
+    checkout, tmp_path, files, expected, said
+):
+    done = pod(checkout, tmp_path, ["0 0"], files=files)
+    assert (done.returncode, log(tmp_path)) == (0, expected), done.stderr
+    assert said in done.stderr
+    before = "tpu_pod: mine is there already (ACTIVE): using it, and leaving it there at the end\n"
+    assert (before in done.stderr) == ("state" in files)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("outcomes", "files", "expected", "said"),
+    [
+        ([], {"state": ["SUSPENDED"]}, [], SUSPENDED),
+        (["lost"], {"state": ["ACTIVE"]}, ["run lost"], SUSPENDED),
+        ([], {"state": ["FAILED"]}, [], "tpu_pod: the request failed; see above"),
+        ([], {"create": ["INVALID_ARGUMENT: no such type"]}, [], "INVALID_ARGUMENT: no such type"),
+        ([], {"create": ["UNAVAILABLE: 503"] * 4}, [], "tpu_pod: gave up after 4 failures"),
+        (["1 1"], {"delete": NO_ANSWERS}, ["create", "run 1 1"], f"to delete it: {DELETE}"),
+        ([], {"install": ["no"] * 3}, ["create", "delete"], "the installation failed three times"),
+    ],
+)
+def test_the_script_gives_up_without_deleting_what_it_did_not_request(
+    checkout, tmp_path, outcomes, files, expected, said
+):
+    done = pod(checkout, tmp_path, outcomes, files=files)
+    assert (done.returncode, log(tmp_path)) == (1, expected), done.stderr
+    assert said in done.stderr
+
+
+@pytest.mark.slow
+def test_a_slice_can_be_kept(checkout, tmp_path):
+    done = pod(checkout, tmp_path, ["0 0"], "--keep")
+    assert (done.returncode, log(tmp_path)) == (0, ["create", "run 0 0"])
+    assert done.stderr == f"tpu_pod: keeping mine; to delete it: {DELETE}\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_run_and_deletes_the_slice(checkout, tmp_path, number):
+    environment = cloud(tmp_path, ["wait"])
+    process = subprocess.Popen(
+        [
+            "env",
+            "--default-signal=INT,TERM,HUP",
+            checkout / "launch" / "tpu_pod.sh",
+            *POD,
+            "--",
+            *RUN,
+        ],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    while "run wait" not in log(tmp_path):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    process.communicate(timeout=20)  # its output ends when nothing that it started is left
+    assert process.returncode == 128 + number
+    assert log(tmp_path) == ["create", "run wait", "delete"]
+
+
+@pytest.mark.slow
+def test_workers_get_the_commit_that_was_checked(checkout, tmp_path):
+    git_archive = tmp_path / "git"
+    git_archive.write_text(
+        f'#!/usr/bin/env bash\necho "$*" >> {tmp_path}/asked\nexec {shutil.which("git")} "$@"\n'
+    )
+    git_archive.chmod(0o755)
+    assert pod(checkout, tmp_path, ["75 75", "0 0"]).returncode == 0
+    archives = [line for line in (tmp_path / "asked").read_text().splitlines() if "archive" in line]
+    assert len(archives) == 2
+    assert not [line for line in archives if line.endswith("HEAD")]
 
 
 SRUN = """#!/usr/bin/env bash
@@ -211,16 +497,22 @@ exit "$STATUS"
 """
 
 
+SCONTROL = """#!/usr/bin/env bash
+echo "$*" >> "$LOG"
+! grep -q . "$LOG.unreachable" 2>/dev/null || { sed -i 1d "$LOG.unreachable"; exit 1; }
+"""
+
+
 def slurm(tmp_path, tasks, restarts=0):
     """Starts the batch script under a SLURM made of two shell scripts."""
-    scontrol = '#!/usr/bin/env bash\necho "$*" >> "$LOG"\n'
-    for name, text in (("srun", SRUN), ("python", PYTHON), ("scontrol", scontrol)):
+    for name, text in (("srun", SRUN), ("python", PYTHON), ("scontrol", SCONTROL)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     environment = {
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
         "LOG": str(tmp_path / "log"),
         "TASKS": tasks,
+        "POLL": "0",
         "SLURM_JOB_ID": "7",
         "SLURM_RESTART_COUNT": str(restarts),
         "SLURM_ARRAY_TASK_ID": "3",
@@ -237,6 +529,7 @@ def slurm(tmp_path, tasks, restarts=0):
 RAN = "-u -m randmix.reproduce --seeds=0, 1 --shard=3/8"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tasks", "restarts", "status", "requeued"),
     [
@@ -256,6 +549,28 @@ def test_slurm_queues_again_after_preemption_and_never_after_a_mistake(
     assert not list(tmp_path.glob(".randmix-*"))
 
 
+@pytest.mark.slow
+def test_slurms_controller_is_asked_again(tmp_path):
+    (tmp_path / "log.unreachable").write_text("slurmctld is down\n" * 2)
+    assert slurm(tmp_path, "75").wait(60) == 0
+    assert (tmp_path / "log").read_text().splitlines() == [RAN, *["requeue 7"] * 3]
+
+
+@pytest.mark.slow
+def test_the_batch_script_says_that_it_needs_sbatch():
+    done = subprocess.run(
+        ["bash", LAUNCH / "slurm.sbatch", "--config=x"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "SLURM_JOB_ID": ""},
+    )
+    assert (done.returncode, done.stderr) == (
+        2,
+        "slurm.sbatch: not in a SLURM job; start this script with sbatch\n",
+    )
+
+
+@pytest.mark.slow
 def test_slurms_warning_reaches_the_run_which_may_save_before_it_is_queued_again(tmp_path):
     process = slurm(tmp_path, "wait")
     while not (tmp_path / "log").exists():
@@ -271,26 +586,27 @@ id=${*: -1}; id=${id#*=}
 echo "$*" >> "$LOG.$id"
 starts=$(wc -l < "$LOG.$id")
 status=$(sed -n "${starts}p" "$STATUSES" | cut -d' ' -f$((id + 1)))
-trap 'exit 75' TERM
+trap 'echo stopping; echo saved >> "$LOG.saved"; exit 75' TERM
 if [[ $status == wait ]]; then while :; do sleep 0.1; done; fi
 exit "$status"
 """
 
 
-def local(tmp_path, statuses, **environment):
+def local(tmp_path, statuses, *, before=(), **streams):
     (tmp_path / "python").write_text(LOCAL)
     (tmp_path / "python").chmod(0o755)
     (tmp_path / "statuses").write_text("\n".join(statuses) + "\n")
-    environment |= {"LOG": str(tmp_path / "log"), "STATUSES": str(tmp_path / "statuses")}
+    environment = {"LOG": str(tmp_path / "log"), "STATUSES": str(tmp_path / "statuses")}
     environment |= {"PYTHON": str(tmp_path / "python"), "RESTARTS": "2", "GRACE": "1"}
     return subprocess.Popen(
-        [LAUNCH / "local_processes.sh", "2", "--config=a b.py"],
+        [*before, LAUNCH / "local_processes.sh", "2", "--config=a b.py"],
         text=True,
-        stderr=subprocess.PIPE,
         env={**os.environ, **environment},
+        **{"stderr": subprocess.PIPE, **streams},
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("statuses", "status", "starts"),
     [
@@ -312,6 +628,7 @@ def test_local_processes_start_again_together(statuses, status, starts, tmp_path
         assert ran == [f"-u -m randmix.main {flags}"] * starts
 
 
+@pytest.mark.slow
 def test_sigterm_is_handed_on_and_is_final(tmp_path):
     process = local(tmp_path, ["wait wait", "0 0"])
     while not all((tmp_path / f"log.{i}").exists() for i in range(2)):
@@ -322,6 +639,33 @@ def test_sigterm_is_handed_on_and_is_final(tmp_path):
     assert "again" not in err
 
 
+def test_a_closed_terminal_stops_local_processes_which_may_still_print(tmp_path):
+    terminal, theirs = os.openpty()
+    process = local(
+        tmp_path,
+        ["wait wait"],
+        before=["setsid", "--ctty"],
+        **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
+    )
+    os.close(theirs)
+    while not all((tmp_path / f"log.{i}").exists() for i in range(2)):
+        assert process.poll() is None
+    time.sleep(0.2)  # the traps are set after the log is written
+    os.close(terminal)
+    assert process.wait(60) == 75
+    assert (tmp_path / "log.saved").read_text() == "saved\n" * 2
+
+
+@pytest.mark.slow
+def test_local_processes_need_python():
+    done = launch("local_processes.sh", "2", "--config=x", PYTHON="/missing/python")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "local_processes: can't run /missing/python; name another one, for example PYTHON=python3"
+    )
+
+
+@pytest.mark.slow
 def test_local_processes_print_their_usage():
     for arguments in ((), ("two", "--config=x"), ("2",)):
         done = launch("local_processes.sh", *arguments)
