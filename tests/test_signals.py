@@ -368,7 +368,7 @@ def test_a_closed_terminal_stops_two_processes_at_one_step(trained, tmp_path):
 
 @pytest.mark.slow
 def test_random_moments(tmp_path):
-    assert interrupted.campaign(tmp_path, tries=3, seed=1, programs=["main"], names=["SIGINT"]) == 0
+    assert interrupted.campaign(tmp_path, tries=2, seed=1, programs=["main"], names=["SIGINT"]) == 0
 
 
 def test_the_campaign_notices_what_is_wrong():
