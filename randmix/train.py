@@ -222,7 +222,9 @@ class Loop:
     def first_state(self) -> steps.TrainState:
         """Returns the state of the latest checkpoint, or the state before the first step."""
         saved = self.checkpoints.restore_latest(self.parts.abstract_state(self.mesh))
-        return self.init(self.seed) if saved is None else saved
+        if saved is not None:
+            return saved
+        return self.stop.interruptible(lambda: self.init(self.seed))
 
     @functools.cached_property
     def init(self) -> Callable[[np.ndarray], steps.TrainState]:

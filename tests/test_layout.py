@@ -38,7 +38,7 @@ ALLOWED = {
     "balls": {"errors"},
     "attacks": {"balls", "errors"},
     "steps": {"masks", "models", "tasks"},
-    "checkpoint": {"config", "distributed", "durable", "errors", "json_files"},
+    "checkpoint": {"config", "distributed", "durable", "errors", "json_files", "signals"},
     "artifacts": {
         *("checkpoint", "config", "distributed", "durable", "errors", "json_files", "locks"),
     },

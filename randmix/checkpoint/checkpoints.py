@@ -11,7 +11,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from randmix import distributed, durable
+from randmix import distributed, durable, signals
 from randmix.checkpoint import manifest
 from randmix.errors import UserError
 
@@ -137,6 +137,7 @@ class Checkpoints:
             self._known_steps().insert(0, self._saving)
             if distributed.is_primary():
                 durable.flush(self._root, self._root.parent)
+            signals.saved()
 
     def restore_latest(self, abstract_state: Any) -> Any:
         """Restores the newest intact checkpoint; moves newer, damaged ones to ``set_aside``.
