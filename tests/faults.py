@@ -17,7 +17,9 @@ images_per_second, with those of an undisturbed run.
     readonly     the disk is read-only
     two          a second run starts in the same workdir
     processes    two processes: one of them is killed at random moments
-    saves        two and four processes save 200 times undisturbed, also with stale listings
+    saves2       two processes save 200 times, undisturbed
+    saves4       four processes save 200 times, undisturbed
+    stale        two processes save 200 times in folders whose listing is slow and stale
 
 Prints a table: tries; how many runs lost something; how many were refused though they could go on.
 Exit status: 0 nothing was lost; 1 something was, and the workdirs are kept; 3 nothing was lost, but
@@ -591,23 +593,21 @@ def kill_one_of_two(case: Case, count: int, rng: np.random.Generator) -> tuple[i
     return hit, f"over {finished} runs"
 
 
-def many_saves(case: Case, repeats: int) -> tuple[int, str]:
-    """200 saves on two and on four processes, undisturbed, also with slow and stale listings."""
-    variant = f"{case.name}-saves"
-    for count, module in ((2, "randmix.main"), (4, "randmix.main"), (2, "stale")):
-        for _ in range(repeats):
-            workdir = case.workdir()
-            with launched(count, case, variant, workdir, module) as several:
-                said = several.communicate(timeout=4 * LIMIT)[0]
-            require(
-                several.returncode == 0,
-                f"{workdir}: {count} processes of {module}: status {several.returncode}: "
-                f"{said[-2000:]}",
-            )
-            problems = [p for _, p in findings(epath.Path(workdir)) if p]
-            require(problems == [], f"{workdir}: {problems}")
-            shutil.rmtree(workdir)
-    return 3 * repeats, f"runs of 200 saves: {repeats} each on 2, 4 and 2 with stale listings"
+def many_saves(case: Case, repeats: int, count: int, module: str) -> tuple[int, str]:
+    """Runs that save 200 times on several processes, undisturbed."""
+    for _ in range(repeats):
+        workdir = case.workdir()
+        with launched(count, case, f"{case.name}-saves", workdir, module) as several:
+            said = several.communicate(timeout=4 * LIMIT)[0]
+        require(
+            several.returncode == 0,
+            f"{workdir}: {count} processes of {module}: status {several.returncode}: "
+            f"{said[-2000:]}",
+        )
+        problems = [p for _, p in findings(epath.Path(workdir)) if p]
+        require(problems == [], f"{workdir}: {problems}")
+        shutil.rmtree(workdir)
+    return repeats, f"runs of 200 saves on {count} processes"
 
 
 FAULTS = {
@@ -622,7 +622,9 @@ FAULTS = {
     "readonly": lambda case, rng, hits: on_a_disk(case, read_only),
     "two": lambda case, rng, hits: two_at_once(case),
     "processes": lambda case, rng, hits: kill_one_of_two(case, hits, rng),
-    "saves": lambda case, rng, hits: many_saves(case, hits),
+    "saves2": lambda case, rng, hits: many_saves(case, hits, 2, "randmix.main"),
+    "saves4": lambda case, rng, hits: many_saves(case, hits, 4, "randmix.main"),
+    "stale": lambda case, rng, hits: many_saves(case, hits, 2, "stale"),
 }
 """Faults by name; each returns the number of tries and a description, or raises Lost."""
 
