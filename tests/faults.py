@@ -486,6 +486,8 @@ class Ext4:
         place.mkdir()
         with self.image.open("wb") as file:
             file.truncate(64 << 20)
+        if not shutil.which("mkfs.ext4"):
+            raise NotTried("mkfs.ext4 is missing")
         made = subprocess.run(["mkfs.ext4", "-q", "-F", self.image], capture_output=True)
         if made.returncode or not self.power_on():
             raise NotTried("only root can mount a disk")

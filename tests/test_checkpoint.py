@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 import small
+from etils import epath
 
-from randmix import runs, train
+from randmix import distributed, runs, train
 from randmix.checkpoint import Checkpoints, manifest
 from randmix.errors import UserError
 
@@ -239,3 +240,18 @@ def test_a_full_disk_while_saving_keeps_what_was_there(workdir, monkeypatch):
     with Checkpoints(workdir, about=ABOUT) as checkpoints:
         checkpoints.save(30, states()[0])
     assert equal(restore(workdir), states()[0])
+
+
+def test_another_process_than_the_first_neither_lists_nor_deletes(workdir, monkeypatch):
+    monkeypatch.setattr(distributed, "is_primary", lambda: False)
+    monkeypatch.setattr(distributed, "decided_by_primary", lambda decide: [20, 10])
+    listing = type(epath.Path(workdir))
+    monkeypatch.setattr(listing, "iterdir", lambda path: pytest.fail(f"listed {path}"))
+    monkeypatch.setattr(manifest, "damage", lambda folder: pytest.fail(f"read {folder}"))
+    with Checkpoints(workdir, about=ABOUT) as checkpoints:
+        assert checkpoints.restore_latest(abstract()) is not None
+        checkpoints.save(20, states()[0])  # it is there
+        checkpoints.save(30, states()[0])
+        checkpoints.save(40, states()[1])
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["10", "20", "30", "40"]
+    assert not (workdir / "checkpoints" / "40" / manifest.FILE).exists()

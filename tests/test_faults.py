@@ -1,7 +1,5 @@
 """Short form of the fault campaign; `python tests/faults.py` is the long one."""
 
-import os
-
 import faults
 import numpy as np
 import pytest
@@ -26,12 +24,11 @@ def test_killed_runs_end_like_an_undisturbed_one(case):
 
 
 def test_a_run_goes_on_after_a_power_cut(case):
-    if os.geteuid():  # only root can mount a disk
-        with pytest.raises(faults.NotTried):
-            faults.power_cuts(case, 3, rng())
-    else:
-        tries, _ = faults.power_cuts(case, 3, rng())
-        assert tries >= 4
+    try:
+        outcome = faults.power_cuts(case, 3, rng())[0]
+    except faults.NotTried as reason:  # not root, or root of a container
+        outcome = str(reason)
+    assert outcome in ("only root can mount a disk", "mkfs.ext4 is missing", 4, 5, 6, 7)
 
 
 def test_every_damaged_file_is_named_or_mended(case):
@@ -40,6 +37,10 @@ def test_every_damaged_file_is_named_or_mended(case):
 
 def test_a_second_run_in_one_workdir_is_refused(case):
     assert faults.two_at_once(case) == (1, "the second was refused")
+
+
+def test_two_processes_save_often_where_listings_are_slow_and_stale(case):
+    assert faults.many_saves(case, 1, 2, "stale")[0] == 1
 
 
 def test_a_killed_process_of_two_costs_nothing(case):
