@@ -161,7 +161,7 @@ def test_any_process_but_the_first_writes_nothing_itself(whole, tmp_path, monkey
     (tmp_path / "result.json").unlink()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     # What process 0 decides and tells it: that the run isn't finished, and the saved steps.
-    told = iter([None, [6, 4], -math.inf])
+    told = iter([None, [6, 4], ([], -math.inf)])
     monkeypatch.setattr(distributed, "decided_by_primary", lambda decide: next(told))
     monkeypatch.setattr(distributed, "is_primary", lambda: False)
     assert run(tmp_path)["metrics"] == result["metrics"]

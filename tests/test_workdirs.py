@@ -292,6 +292,23 @@ def test_a_worse_score_does_not_replace_the_best_after_the_log_was_lost(workdir,
     assert manifest.read(best)["score"] == 2.0
 
 
+def test_a_damaged_best_checkpoint_is_set_aside_and_replaced(workdir, reference, caplog):
+    [best] = (workdir / "best").iterdir()
+    (best / "default" / "_METADATA").write_text("x")
+    message = refused(workdir, best=True)
+    assert message.startswith(
+        f"{workdir}/best: no checkpoint is intact: {best}: default/_METADATA "
+    )
+    (workdir / "result.json").unlink()
+    shutil.rmtree(workdir / "checkpoints")
+    with caplog.at_level(logging.WARNING):
+        assert run(workdir)["metrics"] == reference["metrics"]
+    assert caplog.messages[-1].endswith(
+        f"; moved to {workdir}/set_aside/{best.name}, the next better one replaces it"
+    )
+    assert randmix.load(workdir, best=True).step == int(best.name)
+
+
 def test_following_the_advice_for_lost_checkpoints_makes_them_anew(workdir, reference):
     for folder in ("checkpoints", "best"):
         shutil.rmtree(workdir / folder)

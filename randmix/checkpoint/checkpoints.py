@@ -106,8 +106,9 @@ class Checkpoints:
         return manifest.read(self._root / str(step))
 
     def best_score(self) -> float:
-        """Returns the ``score`` that the newest intact checkpoint was saved with; else -inf."""
-        return distributed.decided_by_primary(self._best_score)
+        """Returns the newest intact checkpoint's ``score``, or -inf; sets damaged ones aside."""
+        self._steps, score = distributed.decided_by_primary(self._prepared_steps_and_score)
+        return score
 
     def save(self, step: int, state: Any, **about: Any) -> None:
         """Starts to write a state in the background, unless the step is already saved.
@@ -246,15 +247,17 @@ class Checkpoints:
                 self.folder / str(step),
                 damage,
                 place,
-                "resuming from the checkpoint before it"
+                "the next better one replaces it"
+                if self.folder.name == BEST
+                else "resuming from the checkpoint before it"
                 if step != steps[-1]
                 else "starting from the first step",
             )
         return self.all_steps()
 
-    def _best_score(self) -> float:
-        intact = self.intact_steps()
-        return self.about(intact[0]).get("score", -math.inf) if intact else -math.inf
+    def _prepared_steps_and_score(self) -> tuple[list[int], float]:
+        steps = self._prepared_steps()
+        return steps, self.about(steps[0]).get("score", -math.inf) if steps else -math.inf
 
     def _newest_intact(self) -> int:
         """Returns the newest intact step; changes nothing."""
