@@ -132,11 +132,7 @@ def _claim(workdir: epath.Path, config: ConfigDict) -> None:
         except json_files.Damaged as damaged:
             lost = str(damaged).partition(";")[0]
     if old is not None:
-        if differences := configs.differences(old, config):
-            raise UserError(
-                f"{workdir}: holds a run with another config ({'; '.join(differences)}); "
-                "give another --workdir, or the old values"
-            )
+        _require_same_run(workdir, old, config)
         return
     saved, own = newest_fingerprint(workdir), configs.fingerprint(config)
     if saved not in (None, own):
@@ -148,6 +144,14 @@ def _claim(workdir: epath.Path, config: ConfigDict) -> None:
         place = set_aside(file, workdir)
         logging.getLogger(__name__).warning("%s; moved to %s and written anew", lost, place)
     durable.write(file, configs.to_json(config) + "\n")
+
+
+def _require_same_run(workdir: epath.PathLike, old: dict[str, Any], config: ConfigDict) -> None:
+    if differences := configs.differences(old, config):
+        raise UserError(
+            f"{workdir}: holds a run with another config ({'; '.join(differences)}); "
+            "give another --workdir, or the old values"
+        )
 
 
 def _claim_data(workdir: epath.Path, data: Mapping[str, Any]) -> None:
@@ -233,18 +237,26 @@ def read_data(workdir: epath.PathLike) -> dict[str, Any] | None:
     return json_files.read(file, _DATA, what_to_do=again)
 
 
-def read_result(workdir: epath.PathLike) -> dict[str, Any] | None:
+def read_result(workdir: epath.PathLike, config: ConfigDict | None = None) -> dict[str, Any] | None:
     """Returns the contents of ``result.json``, or None if the run hasn't finished.
 
+    Args:
+        workdir: the run's folder.
+        config: the config that the run must have; None for any.
+
     Raises:
-        UserError: it is damaged, or of another run than ``config.json``.
+        UserError: it is damaged, of another run than ``config.json``, or that is another config.
     """
     result = _parsed_result(workdir)
     if result is None:
         return None
-    if (seed := read_config_values(workdir)["seed"]) != result["seed"]:
+    written = read_config_values(workdir)
+    if config is not None:
+        _require_same_run(workdir, written, config)
+    if written["seed"] != result["seed"]:
         raise UserError(
-            f"{epath.Path(workdir) / RESULT}: seed is {result['seed']}, but {seed} in {CONFIG}; "
+            f"{epath.Path(workdir) / RESULT}: seed is {result['seed']}, but {written['seed']} in "
+            f"{CONFIG}; "
             "one of the two is another run's: put back what was here"
         )
     return result

@@ -13,7 +13,7 @@ import pytest
 from randmix import artifacts, locks
 from randmix.errors import UserError
 from randmix.preemption import Preempted, StopSignals
-from randmix.reproduce import plan, presets, sweep, training
+from randmix.reproduce import plan, presets, records, sweep, training
 
 RESULT = {
     "mode": "chans",
@@ -193,3 +193,19 @@ def test_what_is_kept_is_read_and_not_computed_again(tmp_path):
     assert measurements.kept(file, lambda: pytest.fail("computed again")) == {"x": 1}
     assert json.loads(file.read_text()) == {"x": 1}
     assert measurements.key({"examples": 1}) != measurements.key({"examples": 2})
+
+
+def test_a_report_takes_no_result_of_another_config(groups, tmp_path, trained):
+    execute(groups, tmp_path)
+    preset = presets.get("smoke")
+    assert records.collect(groups, tmp_path, preset)
+    folder = groups[0][0].folder(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"batch_size": 7}))
+    with pytest.raises(UserError, match=rf"^{folder}: holds a run with another config \(batch_siz"):
+        records.collect(groups, tmp_path, preset)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "result.json").write_text("{}")
+    assert sweep.state(groups[0][0], tmp_path).name == "begun"  # it is trained again
+    with pytest.raises(UserError, match=r"result.json: damaged \(mode is missing\); train this"):
+        records.collect(groups, tmp_path, preset)

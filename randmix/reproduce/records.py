@@ -77,7 +77,7 @@ def collect(groups: Sequence[Group], root: epath.PathLike, preset: Preset) -> Re
     """Reads the numbers of all finished runs; measures nothing."""
     records = Records()
     for run in (run for group in groups for run in group):
-        result = artifacts.read_result(run.folder(root))
+        result = artifacts.read_result(run.folder(root), run.config)
         if result is None:
             continue
         mode = "groups" if run.settings.get("groups") else run.settings["mode"]
