@@ -6,11 +6,13 @@ import command
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from safetensors import numpy as safetensors
 from torch_convmixers import arrays
 
 import randmix
 from randmix import convert, masks
+from randmix.checkpoint import manifest
 from randmix.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -68,6 +70,11 @@ def test_a_model_of_no_data_set_loads_too(tmp_path):
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     config["model"]["kernel_size"] = 5
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"this run's \(model.kernel_size: 3 -> 5\); put back"):
+        randmix.load(tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints" / "0"
+    (folder / manifest.FILE).unlink()
+    manifest.write(epath.Path(folder), {"step": 0})  # as earlier versions did
     with pytest.raises(
         UserError, match=r"depthwise/kernel: got shape \(3, 3, 6\), expected \(5, 5, 6\)\)"
     ):
