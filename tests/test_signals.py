@@ -216,8 +216,9 @@ def test_a_program_of_ours_is_recognized(monkeypatch, argv, orig_argv, ours):
 
 
 @pytest.fixture
-def handlers():
+def handlers(monkeypatch):
     """Stands in for the handlers of a program; a list of the signals that reach it."""
+    monkeypatch.setattr(signals, "_saved", False)  # another test of this process may have saved
     got = []
     before = {n: signal.signal(n, lambda n, frame: got.append(n)) for n in signals.NUMBERS}
     yield got
