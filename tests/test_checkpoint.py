@@ -253,5 +253,9 @@ def test_another_process_than_the_first_neither_lists_nor_deletes(workdir, monke
         checkpoints.save(20, states()[0])  # it is there
         checkpoints.save(30, states()[0])
         checkpoints.save(40, states()[1])
-    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["10", "20", "30", "40"]
+    with Checkpoints(workdir, about=ABOUT) as checkpoints:
+        checkpoints.save(50, states()[1])  # without having restored one
+    assert {p.name for p in (workdir / "checkpoints").iterdir()} == {
+        *("10", "20", "30", "40", "50"),
+    }
     assert not (workdir / "checkpoints" / "40" / manifest.FILE).exists()
