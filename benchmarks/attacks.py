@@ -22,7 +22,7 @@ from functools import partial
 import timing
 from absl import app, flags
 
-from randmix import host
+from randmix.runtime import host
 
 flags.DEFINE_integer("examples", 1008, "Images per round.", lower_bound=1)
 flags.DEFINE_integer("rounds", 5, "Timed rounds.", lower_bound=1)
@@ -38,7 +38,9 @@ def main(argv):
     import jax.numpy as jnp
     import numpy as np
 
-    from randmix import attacks, models, robustness, sharding
+    from randmix import attacks, models
+    from randmix.analysis import robustness
+    from randmix.runtime import sharding
 
     options = flags.FLAGS
     count = len(EPSILONS)

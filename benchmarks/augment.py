@@ -19,7 +19,7 @@ from functools import partial
 import timing
 from absl import app, flags
 
-from randmix import host
+from randmix.runtime import host
 
 flags.DEFINE_integer("rounds", 5, "Timed rounds.", lower_bound=1)
 flags.DEFINE_integer("cifar_batch_size", 128, "Images per step at 32 x 32.", lower_bound=2)
@@ -118,7 +118,8 @@ def train_step(arguments, batch):
     import jax
     import optax
 
-    from randmix import masks, models, steps, tasks
+    from randmix import masks, models
+    from randmix.training import steps, tasks
 
     model = models.build("convmixer", **arguments)
     shape = batch["image"].shape[1:]

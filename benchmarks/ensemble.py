@@ -6,7 +6,7 @@ r"""Cost of training several seeds as one program.
 
 A step is that of a run: gather, augment, forward, backward, AdamW (Chans), on random images of the
 size of the case's data set. `one` is a step of one seed, `in turn` is a step of each seed
-sequentially, and `together` is one step of all seeds as `randmix.ensemble` compiles it. On an
+sequentially, and `together` is one step of all seeds as `training.ensemble` compiles it. On an
 accelerator `together / one` matters; the goal is at most 3 for 8 seeds. `together / in turn` below
 1 is a gain. MB is the device memory that the program of all seeds needs.
 """
@@ -14,7 +14,7 @@ accelerator `together / one` matters; the goal is at most 3 for 8 seeds. `togeth
 import timing
 from absl import app, flags
 
-from randmix import host
+from randmix.runtime import host
 
 # name: (data set, width, depth, kernel, patch, batch size)
 CASES = {
@@ -66,10 +66,11 @@ def steps(
     import jax.numpy as jnp
     import numpy as np
 
-    from randmix import runs, sharding
-    from randmix.compiled import jit_train_step, memory_bytes
     from randmix.config import default
     from randmix.data import loader
+    from randmix.runtime import sharding
+    from randmix.training import runs
+    from randmix.training.compiled import jit_train_step, memory_bytes
 
     config = default("convmixer")
     config.data.name, config.steps, config.batch_size = data_set, 10_000, batch_size

@@ -35,7 +35,7 @@ from absl import app, flags
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from randmix import host
+from randmix.runtime import host
 
 SETTINGS = host.tune()  # before the next line imports JAX
 from randmix.data import catalog, photographs, prepare, stream  # noqa: E402 (after tuning)

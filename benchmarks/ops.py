@@ -16,7 +16,7 @@ from collections.abc import Callable
 import timing
 from absl import app, flags
 
-from randmix import host
+from randmix.runtime import host
 
 # (height and width, channels, kernel size) of the models in benchmarks/step.py; separable operators
 # have 3 x 3 kernels and m = 9.

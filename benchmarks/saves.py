@@ -24,8 +24,8 @@ def main(argv):
     import jax
     import numpy as np
 
-    from randmix import durable
-    from randmix.checkpoint import Checkpoints
+    from randmix.runtime import durable
+    from randmix.workdir.checkpoints import Checkpoints
 
     logging.set_verbosity(logging.WARNING)
     options = flags.FLAGS

@@ -14,7 +14,7 @@ import functools
 import timing
 from absl import app, flags
 
-from randmix import host
+from randmix.runtime import host
 
 BASE = {"width": 64, "depth": 4, "kernel_size": 5, "patch_size": 1, "batch_size": 32, "devices": 1}
 AXES = {
@@ -65,8 +65,9 @@ def step(sizes: dict[str, int], mode: str):
     import jax
     import numpy as np
 
-    from randmix import runs, sharding, steps
     from randmix.config import default
+    from randmix.runtime import sharding
+    from randmix.training import runs, steps
 
     config = default("convmixer")
     config.data.name, config.mode, config.steps = "cifar10", mode, 1000

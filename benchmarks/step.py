@@ -6,7 +6,7 @@ r"""Full training steps compared with PyTorch, and with this project's model on 
     python benchmarks/step.py --plain --rounds=2
 
 A step is forward, cross-entropy, backward and AdamW on one fixed batch. Ours is
-`randmix.steps.train_step`, jitted as in training. PyTorch's models are the ConvMixer as published
+`steps.train_step`, jitted as in training. PyTorch's models are the ConvMixer as published
 by its authors and the usual pre-activation ResNet with convolutions grouped by channel, in
 channels_last, eager and, with --compile, also under torch.compile. In Chans the spatial weights of
 both are frozen (PyTorch: requires_grad False). On a GPU both compute in bfloat16. --plain adds the
@@ -14,7 +14,7 @@ same model with XLA's grouped convolutions and JAX's own differentiation.
 
 Each runs in its own process, as in real use, so that they share neither allocator nor threads. They
 alternate, one at a time. On a CPU PyTorch runs twice: with its defaults, and with the host settings
-of our runs (`randmix.host`), from which it also gains: "tuned". `vs torch` is our time divided by
+of our runs (`runtime.host`), from which it also gains: "tuned". `vs torch` is our time divided by
 PyTorch's faster time with its defaults, `vs tuned torch` by its faster time with those settings,
 and `vs our full` by the time of our own Full step.
 """
@@ -31,7 +31,7 @@ from unittest import mock
 import timing
 from absl import app, flags
 
-from randmix import host
+from randmix.runtime import host
 
 # The PyTorch twins that the parity tests compare with.
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "parity"))
@@ -241,7 +241,7 @@ def our_step(config) -> Callable[[], object]:
     """Returns a function that takes this project's training step and waits for it."""
     import jax
 
-    from randmix import runs, steps
+    from randmix.training import runs, steps
 
     parts = runs.assemble(config)
     images, labels = random_batch(config)

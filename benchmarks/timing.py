@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from randmix import host
+from randmix.runtime import host
 
 Seconds = dict[str, list[float]]
 
@@ -85,7 +85,7 @@ def _cpu() -> str:
 
 def report(rows: Sequence[Mapping[str, object]], out: str | None) -> None:
     """Prints the rows as a table; if ``out`` is given, writes rows and machine to it as JSON."""
-    from randmix.progress import table
+    from randmix.runtime.progress import table
 
     print(table(rows))
     print("measured on:", json.dumps(machine()))

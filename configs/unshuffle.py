@@ -4,7 +4,7 @@ r"""Pixel un-shuffling (section 4.4): a ConvMixer restores images with permuted 
       python -m randmix.main --config=configs/unshuffle.py --config.mode=$mode \
         --workdir=runs/unshuffle-$mode
     done
-    python -m randmix.unshuffle \
+    python -m randmix.analysis.unshuffle \
         --workdirs=runs/unshuffle-full,runs/unshuffle-chans,runs/unshuffle-space
 
 The default uses scikit-learn's 1,797 digits of 8 x 8 pixels. One permutation of the positions,

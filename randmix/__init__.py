@@ -4,7 +4,7 @@ Importing this package imports nothing heavy: host settings and ``jax.distribute
 JAX's first use, so the public names below are loaded when they are first asked for.
 """
 
-from randmix import signals
+from randmix.runtime import signals
 
 # isort: split
 if signals.is_program():  # before anything else, as a signal may come while the rest is imported
@@ -13,18 +13,18 @@ if signals.is_program():  # before anything else, as a signal may come while the
 import importlib
 from typing import TYPE_CHECKING
 
-from randmix import host
+from randmix.runtime import host
 
 if TYPE_CHECKING:
-    from randmix.runs import Run, load
     from randmix.torch_weights import convmixer_from_torch, convmixer_to_torch
+    from randmix.training.runs import Run, load
 
 __version__ = "0.1.0"
 __all__ = ["Run", "__version__", "convmixer_from_torch", "convmixer_to_torch", "load"]
 
 _HOMES = {
-    "Run": "randmix.runs",
-    "load": "randmix.runs",
+    "Run": "randmix.training.runs",
+    "load": "randmix.training.runs",
     "convmixer_from_torch": "randmix.torch_weights",
     "convmixer_to_torch": "randmix.torch_weights",
 }

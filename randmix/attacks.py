@@ -21,9 +21,10 @@ An attack is a function ``(classifier, images, labels, epsilon, keys) -> adversa
 
 The result has the shape of ``images`` and lies in the ball and in [0, 1]. Attacks can be jitted,
 and vmapped over epsilon: whatever doesn't depend on epsilon, above all the gradient at the clean
-images, is then computed once.
+images, is then computed once. They share the balls that open the file, hence its length.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -31,8 +32,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from randmix import balls
-from randmix.errors import UserError
+from randmix.errors import UserError, check_choice
 
 Array = jax.Array
 Classifier = Callable[[Array], Array]
@@ -46,6 +46,73 @@ class Attempt(NamedTuple):
 
     images: Array
     logits: Array
+
+
+class Ball(NamedTuple):
+    """Perturbations [N, H, W, C] whose norm is at most epsilon; drawn ones are [H, W, C].
+
+    Attributes:
+        steepest: gradient -> the perturbation of norm 1 that a linear function rises most along; 0
+            for a gradient of 0.
+        project: (perturbation, epsilon) -> the nearest perturbation of norm at most epsilon.
+        inside: (key, shape, dtype) -> a uniform sample from the ball of radius 1.
+        surface: (key, shape, dtype) -> a perturbation of norm 1 in a random direction.
+    """
+
+    steepest: Callable[[jax.Array], jax.Array]
+    project: Callable[[jax.Array, float | jax.Array], jax.Array]
+    inside: Callable[..., jax.Array]
+    surface: Callable[..., jax.Array]
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    """Divides each example of [N, H, W, C] by its L2 norm; 0 stays 0."""
+    # By the largest entry first: 1e-30, as in a confident classifier's gradient, squares to 0.
+    x = x / _nonzero(jnp.abs(x).max((1, 2, 3), keepdims=True))
+    return x / _nonzero(_length(x))
+
+
+def _length(x: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.square(x).sum((1, 2, 3), keepdims=True))
+
+
+def _nonzero(x: jax.Array) -> jax.Array:
+    return jnp.where(x == 0, 1, x)
+
+
+def _shorten(x: jax.Array, epsilon: float | jax.Array) -> jax.Array:
+    length = _length(x)
+    return jnp.where(length > epsilon, x * (epsilon / _nonzero(length)), x)
+
+
+def _in_l2_ball(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    # The first d of the d + 2 coordinates of a uniform point on a sphere are uniform in the ball.
+    size = math.prod(shape)
+    point = jax.random.normal(key, (size + 2,), dtype)
+    return (point / jnp.linalg.norm(point))[:size].reshape(shape)
+
+
+BALLS = {
+    "linf": Ball(
+        steepest=jnp.sign,
+        project=lambda x, epsilon: jnp.clip(x, -epsilon, epsilon),
+        inside=partial(jax.random.uniform, minval=-1, maxval=1),
+        surface=jax.random.rademacher,
+    ),
+    "l2": Ball(
+        steepest=_unit,
+        project=_shorten,
+        inside=_in_l2_ball,
+        surface=lambda key, shape, dtype: _unit(jax.random.normal(key, (1, *shape), dtype))[0],
+    ),
+}
+NORMS = tuple(BALLS)
+
+
+def ball(norm: str) -> Ball:
+    """Returns the ball of a norm, one of ``NORMS``; raises a UserError for any other."""
+    check_choice("norm", norm, BALLS)
+    return BALLS[norm]
 
 
 def noise(
@@ -62,7 +129,7 @@ def noise(
     Moves every pixel by epsilon up or down ("linf"), or the image by epsilon in a random direction
     ("l2").
     """
-    direction = _draw(balls.get(norm).surface, keys, images)
+    direction = _draw(ball(norm).surface, keys, images)
     return _move(images, images, epsilon * direction, epsilon, norm)
 
 
@@ -87,7 +154,7 @@ def ascent(
     for _ in range(steps):
         logits, gradient = _differentiate(classifier, cross_entropy, points, labels)
         attempts.append(Attempt(points, logits))
-        points = _move(images, points, epsilon * balls.get(norm).steepest(gradient), epsilon, norm)
+        points = _move(images, points, epsilon * ball(norm).steepest(gradient), epsilon, norm)
     return (*attempts, Attempt(points, classifier(points)))
 
 
@@ -157,7 +224,7 @@ def pgd(
     def step(points: Array) -> Array:
         _, gradient = _differentiate(classifier, cross_entropy, points, labels)
         return _move(
-            images, points, step_size * epsilon * balls.get(norm).steepest(gradient), epsilon, norm
+            images, points, step_size * epsilon * ball(norm).steepest(gradient), epsilon, norm
         )
 
     if restarts == 1:
@@ -221,7 +288,7 @@ def strong(
         def step(_: int, carry: tuple[Array, Attempt]) -> tuple[Array, Attempt]:
             points, worst = carry
             logits, gradient = _differentiate(classifier, loss, points, labels)
-            direction = balls.get(norm).steepest(gradient)
+            direction = ball(norm).steepest(gradient)
             worst = consider(worst, Attempt(points, logits))
             return _move(images, points, step_size * epsilon * direction, epsilon, norm), worst
 
@@ -333,7 +400,7 @@ def _move(images: Array, points: Array, step: Array, epsilon: float | Array, nor
     Clipping moves each pixel closer to the clean one, which is in [0, 1], so the result stays in
     the ball.
     """
-    return jnp.clip(images + balls.get(norm).project(points - images + step, epsilon), 0, 1)
+    return jnp.clip(images + ball(norm).project(points - images + step, epsilon), 0, 1)
 
 
 def _start(
@@ -342,7 +409,7 @@ def _start(
     """A random point in the ball, drawn anew for each restart and independent of ``noise``."""
 
     def sample(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
-        return balls.get(norm).inside(jax.random.fold_in(key, restart + 1), shape, dtype)
+        return ball(norm).inside(jax.random.fold_in(key, restart + 1), shape, dtype)
 
     return _move(images, images, epsilon * _draw(sample, keys, images), epsilon, norm)
 

@@ -52,7 +52,7 @@ def default(model: str = "convmixer") -> ConfigDict:
             "mode": "chans",
             # Selector of the trained parameters, such as "~role('spatial')"; see randmix/masks.
             "train": config_dict.placeholder(str),
-            # Trained groups, each (label, selector, settings); see randmix/groups.py.
+            # Trained groups, each (label, selector, settings); see randmix/training/groups.py.
             "groups": config_dict.placeholder(tuple),
             # "classification", or "unshuffling": restore images whose pixels were permuted.
             "task": "classification",

@@ -34,11 +34,15 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from randmix import artifacts, checkpoint, cli, durable, masks, models, runs, steps
 from randmix import config as configs
+from randmix import masks, models
 from randmix.data import catalog
 from randmix.errors import UserError
+from randmix.runtime import cli, durable
 from randmix.torch_weights import NAMINGS, convmixer_from_torch, convmixer_to_torch
+from randmix.training import runs, steps
+from randmix.workdir import artifacts
+from randmix.workdir import checkpoints as checkpoint
 
 __all__ = ["NAMINGS", "ORIGIN", "convmixer_from_torch", "convmixer_to_torch", "write_run"]
 

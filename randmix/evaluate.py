@@ -24,7 +24,7 @@ Attacks:
 --force accepts other class names and another image size.
 
 --smoothing=2 first smooths the run's spatial filters, and writes to a separate folder;
-randmix.smoothing plots the effect of smoothing.
+randmix.analysis.smoothing plots the effect of smoothing.
 
 FGSM and PGD-2 measure sensitivity; robustness is the accuracy that remains under the strong attack.
 That attack takes about 2 * steps * restarts passes through the model per example and epsilon, so
@@ -42,13 +42,14 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from randmix import cli, distributed, host, ranges
+from randmix import ranges
 from randmix.errors import UserError, check_choice
+from randmix.runtime import cli, distributed, host
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from randmix.runs import Run
+    from randmix.training.runs import Run
 
 _RANGES = {
     "strong_steps": ranges.integers(1, ranges.INT32),
@@ -121,7 +122,11 @@ def main(argv: list[str]) -> None:
     if options.tune_host:
         host.tune()
     # Only now import modules that import JAX.
-    from randmix import artifacts, eval_loop, progress, runs, spectrum
+    from randmix.analysis import spectrum
+    from randmix.runtime import progress
+    from randmix.training import evaluation as eval_loop
+    from randmix.training import runs
+    from randmix.workdir import artifacts
 
     if len(argv) > 1:
         raise UserError(f"got {argv[1]!r}, allowed are flags only; see --help")
@@ -179,8 +184,10 @@ def _attack(
     folder: str,
 ) -> None:
     """Measures, writes and prints the accuracy under attack."""
-    from randmix import progress, robustness, tasks
-    from randmix.robustness import report
+    from randmix.analysis import robustness
+    from randmix.analysis.robustness import report
+    from randmix.runtime import progress
+    from randmix.training import tasks
 
     if run.config.task != tasks.CLASSIFICATION.name:
         raise UserError(
@@ -202,14 +209,14 @@ def _attack(
 
 def _attack_flags(options: flags.FlagValues) -> dict[str, Any]:
     """Checks the attacks' flags and returns them as arguments of ``robustness.Settings``."""
-    from randmix import attacks, balls
+    from randmix import attacks
 
     names = [name.strip() for name in options.attacks if name.strip()]
     if not names:
         raise UserError(f"--attacks is empty; allowed are {', '.join(attacks.ATTACKS)}")
     for name in names:
         check_choice("--attacks", name, attacks.ATTACKS)
-    check_choice("--norm", options.norm, balls.NORMS)
+    check_choice("--norm", options.norm, attacks.NORMS)
     if options.pgd_restarts > 1 and not options.pgd_random_start:
         raise UserError(
             f"--pgd_restarts: got {options.pgd_restarts} without a random start, which would all "

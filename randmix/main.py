@@ -28,9 +28,9 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from randmix import cli, distributed, host, signals
 from randmix import config as configs
 from randmix.errors import UserError
+from randmix.runtime import cli, distributed, host, signals
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -40,7 +40,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder. Default: runs
 _TUNE_HOST = flags.DEFINE_bool(
     "tune_host",
     True,
-    "On a CPU: let malloc keep its memory and XLA use 512-bit vectors; see randmix/host.py.",
+    "On a CPU: let malloc keep its memory and XLA use 512-bit vectors; see runtime/host.py.",
 )
 _SUMMARY = flags.DEFINE_bool(
     "summary",
@@ -56,7 +56,7 @@ _COMPILE_FOR = flags.DEFINE_string(
 _DETERMINISTIC = flags.DEFINE_bool(
     "deterministic",
     False,
-    "Produce the same bits every time on a GPU too, at some cost in speed; see randmix/host.py.",
+    "Produce the same bits every time on a GPU too, at some cost in speed; see runtime/host.py.",
 )
 _COMPILED = flags.DEFINE_string(
     "compiled",
@@ -83,9 +83,10 @@ def main(argv: list[str]) -> int:
         _COMPILED.value, default=f"{workdir.rpartition('/')[0] or '.'}/.compiled"
     )
     # Only now import modules that import JAX.
-    from randmix import progress
-    from randmix.preemption import Preempted
-    from randmix.train import train
+    from randmix.analysis import unshuffle
+    from randmix.runtime import progress
+    from randmix.runtime.preemption import Preempted
+    from randmix.training.loop import train
 
     if len(argv) > 1:
         raise UserError(f"got {argv[1]!r}, allowed are flags only; see --help")
@@ -93,7 +94,7 @@ def main(argv: list[str]) -> int:
         print(summary(_CONFIG.value))
         return 0
     if _COMPILE_FOR.value is not None:
-        from randmix import aot, tpu
+        from randmix.training import aot, tpu
 
         print(f"workdir: {workdir}", flush=True)
         print(aot.report(_CONFIG.value, tpu.parse(_COMPILE_FOR.value), workdir))
@@ -108,6 +109,8 @@ def main(argv: list[str]) -> int:
         what = "resumes from there" if stopped.saved else "starts again"
         print(f"randmix: {stopped}; the same command {what}", file=sys.stderr)
         return stopped.status
+    if _CONFIG.value.task == "unshuffling":
+        unshuffle.draw_missing(workdir)
     signals.saved()
     print(progress.result_table(result))
     return 0
@@ -115,8 +118,8 @@ def main(argv: list[str]) -> int:
 
 def summary(config: ConfigDict) -> str:
     """Returns the table of initial parameters, with the multiply-adds per image."""
-    from randmix import runs
     from randmix.models import counts
+    from randmix.training import runs
 
     parts = runs.assemble(config)
     costs = counts.multiply_adds(parts.model, parts.dataset.image_shape)

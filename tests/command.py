@@ -14,7 +14,9 @@ REPOSITORY = Path(__file__).parents[1]
 
 # A server that imports everything once, and starts no JAX backend, forks a process for each run.
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["randmix.cli", "randmix.train", "tensorflow_datasets"])
+_PROCESSES.set_forkserver_preload(
+    ["randmix.runtime.cli", "randmix.training.loop", "tensorflow_datasets"]
+)
 
 
 class Done(NamedTuple):

@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from randmix.preemption import StopSignals
+from randmix.runtime.preemption import StopSignals
 
 
 def main():

@@ -52,9 +52,11 @@ import numpy as np
 from etils import epath
 
 import randmix
-from randmix import artifacts, runs, sharding
-from randmix.checkpoint import BEST, FOLDER, Checkpoints
-from randmix.checkpoint.__main__ import findings
+from randmix.analysis.verify import findings
+from randmix.runtime import sharding
+from randmix.training import runs
+from randmix.workdir import artifacts
+from randmix.workdir.checkpoints import BEST, FOLDER, Checkpoints
 
 CONFIG = """
 from randmix.config import default
@@ -86,7 +88,7 @@ def get_config(variant):
 CASES = ("convmixer-chans", "convmixer-full", "resnet-chans", "convmixer-chans-validation")
 PHASES = ("starting", "compiling", "training", "evaluating", "saving", "restoring")
 ORBAX_TIMES = {"_CHECKPOINT_METADATA", "commit_success.txt"}
-STOPPED = 75  # see randmix/cli.py
+STOPPED = 75  # see randmix/runtime/cli.py
 LIMIT = 300  # seconds; no run may take longer
 EXT4_SHUTDOWN = 0x8004587D  # EXT4_IOC_SHUTDOWN of linux/fs/ext4/ext4.h
 WITHOUT_FLUSH = 2  # EXT4_GOING_FLAGS_NOLOGFLUSH: as when the power goes

@@ -5,7 +5,7 @@
 
 Each try starts a program, sends it a signal after a uniformly random part of its usual duration,
 counted from the first moment at which the program has a handler, and checks how it ended: with a
-status that randmix/signals.py allows, and with exactly one line on stderr, or none if it was done.
+status that runtime/signals.py allows, and with exactly one line on stderr, or none if it was done.
 A training run is started again until it is done, and then compared with an undisturbed one; status
 75 after Ctrl-C must come with a new checkpoint, and 130 without one.
 
@@ -38,7 +38,7 @@ PROGRAMS = {
     "--config.eval_every=40 --config.log_every=5",
     "evaluate": "randmix.evaluate --workdir=FOLDER/trained --attacks=fgsm --examples=64 "
     "--out=WORKDIR",
-    "spectrum": "randmix.spectrum --random=1,4 --seeds=2 --out=WORKDIR",
+    "spectrum": "randmix.analysis.spectrum --random=1,4 --seeds=2 --out=WORKDIR",
     "prepare": "randmix.data.prepare digits --data_dir=WORKDIR",
     "reproduce": "randmix.reproduce --preset=smoke --experiments=E9,E11 --override=steps=2 "
     "--seeds=1 --workdir=WORKDIR",
@@ -75,7 +75,7 @@ def wait_for_handlers(process: subprocess.Popen) -> None:
 
 
 def check_end(name: str, status: int, err: str) -> None:
-    """Raises Broken unless a program that got the signal ended as randmix/signals.py says."""
+    """Raises Broken unless a program that got the signal ended as runtime/signals.py says."""
     allowed = {0: 0, 75: 1, **({130: 1} if name == "SIGINT" else {})}
     if status not in allowed:
         raise Broken(f"status {status}: {err[-2000:]}")

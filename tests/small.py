@@ -7,9 +7,11 @@ import signal
 import jax
 import numpy as np
 
-from randmix import runs, sharding, train
 from randmix.config import default
 from randmix.data import loader
+from randmix.runtime import sharding
+from randmix.training import loop as train
+from randmix.training import runs
 
 # For programs that run a few times: LLVM's optimisations take most of a compilation.
 QUICK_COMPILATION = {"xla_backend_optimization_level": 0}

@@ -6,8 +6,9 @@ import jax
 import pytest
 import small
 
-from randmix import aot, host, sharding, tpu
 from randmix.errors import UserError
+from randmix.runtime import host, sharding
+from randmix.training import aot, tpu
 
 
 @pytest.mark.parametrize(("fixed", "allowed"), [(0, 90), (40, 60), (99, None)])

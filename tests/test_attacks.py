@@ -14,10 +14,14 @@ import optax
 import pytest
 import small
 
-from randmix import attacks, balls, masks, models, robustness, sharding, steps, train
+from randmix import attacks, masks, models
+from randmix.analysis import robustness
 from randmix.data import loader
 from randmix.data.augment import Augmentation
 from randmix.errors import UserError
+from randmix.runtime import sharding
+from randmix.training import loop as train
+from randmix.training import steps
 
 N, SHAPE, CLASSES, HIDDEN = 96, (4, 5, 2), 3, 16
 SIZE = int(np.prod(SHAPE))
@@ -41,7 +45,7 @@ ATTACKS = {
     "pgd_restarts": partial(attacks.pgd, **RANDOM_PGD),
     "strong": partial(attacks.strong, steps=8, restarts=2),
 }
-both_norms = pytest.mark.parametrize("norm", balls.NORMS)
+both_norms = pytest.mark.parametrize("norm", attacks.NORMS)
 every_attack = pytest.mark.parametrize("name", ATTACKS)
 
 
@@ -292,7 +296,7 @@ def test_noise_is_as_large_as_the_step_of_fgsm(norm):
 @both_norms
 def test_random_starts_are_uniform_in_the_ball(norm):
     shape = (2, 2, 1)
-    draw = jax.vmap(lambda key: balls.get(norm).inside(key, shape, jnp.float32))
+    draw = jax.vmap(lambda key: attacks.ball(norm).inside(key, shape, jnp.float32))
     points = np.asarray(draw(jax.random.split(jax.random.key(2), 4000)))
     # The share of the volume nearer to the centre than the point is uniform in [0, 1].
     shares = np.sort(length(points, norm) ** 4)

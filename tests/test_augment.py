@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import small
 
-from randmix import sharding, tasks, train
 from randmix.data import keys as streams
 from randmix.data.augment import (
     Augmentation,
@@ -21,6 +20,9 @@ from randmix.data.augment import (
     randaugment,
 )
 from randmix.errors import UserError
+from randmix.runtime import sharding
+from randmix.training import loop as train
+from randmix.training import tasks
 
 N, H, W = 16, 12, 10
 DRAWS = 40_000

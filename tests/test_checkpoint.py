@@ -10,9 +10,12 @@ import pytest
 import small
 from etils import epath
 
-from randmix import distributed, runs, train
-from randmix.checkpoint import Checkpoints, manifest
 from randmix.errors import UserError
+from randmix.runtime import distributed
+from randmix.training import loop as train
+from randmix.training import runs
+from randmix.workdir import manifest
+from randmix.workdir.checkpoints import Checkpoints
 
 ABOUT = {"config": "0123abcd"}
 

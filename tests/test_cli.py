@@ -8,8 +8,8 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from randmix import cli
 from randmix.errors import UserError
+from randmix.runtime import cli
 
 CONFIG = """
 from ml_collections import config_dict

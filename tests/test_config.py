@@ -6,8 +6,8 @@ import pytest
 import small
 
 from randmix import config as configs
-from randmix import optim, runs
 from randmix.errors import UserError
+from randmix.training import optim, runs
 
 
 def test_a_config_survives_json():

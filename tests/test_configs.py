@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import small
 
-from randmix import runs, sharding, train
 from randmix.data import loader
 from randmix.errors import UserError
+from randmix.runtime import sharding
+from randmix.training import loop as train
+from randmix.training import runs
 
 FILES = sorted((command.REPOSITORY / "configs").glob("*.py"))
 

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from randmix import distributed
 from randmix.errors import UserError
+from randmix.runtime import distributed
 
 SLURM = {
     "SLURM_JOB_ID": "7",

@@ -10,10 +10,11 @@ import pytest
 import small
 from etils import epath
 
-from randmix import durable, train
-from randmix.checkpoint import Checkpoints
 from randmix.errors import UserError
-from randmix.metrics_log import MetricsLog
+from randmix.runtime import durable
+from randmix.training import loop as train
+from randmix.workdir.checkpoints import Checkpoints
+from randmix.workdir.metrics_log import MetricsLog
 
 # Orbax writes these after the manifest. They hold times of the save and are never read.
 BOOKKEEPING = {"_CHECKPOINT_METADATA", "commit_success.txt"}

@@ -9,11 +9,14 @@ import pytest
 import small
 
 import randmix
-from randmix import ensemble, masks, runs, sharding, train
+from randmix import masks
 from randmix.data import loader
 from randmix.errors import UserError
-from randmix.preemption import Preempted
 from randmix.reproduce import training
+from randmix.runtime import sharding
+from randmix.runtime.preemption import Preempted
+from randmix.training import ensemble, runs
+from randmix.training import loop as train
 
 SEEDS = (0, 3, 7)
 STEPS = {"steps": 10, "eval_every": 5, "data__flip": True, "optimizer__learning_rate": 0.003}

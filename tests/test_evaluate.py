@@ -11,20 +11,15 @@ import numpy as np
 import pytest
 import small
 
-from randmix import (
-    attacks,
-    config,
-    eval_loop,
-    plots,
-    robustness,
-    runs,
-    sharding,
-    spectrum,
-    train,
-)
+from randmix import attacks, config
+from randmix.analysis import plots, robustness, spectrum
+from randmix.analysis.robustness import report, sanity
 from randmix.data import arrays, catalog
 from randmix.errors import UserError
-from randmix.robustness import report, sanity
+from randmix.runtime import sharding
+from randmix.training import evaluation as eval_loop
+from randmix.training import loop as train
+from randmix.training import runs
 
 QUICK = ("--attacks=fgsm,pgd2,strong", "--examples=50", "--strong_steps=3", "--strong_restarts=2")
 SETTINGS = robustness.Settings(

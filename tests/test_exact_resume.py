@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import small
 
-from randmix import runs, sharding, train
-from randmix.checkpoint import Checkpoints
 from randmix.config import default
+from randmix.runtime import sharding
+from randmix.training import loop as train
+from randmix.training import runs
+from randmix.workdir.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.slow
 

@@ -11,9 +11,11 @@ import pytest
 import small
 
 import randmix
-from randmix import groups, masks, runs, steps, train
+from randmix import masks
 from randmix.errors import UserError
-from randmix.preemption import Preempted
+from randmix.runtime.preemption import Preempted
+from randmix.training import groups, runs, steps
+from randmix.training import loop as train
 
 PLAIN = {"optimizer__clip_norm": 0.0, "optimizer__weight_decay": 0.01, "schedule__name": "constant"}
 SLOW = (

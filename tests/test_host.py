@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from randmix import host
+from randmix.runtime import host
 
 LEFT = "left as they are: "
 

@@ -3,7 +3,7 @@
 import pytest
 from test_configs import FILES, load
 
-from randmix import runs
+from randmix.training import runs
 
 
 def parts(name):

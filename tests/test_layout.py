@@ -10,98 +10,58 @@ import pytest
 import randmix
 
 PACKAGE = Path(randmix.__file__).parent
-# Each module or package and its allowed imports from randmix, apart from itself.
-ALLOWED = {
-    "errors": set(),
-    "durable": set(),
-    "json_files": {"errors"},
-    "distributed": {"errors"},
-    "masks": set(),
-    "ops": {"errors"},
-    "filters": {"errors"},
-    "sharding": {"errors"},
-    "tasks": {"errors"},
-    "host": set(),
-    "locks": set(),
-    "tpu": {"errors"},
-    "signals": set(),
-    "preemption": {"signals"},
-    "progress": set(),
-    "cli": {"errors", "host", "signals"},
-    "ranges": {"errors"},
-    "config": {"errors", "ranges"},
-    # cli and plots: prepare and show
-    "data": {"cli", "config", "durable", "errors", "plots", "ranges", "sharding", "signals"},
-    "models": {"errors", "filters", "ops"},
-    "groups": {"errors", "masks", "ranges"},
-    "optim": {"errors", "groups"},
-    "balls": {"errors"},
-    "attacks": {"balls", "errors"},
-    "steps": {"masks", "models", "tasks"},
-    "checkpoint": {"config", "distributed", "durable", "errors", "json_files", "signals"},
-    "artifacts": {
-        *("checkpoint", "config", "distributed", "durable", "errors", "json_files", "locks"),
-    },
-    "trackers": {"errors"},
-    "metrics_log": {"checkpoint", "durable", "json_files", "trackers"},
-    "plots": {"durable", "errors"},
-    "spectrum": {"cli", "errors", "filters", "masks", "plots", "runs"},
-    "reproduce": {
-        *(
-            "artifacts",
-            "cli",
-            "compiled",
-            "config",
-            "data",
-            "durable",
-            "errors",
-            "eval_loop",
-            "host",
-            "json_files",
-            "locks",
-            "models",
-            "plots",
-            "preemption",
-            "signals",
-        ),
-        *("ensemble", "robustness", "runs", "spectrum", "train", "unshuffle"),
-    },
-    "torch_files": {"errors"},
-    "torch_weights": {"errors", "models", "torch_files"},
-}
+# From the bottom up. A module imports from its own package and from the layers below.
+LAYERS = (
+    {"errors", "__version__"},
+    {"masks", "ops", "runtime"},
+    {"ranges"},
+    {"config"},
+    {"filters"},
+    {"models"},
+    {"torch_files"},
+    {"torch_weights"},
+    {"data"},
+    {"attacks"},
+    {"workdir"},
+    {"training"},
+    {"analysis"},
+    {"reproduce"},
+    {"evaluate", "convert", "main"},
+)
+ALONE = {"masks"}  # imports nothing of randmix
 
 
-def imports(module):
-    files = (
-        [PACKAGE / f"{module}.py"]
-        if (PACKAGE / f"{module}.py").exists()
-        else (PACKAGE / module).rglob("*.py")
-    )
-    if module == "checkpoint":  # its program, `verify`, reads workdirs as all readers do
-        files = [file for file in files if file.name != "__main__.py"]
-    for file in files:
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "randmix":
-                names = (
-                    [node.module]
-                    if "." in node.module
-                    else [f"randmix.{a.name}" for a in node.names]
-                )
-            elif isinstance(node, ast.Import):
-                names = [a.name for a in node.names if a.name.split(".")[0] == "randmix"]
-            else:
-                continue
-            yield from (name.split(".")[1] for name in names if "." in name)
+def imports(file):
+    """Yields the package or module at the top of randmix that each import of a file names."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "randmix":
+            module = node.module.split(".")[1:2]
+            yield from module or (alias.name for alias in node.names)
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                root, *rest = alias.name.split(".")
+                if root == "randmix":
+                    yield from rest[:1]
 
 
-@pytest.mark.parametrize("module", ALLOWED)
-def test_imports_run_downward(module):
-    assert set(imports(module)) - {module, "__version__"} <= ALLOWED[module]
+@pytest.mark.parametrize("unit", sorted(set.union(*LAYERS) - {"__version__"}))
+def test_imports_run_downward(unit):
+    one = PACKAGE / f"{unit}.py"
+    files = [one] if one.exists() else (PACKAGE / unit).rglob("*.py")
+    got = {name for file in files for name in imports(file)} - {unit}
+    level = next(i for i, layer in enumerate(LAYERS) if unit in layer)
+    below = set() if unit in ALONE else set.union(set(), *LAYERS[:level])
+    assert got <= below
+
+
+def test_every_unit_has_its_layer():
+    units = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert units - {"__init__", "__main__", "__pycache__"} == set.union(*LAYERS) - {"__version__"}
 
 
 def test_importing_randmix_imports_nothing_heavy():
     code = (
-        "import randmix, randmix.cli, randmix.config, randmix.data.catalog, sys;"
+        "import randmix, randmix.runtime.cli, randmix.config, randmix.data.catalog, sys;"
         "print([m for m in ('jax', 'flax', 'tensorflow', 'tensorflow_datasets', "
         "'orbax', 'sklearn', 'matplotlib') if m in sys.modules])"
     )

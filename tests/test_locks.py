@@ -13,9 +13,10 @@ import pytest
 import small
 from etils import epath
 
-from randmix import artifacts, locks
 from randmix.errors import UserError
-from randmix.train import train
+from randmix.runtime import locks
+from randmix.training.loop import train
+from randmix.workdir import artifacts
 
 
 def test_one_holder_at_a_time_and_no_file_afterwards(tmp_path):

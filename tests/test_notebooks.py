@@ -39,7 +39,7 @@ for name, tree in initial["spatial"].items():
         assert np.array_equal(moved, mask.ravel()), name
 
 # The notebook's envelope and the library's.
-from randmix.spectrum import envelopes as library
+from randmix.analysis.spectrum import envelopes as library
 np.testing.assert_allclose(envelope(full), library.envelope(full), rtol=1e-4, atol=1e-5)
 print("the facts hold")
 """

@@ -9,10 +9,11 @@ from etils import epath
 from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
 
-from randmix import artifacts, train
-from randmix.checkpoint import Checkpoints
 from randmix.errors import UserError
-from randmix.metrics_log import MetricsLog
+from randmix.training import loop as train
+from randmix.workdir import artifacts
+from randmix.workdir.checkpoints import Checkpoints
+from randmix.workdir.metrics_log import MetricsLog
 
 
 class ObjectStore(MemoryFileSystem):

@@ -10,7 +10,7 @@ import pytest
 from matplotlib import colors
 from PIL import Image
 
-from randmix import plots
+from randmix.analysis import plots
 from randmix.errors import UserError
 
 

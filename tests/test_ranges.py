@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from randmix import config as configs
-from randmix import groups, ranges, runs
+from randmix import ranges
 from randmix.errors import UserError
+from randmix.training import groups, runs
 
 # The keys of tuples of numbers, with two values of which only the number varies.
 TUPLES = {

@@ -13,10 +13,12 @@ import command
 import numpy as np
 import pytest
 
-from randmix import filters, runs, spectrum
+from randmix import filters
+from randmix.analysis import spectrum
 from randmix.reproduce import plan, presets, report, sweep
 from randmix.reproduce.claims import CLAIMS
 from randmix.reproduce.experiments import EXPERIMENTS
+from randmix.training import runs
 
 pytestmark = pytest.mark.slow
 

@@ -5,10 +5,10 @@ import itertools
 import pytest
 
 from randmix import config as configs
-from randmix import runs
 from randmix.errors import UserError
 from randmix.models import counts
 from randmix.reproduce import plan, presets
+from randmix.training import runs
 
 SMOKE = presets.get("smoke")
 

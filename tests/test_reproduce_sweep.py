@@ -10,10 +10,11 @@ import signal
 
 import pytest
 
-from randmix import artifacts, locks
 from randmix.errors import UserError
-from randmix.preemption import Preempted, StopSignals
 from randmix.reproduce import plan, presets, records, sweep, training
+from randmix.runtime import locks
+from randmix.runtime.preemption import Preempted, StopSignals
+from randmix.workdir import artifacts
 
 RESULT = {
     "mode": "chans",

@@ -10,8 +10,10 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from randmix import config as configs
-from randmix import masks, models, runs, sharding, steps
+from randmix import masks, models
 from randmix.errors import UserError
+from randmix.runtime import sharding
+from randmix.training import runs, steps
 
 ARGUMENTS = {"width": 4, "depth": 2, "num_classes": 5}
 CONVOLUTIONS = 1 + 2 * 3  # of the run below: the stem, and two in each of three blocks

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import small
 
-from randmix import ensemble, sharding, train
-from randmix.compiled import Programs
 from randmix.data import arrays, loader
 from randmix.reproduce import plan, presets
+from randmix.runtime import sharding
+from randmix.training import ensemble
+from randmix.training import loop as train
+from randmix.training.compiled import Programs
 
 LARGE = (2**31, 2**32 - 1)
 ONE_DEVICE = jax.devices()[:1]

@@ -12,8 +12,8 @@ import command
 import interrupted
 import pytest
 
-from randmix import signals
-from randmix.preemption import Preempted, StopSignals
+from randmix.runtime import signals
+from randmix.runtime.preemption import Preempted, StopSignals
 
 # Python imports it at its start. It sends this process a signal when the module is first imported.
 SITE = """
@@ -182,7 +182,7 @@ def test_a_library_leaves_signals_alone(tmp_path):
     code = (
         "import signal; numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP);"
         "before = [*map(signal.getsignal, numbers)];"
-        "import randmix, randmix.cli, randmix.main, randmix.signals;"
+        "import randmix, randmix.runtime.cli, randmix.main, randmix.runtime.signals;"
         "assert [*map(signal.getsignal, numbers)] == before; print(signal.set_wakeup_fd(-1))"
     )
     (tmp_path / "mine.py").write_text(code)
@@ -245,7 +245,7 @@ def test_a_signal_stops_a_run_and_its_repetition_does_not_end_the_save(number, h
 
 
 def test_ctrl_c_again_after_a_while_does_not_wait_for_the_save(handlers, monkeypatch):
-    monkeypatch.setattr("randmix.preemption._AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("randmix.runtime.preemption._AGAIN_SECONDS", 0.0)
     with StopSignals() as stop, StopSignals():
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)

@@ -7,7 +7,7 @@ import command
 import numpy as np
 import pytest
 
-from randmix import smoothing
+from randmix.analysis import smoothing
 from randmix.errors import UserError
 
 EPSILONS = (0.0, 4.0, 64.0)
@@ -55,11 +55,13 @@ def test_the_gain_is_relative_to_the_unsmoothed_run(folders, tmp_path):
 
 def test_the_command_line(folders, tmp_path):
     done = command.run(
-        "randmix.smoothing", f"--folders={folders[0]},{folders[1]}", f"--out={tmp_path / 'out'}"
+        "randmix.analysis.smoothing",
+        f"--folders={folders[0]},{folders[1]}",
+        f"--out={tmp_path / 'out'}",
     )
     assert done.status == 0, done.err
     assert done.out.splitlines()[0] == f"{tmp_path / 'out' / 'smoothing.png'}"
-    done = command.run("randmix.smoothing", f"--folders={folders[0]}")
+    done = command.run("randmix.analysis.smoothing", f"--folders={folders[0]}")
     assert (done.status, done.err) == (
         2,
         "randmix: --folders: got 1, allowed two or more; for example --folders=runs/s0,runs/s2\n",

@@ -13,11 +13,12 @@ import pytest
 import small
 
 import randmix
-from randmix import convert, filters, masks, models, spectrum
-from randmix.checkpoint import Checkpoints
+from randmix import convert, filters, masks, models
+from randmix.analysis import spectrum
+from randmix.analysis.spectrum import envelopes
 from randmix.config import to_json
 from randmix.errors import UserError
-from randmix.spectrum import envelopes
+from randmix.workdir.checkpoints import Checkpoints
 
 
 def bank(shape, seed=0):
@@ -265,7 +266,7 @@ def test_smoothing_a_model_smooths_its_depthwise_filters_and_nothing_else(keep_n
 
 
 def program(*arguments, **options):
-    return command.run("randmix.spectrum", *arguments, **options)
+    return command.run("randmix.analysis.spectrum", *arguments, **options)
 
 
 def table(file):

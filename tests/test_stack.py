@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 import small
 
-from randmix import masks, models, runs, sharding, train
+from randmix import masks, models
 from randmix.models import counts, stack
+from randmix.runtime import sharding
+from randmix.training import loop as train
+from randmix.training import runs
 
 IMAGES = (4, 8, 8, 3)
 ARGUMENTS = {

@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 import small
 
-from randmix import eval_loop, masks, sharding, steps, train
+from randmix import masks
 from randmix.data import arrays
+from randmix.runtime import sharding
+from randmix.training import evaluation as eval_loop
+from randmix.training import loop as train
+from randmix.training import steps
 
 MODES = ("full", "chans", "space")
 FROZEN_ROLE = {"full": None, "chans": "spatial", "space": "channel"}

@@ -15,9 +15,9 @@ import pictures
 import pytest
 from etils.epath import testing
 
-from randmix import sharding
 from randmix.data import catalog, feeds, prepare, stream
 from randmix.errors import UserError
+from randmix.runtime import sharding
 
 NAME, N, BATCH = "imagefolder/pets", 45, 8
 READING = stream.Reading(image_size=16)

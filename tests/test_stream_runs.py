@@ -10,10 +10,13 @@ import pytest
 import small
 
 import randmix
-from randmix import eval_loop, masks, runs, train
+from randmix import masks
 from randmix.data import catalog, photographs, prepare
 from randmix.errors import UserError
-from randmix.preemption import Preempted
+from randmix.runtime.preemption import Preempted
+from randmix.training import evaluation as eval_loop
+from randmix.training import loop as train
+from randmix.training import runs
 
 NAME = "imagefolder/flowers"
 OVERRIDES = {

@@ -11,10 +11,11 @@ import pytest
 import small
 from skimage.metrics import peak_signal_noise_ratio
 
-from randmix import masks, models, steps, tasks
+from randmix import masks, models
 from randmix.data import loader
 from randmix.data.augment import Augmentation
 from randmix.errors import UserError
+from randmix.training import steps, tasks
 
 SHAPES = [(1, 1, 1), (8, 8, 1), (5, 7, 3)]
 # Plain SGD, so that one and eight devices can be compared.

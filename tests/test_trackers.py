@@ -8,9 +8,9 @@ import pytest
 import small
 from tensorboardX.proto import event_pb2
 
-from randmix import trackers
 from randmix.errors import UserError
-from randmix.metrics_log import MetricsLog
+from randmix.workdir import trackers
+from randmix.workdir.metrics_log import MetricsLog
 
 
 def events(folder):

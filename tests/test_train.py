@@ -14,11 +14,14 @@ import pytest
 import small
 
 import randmix
-from randmix import artifacts, distributed, durable, masks, train
+from randmix import masks
 from randmix.data import loader
 from randmix.errors import UserError
-from randmix.metrics_log import MetricsLog
-from randmix.preemption import Preempted
+from randmix.runtime import distributed, durable
+from randmix.runtime.preemption import Preempted
+from randmix.training import loop as train
+from randmix.workdir import artifacts
+from randmix.workdir.metrics_log import MetricsLog
 
 
 def run(workdir, devices=1, **overrides):

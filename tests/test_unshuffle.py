@@ -11,10 +11,13 @@ import pytest
 import small
 
 import randmix
-from randmix import masks, runs, tasks, train, unshuffle
+from randmix import masks
+from randmix.analysis import unshuffle
 from randmix.data import catalog
 from randmix.errors import UserError
-from randmix.preemption import Preempted
+from randmix.runtime.preemption import Preempted
+from randmix.training import loop as train
+from randmix.training import runs, tasks
 
 CONFIG = "--config=configs/unshuffle.py"
 FILES = ["reconstructions.csv", "reconstructions.png", "reconstructions.svg"]
@@ -50,11 +53,11 @@ def whole(tmp_path_factory):
     return workdir, run(workdir)
 
 
-def test_a_run_writes_its_psnr_permutation_and_picture(whole):
+def test_a_run_writes_its_psnr_and_permutation(whole):
     workdir, result = whole
     assert {path.name for path in workdir.iterdir()} == {
         "checkpoints", "config.json", "data.json", "masks.txt", "metrics.jsonl", "permutation.npy",
-        "result.json", "tensorboard", *FILES,
+        "result.json", "tensorboard",
     }  # fmt: skip
     np.testing.assert_array_equal(
         np.load(workdir / "permutation.npy"), tasks.pixel_permutation(0, 8, 8)
@@ -106,6 +109,7 @@ def test_from_the_command_line_to_a_picture_of_two_runs(whole, tmp_path):
         "randmix.main", f"{CONFIG}:tiny", "--config.mode=full", f"--workdir={workdir}"
     )
     assert done.status == 0, done.err
+    assert all((workdir / name).exists() for name in FILES)
     table, result = done.out.splitlines(), json.loads((workdir / "result.json").read_text())
     assert table[3].startswith("step 100/")
     assert " dB  " in table[3]
@@ -122,7 +126,9 @@ def test_from_the_command_line_to_a_picture_of_two_runs(whole, tmp_path):
 
     workdirs = [workdir, whole[0]]
     argument = f"--workdirs={workdirs[0]},{workdirs[1]}"
-    done = command.run("randmix.unshuffle", argument, "--examples=3", f"--out={tmp_path / 'both'}")
+    done = command.run(
+        "randmix.analysis.unshuffle", argument, "--examples=3", f"--out={tmp_path / 'both'}"
+    )
     assert done.status == 0, done.err
     assert sorted(done.out.splitlines()) == [str(tmp_path / "both" / name) for name in FILES]
     with (tmp_path / "both" / FILES[0]).open() as file:
@@ -246,13 +252,13 @@ def test_runs_that_do_not_fit_into_one_picture(whole, tmp_path):
 @pytest.mark.parametrize(
     ("module", "arguments", "message"),
     [
-        ("randmix.unshuffle", [], "--workdirs is missing; list the runs' folders"),
+        ("randmix.analysis.unshuffle", [], "--workdirs is missing; list the runs' folders"),
         (
-            "randmix.unshuffle",
+            "randmix.analysis.unshuffle",
             ["--workdirs=/nowhere"],
             "/nowhere: no run there (config.json is missing)",
         ),
-        ("randmix.unshuffle", ["--workdirs=a", "--examples=0"], "--examples=0"),
+        ("randmix.analysis.unshuffle", ["--workdirs=a", "--examples=0"], "--examples=0"),
         ("randmix.main", [f"{CONFIG}:minst"], "variant: got 'minst'"),
         ("randmix.main", [CONFIG, "--config.task=shuffling"], "did you mean 'unshuffling'?"),
     ],

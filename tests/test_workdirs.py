@@ -12,10 +12,11 @@ from command import run as command
 from etils import epath
 
 import randmix
-from randmix import artifacts, eval_loop, json_files, train
-from randmix.checkpoint import manifest
-from randmix.checkpoint.__main__ import findings
+from randmix.analysis.verify import findings
 from randmix.errors import UserError
+from randmix.training import evaluation as eval_loop
+from randmix.training import loop as train
+from randmix.workdir import artifacts, json_files, manifest
 
 SETTINGS = {"steps": 4, "eval_every": 2, "checkpoint_every": 2, "data__validation": 0.2}
 
@@ -80,16 +81,16 @@ def test_verify_from_the_command_line(workdir):
         "checkpoints/4",
     ]
     lines = [f"{workdir}/{name}: intact\n" for name in [*names, f"best/{best}"]]
-    assert command("randmix.checkpoint", "verify", workdir) == (0, "".join(lines), "")
+    assert command("randmix.analysis.verify", "verify", workdir) == (0, "".join(lines), "")
     (workdir / "checkpoints" / "2" / "default" / "_METADATA").write_text("x")
-    done = command("randmix.checkpoint", "verify", workdir)
+    done = command("randmix.analysis.verify", "verify", workdir)
     assert done.status == 2
     assert done.out.startswith("".join(lines[:4]) + f"{workdir}/checkpoints/2: default/_METADATA ")
     assert done.err == (
         f"randmix: {workdir}: 1 of its files and checkpoints can't be used; what is damaged is set "
         f"aside and made anew when you remove {workdir}/result.json and train this workdir again\n"
     )
-    assert command("randmix.checkpoint", "check", workdir).err == (
+    assert command("randmix.analysis.verify", "check", workdir).err == (
         f"randmix: expected `verify WORKDIR`, got ['check', '{workdir}']; see --help\n"
     )
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 import randmix
-from randmix import plots
+from randmix.analysis import plots
 
 STEPS_PER_EPOCH = 60_000 // 128
 LABELS = {

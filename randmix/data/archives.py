@@ -14,8 +14,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from randmix import durable, signals
 from randmix.errors import UserError
+from randmix.runtime import durable, signals
 
 # A download is abandoned after this many seconds without an answer or a byte.
 TIMEOUT = 20

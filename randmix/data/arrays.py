@@ -7,8 +7,8 @@ from functools import partial
 import jax
 import numpy as np
 
-from randmix import sharding
 from randmix.data import loader
+from randmix.runtime import sharding
 
 
 class TrainArrays:

@@ -15,10 +15,10 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from randmix import sharding
 from randmix.data import arrays, catalog, loader, stream
 from randmix.data.augment import Augmentation
 from randmix.errors import UserError, check_choice
+from randmix.runtime import sharding
 
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
 

@@ -45,9 +45,9 @@ from absl import flags
 from etils import epath
 from tqdm import tqdm
 
-from randmix import cli, durable, signals
 from randmix.data import archives, catalog
 from randmix.errors import UserError
+from randmix.runtime import cli, durable, signals
 
 
 def define_flags() -> None:

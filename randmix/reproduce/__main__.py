@@ -37,8 +37,8 @@ from pathlib import Path
 
 from absl import flags
 
-from randmix import cli, host
 from randmix.errors import UserError
+from randmix.runtime import cli, host
 
 _SWEEP = "sweep.json"
 
@@ -78,8 +78,8 @@ def main(argv: list[str]) -> int:
     if options.tune_host:
         host.tune()
     # These import JAX, which reads the settings made above.
-    from randmix.preemption import Preempted
     from randmix.reproduce import measurements, plan, presets, report, sweep, training
+    from randmix.runtime.preemption import Preempted
 
     if len(argv) > 1:
         raise UserError(f"got {argv[1]!r}, allowed are flags only; see --help")
@@ -157,7 +157,7 @@ def open_workdir(root: Path, preset: str) -> None:
     Raises:
         UserError: the folder can't be written.
     """
-    from randmix import durable
+    from randmix.runtime import durable
 
     try:
         root.mkdir(parents=True, exist_ok=True)

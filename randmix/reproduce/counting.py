@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from randmix import runs
 from randmix.data import catalog
 from randmix.models import counts, split
 from randmix.reproduce.plan import make_config
 from randmix.reproduce.presets import Preset, Settings
 from randmix.reproduce.records import Record, Records
+from randmix.training import runs
 
 _KERNEL_SIZES = (3, 5, 7, 9)
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from randmix import plots
+from randmix.analysis import plots
+from randmix.analysis.spectrum.figures import Picture
 from randmix.reproduce import claims
 from randmix.reproduce.records import Records
-from randmix.spectrum.figures import Picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

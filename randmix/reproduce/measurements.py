@@ -17,13 +17,17 @@ from typing import Any
 
 from etils import epath
 
-from randmix import durable, eval_loop, json_files, plots, robustness, runs, spectrum, unshuffle
-from randmix.compiled import Programs
-from randmix.preemption import Preempted, StopSignals
+from randmix.analysis import plots, robustness, spectrum, unshuffle
+from randmix.analysis.robustness import sanity
+from randmix.analysis.spectrum import figures as spectra
 from randmix.reproduce.plan import PlannedRun
 from randmix.reproduce.presets import Preset
-from randmix.robustness import sanity
-from randmix.spectrum import figures as spectra
+from randmix.runtime import durable
+from randmix.runtime.preemption import Preempted, StopSignals
+from randmix.training import evaluation as eval_loop
+from randmix.training import runs
+from randmix.training.compiled import Programs
+from randmix.workdir import json_files
 
 FAILED = "failed.json"
 _FOLDER = "measurements"

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from etils import epath
 
-from randmix import plots
+from randmix.analysis import plots
 from randmix.reproduce import figures, measurements, sweep
 from randmix.reproduce.experiments import EXPERIMENTS
 from randmix.reproduce.plan import Group, PlannedRun

@@ -12,13 +12,13 @@ from etils import epath
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from randmix import artifacts
 from randmix import config as configs
-from randmix import runs as assembly
 from randmix.data import catalog
 from randmix.errors import UserError, did_you_mean
 from randmix.models import counts
 from randmix.reproduce.presets import Preset, Settings
+from randmix.training import runs as assembly
+from randmix.workdir import artifacts
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,10 +6,10 @@ from typing import Any
 
 from etils import epath
 
-from randmix import artifacts
 from randmix.reproduce import measurements
 from randmix.reproduce.plan import Group, PlannedRun, learned_share
 from randmix.reproduce.presets import Preset
+from randmix.workdir import artifacts
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,6 @@ import jinja2
 from etils import epath
 from PIL import Image
 
-from randmix import artifacts, durable, locks
 from randmix.reproduce import (
     claims,
     counting,
@@ -33,6 +32,8 @@ from randmix.reproduce.experiments import EXPERIMENTS
 from randmix.reproduce.plan import Group
 from randmix.reproduce.presets import Preset, Settings
 from randmix.reproduce.records import Records, collect, of_banks, of_smoothing
+from randmix.runtime import durable, locks
+from randmix.workdir import artifacts
 
 _TEMPLATE = "report.html.j2"
 _COLUMNS = ("experiment", "claim", "mode", "size", "seed", "metric", "value", "run")

@@ -18,12 +18,13 @@ from typing import NamedTuple
 
 from etils import epath
 
-from randmix import artifacts, durable, json_files, locks, signals
-from randmix.compiled import Programs
 from randmix.data import catalog
-from randmix.preemption import Preempted, StopSignals
 from randmix.reproduce.plan import Group, PlannedRun
 from randmix.reproduce.training import train_seeds
+from randmix.runtime import durable, locks, signals
+from randmix.runtime.preemption import Preempted, StopSignals
+from randmix.training.compiled import Programs
+from randmix.workdir import artifacts, json_files
 
 FAILED = "failed.json"
 LOCK = "sweep.lock"  # distinct from the lock that `train` takes while it is held

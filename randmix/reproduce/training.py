@@ -10,11 +10,11 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from randmix import ensemble
-from randmix.compiled import Programs
 from randmix.errors import UserError
-from randmix.preemption import Preempted
-from randmix.train import train
+from randmix.runtime.preemption import Preempted
+from randmix.training import ensemble
+from randmix.training.compiled import Programs
+from randmix.training.loop import train
 
 LOG = "log.txt"
 AUTO = "auto"

@@ -12,8 +12,8 @@ from torch_convmixers import arrays
 
 import randmix
 from randmix import convert, masks
-from randmix.checkpoint import manifest
 from randmix.errors import UserError
+from randmix.workdir import manifest
 
 pytestmark = pytest.mark.slow
 

@@ -16,8 +16,9 @@ import torch
 import torch_twins as twins
 
 from randmix import config as configs
-from randmix import masks, models, runs, steps
+from randmix import masks, models
 from randmix.models import counts
+from randmix.training import runs, steps
 
 # PyTorch warns that "same" padding of even kernels may copy.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Using padding='same'")]

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch_convmixers
 
-from randmix import attacks, balls, convert
+from randmix import attacks, convert
 
 with warnings.catch_warnings():  # foolbox imports a deprecated module of SciPy
     warnings.simplefilter("ignore")
@@ -35,7 +35,7 @@ def test_a_convmixer_against_pytorch_by_hand(activation):
         np.testing.assert_array_equal(got.logits.argmax(1), twin(x).argmax(1).numpy())
 
 
-@pytest.mark.parametrize("norm", balls.NORMS)
+@pytest.mark.parametrize("norm", attacks.NORMS)
 def test_a_convmixer_against_foolbox(norm):
     images, labels, twin, classifier = torch_pair("gelu")
     theirs = foolbox.PyTorchModel(twin, bounds=(0, 1))

@@ -1,0 +1,1 @@
+"""What is measured and drawn of trained runs and of filter banks."""

@@ -1,0 +1,211 @@
+r"""Figure of training images before and after augmentation.
+
+    python -m randmix.analysis.augmented --config=configs/convmixer_cifar10.py
+    python -m randmix.analysis.augmented --config=configs/convmixer_cifar10.py --examples=8 \
+        --step=100 --out=figures
+
+Draws the first examples of a step's batch with their classes: above as they are in the data set
+(photographs after cropping), below as the model receives them in that step. A mixed image shows
+both classes and their weights. Writes augmented.png, augmented.svg and augmented.csv, which lists
+the labels, to --out. Exit status: 0 done, 2 a mistake in the command.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from etils import epath
+from ml_collections import ConfigDict, config_flags
+
+from randmix import config as configs
+from randmix.analysis import plots
+from randmix.data import catalog, feeds, loader
+from randmix.data.augment import Augmentation
+from randmix.errors import UserError
+from randmix.runtime import cli, sharding
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_NAME = "augmented"
+_COLUMNS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """Examples before and after augmentation.
+
+    Attributes:
+        before: [N, H, W, C] float32 in [0, 1].
+        after: [N, H, W, C] float32, not clipped to [0, 1].
+        labels: [N] int32.
+        mixed_labels: [N] int32, labels of the images mixed into them; equal to ``labels`` if
+            nothing is mixed.
+        weights: [N] float32 in [0, 1], the weights of ``labels``.
+    """
+
+    before: np.ndarray
+    after: np.ndarray
+    labels: np.ndarray
+    mixed_labels: np.ndarray
+    weights: np.ndarray
+
+
+def draw(
+    config: ConfigDict, folder: epath.PathLike, *, examples: int = 16, step: int = 0
+) -> list[epath.Path]:
+    """Draws the first examples of a step and writes the figure and its table to a folder.
+
+    Args:
+        config: a run's config; of the model only the normalisation matters.
+        folder: output folder; created if it doesn't exist.
+        examples: how many, up to the batch size.
+        step: steps taken before the one that is shown, from 0.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: a config value is invalid, a batch has fewer examples, the data set isn't
+            prepared, or the folder can't be written.
+    """
+    configs.check(config)
+    if not 1 <= examples <= config.batch_size:
+        raise UserError(
+            f"--examples: got {examples}, allowed is 1 to the batch size, {config.batch_size}; "
+            "set a smaller one, or a larger --config.batch_size"
+        )
+    shown = at_step(config, step, examples)
+    names = catalog.class_names(config.data.name, config.data.data_dir)
+    table = [
+        {
+            "example": i,
+            "label": names[label],
+            "mixed_label": names[mixed],
+            "label_weight": float(weight),
+        }
+        for i, (label, mixed, weight) in enumerate(
+            zip(shown.labels, shown.mixed_labels, shown.weights, strict=True)
+        )
+    ]
+    return plots.save(figure(shown, names), epath.Path(folder) / _NAME, table)
+
+
+def at_step(config: ConfigDict, step: int, examples: int) -> Shown:
+    """Returns the first examples of a step's global batch, by the functions that training uses."""
+    data_set = catalog.get(
+        config.data.name, config.data.data_dir, image_size=config.data.image_size
+    )
+    augmentation = feeds.augmentation(config, data_set)
+    split = feeds.Split(data_set, "train", config.data.data_dir, feeds.reading(config.data))
+    count = max(1, round(config.data.subset * split.examples()))
+    configs.total_steps(config, count)  # refuses a batch size above the number of examples
+    feed = split.for_training(
+        seed=config.seed,
+        batch_size=config.batch_size,
+        total_steps=step + 1,
+        examples=count,
+        mesh=sharding.make_mesh(jax.devices()[:1]),
+    )
+    with contextlib.closing(feed):
+        data, order = feed.arguments(step)
+
+    @partial(jax.jit, static_argnames="augmentation")
+    def batch(
+        data: loader.Data, order: jax.Array | None, augmentation: Augmentation
+    ) -> dict[str, jax.Array]:
+        batch = loader.train_batch(
+            data,
+            order,
+            jnp.int32(step),
+            jnp.uint32(config.seed),
+            batch_size=config.batch_size,
+            augmentation=augmentation,
+        )
+        return {name: array[:examples] for name, array in batch.items()}
+
+    before, after = jax.device_get(
+        [batch(data, order, one) for one in (Augmentation(), augmentation)]
+    )
+    return Shown(
+        before=before["image"],
+        after=after["image"],
+        labels=after["label"],
+        mixed_labels=after.get("mixed_label", after["label"]),
+        weights=after.get("label_weight", np.ones(examples, np.float32)),
+    )
+
+
+@plots.style()
+def figure(shown: Shown, names: Sequence[str]) -> "Figure":
+    """Figure with pairs of rows, before and after, of up to eight examples each."""
+    n = len(shown.labels)
+    columns = min(n, _COLUMNS)
+    rows = 2 * -(-n // columns)
+    figure = plots.new_figure(0.6 + 1.0 * columns, 1.2 * rows)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_visible(False)
+    for i in range(n):
+        above, below = (grid[2 * (i // columns) + k, i % columns] for k in (0, 1))
+        _show(above, shown.before[i], names[int(shown.labels[i])])
+        _show(below, shown.after[i], _after_title(shown, i, names))
+        above.set_ylabel("before" if i % columns == 0 else "")
+        below.set_ylabel("after" if i % columns == 0 else "")
+    return figure
+
+
+def _after_title(shown: Shown, i: int, names: Sequence[str]) -> str:
+    label, mixed, weight = names[shown.labels[i]], names[shown.mixed_labels[i]], shown.weights[i]
+    if weight == 1:
+        return ""
+    return f"{weight:.2f} {label}\n{1 - weight:.2f} {mixed}"
+
+
+def _show(axes: "Axes", image: np.ndarray, title: str) -> None:
+    image = np.clip(image, 0, 1)
+    gray = image.shape[-1] == 1
+    axes.imshow(
+        image[..., 0] if gray else image, cmap="gray", vmin=0, vmax=1, interpolation="nearest"
+    )
+    axes.set_visible(True)
+    axes.set_title(title, pad=2)
+    axes.grid(False)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+
+
+def define_flags() -> None:
+    """Defines the command-line flags; not at import, so any program can import this module."""
+    config_flags.DEFINE_config_file(
+        "config",
+        help_string="The config file, for example configs/digits.py or configs/NAME.py:VARIANT.",
+    )
+    flags.DEFINE_string("out", "runs/augmented", "The folder to write to.")
+    flags.DEFINE_integer(
+        "examples", 16, "Number of images, up to the batch size.", lower_bound=1, upper_bound=64
+    )
+    flags.DEFINE_integer("step", 0, "Steps taken before the one that is shown.", lower_bound=0)
+
+
+def main(argv: list[str]) -> None:
+    """Draws the figure that the flags describe, and prints the files written."""
+    options = flags.FLAGS
+    if len(argv) > 1:
+        raise UserError(f"got {argv[1]!r}, allowed are flags only; see --help")
+    if options.config is None:
+        raise UserError("--config is missing; give one, for example --config=configs/digits.py")
+    for file in draw(options.config, options.out, examples=options.examples, step=options.step):
+        print(file)
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

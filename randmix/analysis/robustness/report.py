@@ -1,0 +1,115 @@
+"""Files of a measurement under attack: a table, a figure, and the sanity checks."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+from etils import epath
+
+from randmix.analysis import plots
+from randmix.analysis.robustness import sanity
+from randmix.analysis.robustness.curves import Curves
+from randmix.errors import UserError
+from randmix.runtime import durable, progress
+from randmix.workdir import artifacts
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_NAME = "attacks"
+# In the order of ``plots.series``, so that an attack looks the same in every figure.
+_TITLES = {
+    "strong": "strong",
+    "fgsm": "FGSM",
+    "pgd2": "PGD-2",
+    "pgd": "PGD",
+    "noise": "random noise",
+}
+
+
+def write(curves: Curves, folder: epath.PathLike, about: Mapping[str, Any]) -> list[epath.Path]:
+    """Writes attacks.csv, .png, .svg and .json, and returns the files.
+
+    Args:
+        curves: the measured accuracies.
+        folder: folder to write to; created if missing.
+        about: the run and examples attacked, for the figure's title and the JSON file; at least
+            "data" and "examples".
+
+    Raises:
+        UserError: the folder can't be written.
+    """
+    path = epath.Path(folder) / _NAME
+    files = plots.save(
+        figure(curves, f"{about['data']}: {about['examples']} examples"), path, rows(curves)
+    )
+    document = {
+        **about,
+        "settings": dataclasses.asdict(curves.settings),
+        "clean_accuracy": curves.clean,
+        "checks": [check._asdict() for check in sanity.checks(curves)],
+        **artifacts.provenance(jax.devices()),
+    }
+    json_file = path.parent / f"{_NAME}.json"
+    durable.write(json_file, json.dumps(document, indent=2) + "\n")
+    return [*files, json_file]
+
+
+def require_writable(folder: epath.PathLike) -> None:
+    """Creates the folder; raises a UserError if it can't be written."""
+    trial = epath.Path(folder) / f"{_NAME}.tmp"
+    try:
+        trial.parent.mkdir(parents=True, exist_ok=True)
+        trial.write_text("")
+        trial.unlink()
+    except OSError as error:
+        raise UserError(
+            f"{folder}: can't be written ({error.strerror}); give an --out that you may write to"
+        ) from error
+
+
+def rows(curves: Curves) -> list[dict[str, Any]]:
+    """Table rows: attack, epsilon (in 1/255), accuracy (in [0, 1])."""
+    return [
+        {"attack": attack, "epsilon": epsilon, "accuracy": accuracy}
+        for attack in curves.settings.attacks
+        for epsilon, accuracy in zip(curves.settings.epsilons, curves.accuracy(attack), strict=True)
+    ]
+
+
+def text(curves: Curves) -> str:
+    """Accuracies as text, one row per epsilon and one column per attack, and the sanity checks."""
+    names = curves.settings.attacks
+    accuracies = zip(*(curves.accuracy(name) for name in names), strict=True)
+    table = progress.table(
+        [
+            {"epsilon": f"{epsilon:g}/255"}
+            | {name: f"{value:.4f}" for name, value in zip(names, row, strict=True)}
+            for epsilon, row in zip(curves.settings.epsilons, accuracies, strict=True)
+        ]
+    )
+    return "\n".join([table, *map(str, sanity.checks(curves))])
+
+
+@plots.style()
+def figure(curves: Curves, title: str) -> "Figure":
+    """Accuracy against epsilon, one line per attack.
+
+    The axis of epsilon is linear up to the smallest positive epsilon, then logarithmic.
+    """
+    drawing = plots.new_figure(4.2, 3)
+    axes = drawing.subplots()
+    epsilons = curves.settings.epsilons
+    for i, (attack, label) in enumerate(_TITLES.items()):
+        if attack in curves.correct:
+            axes.plot(epsilons, 100 * curves.accuracy(attack), label=label, **plots.series(i))
+    if positive := [epsilon for epsilon in epsilons if epsilon]:
+        axes.set_xscale("symlog", base=2, linthresh=positive[0])
+    axes.set_xticks(epsilons, [f"{epsilon:g}" for epsilon in epsilons])
+    axes.minorticks_off()
+    ball = {"linf": "", "l2": ", L2 norm"}[curves.settings.norm]
+    axes.set(xlabel=f"epsilon (1/255{ball})", ylabel="accuracy (%)", ylim=(-3, 103), title=title)
+    axes.legend()
+    return drawing

@@ -1,0 +1,147 @@
+"""Sanity checks of accuracy under attack, each computed from the measured numbers.
+
+After Carlini et al., "On Evaluating Adversarial Robustness", arXiv 1902.06705, section 5. A failed
+check means that the attack, the model's gradient or the code can't be trusted, not that the model
+is robust.
+"""
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from randmix.analysis.robustness.curves import Curves
+
+NEAR_ZERO = 0.01
+# The gradient-based attacks, by number of steps.
+_BY_STEPS = ("fgsm", "pgd2", "pgd", "strong")
+
+
+class Check(NamedTuple):
+    """The verdict of one check.
+
+    Attributes:
+        claim: what must hold.
+        passed: whether it holds; None where the numbers can't decide.
+        detail: the numbers, or why they can't decide.
+    """
+
+    claim: str
+    passed: bool | None
+    detail: str
+
+    def __str__(self) -> str:
+        """Formats the verdict as one line."""
+        verdict = {True: "pass", False: "FAIL", None: "open"}[self.passed]
+        return f"{verdict}  {self.claim}: {self.detail}"
+
+
+def checks(curves: Curves) -> list[Check]:
+    """All checks of measured curves, in the order in which a reader would ask."""
+    return [
+        _clean_at_zero(curves),
+        _falls(curves),
+        _ends_near_zero(curves),
+        _more_steps_never_help(curves),
+        _noise_is_weaker(curves),
+        _strong_is_strongest(curves),
+    ]
+
+
+def _clean_at_zero(curves: Curves) -> Check:
+    claim = "epsilon 0 reproduces the clean accuracy"
+    if 0 not in curves.settings.epsilons:
+        return Check(claim, None, "0 isn't among the epsilons")
+    row = curves.settings.epsilons.index(0)
+    # In counts: the evaluation sums in float32.
+    clean = round(curves.clean * curves.examples)
+    off = [name for name, correct in curves.correct.items() if correct[row].sum() != clean]
+    got = ", ".join(f"{name} {curves.accuracy(name)[row]:.4f}" for name in off)
+    return Check(claim, not off, f"{got or 'every attack'}, clean {curves.clean:.4f}")
+
+
+def _falls(curves: Curves) -> Check:
+    claim = "accuracy falls as epsilon grows"
+    epsilons = curves.settings.epsilons
+    if len(epsilons) < 2:
+        return Check(claim, None, "there is only one epsilon")
+    rises = [
+        f"{name} rises from {before.mean():.4f} to {after.mean():.4f} at {epsilon:g}"
+        for name in _gradient_attacks(curves)
+        for epsilon, (before, after) in zip(
+            epsilons[1:], pairwise(curves.correct[name]), strict=True
+        )
+        if _helps_beyond_noise(before, after)
+    ]
+    return Check(claim, not rises, "; ".join(rises) or "for every attack, beyond noise")
+
+
+def _ends_near_zero(curves: Curves) -> Check:
+    claim = "a large epsilon brings accuracy close to 0"
+    if "strong" not in curves.settings.attacks:
+        return Check(claim, None, "the strong attack wasn't requested")
+    left, largest = curves.accuracy("strong")[-1], curves.settings.epsilons[-1]
+    if left > NEAR_ZERO and largest < 64 and curves.settings.norm == "linf":
+        return Check(
+            claim, None, f"{left:.4f} at {largest:g}, strong; add an epsilon of 64 or more"
+        )
+    return Check(claim, bool(left <= NEAR_ZERO), f"{left:.4f} at {largest:g}, strong")
+
+
+def _more_steps_never_help(curves: Curves) -> Check:
+    claim = "more steps never help the defender"
+    names = _gradient_attacks(curves)
+    if len(names) < 2:
+        return Check(claim, None, "there is only one gradient-based attack")
+    helped = [
+        f"{more} {after.mean():.4f} over {fewer} {before.mean():.4f} at {epsilon:g}"
+        for fewer, more in pairwise(names)
+        for epsilon, before, after in zip(
+            curves.settings.epsilons, curves.correct[fewer], curves.correct[more], strict=True
+        )
+        if _helps_beyond_noise(before, after)
+    ]
+    return Check(claim, not helped, "; ".join(helped) or f"{', '.join(names)}, beyond noise")
+
+
+def _noise_is_weaker(curves: Curves) -> Check:
+    claim = "noise of the same size is far weaker than the gradient attack"
+    name = next(iter(_gradient_attacks(curves)), None)
+    if name is None:
+        return Check(claim, None, "no gradient-based attack was requested")
+    cost = curves.clean - curves.accuracy(name)
+    halved = np.flatnonzero(cost >= curves.clean / 2)
+    if not halved.size:
+        return Check(
+            claim, None, f"{name} never costs half of the clean accuracy; add a larger epsilon"
+        )
+    row = halved[0]
+    noise = curves.clean - curves.accuracy("noise")[row]
+    where = f"at {curves.settings.epsilons[row]:g}, the first epsilon that costs half"
+    detail = f"noise costs {noise:.4f}, {name} {cost[row]:.4f} {where}"
+    return Check(claim, bool(noise <= cost[row] / 2), detail)
+
+
+def _strong_is_strongest(curves: Curves) -> Check:
+    claim = "the strong attack fools every example that another attack fools"
+    if curves.missed is None:
+        return Check(claim, None, "the strong attack wasn't requested")
+    examples = "1 example was" if curves.missed == 1 else f"{curves.missed} examples were"
+    return Check(
+        claim, curves.missed == 0, f"{examples} missed over all epsilons, counted as fooled"
+    )
+
+
+def _gradient_attacks(curves: Curves) -> list[str]:
+    return [name for name in _BY_STEPS if name in curves.correct]
+
+
+def _helps_beyond_noise(before: np.ndarray, after: np.ndarray) -> bool:
+    """Whether more examples were regained than chance explains: two sigma in McNemar's test.
+
+    >>> before, after = np.arange(100) < 50, np.arange(100) < 60
+    >>> _helps_beyond_noise(before, after)
+    True
+    """
+    gained, lost = (after & ~before).sum(), (before & ~after).sum()
+    return bool(gained - lost > 2 * np.sqrt(gained + lost))

@@ -1,0 +1,176 @@
+"""Accuracy gained under attack by smoothing frozen filters (section 4.3.3, Figure 7).
+
+    python -m randmix.evaluate --workdir=runs/s0 --attacks=fgsm,pgd2        # model.filters=random
+    python -m randmix.evaluate --workdir=runs/s2 --attacks=fgsm,pgd2        # smoothed, index 2
+    python -m randmix.analysis.smoothing --folders=runs/s0,runs/s2 --attack=fgsm
+
+Each folder holds what randmix.evaluate measured under attack: of runs trained with smoothed
+filters, or of one run whose filters were smoothed after training (randmix.evaluate --smoothing=2).
+Exactly one folder must have smoothing index 0, the baseline. The figure shows the relative gain in
+accuracy over the baseline against the smoothing index, one line per epsilon, and the clean
+accuracy. Writes smoothing.png, .svg and .csv to --out. Exit status: 0 done, 2 a usage error.
+"""
+
+import csv
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from absl import flags
+from etils import epath
+
+from randmix.analysis import plots
+from randmix.errors import UserError, check_choice
+from randmix.runtime import cli
+from randmix.workdir import json_files
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Curve(NamedTuple):
+    """Accuracy under one attack.
+
+    Attributes:
+        index: the filters' smoothing index.
+        data: the data set and the examples evaluated.
+        epsilons: [points], in 1/255, ascending.
+        accuracies: [points], in [0, 1].
+    """
+
+    index: float
+    data: str
+    epsilons: tuple[float, ...]
+    accuracies: tuple[float, ...]
+
+
+def read(folder: epath.PathLike, attack: str) -> Curve:
+    """Reads the accuracies that ``randmix.evaluate`` wrote to a folder.
+
+    Raises:
+        UserError: the folder has no accuracies under attack, or none for this attack.
+    """
+    folder = epath.Path(folder)
+    files = [folder / name for name in ("attacks.csv", "attacks.json")]
+    if not all(file.exists() for file in files):
+        raise UserError(
+            f"{folder}: no accuracies under attack there; first run python -m randmix.evaluate "
+            f"--workdir=... --attacks={attack}"
+        )
+    try:
+        rows = [
+            (row["attack"], float(row["epsilon"]), float(row["accuracy"]))
+            for row in csv.DictReader(files[0].read_text().splitlines())
+        ]
+    except (csv.Error, KeyError, TypeError, ValueError):
+        raise UserError(f"{files[0]}: damaged; measure the attacks again") from None
+    about = json_files.read(
+        files[1],
+        {"smoothing_index": float, "data": str, "examples": str},
+        what_to_do="measure the attacks again",
+    )
+    check_choice(f"{folder}: --attack", attack, sorted({name for name, *_ in rows}))
+    points = sorted(point for name, *point in rows if name == attack)
+    epsilons, accuracies = zip(*points, strict=True)
+    return Curve(
+        about["smoothing_index"], f"{about['data']}: {about['examples']}", epsilons, accuracies
+    )
+
+
+def relative_gains(curves: Sequence[Curve]) -> np.ndarray:
+    """Relative gain of each curve at each epsilon: (accuracy - baseline) / baseline.
+
+    Args:
+        curves: curves of one attack, exactly one of them of smoothing index 0: the baseline.
+
+    Returns:
+        [curves, points] float64, NaN where the baseline is 0.
+
+    Raises:
+        UserError: no baseline or several, or curves with different epsilons or data.
+    """
+    baselines = [curve for curve in curves if curve.index == 0]
+    if len(baselines) != 1:
+        raise UserError(
+            f"--folders: got {len(baselines)} of smoothing index 0, allowed one, the baseline"
+        )
+    (baseline,) = baselines
+    for curve in curves:
+        for name in ("data", "epsilons"):
+            got, allowed = getattr(curve, name), getattr(baseline, name)
+            if got != allowed:
+                raise UserError(
+                    f"--folders: got {name} {got!r} at index {curve.index:g}, "
+                    f"allowed {allowed!r} as at index 0"
+                )
+    base = np.asarray(baseline.accuracies)
+    gains = np.asarray([curve.accuracies for curve in curves]) - base
+    return np.divide(gains, base, out=np.full_like(gains, np.nan), where=base > 0)
+
+
+@plots.style()
+def figure(curves: Sequence[Curve], gains: np.ndarray, attack: str) -> "Figure":
+    """Relative gain against the smoothing index, one line per epsilon, above the clean accuracy."""
+    drawing = plots.new_figure(4.6, 4.6)
+    above, below = drawing.subplots(2, 1, sharex=True, height_ratios=(2.5, 1))
+    indices = [curve.index for curve in curves]
+    attacked = [i for i, epsilon in enumerate(curves[0].epsilons) if epsilon > 0]
+    for place, i in enumerate(attacked):
+        label = f"epsilon {curves[0].epsilons[i]:g}/255"
+        above.plot(indices, 100 * gains[:, i], label=label, **plots.series(place))
+    above.axhline(0, color="0.6", linewidth=0.8, zorder=0)
+    above.set(ylabel="relative gain (%)", title=f"{attack}, {curves[0].data} examples")
+    above.legend()
+    if 0.0 in curves[0].epsilons:
+        clean = [100 * curve.accuracies[curve.epsilons.index(0.0)] for curve in curves]
+        below.plot(indices, clean, **plots.series(0))
+    below.set(ylabel="clean accuracy (%)", xlabel="smoothing index", xticks=indices)
+    return drawing
+
+
+def draw(folders: Sequence[epath.PathLike], attack: str, out: epath.PathLike) -> list[epath.Path]:
+    """Draws folders of ``randmix.evaluate`` and returns the files written to ``out``.
+
+    Raises:
+        UserError: as `read` and `relative_gains` do, or ``out`` can't be written.
+    """
+    curves = sorted(read(folder, attack) for folder in folders)
+    gains = relative_gains(curves)
+    rows = [
+        {
+            "attack": attack,
+            "smoothing_index": curve.index,
+            "epsilon": epsilon,
+            "accuracy": accuracy,
+            "relative_gain": "" if np.isnan(gain) else float(gain),
+        }
+        for curve, line in zip(curves, gains, strict=True)
+        for epsilon, accuracy, gain in zip(curve.epsilons, curve.accuracies, line, strict=True)
+    ]
+    return plots.save(figure(curves, gains, attack), epath.Path(out) / "smoothing", rows)
+
+
+def define_flags() -> None:
+    """Defines the command-line flags; not at import, so that any program can import this module."""
+    flags.DEFINE_list("folders", [], "Folders of randmix.evaluate, one per smoothing index.")
+    flags.DEFINE_string("attack", "fgsm", "The attack to plot; it must have been measured.")
+    flags.DEFINE_string("out", "runs/smoothing", "Folder to write to.")
+
+
+def main(argv: list[str]) -> None:
+    """Draws the folders named on the command line and prints the files written."""
+    options = flags.FLAGS
+    if len(argv) > 1:
+        raise UserError(f"got {argv[1]!r}, allowed are flags only; see --help")
+    if len(options.folders) < 2:
+        raise UserError(
+            f"--folders: got {len(options.folders)}, allowed two or more; "
+            "for example --folders=runs/s0,runs/s2"
+        )
+    for file in draw(options.folders, options.attack, options.out):
+        print(file)
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

@@ -1,0 +1,38 @@
+"""Spectral coverage of filter banks: section 3.1 of the paper and its figures 1, 8 and 9.
+
+>>> import jax
+>>> from randmix import filters, spectrum
+>>> bank = filters.random(jax.random.key(0), (8, 8, 64))
+>>> spectrum.coverage(spectrum.envelope(bank)) > spectrum.coverage(spectrum.envelope(bank[..., :1]))
+True
+
+Modules, from the bottom up:
+
+- `envelopes`: spectral envelopes of arrays of filters, and their measures.
+- `variables`: the depthwise filters among a model's variables.
+- `figures`: the figures.
+- `__main__`: the command ``python -m randmix.analysis.spectrum``.
+"""
+
+from randmix.analysis.spectrum.envelopes import (
+    SIZE,
+    THRESHOLD,
+    coverage,
+    envelope,
+    mean_coverage,
+    mean_frequency,
+    radial_profile,
+)
+from randmix.analysis.spectrum.variables import layers, smooth_filters
+
+__all__ = [
+    "SIZE",
+    "THRESHOLD",
+    "coverage",
+    "envelope",
+    "layers",
+    "mean_coverage",
+    "mean_frequency",
+    "radial_profile",
+    "smooth_filters",
+]

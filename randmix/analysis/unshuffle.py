@@ -1,0 +1,229 @@
+"""Pictures of pixel un-shuffling: test images, their shuffled versions and the reconstructions.
+
+    python -m randmix.analysis.unshuffle --workdirs=runs/full
+    python -m randmix.analysis.unshuffle --workdirs=runs/full,runs/chans,runs/space --out=figures
+
+Each column is a test image; they are the first ones in the data set's own order, in which classes
+are mixed. Below the rows "original" and "shuffled" there is one row per run, with the PSNR under
+each image and the mean over the entire test split beside the row. Pixels are clipped to [0, 1] for
+display; the PSNR is that of the unclipped output. All runs in one picture must share the data set
+and the permutation.
+
+Writes reconstructions.png, .svg and, with every PSNR, .csv. randmix.main draws the
+picture of a run with the task "unshuffling" when it ends. Exit status: 0 done, 2 a usage error.
+"""
+
+import dataclasses
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from etils import epath
+from ml_collections import ConfigDict
+
+from randmix import config as configs
+from randmix.analysis import plots
+from randmix.data import catalog, feeds
+from randmix.errors import UserError
+from randmix.runtime import cli, distributed
+from randmix.training import groups, runs, tasks
+from randmix.workdir import artifacts
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_NAME = "reconstructions"
+_SHARED_KEYS = ("data.name", "permutation_seed")
+_LABEL_WIDTH = 24  # characters
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row of the picture.
+
+    Attributes:
+        label: text beside the row.
+        images: [N, H, W, C] float32; values outside [0, 1] are clipped for display.
+        psnr: [N], the PSNR of each image in dB; None for rows that show none.
+    """
+
+    label: str
+    images: np.ndarray
+    psnr: np.ndarray | None = None
+
+
+def draw(
+    workdirs: Sequence[epath.PathLike], folder: epath.PathLike, *, examples: int = 8
+) -> list[epath.Path]:
+    """Draws runs into a folder and returns the files written.
+
+    With several processes all must call it; only process 0 draws, and the others return [].
+
+    Args:
+        workdirs: folders of un-shuffling runs, at least one, in the order of the rows.
+        folder: folder to write to; created if missing.
+        examples: number of test images, starting with the first.
+
+    Raises:
+        UserError: a workdir holds no un-shuffling run or no checkpoint, the runs differ in their
+            data set or permutation, or the folder can't be written.
+    """
+    original, shuffled, *reconstructed = reconstructions(workdirs, examples=examples)
+    table = []
+    for workdir, row in zip(workdirs, reconstructed, strict=True):
+        assert row.psnr is not None, "every reconstruction has a PSNR"
+        table += [
+            {"run": str(workdir), "image": i, "psnr": float(psnr)}
+            for i, psnr in enumerate(row.psnr)
+        ]
+    if not distributed.is_primary():
+        return []
+    return plots.save(
+        figure([original, shuffled, *reconstructed]), epath.Path(folder) / _NAME, table
+    )
+
+
+def draw_missing(workdir: epath.PathLike) -> None:
+    """Draws a run that has no picture yet into its own folder; all processes must call it."""
+    if not epath.Path(workdir, f"{_NAME}.png").exists():
+        draw([workdir], workdir)
+
+
+def reconstructions(workdirs: Sequence[epath.PathLike], *, examples: int) -> list[Row]:
+    """Rows of the original images, the shuffled ones, and each run's reconstruction.
+
+    Reconstructs with the latest checkpoint of each run. Arguments and errors are those of ``draw``.
+    """
+    run_configs = [_read_config(workdir) for workdir in workdirs]
+    _check_comparable(workdirs, run_configs)
+    config = run_configs[0]
+    data_set = catalog.get(
+        config.data.name, config.data.data_dir, image_size=config.data.image_size
+    )
+    split = feeds.Split(data_set, "test", config.data.data_dir, feeds.reading(config.data))
+    images = split.arrays(examples)["image"]
+    images = images.astype(np.float32) / 255
+    _, height, width, _ = images.shape
+    shuffled = tasks.shuffle(
+        images, tasks.pixel_permutation(config.permutation_seed, height, width)
+    )
+    labels = _labels(run_configs)
+    return [
+        Row("original", images),
+        Row("shuffled", shuffled),
+        *(_reconstruct(*named, shuffled, images) for named in zip(workdirs, labels, strict=True)),
+    ]
+
+
+@plots.style()
+def figure(rows: Sequence[Row]) -> "Figure":
+    """Lays out the rows, one column per image."""
+    columns = len(rows[0].images)
+    figure = plots.new_figure(1.6 + 0.8 * columns, 0.95 * len(rows))
+    for row, axes in zip(rows, figure.subplots(len(rows), columns, squeeze=False), strict=True):
+        axes[0].set_ylabel(row.label, rotation=0, ha="right", va="center", labelpad=6)
+        for i, (axis, image) in enumerate(zip(axes, row.images, strict=True)):
+            image = np.clip(image, 0, 1)
+            gray = image.shape[-1] == 1
+            axis.imshow(
+                image[..., 0] if gray else image,
+                cmap="gray",
+                vmin=0,
+                vmax=1,
+                interpolation="nearest",
+            )
+            axis.grid(False)
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+            if row.psnr is not None:
+                axis.set_xlabel(f"{row.psnr[i]:.1f} dB", labelpad=2)
+    return figure
+
+
+def _read_config(workdir: epath.PathLike) -> ConfigDict:
+    config = artifacts.read_config(workdir)
+    if config.task != "unshuffling":
+        raise UserError(
+            f"{workdir}: got a run with the task {config.task!r}, allowed are runs with the task "
+            "'unshuffling'; train one with --config=configs/unshuffle.py"
+        )
+    return config
+
+
+def _check_comparable(
+    workdirs: Sequence[epath.PathLike], run_configs: Sequence[ConfigDict]
+) -> None:
+    first, *others = (configs.flatten(config) for config in run_configs)
+    for workdir, other in zip(workdirs[1:], others, strict=True):
+        for key in _SHARED_KEYS:
+            if other[key] != first[key]:
+                raise UserError(
+                    f"{workdirs[0]} and {workdir}: config.{key}: got {first[key]!r} and "
+                    f"{other[key]!r}, allowed in one picture are runs that share the data set and "
+                    "the permutation; draw them separately"
+                )
+
+
+def _labels(run_configs: Sequence[ConfigDict]) -> list[str]:
+    """A label for each run: what it trains, and the value of every key in which the runs differ."""
+    sources = [groups.source(config) for config in run_configs]
+    trained = [
+        key if key == "groups" else config[key]
+        for key, config in zip(sources, run_configs, strict=True)
+    ]
+    flat = [configs.flatten(config) for config in run_configs]
+    ignored = configs.DISPLAY_KEYS | {"mode", "train", "groups"}
+    differing = [
+        key for key in flat[0] if key not in ignored and any(f[key] != flat[0][key] for f in flat)
+    ]
+    return [
+        "\n".join([*textwrap.wrap(name, _LABEL_WIDTH), *(f"{key} {f[key]}" for key in differing)])
+        for name, f in zip(trained, flat, strict=True)
+    ]
+
+
+def _reconstruct(
+    workdir: epath.PathLike, label: str, shuffled: np.ndarray, images: np.ndarray
+) -> Row:
+    run = runs.load(workdir)
+    outputs = jax.jit(run.model.apply)(run.variables, shuffled)
+    psnr = tasks.unshuffling_metrics(outputs, {"target": jnp.asarray(images)})["psnr"]
+    if result := artifacts.read_result(epath.Path(workdir)):
+        label += f"\nmean {result['metrics']['test_psnr']:.2f} dB"
+    else:
+        label += f"\nat step {run.step}"
+    return Row(label, np.asarray(outputs), np.asarray(psnr))
+
+
+def define_flags() -> None:
+    """Defines the command-line flags; not at import, so that any program can import this module."""
+    flags.DEFINE_list("workdirs", [], "The runs' folders, in the order of their rows.")
+    flags.DEFINE_string(
+        "out",
+        None,
+        "Folder to write to. Default: the run's folder for a single run, else runs/unshuffle.",
+    )
+    flags.DEFINE_integer("examples", 8, "Number of test images.", lower_bound=1, upper_bound=32)
+
+
+def main(argv: list[str]) -> None:
+    """Draws the runs named on the command line and prints the files written."""
+    options = flags.FLAGS
+    if len(argv) > 1:
+        raise UserError(f"got {argv[1]!r}, allowed are flags only; see --help")
+    if not options.workdirs:
+        raise UserError(
+            "--workdirs is missing; list the runs' folders, for example --workdirs=runs/a,runs/b"
+        )
+    out = options.out or (options.workdirs[0] if len(options.workdirs) == 1 else "runs/unshuffle")
+    for file in draw(options.workdirs, out, examples=options.examples):
+        print(file)
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

@@ -1,0 +1,116 @@
+"""metrics.jsonl: one JSON object per line, appended during the run."""
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+
+from randmix.runtime import durable
+from randmix.workdir import json_files
+from randmix.workdir.checkpoints import set_aside
+from randmix.workdir.trackers import Tracker
+
+
+class MetricsLog:
+    """The log of a workdir, truncated to the step at which the run starts.
+
+    A killed process loses no line. After ``flush`` a power cut loses none either, so a checkpoint
+    that is saved after it is never ahead of the log. An object store can't append to a file; there,
+    every write stores the complete log, at most a few hundred kilobytes.
+
+    If lines are damaged, the file is moved to ``set_aside`` and the other lines are kept.
+
+    Attributes:
+        names_at_start: names of the metrics that are in the log for the start step.
+    """
+
+    def __init__(
+        self,
+        path: epath.PathLike,
+        start_step: int,
+        *,
+        writes: bool = True,
+        trackers: Sequence[Tracker] = (),
+    ):
+        """Opens the log and drops the lines after ``start_step``, since those steps will run again.
+
+        Args:
+            path: the log file.
+            start_step: the step at which the run starts.
+            writes: False on all processes but one; those leave the file unchanged.
+            trackers: further destinations of the same metrics.
+        """
+        self._path, self._writes, self._file = epath.Path(path), writes, None
+        self._trackers = trackers
+        found, damaged = _parsed(self._path)
+        rows = [row for row in found if row["step"] <= start_step]
+        self.names_at_start = {name for row in rows if row["step"] == start_step for name in row}
+        if writes:
+            if damaged:
+                place = set_aside(self._path, self._path.parent)
+                _warn(f"{damaged}; moved to {place}, the other lines are kept")
+            self._text = "".join(json.dumps(row) + "\n" for row in rows)
+            durable.write(self._path, self._text)
+            self._file = self._path.open("a") if durable.is_local(self._path) else None
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._file:
+            self._file.close()
+
+    def write(self, *, step: int, **metrics: Any) -> None:
+        """Appends a line."""
+        line = json.dumps({"step": step, **metrics}) + "\n"
+        if self._file:
+            self._file.write(line)
+            self._file.flush()
+        elif self._writes:
+            self._text += line
+            durable.write(self._path, self._text)
+        for tracker in self._trackers:
+            tracker.write(step, metrics)
+
+    def flush(self) -> None:
+        """Waits until all lines are on the disk."""
+        if self._file:
+            os.fsync(self._file.fileno())
+
+
+def read(path: epath.Path) -> list[dict[str, Any]]:
+    """Returns the intact lines of a log, oldest first; [] if there is no file."""
+    rows, damaged = _parsed(path)
+    if damaged:
+        _warn(f"{damaged}; using the other lines")
+    return rows
+
+
+def damage(path: epath.Path) -> str | None:
+    """Returns one line on the first damaged line of a log, or None."""
+    return _parsed(path)[1]
+
+
+def _warn(message: str) -> None:
+    logging.getLogger(__name__).warning("%s", message)
+
+
+def _parsed(path: epath.Path) -> tuple[list[dict[str, Any]], str | None]:
+    """Returns the intact lines of a log and a description of the first damaged one."""
+    try:
+        content = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        return [], f"{path}: can't be read ({error.strerror})"
+    rows, damaged = [], None
+    # A killed run may have left an incomplete last line.
+    for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
+        try:
+            row = json_files.parse(line, {str: float})
+            json_files.check(row, {"step": int})
+            rows.append(row)
+        except ValueError as error:
+            damaged = damaged or f"{path}: line {number} is damaged ({error})"
+    return rows, damaged
