@@ -1,6 +1,7 @@
 """Labels, the two halves of a partition, and the package as a whole."""
 
 import ast
+import os
 import pathlib
 import subprocess
 import sys
@@ -326,12 +327,14 @@ def test_messages_of_partition_and_merge():
 # The package
 
 
-def test_selectors_are_read_without_starting_jax():
+def test_settings_of_jax_can_be_made_after_the_import():
     code = (
         "import sys; from randmix import masks; masks.trainable(\"~role('a')\"); "
-        "assert not {'jax', 'flax', 'optax'} & set(sys.modules)"
+        "assert not {'flax', 'optax'} & set(sys.modules); "
+        "import jax; jax.config.update('jax_num_cpu_devices', 3); assert jax.device_count() == 3"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env=environment)
 
 
 def test_masks_imports_nothing_else_of_the_project():

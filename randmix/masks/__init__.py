@@ -10,29 +10,45 @@ Ordered *rules* turn selectors into a tree of labels for `optax.multi_transform`
 {'channel': {'block_00': {'kernel': 'train'}}, 'spatial': {'block_00': {'kernel': 'freeze'}}}
 
 Linen dictionaries, `flax.nnx` states, registered dataclasses, lists and named tuples all work.
-Labels are computed once, before the training step is compiled; importing this package does not
-import JAX.
+Labels are computed once, before the training step is compiled. This package imports nothing else of
+randmix and can be used alone.
 
 Modules, from the lowest layer up:
 
 - `tree`: a pytree as leaves with paths.
 - `selectors`: `role`, `path`, `depth`, `leaf`, `where`, `everything`, `nothing` and the operators.
-- `partial`: draws a share of the filters inside a leaf.
 - `parsing`: `parse`, the text form.
 - `rules`: `MODES`, `trainable`, `fraction`.
-- `labelling`: `mask`, `paths`, `apply`, `labels`, `channel_masks`.
-- `splitting`: `partition` and `merge` for whole leaves, `blend` inside a leaf.
-- `summaries` and `comparison`: `summary` and `diff`, rendered by `tables`.
+- `labelling`: `mask`, `paths`, `apply`, `labels`, `partition` and `merge`; inside a leaf,
+  `channel_masks` and `blend`.
+- `summaries` and `comparison`: `summary` and `diff`.
 """
 
 from randmix.masks.comparison import Change, Comparison, diff
 from randmix.masks.errors import MaskError
-from randmix.masks.labelling import apply, channel_masks, labels, mask, paths
+from randmix.masks.labelling import (
+    apply,
+    blend,
+    channel_masks,
+    labels,
+    mask,
+    merge,
+    partition,
+    paths,
+)
 from randmix.masks.parsing import parse
-from randmix.masks.partial import Fraction
 from randmix.masks.rules import MODES, fraction, trainable
-from randmix.masks.selectors import Selector, depth, everything, leaf, nothing, path, role, where
-from randmix.masks.splitting import blend, merge, partition
+from randmix.masks.selectors import (
+    Fraction,
+    Selector,
+    depth,
+    everything,
+    leaf,
+    nothing,
+    path,
+    role,
+    where,
+)
 from randmix.masks.summaries import Row, Summary, summary
 
 __all__ = [

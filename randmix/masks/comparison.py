@@ -1,12 +1,15 @@
 """Bitwise comparison of two parameter trees, to verify that frozen parameters did not change."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from randmix.masks.errors import MaskError
-from randmix.masks.tables import Table, Tabular
+from randmix.masks.summaries import Cells, Table
 from randmix.masks.tree import Leaf, PyTree, flatten, flatten_labels
 
 
@@ -34,7 +37,7 @@ class Change(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class Comparison(Tabular):
+class Comparison(Table):
     """The table that `diff` returns.
 
     Attributes:
@@ -53,9 +56,10 @@ class Comparison(Tabular):
         """Paths of the leaves that are bit-identical."""
         return [row.path for row in self.rows if not row.changed]
 
-    def table(self) -> Table:
+    def cells(self) -> tuple[Sequence[str], Cells, Cells, int]:
         """The cells to show, with a column of labels if labels were given."""
         labelled = any(row.label for row in self.rows)
+        header = ["path", "role", *(["label"] if labelled else []), "bits"]
         body = [
             [
                 row.path,
@@ -68,14 +72,9 @@ class Comparison(Tabular):
             ]
             for row in self.rows
         ]
-        header = ["path", "role", *(["label"] if labelled else []), "bits"]
+        titles = [*header, "elements changed", "max abs", "relative L2"]
         sums = f"{len(self.moved)} moved, {len(self.unchanged)} unchanged"
-        return Table(
-            header=[*header, "elements changed", "max abs", "relative L2"],
-            body=body,
-            footer=[[sums, *[""] * (len(header) + 2)]],
-            text_columns=len(header),
-        )
+        return titles, body, [[sums, *[""] * (len(titles) - 1)]], len(header)
 
 
 def diff(params_a: PyTree, params_b: PyTree, labels: PyTree | None = None) -> Comparison:
@@ -146,9 +145,6 @@ def _change(a: Leaf, b: Leaf, label: str) -> Change:
 
 def _values(leaf: Leaf) -> np.ndarray:
     """The leaf as a host array; a random key is represented by its data."""
-    import jax
-    import jax.numpy as jnp
-
     value = leaf.value
     if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         value = jax.random.key_data(value)

@@ -1,22 +1,26 @@
 """Parser for the text form of selectors, such as `"~role('spatial') | depth(4, None)"`.
 
 Texts come from configs and command lines, so they are parsed and never evaluated. Python's `ast`
-builds the syntax tree; every node that is not on the short list below is rejected by name.
+builds the syntax tree. Names, calls, operators and constants become calls of the public
+constructors, which check their arguments; every other node is rejected.
 """
 
 import ast
+import inspect
+import itertools
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from operator import and_, or_, sub
 from typing import Any
 
 from randmix.masks.errors import MaskError, nearest, shown
-from randmix.masks.partial import Fraction
 from randmix.masks.selectors import (
     MAX_CHARACTERS,
     MAX_NESTING,
+    TOO_DEEP,
     WORDS,
+    Fraction,
     Selector,
     depth,
     everything,
@@ -26,21 +30,6 @@ from randmix.masks.selectors import (
     role,
 )
 
-_CONSTANTS = {"everything": everything, "nothing": nothing}
-_TERMS: dict[str, tuple[Callable[..., Selector], int]] = {
-    "role": (role, 1),
-    "path": (path, 1),
-    "depth": (depth, 2),
-    "leaf": (leaf, 1),
-}
-_FORMS = {
-    "role": "role(name)",
-    "path": "path(regex)",
-    "depth": "depth(start, stop)",
-    "leaf": "leaf(name)",
-    "where": "where(name)",
-    "fraction": "fraction(selector, share, seed)",
-}
 _OPERATORS = {ast.BitAnd: and_, ast.BitOr: or_, ast.Sub: sub}
 _ALLOWED = (
     f"a selector text may contain {', '.join(WORDS[:5])}, everything, nothing "
@@ -48,30 +37,17 @@ _ALLOWED = (
 )
 _LOGIC = {ast.And: "and", ast.Or: "or", ast.Not: "not"}
 _KINDS = {
-    ast.Attribute: "an attribute",
-    ast.Subscript: "a subscript",
-    ast.Lambda: "a lambda",
-    ast.ListComp: "a comprehension",
-    ast.SetComp: "a comprehension",
-    ast.DictComp: "a comprehension",
-    ast.GeneratorExp: "a comprehension",
-    ast.JoinedStr: "an f-string",
-    ast.IfExp: "a conditional",
-    ast.Compare: "a comparison",
-    ast.NamedExpr: "an assignment",
-    ast.Starred: "an unpacking",
-    ast.BinOp: "another operator",
-    ast.UnaryOp: "another operator",
-    ast.Constant: "a constant",
-    ast.Tuple: "a tuple",
-    ast.List: "a list",
-    ast.Set: "a set",
-    ast.Dict: "a dict",
-    ast.Call: "a call",
+    ast.Attribute: "an attribute, ",
+    ast.Subscript: "a subscript, ",
+    ast.Compare: "a comparison, ",
+    ast.BinOp: "another operator, ",
+    ast.UnaryOp: "another operator, ",
+    ast.Constant: "a constant, ",
+    ast.Tuple: "a tuple, ",
 }
-# A string (skipped, as its brackets don't count), a call's bracket, another one, a closing one.
 # A string may end with the text, or else a text of many `\'` would be searched for each of them.
-_BRACKETS = re.compile(r"""'(?:\\.|[^'\\])*+'?|"(?:\\.|[^"\\])*+"?|(\w\s*+\()|(\()|(\))""")
+_STRING = re.compile(r"""'(?:\\.|[^'\\])*+'?|"(?:\\.|[^"\\])*+"?""")
+_CALL = re.compile(r"\w\s*+\([^()]*+\)")
 
 
 def parse(text: str, names: Mapping[str, Selector] | None = None) -> Selector | Fraction:
@@ -96,12 +72,11 @@ def parse(text: str, names: Mapping[str, Selector] | None = None) -> Selector | 
     Traceback (most recent call last):
     randmix.masks.errors.MaskError: unknown selector 'roll', did you mean role(name)?
     """
-    names = _checked_names(names)
-    reader = _Reader(_checked_text(text), names)
-    node = reader.node
-    if isinstance(node, ast.Call) and _called(node) == "fraction":
-        return reader.fraction(node)
-    return reader.selector(node)
+    reader = _Reader(text, names or {})
+    try:
+        return reader.operand(reader.tree)
+    except RecursionError:
+        raise MaskError(TOO_DEEP) from None
 
 
 def as_selector(selector: Selector | str, names: Mapping[str, Selector] | None = None) -> Selector:
@@ -119,137 +94,143 @@ def as_selector(selector: Selector | str, names: Mapping[str, Selector] | None =
 
 
 class _Reader:
-    """Builds the selector for one text from its syntax tree."""
+    """Turns the syntax tree of one text into a selector or a fraction."""
 
     def __init__(self, text: str, names: Mapping[str, Selector]):
-        self.text = text
+        _check_names(names)
+        _check_size(text)
+        self.text = text.strip()
         self.names = names
+        self.constants = {"everything": everything, "nothing": nothing, **names}
+        # A call in a text takes the positional arguments of these functions.
+        self.functions = {
+            "role": role,
+            "path": path,
+            "depth": depth,
+            "leaf": leaf,
+            "where": self.where,
+            "fraction": self.fraction,
+        }
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # `\d` in a regular expression is intended
-                self.node = ast.parse(text, mode="eval").body
+                self.tree = ast.parse(self.text, mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             # Depending on Python's version, a null byte raises a ValueError or a SyntaxError, and
             # deep nesting any of these.
-            raise MaskError(f"cannot read the selector text {shown(text)}: {_ALLOWED}") from None
-
-    def selector(self, node: ast.expr, level: int = 0) -> Selector:
-        if level > MAX_NESTING:
-            raise MaskError(_too_deep())
-        match node:
-            case ast.BinOp():
-                return self._binary(node, level)
-            case ast.UnaryOp(op=ast.Invert(), operand=operand):
-                return ~self.selector(operand, level + 1)
-            case ast.Name(id=word):
-                return self._word(word)
-            case ast.Call(func=ast.Name(id=word)):
-                return self._call(node, word)
-            case ast.Call(func=called):
-                raise self._refusal(called)
-        raise self._refusal(node)
-
-    def fraction(self, node: ast.Call) -> Fraction:
-        self._check_arguments(node, "fraction", (2, 3))
-        chosen, *numbers = node.args
-        match chosen:
-            case ast.Constant(value=str(text)):
-                selector = as_selector(text, self.names)
-            case _:
-                selector = self.selector(chosen)
-        share, seed = (*map(self._literal, numbers), 0)[:2]
-        return Fraction(selector, share, seed)
-
-    def _binary(self, node: ast.expr, level: int) -> Selector:
-        # Left operands are walked in a loop, because a long flat chain is not deeply nested.
-        rights = []
-        while isinstance(node, ast.BinOp):
-            if type(node.op) not in _OPERATORS:
-                raise self._refusal(node)
-            rights.append((_OPERATORS[type(node.op)], node.right))
-            node = node.left
-        result = self.selector(node, level + 1)
-        for operator, right in reversed(rights):
-            result = operator(result, self.selector(right, level + 1))
-        return result
-
-    def _word(self, word: str) -> Selector:
-        if word in _FORMS:
-            raise MaskError(f"{word} needs its argument: write {_FORMS[word]}")
-        known = {**_CONSTANTS, **self.names}
-        if word not in known:
-            raise MaskError(_unknown(word, (*WORDS, *self.names)))
-        return known[word]
-
-    def _call(self, node: ast.Call, word: str) -> Selector:
-        if word in _CONSTANTS or word in self.names:
-            raise MaskError(f"{word} takes no brackets: write {word}")
-        if word == "fraction":
             raise MaskError(
-                "fraction(...) is a rule, not a selector: combine selectors inside its brackets"
-            )
-        if word == "where":
-            self._check_arguments(node, word, (1,))
-            return self._where(self._literal(node.args[0]))
-        if word not in _TERMS:
-            raise MaskError(_unknown(word, WORDS))
-        make, arity = _TERMS[word]
-        self._check_arguments(node, word, (arity,))
-        return make(*map(self._literal, node.args))
+                f"cannot read the selector text {shown(self.text)}: {_ALLOWED}"
+            ) from None
 
-    def _where(self, name: Any) -> Selector:
-        if name not in self.names:
+    def where(self, name: str) -> Selector:
+        if not isinstance(name, str) or name not in self.names:
             raise MaskError(
                 f"where({shown(name)}) stands for a predicate: "
                 f"pass it with parse(text, names={{{shown(name)}: selector}})"
             )
         return self.names[name]
 
-    def _check_arguments(self, node: ast.Call, word: str, allowed: tuple[int, ...]) -> None:
-        if node.keywords:
-            raise MaskError(f"{word} takes no keywords in a text: write {_FORMS[word]}")
-        if len(node.args) not in allowed:
-            raise MaskError(f"{word} got {len(node.args)} arguments: write {_FORMS[word]}")
+    def fraction(self, selector: Selector | str, share: float, seed: int = 0) -> Fraction:
+        if isinstance(selector, str):
+            selector = as_selector(selector, self.names)
+        return Fraction(selector, share, seed)
 
-    def _literal(self, node: ast.expr) -> Any:
+    def value(self, node: ast.expr) -> Any:
         match node:
             case ast.Constant(value=value):
                 return value
             case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
-                return -number  # the term raises its own error for it
-        raise self._refusal(node)
+                return -number  # the constructor refuses it with a better message
+            case ast.UnaryOp(op=ast.Invert(), operand=operand):
+                return ~self.operand(operand)
+            case ast.BinOp():
+                return self.chain(node)
+            case ast.Name(id=word):
+                return self.constant(word)
+            case ast.Call(func=ast.Name(id=word)):
+                return self.call(word, node)
+            case ast.Call(func=called):
+                raise self.refusal(called)
+        raise self.refusal(node)
 
-    def _refusal(self, node: ast.expr) -> MaskError:
+    def operand(self, node: ast.expr) -> Any:
+        value = self.value(node)
+        if not isinstance(value, Selector | Fraction):
+            raise self.refusal(node)
+        return value
+
+    def chain(self, node: ast.expr) -> Any:
+        # Left operands are walked in a loop, because a long flat chain is not deeply nested.
+        rights = []
+        while isinstance(node, ast.BinOp):
+            if type(node.op) not in _OPERATORS:
+                raise self.refusal(node)
+            rights.append((_OPERATORS[type(node.op)], node.right))
+            node = node.left
+        result = self.operand(node)
+        for operator, right in reversed(rights):
+            result = operator(result, self.operand(right))
+        return result
+
+    def constant(self, word: str) -> Selector:
+        if word in self.functions:
+            raise MaskError(f"{word} needs its argument: write {self.form(word)}")
+        if word not in self.constants:
+            raise self.unknown(word, (*WORDS, *self.names))
+        return self.constants[word]
+
+    def call(self, word: str, node: ast.Call) -> Selector | Fraction:
+        if word in self.constants:
+            raise MaskError(f"{word} takes no brackets: write {word}")
+        if word not in self.functions:
+            raise self.unknown(word, WORDS)
+        if node.keywords:
+            raise MaskError(f"{word} takes no keywords in a text: write {self.form(word)}")
+        function = self.functions[word]
+        try:
+            inspect.signature(function).bind(*node.args)
+        except TypeError:
+            raise MaskError(
+                f"{word} got {len(node.args)} arguments: write {self.form(word)}"
+            ) from None
+        return function(*map(self.value, node.args))
+
+    def form(self, word: str) -> str:
+        """How a word is written, such as `depth(start, stop)`."""
+        if word not in self.functions:
+            return word
+        return f"{word}({', '.join(inspect.signature(self.functions[word]).parameters)})"
+
+    def unknown(self, word: str, words: tuple[str, ...]) -> MaskError:
+        guess = nearest(word, words, cutoff=0.5)
+        hint = f"did you mean {self.form(guess)}?" if guess else f"allowed are {', '.join(words)}"
+        return MaskError(f"unknown selector {shown(word)}, {hint}")
+
+    def refusal(self, node: ast.expr) -> MaskError:
         match node:
             case ast.BoolOp(op=op) | ast.UnaryOp(op=ast.Not() as op):
                 return MaskError(
                     f"found {_LOGIC[type(op)]!r}: write & for and, | for or, ~ for not"
                 )
-        kind = _KINDS.get(type(node), f"a {type(node).__name__}")
         found = ast.get_source_segment(self.text, node) or self.text
-        return MaskError(f"found {kind}, {shown(found)}: {_ALLOWED}")
+        return MaskError(f"found {_KINDS.get(type(node), '')}{shown(found)}: {_ALLOWED}")
 
 
-def _checked_text(text: Any) -> str:
+def _check_size(text: Any) -> None:
     if not isinstance(text, str):
         raise MaskError(f"a selector text must be a str, got {shown(text)}")
     if len(text) > MAX_CHARACTERS:
         raise MaskError(
             f"a selector text may have at most {MAX_CHARACTERS:,} characters, got {len(text):,}"
         )
-    opened = []  # 1 for a grouping bracket, 0 for that of a call
-    for call, group, closing in _BRACKETS.findall(text):
-        if closing:
-            opened = opened[:-1]
-        elif call or group:
-            opened.append(0 if call else 1)
-        if sum(opened) > MAX_NESTING:
-            raise MaskError(_too_deep())
-    return text.strip()
+    # The syntax tree no longer has the brackets. Those in strings and of a term don't count.
+    brackets = _CALL.sub("", _STRING.sub("", text))
+    levels = itertools.accumulate((one == "(") - (one == ")") for one in brackets)
+    if max(levels, default=0) > MAX_NESTING:
+        raise MaskError(TOO_DEEP)
 
 
-def _checked_names(names: Mapping[str, Selector] | None) -> Mapping[str, Selector]:
-    names = names or {}
+def _check_names(names: Any) -> None:
     if not isinstance(names, Mapping):
         raise MaskError(f"names must be a dict of selectors, got {shown(names)}")
     for word, selector in names.items():
@@ -259,19 +240,3 @@ def _checked_names(names: Mapping[str, Selector] | None) -> Mapping[str, Selecto
             )
         if word in WORDS:
             raise MaskError(f"names can't redefine {word!r}: choose another word")
-    return names
-
-
-def _called(node: ast.Call) -> str | None:
-    return node.func.id if isinstance(node.func, ast.Name) else None
-
-
-def _unknown(word: str, words: tuple[str, ...]) -> str:
-    guess = nearest(word, words, cutoff=0.5)
-    return f"unknown selector {shown(word)}, " + (
-        f"did you mean {_FORMS.get(guess, guess)}?" if guess else f"allowed are {', '.join(words)}"
-    )
-
-
-def _too_deep() -> str:
-    return f"a selector may nest at most {MAX_NESTING} deep: use fewer nested brackets or operators"

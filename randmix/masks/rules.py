@@ -4,8 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from randmix.masks.errors import MaskError, shown
 from randmix.masks.parsing import as_selector, parse
-from randmix.masks.partial import Fraction
-from randmix.masks.selectors import Selector, everything, role
+from randmix.masks.selectors import Fraction, Selector, everything, role
 
 TRAIN = "train"
 FREEZE = "freeze"

@@ -8,12 +8,12 @@ one operator are flat, so `(a | b) | c == a | (b | c)`.
 is refused when it is built. Matching takes time linear in the path: RE2 matches the patterns
 without backtracking, and the programs that it compiles for one selector are limited together.
 """
-# ruff: noqa: D102 (the docstring of each class says what its `matches` selects)
 
+import functools
 import numbers
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, NoReturn
 
 import re2
 
@@ -23,6 +23,7 @@ from randmix.masks.tree import Leaf
 MAX_CHARACTERS = 4096
 MAX_NESTING = 64
 MAX_INTEGER = 2**63 - 1
+TOO_DEEP = f"a selector may nest at most {MAX_NESTING} deep: use fewer nested brackets or operators"
 WORDS = ("role", "path", "depth", "leaf", "where", "fraction", "everything", "nothing")
 
 # Instructions of all of RE2's programs in a selector. RE2 takes up to 6 ns for each instruction and
@@ -31,295 +32,127 @@ MAX_PROGRAM = 500
 _REGEX_BYTES = 128 * 1024  # RE2's memory for one pattern: its program and its cache of states
 _SPECIAL = frozenset(r"\.^$*+?{}[]|()")
 
+# What each kind of selector means: whether it selects a leaf, given its operands.
+_MEANINGS: dict[str, Callable[..., bool]] = {
+    "role": lambda leaf, name: leaf.role == name,
+    "leaf": lambda leaf, name: leaf.name == name,
+    "path": lambda leaf, pattern: _fits(leaf.path, pattern),
+    "depth": lambda leaf, start, stop: (
+        leaf.depth is not None
+        and (start is None or start <= leaf.depth)
+        and (stop is None or leaf.depth < stop)
+    ),
+    "where": lambda leaf, name, predicate: bool(predicate(leaf.path, leaf.value)),
+    "everything": lambda leaf: True,
+    "nothing": lambda leaf: False,
+    "&": lambda leaf, *operands: all(operand.matches(leaf) for operand in operands),
+    "|": lambda leaf, *operands: any(operand.matches(leaf) for operand in operands),
+    "-": lambda leaf, first, *others: (
+        first.matches(leaf) and not any(other.matches(leaf) for other in others)
+    ),
+    "~": lambda leaf, operand: not operand.matches(leaf),
+}
+# Each operator, and the operators that are written in brackets inside it. Python's precedence is
+# ~ over - over & over |; of an operator inside itself only a - (b - c) remains.
+_BRACKETED = {"|": (), "&": ("|",), "-": ("|", "&", "-"), "~": ("|", "&", "-")}
 
+
+def _check_length(text: str) -> None:
+    """Raises a MaskError if `parse` would refuse the text of a selector or a fraction."""
+    if len(text) > MAX_CHARACTERS:
+        raise MaskError(
+            f"a selector may have at most {MAX_CHARACTERS:,} characters when written out, got "
+            f"{len(text):,}: combine terms in one path, or use where"
+        )
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Selector:
-    """Base class of all selectors.
+    """An expression that selects leaves, built by `role`, `path`, ... and the operators.
 
     A selector is also a predicate `(path, leaf) -> bool`, where the path is a str or a sequence of
     components. It can therefore serve as a `flax.nnx` filter:
     `nnx.split(model, masks.role("spatial"), ...)`.
+
+    Attributes:
+        kind: the word of a term, such as "role", or one of the operators "&", "|", "-" and "~".
+        operands: the arguments of a term, or the selectors that an operator combines.
+        text: the expression, which `parse` reads back.
+        nesting: number of operators inside one another.
+        program: number of instructions in the compiled patterns.
     """
 
-    __slots__ = ()
-    nesting: ClassVar[int] = 0
-    program: ClassVar[int] = 0  # instructions of the compiled patterns
-    precedence: ClassVar[int] = 5  # as in Python: | 1, & 2, - 3, ~ 4, a term 5
+    kind: str
+    operands: tuple[Any, ...]
+    text: str = field(compare=False)
+    nesting: int = field(default=0, compare=False)
+    program: int = field(default=0, compare=False)
+
+    def __post_init__(self):
+        if self.nesting > MAX_NESTING:
+            raise MaskError(TOO_DEEP)
+        _check_length(self.text)
+        if self.program > MAX_PROGRAM:
+            raise MaskError(
+                f"the paths of a selector may compile to at most {MAX_PROGRAM} instructions, got "
+                f"{self.program:,} for {shown(self)}: repeat less, or use where"
+            )
 
     def matches(self, leaf: Leaf) -> bool:
         """Returns whether the leaf is selected."""
-        raise NotImplementedError
+        return _MEANINGS[self.kind](leaf, *self.operands)
 
     def terms(self) -> Iterator["Selector"]:
         """Yields the terms of the expression from left to right."""
-        yield self
+        if self.kind not in _BRACKETED:
+            yield self
+            return
+        for operand in self.operands:
+            yield from operand.terms()
 
     def __call__(self, path: str | Sequence[Any], leaf: Any = None) -> bool:
+        """Returns whether the leaf at a path is selected; `leaf` is read by `where` alone."""
         joined = path if isinstance(path, str) else "/".join(map(str, path))
         return self.matches(Leaf(joined, leaf))
 
+    def __repr__(self) -> str:
+        return self.text
+
     def __and__(self, other: "Selector") -> "Selector":
-        return And(self, other) if isinstance(other, Selector) else NotImplemented
+        return self._joined("&", other)
 
     def __or__(self, other: "Selector") -> "Selector":
-        return Or(self, other) if isinstance(other, Selector) else NotImplemented
+        return self._joined("|", other)
 
     def __sub__(self, other: "Selector") -> "Selector":
-        return Difference(self, other) if isinstance(other, Selector) else NotImplemented
+        return self._joined("-", other)
 
     def __invert__(self) -> "Selector":
-        return Not(self)
+        return _operation("~", self)
 
     def __bool__(self) -> bool:
         # `a and b` would silently evaluate to b.
         raise TypeError("a selector has no truth value: write & for and, | for or, ~ for not")
 
-
-# Terms
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Role(Selector):
-    """Leaves whose first path component is `name`."""
-
-    name: str
-
-    def __post_init__(self):
-        object.__setattr__(self, "name", _checked_name("role", self.name))
-        check_length(self)
-
-    def matches(self, leaf: Leaf) -> bool:
-        return leaf.role == self.name
-
-    def __repr__(self) -> str:
-        return f"role({self.name!r})"
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Name(Selector):
-    """Leaves whose last path component is `name`."""
-
-    name: str
-
-    def __post_init__(self):
-        object.__setattr__(self, "name", _checked_name("leaf", self.name))
-        check_length(self)
-
-    def matches(self, leaf: Leaf) -> bool:
-        return leaf.name == self.name
-
-    def __repr__(self) -> str:
-        return f"leaf({self.name!r})"
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Path(Selector):
-    """Leaves whose entire path matches the regular expression `pattern`."""
-
-    pattern: str
-    regex: Any = field(init=False, compare=False)  # None: a pattern without special characters
-    program: int = field(init=False, compare=False)
-
-    def __post_init__(self):
-        pattern = _checked_name("path", self.pattern, "regular expression")
-        object.__setattr__(self, "pattern", pattern)
-        check_length(self)
-        regex = None if _SPECIAL.isdisjoint(pattern) else _compile(pattern)
-        object.__setattr__(self, "regex", regex)
-        object.__setattr__(self, "program", 0 if regex is None else regex.programsize)
-        _check_program(self)
-
-    def matches(self, leaf: Leaf) -> bool:
-        if self.regex is None:
-            return leaf.path == self.pattern
-        return self.regex.fullmatch(leaf.path.encode("utf-8", "surrogatepass")) is not None
-
-    def __repr__(self) -> str:
-        return f"path({self.pattern!r})"
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Depth(Selector):
-    """Leaves whose depth is in the half-open range [start, stop); None leaves an end open."""
-
-    start: int | None
-    stop: int | None
-
-    def __post_init__(self):
-        for field_name in ("start", "stop"):
-            end = getattr(self, field_name)
-            if end is None:
-                continue
-            if not is_bounded(end):
-                raise MaskError(
-                    f"depth(start, stop) expects integers from 0 to {MAX_INTEGER:,}, or None for "
-                    f"an open end, got {shown(end)}"
-                )
-            # The repr of a NumPy integer couldn't be parsed.
-            object.__setattr__(self, field_name, int(end))
-        if self.start is not None and self.stop is not None and self.start > self.stop:
-            raise MaskError(
-                f"depth({self.start}, {self.stop}) ends before it starts: "
-                f"write depth({self.stop}, {self.start})"
-            )
-
-    def matches(self, leaf: Leaf) -> bool:
-        depth = leaf.depth
-        if depth is None:
-            return False
-        return (self.start is None or self.start <= depth) and (
-            self.stop is None or depth < self.stop
-        )
-
-    def __repr__(self) -> str:
-        return f"depth({self.start}, {self.stop})"
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Where(Selector):
-    """Leaves for which `predicate(path, leaf)` is true."""
-
-    predicate: Callable[[str, Any], bool]
-    name: str
-
-    def __post_init__(self):
-        object.__setattr__(self, "name", _checked_name("where", self.name))
-        if self.name in WORDS:
-            raise MaskError(
-                f"where can't be named {self.name!r}, a word of selectors: choose another name"
-            )
-        check_length(self)
-        if not callable(self.predicate):
-            raise MaskError(
-                f"where expects a predicate(path, leaf) -> bool, got {shown(self.predicate)}"
-            )
-
-    def matches(self, leaf: Leaf) -> bool:
-        return bool(self.predicate(leaf.path, leaf.value))
-
-    def __repr__(self) -> str:
-        return f"where({self.name!r})"
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Everything(Selector):
-    """All leaves."""
-
-    def matches(self, leaf: Leaf) -> bool:
-        return True
-
-    def __repr__(self) -> str:
-        return "everything"
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Nothing(Selector):
-    """No leaf."""
-
-    def matches(self, leaf: Leaf) -> bool:
-        return False
-
-    def __repr__(self) -> str:
-        return "nothing"
-
-
-# Operators
-
-
-@dataclass(frozen=True, slots=True, repr=False, init=False)
-class Operation(Selector):
-    """An operator and its operands; chains of an associative operator are flattened."""
-
-    operands: tuple[Selector, ...]
-    nesting: int = field(compare=False)
-    program: int = field(compare=False)
-    symbol: ClassVar[str]
-    associative: ClassVar[bool] = True
-
-    def __init__(self, first: Selector, *others: Selector):
-        operands = self._chain(first)
-        for other in others:
-            operands += self._chain(other) if self.associative else (other,)
-        nesting = 1 + max(operand.nesting for operand in operands)
-        if nesting > MAX_NESTING:
-            raise MaskError(
-                f"a selector may nest at most {MAX_NESTING} deep: name a part with where or a path"
-            )
-        object.__setattr__(self, "operands", operands)
-        object.__setattr__(self, "nesting", nesting)
-        object.__setattr__(self, "program", sum(operand.program for operand in operands))
-        check_length(self)
-        _check_program(self)
-
-    def terms(self) -> Iterator[Selector]:
-        for operand in self.operands:
-            yield from operand.terms()
-
-    def _chain(self, operand: Selector) -> tuple[Selector, ...]:
-        return operand.operands if type(operand) is type(self) else (operand,)
-
-    def _written(self, operand: Selector) -> str:
-        # An operand with the same operator remains only where the order matters: a - (b - c).
-        needs = operand.precedence < self.precedence or type(operand) is type(self)
-        return f"({operand!r})" if needs else repr(operand)
-
-    def __repr__(self) -> str:
-        return f" {self.symbol} ".join(map(self._written, self.operands))
-
-
-class And(Operation):
-    """Leaves that every operand selects."""
-
-    __slots__ = ()
-    symbol = "&"
-    precedence = 2
-
-    def matches(self, leaf: Leaf) -> bool:
-        return all(operand.matches(leaf) for operand in self.operands)
-
-
-class Or(Operation):
-    """Leaves that at least one operand selects."""
-
-    __slots__ = ()
-    symbol = "|"
-    precedence = 1
-
-    def matches(self, leaf: Leaf) -> bool:
-        return any(operand.matches(leaf) for operand in self.operands)
-
-
-class Difference(Operation):
-    """Leaves that the first operand selects and no other operand does."""
-
-    __slots__ = ()
-    symbol = "-"
-    precedence = 3
-    associative = False
-
-    def matches(self, leaf: Leaf) -> bool:
-        first, *others = self.operands
-        return first.matches(leaf) and not any(other.matches(leaf) for other in others)
-
-
-class Not(Operation):
-    """Leaves that the operand doesn't select."""
-
-    __slots__ = ()
-    symbol = "~"
-    precedence = 4
-
-    def _chain(self, operand: Selector) -> tuple[Selector, ...]:
-        return (operand,)
-
-    def matches(self, leaf: Leaf) -> bool:
-        return not self.operands[0].matches(leaf)
-
-    def __repr__(self) -> str:
-        (operand,) = self.operands
-        return f"~({operand!r})" if operand.precedence < self.precedence else f"~{operand!r}"
-
-
-# The public terms
+    def _joined(self, kind: str, other: "Selector") -> "Selector":
+        if not isinstance(other, Selector):
+            return NotImplemented
+        first = self.operands if self.kind == kind else (self,)
+        second = other.operands if kind != "-" and other.kind == kind else (other,)
+        return _operation(kind, *first, *second)
+
+
+def _operation(kind: str, *operands: Selector) -> Selector:
+    texts = [
+        f"({operand})" if operand.kind in _BRACKETED[kind] else operand.text for operand in operands
+    ]
+    return Selector(
+        kind,
+        operands,
+        f"~{texts[0]}" if kind == "~" else f" {kind} ".join(texts),
+        nesting=1 + max(operand.nesting for operand in operands),
+        program=sum(operand.program for operand in operands),
+    )
 
 
 def role(name: str) -> Selector:
@@ -328,7 +161,8 @@ def role(name: str) -> Selector:
     >>> ~role("spatial")
     ~role('spatial')
     """
-    return Role(name)
+    name = _checked_name("role", name)
+    return Selector("role", (name,), f"role({name!r})")
 
 
 def path(pattern: str) -> Selector:
@@ -346,7 +180,11 @@ def path(pattern: str) -> Selector:
     >>> path(r"spatial/block_\d+/.*")("spatial/block_03/depthwise/kernel")
     True
     """
-    return Path(pattern)
+    pattern = _checked_name("path", pattern, "regular expression")
+    text = f"path({pattern!r})"
+    _check_length(text)  # before RE2 reads it
+    program = 0 if _SPECIAL.isdisjoint(pattern) else _compiled(pattern).programsize
+    return Selector("path", (pattern,), text, program=program)
 
 
 def depth(start: int | None, stop: int | None) -> Selector:
@@ -367,7 +205,19 @@ def depth(start: int | None, stop: int | None) -> Selector:
     >>> [depth(4, None)(p) for p in ("spatial/block_03/bias", "spatial/block_04/bias", "head/bias")]
     [False, True, False]
     """
-    return Depth(start, stop)
+    for end in (start, stop):
+        if end is not None and not _is_bounded(end):
+            raise MaskError(
+                f"depth(start, stop) expects integers from 0 to {MAX_INTEGER:,}, or None for "
+                f"an open end, got {shown(end)}"
+            )
+    # The repr of a NumPy integer couldn't be parsed.
+    start, stop = (None if end is None else int(end) for end in (start, stop))
+    if start is not None and stop is not None and start > stop:
+        raise MaskError(
+            f"depth({start}, {stop}) ends before it starts: write depth({stop}, {start})"
+        )
+    return Selector("depth", (start, stop), f"depth({start}, {stop})")
 
 
 def leaf(name: str) -> Selector:
@@ -376,7 +226,8 @@ def leaf(name: str) -> Selector:
     >>> leaf("bias")("head/classifier/bias")
     True
     """
-    return Name(name)
+    name = _checked_name("leaf", name)
+    return Selector("leaf", (name,), f"leaf({name!r})")
 
 
 def where(predicate: Callable[[str, Any], bool], name: str) -> Selector:
@@ -392,17 +243,60 @@ def where(predicate: Callable[[str, Any], bool], name: str) -> Selector:
     >>> matrices - leaf("bias")
     where('matrices') - leaf('bias')
     """
-    return Where(predicate, name)
+    name = _checked_name("where", name)
+    if name in WORDS:
+        raise MaskError(f"where can't be named {name!r}, a word of selectors: choose another name")
+    if not callable(predicate):
+        raise MaskError(f"where expects a predicate(path, leaf) -> bool, got {shown(predicate)}")
+    return Selector("where", (name, predicate), f"where({name!r})")
 
 
-everything: Selector = Everything()
+everything: Selector = Selector("everything", (), "everything")
 """Selects all leaves."""
 
-nothing: Selector = Nothing()
+nothing: Selector = Selector("nothing", (), "nothing")
 """Selects no leaf."""
 
 
-def is_bounded(value: Any) -> bool:
+@dataclass(frozen=True, slots=True, repr=False)
+class Fraction:
+    """A share of the filters of each selected leaf, for use in a rule; created by `fraction`."""
+
+    selector: Selector
+    share: float
+    seed: int
+
+    def __post_init__(self):
+        if not isinstance(self.selector, Selector):
+            raise MaskError(f"fraction expects a selector or its text, got {shown(self.selector)}")
+        # `not (0 <= x <= 1)` rejects NaN too.
+        real = isinstance(self.share, numbers.Real) and not isinstance(self.share, bool)
+        if not real or not 0 <= self.share <= 1:
+            raise MaskError(
+                f"the share of a fraction must be a number from 0 to 1, got {shown(self.share)}"
+            )
+        if not _is_bounded(self.seed):
+            raise MaskError(
+                f"the seed of a fraction must be an integer from 0 to {MAX_INTEGER:,}, "
+                f"got {shown(self.seed)}"
+            )
+        # Python's own numbers, whose repr can be parsed; that of an np.float64 can't.
+        object.__setattr__(self, "share", float(self.share))
+        object.__setattr__(self, "seed", int(self.seed))
+        _check_length(repr(self))
+
+    def __repr__(self) -> str:
+        return f"fraction({self.selector!r}, {self.share!r}, {self.seed!r})"
+
+    def _refuse(self, *_: Any) -> NoReturn:
+        raise MaskError(
+            "fraction(...) is a rule, not a selector: combine selectors inside its brackets"
+        )
+
+    __and__ = __rand__ = __or__ = __ror__ = __sub__ = __rsub__ = __invert__ = __bool__ = _refuse
+
+
+def _is_bounded(value: Any) -> bool:
     """Whether a value is an integer from 0 to `MAX_INTEGER`, whose decimal form can be read."""
     integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     return integer and 0 <= int(value) <= MAX_INTEGER
@@ -415,24 +309,14 @@ def _checked_name(term: str, name: Any, kind: str = "name") -> str:
     return str.__str__(name)
 
 
-def check_length(selector: Any) -> None:
-    """Raises a MaskError if `parse` couldn't read the repr of a selector or a fraction."""
-    if (length := len(repr(selector))) > MAX_CHARACTERS:
-        raise MaskError(
-            f"a selector may have at most {MAX_CHARACTERS:,} characters when written out, got "
-            f"{length:,}: combine terms in one path, or use where"
-        )
+def _fits(joined: str, pattern: str) -> bool:
+    if _SPECIAL.isdisjoint(pattern):
+        return joined == pattern
+    return _compiled(pattern).fullmatch(joined.encode("utf-8", "surrogatepass")) is not None
 
 
-def _check_program(selector: Selector) -> None:
-    if selector.program > MAX_PROGRAM:
-        raise MaskError(
-            f"the paths of a selector may compile to at most {MAX_PROGRAM} instructions, got "
-            f"{selector.program:,} for {shown(selector)}: repeat less, or use where"
-        )
-
-
-def _compile(pattern: str) -> Any:
+@functools.lru_cache(maxsize=1024)  # a selector holds at most MAX_PROGRAM patterns
+def _compiled(pattern: str) -> Any:
     options = re2.Options()
     options.max_mem = _REGEX_BYTES
     options.never_capture = True

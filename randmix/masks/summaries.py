@@ -1,7 +1,8 @@
 """Tables of parameters and their labels: one row per leaf, totals per label."""
 
+import html
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -9,8 +10,52 @@ import numpy as np
 
 from randmix.masks.errors import MaskError
 from randmix.masks.rules import FREEZE
-from randmix.masks.tables import Table, Tabular, percent
-from randmix.masks.tree import PyTree, flatten, flatten_labels, is_none
+from randmix.masks.tree import PyTree, flatten, flatten_labels, flatten_like
+
+Cells = Sequence[Sequence[str]]
+
+
+class Table:
+    """Base class of results that display as a table in a terminal and in a notebook."""
+
+    def cells(self) -> tuple[Sequence[str], Cells, Cells, int]:
+        """Column titles, rows, rows of totals, and the number of leading columns with text.
+
+        Text is aligned left; the other columns hold numbers and are aligned right.
+        """
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        header, body, footer, text_columns = self.cells()
+        rows = [header, *body, *footer]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+        def line(row: Sequence[str]) -> str:
+            text = map(str.ljust, row[:text_columns], widths)
+            numbers = map(str.rjust, row[text_columns:], widths[text_columns:])
+            return "  ".join([*text, *numbers]).rstrip()
+
+        rule = "  ".join("-" * width for width in widths)
+        return "\n".join([line(header), rule, *map(line, body), rule, *map(line, footer)])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        header, body, footer, text_columns = self.cells()
+
+        def line(row: Sequence[str], tag: str) -> str:
+            cells = [
+                f'<{tag} style="text-align: {"left" if column < text_columns else "right"}">'
+                f"{html.escape(cell)}</{tag}>"
+                for column, cell in enumerate(row)
+            ]
+            return f"<tr>{''.join(cells)}</tr>"
+
+        return (
+            f"<table><thead>{line(header, 'th')}</thead>"
+            f"<tbody>{''.join(line(row, 'td') for row in body)}</tbody>"
+            f"<tfoot>{''.join(line(row, 'th') for row in footer)}</tfoot></table>"
+        )
 
 
 class Row(NamedTuple):
@@ -38,7 +83,7 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class Summary(Tabular):
+class Summary(Table):
     """The table that `summary` returns.
 
     Attributes:
@@ -56,53 +101,33 @@ class Summary(Tabular):
     frozen: int
     columns: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
-    def table(self) -> Table:
+    def cells(self) -> tuple[Sequence[str], Cells, Cells, int]:
         """The cells to show, with a column of learned counts if a leaf is partly learned."""
+        columns = self.columns.values()
         total = self.trainable + self.frozen
         partly = any(0 < row.learned < row.count for row in self.rows)
 
         def numbers(count: int, learned: int) -> list[str]:
-            share = percent(count / total if total else 0.0)
-            return [f"{count:,}", *([f"{learned:,}"] if partly else []), share]
+            share = count / total if total else 0.0
+            return [f"{count:,}", *([f"{learned:,}"] if partly else []), f"{100 * share:.1f} %"]
 
+        learned = ["learned"] if partly else []
+        header = ["path", "shape", "dtype", "role", "label", "count", *learned, "share"]
         body = [
-            [
-                row.path,
-                str(row.shape),
-                row.dtype,
-                row.role,
-                row.label,
-                *numbers(row.count, row.learned),
-            ]
-            + [
-                f"{values[row.path]:,}" if row.path in values else ""
-                for values in self.columns.values()
-            ]
+            [row.path, str(row.shape), row.dtype, row.role, row.label]
+            + numbers(row.count, row.learned)
+            + [f"{column[row.path]:,}" if row.path in column else "" for column in columns]
             for row in self.rows
         ]
-        by_label = dict.fromkeys(self.totals, 0)
-        for row in self.rows:
-            by_label[row.label] += row.learned
-        none = [""] * len(self.columns)
         footer = [
-            ["", "", "", "", label, *numbers(count, by_label[label]), *none]
+            ["", "", "", "", label]
+            + numbers(count, sum(row.learned for row in self.rows if row.label == label))
+            + [""] * len(columns)
             for label, count in self.totals.items()
         ]
-        sums = [f"{sum(values.values()):,}" for values in self.columns.values()]
+        sums = [f"{sum(column.values()):,}" for column in columns]
         footer.append(["total", "", "", "", "", *numbers(total, self.trainable), *sums])
-        learned = ["learned"] if partly else []
-        header = [
-            "path",
-            "shape",
-            "dtype",
-            "role",
-            "label",
-            "count",
-            *learned,
-            "share",
-            *self.columns,
-        ]
-        return Table(header, body, footer, text_columns=5)
+        return [*header, *self.columns], body, footer, 5
 
 
 def summary(
@@ -140,35 +165,27 @@ def summary(
     """
     leaves, treedef = flatten(params)
     flat_labels = flatten_labels(treedef, labels)
-    flat_masks = _flat_masks(channel_masks, treedef, len(leaves))
+    flat_masks = (
+        [None] * len(leaves)
+        if channel_masks is None
+        else flatten_like(treedef, channel_masks, "channel_masks")
+    )
     described = [_described(leaf.value) for leaf in leaves]
     total = sum(count for _, _, count in described)
     rows, totals = [], dict.fromkeys(flat_labels, 0)
     for leaf, label, chosen, (shape, dtype, count) in zip(
         leaves, flat_labels, flat_masks, described, strict=True
     ):
-        learned = (
-            0
-            if label == frozen
-            else count
-            if chosen is None
-            else _learned(leaf.path, shape, chosen)
-        )
-        rows.append(
-            Row(
-                leaf.path,
-                shape,
-                dtype,
-                leaf.role,
-                label,
-                count,
-                learned,
-                count / total if total else 0.0,
-            )
-        )
-        totals[label] += learned if label != frozen else count
-        if label != frozen and learned < count:
-            totals[frozen] = totals.get(frozen, 0) + count - learned
+        if label == frozen:
+            learned = 0
+            totals[frozen] += count
+        else:
+            learned = count if chosen is None else _learned(leaf.path, shape, chosen)
+            totals[label] += learned
+            if learned < count:
+                totals[frozen] = totals.get(frozen, 0) + count - learned
+        share = count / total if total else 0.0
+        rows.append(Row(leaf.path, shape, dtype, leaf.role, label, count, learned, share))
     trainable = sum(row.learned for row in rows)
     return Summary(tuple(rows), totals, trainable, total - trainable, columns or {})
 
@@ -182,19 +199,6 @@ def _described(value: Any) -> tuple[tuple[int, ...], str, int]:
             math.prod(value.shape),
         )
     return (), type(value).__name__, int(isinstance(value, int | float | complex))
-
-
-def _flat_masks(channel_masks: PyTree | None, treedef: Any, count: int) -> list[np.ndarray | None]:
-    import jax
-
-    if channel_masks is None:
-        return [None] * count
-    flat, structure = jax.tree_util.tree_flatten(channel_masks, is_leaf=is_none)
-    if len(flat) != count or structure.num_nodes != treedef.num_nodes:
-        raise MaskError(
-            "channel_masks does not have the parameters' structure: use masks.channel_masks"
-        )
-    return flat
 
 
 def _learned(path: str, shape: tuple[int, ...], chosen: np.ndarray) -> int:

@@ -1,12 +1,10 @@
-"""Flatten any pytree of parameters into leaves with readable paths.
-
-JAX is imported inside the functions, because parsing a selector from a config must not import it:
-process settings have to come first.
-"""
+"""Flatten any pytree of parameters into leaves with readable paths."""
 
 import functools
 import re
 from typing import Any, NamedTuple
+
+import jax
 
 from randmix.masks.errors import MaskError, shown
 
@@ -48,8 +46,6 @@ def flatten(tree: PyTree) -> tuple[list[Leaf], Any]:
     >>> [leaf.path for leaf in flatten({"layers": [{"kernel": 1.0}, {"kernel": 2.0}]})[0]]
     ['layers/0/kernel', 'layers/1/kernel']
     """
-    import jax
-
     keyed, treedef = jax.tree_util.tree_flatten_with_path(tree)
     boxes = (
         _boxes(tree) if any(keys and _component(keys[-1]) == "value" for keys, _ in keyed) else ()
@@ -104,8 +100,6 @@ def _component(key: Any) -> str:
 
 def _boxes(tree: PyTree) -> set[tuple]:
     """Key paths of Flax's boxes; only the type tells a box from a node with a field `value`."""
-    import jax
-
     nodes, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: _is_box(type(node)))
     return {keys for keys, node in nodes if _is_box(type(node))}
 
