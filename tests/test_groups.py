@@ -286,10 +286,9 @@ def test_a_bad_selector_in_a_group_names_the_group(text):
 
 
 def test_an_epoch_is_a_start_too():
-    config = small.config(
-        groups=(("a", "role('head')", {}), ("b", "role('norm')", {"start_epoch": 0.5}))
+    entries = (("a", "role('head')", {}), ("b", "role('norm')", {"start_epoch": 0.5}))
+    (a, b) = groups.build(
+        "full", None, entries, optimizer_keys=(), steps_per_epoch=40, total_steps=100
     )
-    config.steps = 100
-    (a, b) = groups.from_config(config, 40, 100)
     assert (a.start_step, b.start_step) == (0, 20)
     assert str(b) == "b: role('norm'), from step 20"

@@ -217,7 +217,12 @@ def test_the_numbers_of_a_group_are_in_range_too(name):
     for number in (math.nan, math.inf, -1, True, None, "3", 10**400):
         entries = (("a", "everything", {}), ("b", "role('head')", {name: number}))
         with pytest.raises(UserError) as error:
-            groups.from_config(small.config(groups=entries), 40, 100)
+            groups.build(
+                *("full", None, entries),
+                optimizer_keys=small.config().optimizer,
+                steps_per_epoch=40,
+                total_steps=100,
+            )
         assert str(error.value).startswith(f"config.groups, entry 2 ('b'): {name}: got {number!r}")
         assert "\n" not in str(error.value)
 

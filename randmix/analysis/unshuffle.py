@@ -170,11 +170,7 @@ def _check_comparable(
 
 def _labels(run_configs: Sequence[ConfigDict]) -> list[str]:
     """A label for each run: what it trains, and the value of every key in which the runs differ."""
-    sources = [groups.source(config) for config in run_configs]
-    trained = [
-        key if key == "groups" else config[key]
-        for key, config in zip(sources, run_configs, strict=True)
-    ]
+    trained = [groups.source(c.mode, c.train, c.groups)[1] for c in run_configs]
     flat = [configs.flatten(config) for config in run_configs]
     ignored = configs.DISPLAY_KEYS | {"mode", "train", "groups"}
     differing = [

@@ -1,14 +1,14 @@
-"""Trained parameter groups and phases, from ``config.groups``, ``train`` or ``mode``.
+"""Trained parameter groups and phases, from what a config calls ``groups``, ``train`` or ``mode``.
 
 A group is a label, a selector and its own settings. Groups that start later divide the run into
 phases. In each phase, groups that haven't started are frozen, so that they cost no gradient.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ml_collections import ConfigDict
+import jax
 
 from randmix import masks, ranges
 from randmix.errors import UserError, check_choice
@@ -41,46 +41,74 @@ class Group:
         return f"{self.label}: {', '.join([repr(self.chosen), *notes])}"
 
 
-def from_config(config: ConfigDict, steps_per_epoch: int, total_steps: int) -> tuple[Group, ...]:
-    """Returns the groups that a config defines; parameters in no group stay frozen.
+def source(mode: str, train: str | None, groups: Any) -> tuple[str, str]:
+    """Returns the config key that defines what is trained, and a word or selector for it.
 
-    ``config.groups`` is an ordered sequence of ``(label, selector text, settings)``; a parameter
-    belongs to the first group that selects it. Settings are ``lr_scale``, ``start_epoch`` or
-    ``start_step``, and keys of ``config.optimizer``.
+    >>> source("chans", None, None)
+    ('mode', 'chans')
+    >>> source("chans", "leaf('bias')", None)
+    ('train', "leaf('bias')")
+    """
+    if groups is not None:
+        return "groups", "groups"
+    return ("mode", mode) if train is None else ("train", train)
+
+
+def build(
+    mode: str,
+    train: str | None,
+    groups: Sequence[Any] | None,
+    *,
+    optimizer_keys: Iterable[str],
+    steps_per_epoch: int,
+    total_steps: int,
+) -> tuple[Group, ...]:
+    """Returns the trained groups; parameters in no group stay frozen.
+
+    Args:
+        mode: one of ``masks.MODES``; used if the next two are None.
+        train: the text of a selector or fraction, or None; used if the next one is None.
+        groups: an ordered sequence of ``(label, selector text, settings)``, or None. A parameter
+            belongs to the first group that selects it. Settings are ``lr_scale``, ``start_epoch``
+            or ``start_step``, and optimizer keys.
+        optimizer_keys: the keys of ``config.optimizer``.
+        steps_per_epoch, total_steps: of the run.
 
     Raises:
         UserError: an invalid selector, an unknown setting, a number out of its range in
             ``randmix.ranges``, two groups with one label, no group that starts with the run, or a
             group that starts after its end.
     """
-    key = source(config)
-    if key != "groups":
+    key, text = source(mode, train, groups)
+    if groups is None:
         if key == "mode":
-            check_choice("config.mode", config.mode, masks.MODES)
-        return (Group(TRAIN, _parse(f"config.{key}", config[key])),)
-    groups = tuple(
-        _group(i, entry, config, steps_per_epoch) for i, entry in enumerate(config.groups, 1)
+            check_choice("config.mode", mode, masks.MODES)
+        return (Group(TRAIN, _parse(f"config.{key}", text)),)
+    # clip_norm clips all groups at once.
+    optimizer_keys = [name for name in optimizer_keys if name != "clip_norm"]
+    built = tuple(
+        _group(f"config.groups, entry {i}", entry, optimizer_keys, steps_per_epoch)
+        for i, entry in enumerate(groups, 1)
     )
-    labels = [group.label for group in groups]
+    labels = [group.label for group in built]
     if len(set(labels)) < len(labels):
         raise UserError(f"config.groups: got the labels {', '.join(labels)}, allowed once each")
-    if not groups:
+    if not built:
         raise UserError("config.groups: got (), allowed one or more entries, or None")
-    if all(group.start_step for group in groups):
+    if all(group.start_step for group in built):
         raise UserError(
             "config.groups: every group starts later; at least one must start with the run"
         )
-    for group in groups:
+    for group in built:
         if group.start_step >= total_steps:
             raise UserError(
                 f"config.groups: {group.label!r} starts after step {group.start_step}, "
                 f"allowed less than the run's {total_steps} steps"
             )
-    return groups
+    return built
 
 
-def _group(number: int, entry: Any, config: ConfigDict, steps_per_epoch: int) -> Group:
-    key = f"config.groups, entry {number}"
+def _group(key: str, entry: Any, optimizer_keys: list[str], steps_per_epoch: int) -> Group:
     if not isinstance(entry, tuple | list) or len(entry) != 3 or not isinstance(entry[2], Mapping):
         raise UserError(
             f"{key}: got {entry!r}, allowed (label, selector text, settings such as {{}})"
@@ -89,8 +117,6 @@ def _group(number: int, entry: Any, config: ConfigDict, steps_per_epoch: int) ->
     if not isinstance(label, str) or label in ("", FREEZE):
         raise UserError(f"{key}: got the label {label!r}, allowed a name other than {FREEZE!r}")
     key, settings = f"{key} ({label!r})", dict(settings)
-    # clip_norm clips all groups at once.
-    optimizer_keys = [name for name in config.optimizer if name != "clip_norm"]
     for name, value in settings.items():
         check_choice(key, name, [*ranges.GROUP, *optimizer_keys])
         if allowed := ranges.GROUP.get(name) or ranges.CONFIG.get(f"optimizer.{name}"):
@@ -116,11 +142,6 @@ def _parse(key: str, text: str) -> masks.Selector | masks.Fraction:
         raise UserError(f"{key}: {error}") from error
 
 
-def source(config: ConfigDict) -> str:
-    """Returns the key that defines what is trained: "groups", "train" or "mode"."""
-    return next(key for key in ("groups", "train", "mode") if config[key] is not None)
-
-
 def label_tree(params: Any, groups: tuple[Group, ...], key: str) -> tuple[Any, Any]:
     """Returns the label of every parameter, "freeze" if in no group, and the masks inside leaves.
 
@@ -142,14 +163,7 @@ def label_tree(params: Any, groups: tuple[Group, ...], key: str) -> tuple[Any, A
         raise UserError(f"config.{key}: {error}") from error
 
 
-def phase_starts(groups: tuple[Group, ...]) -> list[int]:
-    """Returns the sorted steps after which phases start."""
-    return sorted({group.start_step for group in groups})
-
-
 def labels_at(labels: Any, groups: tuple[Group, ...], step: int) -> Any:
     """Returns the label tree of the phase after ``step`` steps; groups yet to start are frozen."""
-    import jax
-
     waiting = {group.label for group in groups if group.start_step > step}
     return jax.tree.map(lambda label: FREEZE if label in waiting else label, labels)

@@ -142,10 +142,11 @@ def assemble(config: ConfigDict) -> Parts:
     train_examples = used - validation_examples
     total_steps = configs.total_steps(config, train_examples)
     steps_per_epoch = train_examples // config.batch_size
-    trained = groups.from_config(config, steps_per_epoch, total_steps)
-    labels, channel_masks = groups.label_tree(params, trained, groups.source(config))
+    trained = _groups(config, steps_per_epoch, total_steps)
+    key, mode = _source(config)
+    labels, channel_masks = groups.label_tree(params, trained, key)
     return Parts(
-        mode=_mode(config),
+        mode=mode,
         dataset=dataset,
         model=model.clone(scan=stack.equal_runs(params)) if config.model.scan else model,
         task=task,
@@ -155,7 +156,7 @@ def assemble(config: ConfigDict) -> Parts:
         channel_masks=channel_masks,
         phases=tuple(
             _phase(config, start, params, labels, model, trained, total_steps)
-            for start in groups.phase_starts(trained)
+            for start in sorted({group.start_step for group in trained})
         ),
         summary=masks.summary(params, labels, channel_masks),
         identity=identity(config, labels),
@@ -183,8 +184,19 @@ def _phase(
     return Phase(start_step=start, labels=at_start, model=model, optimizer=optimizer)
 
 
-def _mode(config: ConfigDict) -> str:
-    return config.train or config.mode if config.groups is None else "groups"
+def _source(config: ConfigDict) -> tuple[str, str]:
+    return groups.source(config.mode, config.train, config.groups)
+
+
+def _groups(config: ConfigDict, steps_per_epoch: int, total_steps: int) -> tuple[groups.Group, ...]:
+    return groups.build(
+        config.mode,
+        config.train,
+        config.groups,
+        optimizer_keys=config.optimizer,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+    )
 
 
 def identity(config: Mapping[str, Any], labels: Any = None) -> dict[str, Any]:
@@ -268,7 +280,7 @@ class Run:
         rows = {
             "model": ", ".join([config.model.name, *sizes]),
             "data": str(config.data.name),
-            "trained": f"{_mode(config)}: {counts.trainable:,} of "
+            "trained": f"{_source(config)[1]}: {counts.trainable:,} of "
             f"{counts.trainable + counts.frozen:,} parameters",
             "step": f"{self.step:,}" + (f" of {self.total_steps:,}" if self.total_steps else ""),
         }
@@ -366,8 +378,8 @@ def _labels_and_masks(config: ConfigDict, variables: dict[str, Any]) -> tuple[An
     """Returns the label tree and the channel masks of a config's groups."""
     params, _ = models.split(variables)
     # Labels don't depend on when a group starts.
-    trained = groups.from_config(config, steps_per_epoch=1, total_steps=sys.maxsize)
-    return groups.label_tree(params, trained, groups.source(config))
+    trained = _groups(config, steps_per_epoch=1, total_steps=sys.maxsize)
+    return groups.label_tree(params, trained, _source(config)[0])
 
 
 def _readable_result(workdir: epath.PathLike) -> dict[str, Any]:
