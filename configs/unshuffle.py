@@ -32,8 +32,8 @@ from randmix.errors import check_choice
 VARIANTS = {
     "digits": ("digits", 64, 4, 7, 32, 40.0),
     "laptop": ("digits", 64, 4, 7, 32, 40.0),
-    "mnist": ("mnist", 64, 8, 7, 128, 10.0),
-    "fashion_mnist": ("fashion_mnist", 64, 8, 7, 128, 10.0),
+    "mnist": ("mnist", 64, 8, 7, 128, 25.0),
+    "fashion_mnist": ("fashion_mnist", 64, 8, 7, 128, 25.0),
     "cifar10": ("cifar10", 128, 8, 7, 128, 25.0),
     "large": ("cifar10", 512, 16, 7, 128, 25.0),
     "tiny": ("digits", 32, 2, 7, 32, 10.0),
