@@ -37,7 +37,6 @@ _SMALL = {
     "eval_every": 2_000,
 }
 VARIANTS = {
-    "default": {},
     "laptop": {
         **_SMALL,
         "data.image_size": 64,
@@ -57,7 +56,7 @@ VARIANTS = {
 }
 
 
-def get_config(variant="default"):
+def get_config(variant=""):
     config = default("convmixer")
     config.data.name = "imagenet2012"
     config.data.crop_scale = 0.08

@@ -1,24 +1,30 @@
-"""ConvMixer-64/4 on MNIST: 60,000 training and 10,000 test images of 28 x 28 pixels.
+"""ConvMixer-64/4 on MNIST or Fashion-MNIST: 60,000 training and 10,000 test images of 28 x 28.
 
+    python -m randmix.data.prepare fashion_mnist
+    python -m randmix.main --config=configs/convmixer_mnist.py:fashion_mnist
     python -m randmix.data.prepare mnist
-    python -m randmix.main --config=configs/convmixer_mnist.py --config.mode=full
-    python -m randmix.main --config=configs/convmixer_mnist.py --config.mode=chans
+    python -m randmix.main --config=configs/convmixer_mnist.py
 
-The settings are those of configs/convmixer_fashion_mnist.py without flips, which would turn digits
-into others. Not yet measured here; the paper uses MNIST only for un-shuffling. The time is that
-config's, 3 to 14 minutes on two CPU cores.
+Expected accuracy on Fashion-MNIST's test set with seed 0 after 5 epochs: full 0.912, chans 0.899,
+space 0.882, in 3 to 14 minutes on two CPU cores, depending on their other load. Not yet measured on
+MNIST, which the paper uses only for un-shuffling.
 
-Variants:
+Variants, which combine, as in :fashion_mnist-laptop:
 
-    --config=configs/convmixer_mnist.py:laptop   a tenth of the images, 3 epochs, at most a minute
-    --config=configs/convmixer_mnist.py:tiny     the same code at the smallest size, for tests
+    --config=configs/convmixer_mnist.py:fashion_mnist   Fashion-MNIST, with its own mean and
+                                                        deviation, and flips, which would turn
+                                                        MNIST's digits into others
+    --config=configs/convmixer_mnist.py:laptop          a tenth of the images, 3 epochs, at most a
+                                                        minute
+    --config=configs/convmixer_mnist.py:tiny            the same code at the smallest size, for
+                                                        tests
 """
 
 from randmix.config import default, vary
 from randmix.data import catalog
 
 VARIANTS = {
-    "default": {},
+    "fashion_mnist": {"data.name": "fashion_mnist", "data.flip": True},
     "laptop": {
         "data.subset": 0.1,
         "epochs": 3.0,
@@ -30,14 +36,13 @@ VARIANTS = {
 }
 
 
-def get_config(variant="default"):
+def get_config(variant=""):
     config = default("convmixer")
     config.data.name = "mnist"
     config.model.width = 64
     config.model.depth = 4
     config.model.kernel_size = 5
     config.model.patch_size = 2
-    config.model.mean, config.model.std = catalog.channel_statistics("mnist")
     config.batch_size = 128
     config.epochs = 5.0
     config.optimizer.learning_rate = 0.01
@@ -46,4 +51,6 @@ def get_config(variant="default"):
     config.log_every = 100
     config.eval_every = 468
     config.checkpoint_every = 468
-    return vary(config, variant, VARIANTS)
+    vary(config, variant, VARIANTS)
+    config.model.mean, config.model.std = catalog.channel_statistics(config.data.name)
+    return config

@@ -15,13 +15,12 @@ Variants:
 from randmix.config import default, vary
 
 VARIANTS = {
-    "default": {},
     "laptop": {},
     "tiny": {"model.width": 8, "model.depth": 1, "batch_size": 8, "steps": 2},
 }
 
 
-def get_config(variant="default"):
+def get_config(variant=""):
     config = default("convmixer")
     config.data.name = "digits"
     config.model.width = 64

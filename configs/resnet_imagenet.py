@@ -32,7 +32,6 @@ from randmix.config import default, vary
 from randmix.data import catalog
 
 VARIANTS = {
-    "default": {},
     "laptop": {
         "data.image_size": 64,
         "model.width": 16,
@@ -50,7 +49,7 @@ VARIANTS = {
 }
 
 
-def get_config(variant="default"):
+def get_config(variant=""):
     config = default("resnet")
     config.data.name = "imagenet2012"
     config.data.crop_scale = 0.08

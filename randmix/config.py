@@ -8,13 +8,19 @@ dict is locked and typed: an unknown key is an error, in a file as on the comman
 import functools
 import hashlib
 import json
+import runpy
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
 from randmix import ranges
 from randmix.errors import UserError, check_choice, did_you_mean
+
+# The files of configs/: a wheel has them inside the package, a checkout beside it.
+_SHIPPED = Path(__file__).parent / "configs"
+RECIPES = _SHIPPED if _SHIPPED.is_dir() else Path(__file__).parents[1] / "configs"
 
 # Keys that change what is shown or where data lie, but never what is learned.
 DISPLAY_KEYS = frozenset(
@@ -234,19 +240,34 @@ MODEL_KEYS = {
 
 
 def vary(config: ConfigDict, variant: str, variants: Mapping[str, Mapping[str, Any]]) -> ConfigDict:
-    """Applies one of a config's variants, as selected by ``--config=configs/NAME.py:VARIANT``.
+    """Applies a config's variants, as selected by ``--config=configs/NAME.py:VARIANT-VARIANT``.
 
     Args:
         config: the config without a variant; modified in place and returned.
-        variant: a key of ``variants``.
+        variant: keys of ``variants`` joined by "-", of which later ones win; "" changes nothing.
         variants: name -> the values that differ, with dotted keys.
 
     Raises:
         UserError: an unknown variant; the message suggests the nearest name.
     """
-    check_choice("variant", variant, variants)
-    config.update_from_flattened_dict(variants[variant])
+    for name in variant.split("-") if variant else ():
+        check_choice("variant", name, variants)
+        config.update_from_flattened_dict(variants[name])
     return config
+
+
+def recipe(name: str) -> ConfigDict:
+    """Returns a config of the files in ``RECIPES``, such as ``"convmixer_imagenet:laptop"``.
+
+    Args:
+        name: a file's name without ".py", and a variant of it after a colon, if any.
+
+    Raises:
+        UserError: an unknown file or variant; the message suggests the nearest name.
+    """
+    file, _, variant = name.partition(":")
+    check_choice("recipe", file, sorted(path.stem for path in RECIPES.glob("*.py")))
+    return runpy.run_path(str(RECIPES / f"{file}.py"))["get_config"](variant)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,50 +1,68 @@
 """The files of configs/: each variant is a valid run, and each tiny one takes real steps."""
 
+import ast
 import functools
-import importlib.util
+import runpy
 
-import command
 import jax
 import numpy as np
 import pytest
 import small
 
-from randmix.data import loader
+from randmix import config as configs
+from randmix.data import catalog, loader
 from randmix.errors import UserError
 from randmix.runtime import sharding
 from randmix.training import loop as train
 from randmix.training import runs
 
-FILES = sorted((command.REPOSITORY / "configs").glob("*.py"))
+FILES = sorted(configs.RECIPES.glob("*.py"))
 
 
 @functools.cache
-def load(file):
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def variants(file):
+    """The names of a file's variants, and "" for the config without one."""
+    return ["", *runpy.run_path(str(file))["VARIANTS"]]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_each_variant_is_a_run_and_is_documented(file):
-    module = load(file)
-    assert {"laptop", "tiny"} <= set(module.VARIANTS)
-    assert f"python -m randmix.main --config=configs/{file.name}" in module.__doc__
-    default, *others = module.VARIANTS
-    for variant in others:
-        assert f"--config=configs/{file.name}:{variant}" in module.__doc__
-    for variant in module.VARIANTS:
-        assert runs.assemble(module.get_config(variant)).total_steps >= 2
-    assert module.get_config().to_dict() == module.get_config(default).to_dict()
+    text = ast.get_docstring(ast.parse(file.read_text()))
+    assert f"python -m randmix.main --config=configs/{file.name}" in text
+    assert {"laptop", "tiny"} <= set(variants(file))
+    for variant in variants(file):
+        if variant:
+            assert f"--config=configs/{file.name}:{variant} " in text
+        assert runs.assemble(configs.recipe(f"{file.stem}:{variant}")).total_steps >= 2
     with pytest.raises(UserError, match=r"variant: got 'tinny', allowed .*; did you mean 'tiny'"):
-        module.get_config("tinny")
+        configs.recipe(f"{file.stem}:laptop-tinny")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "size"),
+    [
+        ("convmixer_cifar:cifar100-laptop", ("cifar100", 64, 0.2, "torchvision-n2-m12")),
+        ("convmixer_mnist:fashion_mnist-tiny", ("fashion_mnist", 8, 1.0, "")),
+        ("convmixer_mnist:tiny-fashion_mnist", ("fashion_mnist", 8, 1.0, "")),
+        ("resnet_cifar:cifar100-laptop", ("cifar100", 16, 0.2, "")),
+    ],
+)
+def test_variants_combine_and_the_statistics_are_those_of_the_data(recipe, size):
+    config = configs.recipe(recipe)
+    data, model = config.data, config.model
+    assert (data.name, model.width, data.subset, data.randaugment) == size
+    assert (model.mean, model.std) == catalog.channel_statistics(data.name)
+
+
+def test_an_unknown_recipe_is_named_with_the_nearest():
+    with pytest.raises(UserError, match=r"recipe: got 'digit', allowed .*; did you mean 'digits'"):
+        configs.recipe("digit:tiny")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_the_tiny_variant_takes_steps_on_generated_images(file):
-    config = load(file).get_config("tiny")
+    config = configs.recipe(f"{file.stem}:tiny")
     parts, mesh = runs.assemble(config), sharding.make_mesh(jax.devices()[:1])
     rng = np.random.default_rng(0)
     examples = 2 * config.batch_size

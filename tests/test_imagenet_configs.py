@@ -1,18 +1,13 @@
 """ImageNet configs against the recipes in their docstrings; test_configs.py checks all configs."""
 
 import pytest
-from test_configs import FILES, load
 
+from randmix import config as configs
 from randmix.training import runs
 
 
-def parts(name):
-    (file,) = (file for file in FILES if file.stem == name)
-    return runs.assemble(load(file).get_config())
-
-
 def test_the_convmixer():
-    convmixer = parts("convmixer_imagenet")
+    convmixer = runs.assemble(configs.recipe("convmixer_imagenet"))
     # The closed form, with biases: stem, 16 blocks of a depthwise and a pointwise convolution,
     # norms, classifier.
     stem, norm, head = 7 * 7 * 3 * 512 + 512, 2 * 512, 512 * 1000 + 1000
@@ -25,7 +20,7 @@ def test_the_convmixer():
 
 
 def test_the_resnet():
-    resnet = parts("resnet_imagenet")
+    resnet = runs.assemble(configs.recipe("resnet_imagenet"))
     assert resnet.steps_per_epoch == 5004
     rates = [float(resnet.schedule(epoch * 5004)) for epoch in (0, 29, 31, 59, 61, 89)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])

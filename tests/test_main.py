@@ -127,7 +127,10 @@ def test_a_summary_shows_the_parameters_and_their_cost_and_ends(tmp_path):
         ([DIGITS, "--workdri=x"], "unknown flag --workdri; did you mean 'workdir'?; see --help"),
         ([DIGITS, "full"], "got 'full', allowed are flags only; see --help"),
         (
-            ["--config=configs/convmixer_fashion_mnist.py", "--config.data.data_dir=/nowhere"],
+            [
+                "--config=configs/convmixer_mnist.py:fashion_mnist",
+                "--config.data.data_dir=/nowhere",
+            ],
             "fashion_mnist is not prepared in /nowhere; "
             "run `python -m randmix.data.prepare fashion_mnist --data_dir=/nowhere`",
         ),

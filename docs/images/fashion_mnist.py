@@ -1,7 +1,7 @@
 """Draws the README's picture from runs in three modes, here of three seeds.
 
     for mode in full chans space; do for seed in 0 1 2; do
-      python -m randmix.main --config=configs/convmixer_fashion_mnist.py --config.mode=$mode \
+      python -m randmix.main --config=configs/convmixer_mnist.py:fashion_mnist --config.mode=$mode \
           --config.seed=$seed --workdir=runs/fashion-$mode-$seed
     done; done
     python docs/images/fashion_mnist.py runs

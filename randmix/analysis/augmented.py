@@ -1,7 +1,7 @@
 r"""Figure of training images before and after augmentation.
 
-    python -m randmix.analysis.augmented --config=configs/convmixer_cifar10.py
-    python -m randmix.analysis.augmented --config=configs/convmixer_cifar10.py --examples=8 \
+    python -m randmix.analysis.augmented --config=configs/convmixer_cifar.py
+    python -m randmix.analysis.augmented --config=configs/convmixer_cifar.py --examples=8 \
         --step=100 --out=figures
 
 Draws the first examples of a step's batch with their classes: above as they are in the data set
