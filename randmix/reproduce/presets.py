@@ -1,9 +1,10 @@
-"""The presets: tables of each experiment's runs, as differences from ``config.default``.
+"""The presets: tables of each experiment's runs, which start from the recipes in configs/.
 
-A run is a flat dict of config keys, {"model.depth": 2, ...}; ``plan`` adds the seeds. `product`
-makes one run of every combination of values. Runs that several experiments share are trained once.
-Each preset starts with its purpose and its departures from the paper, which the report repeats. All
-presets are in one file, despite its length, so that they can be compared.
+A run is a flat dict of config keys, {"model.depth": 2, ...}, whose other keys have the defaults of
+``config.default``: `start` makes one from a recipe and what differs from it, `product` one of every
+combination of values, and ``plan`` adds the seeds. Runs that several experiments share are trained
+once. Each preset starts with its purpose and its departures from the paper, which the report
+repeats. All presets are in one file, despite its length, so that they can be compared.
 """
 
 import dataclasses
@@ -11,11 +12,15 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from randmix.data import catalog
+from randmix import config as configs
 from randmix.errors import UserError, check_choice
 
 Settings = dict[str, Any]
 MODES = ("full", "chans", "space")
+# The keys by which runs are described and compared; every run has them.
+_SIZES = ("data.name", "model.name", "model.width", "model.depth", "model.kernel_size")
+# Evaluates and saves only at the end, and writes no TensorBoard events.
+_SHORT = {"log_every": 1000, "eval_every": 10**6, "checkpoint_every": 10**6, "tensorboard": False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +46,23 @@ class Preset:
     attack: Mapping[str, Any]
     banks: Mapping[str, Any]
     shown: tuple[float, float, float] = (0, 1, 2)
+
+
+def start(recipe: str, changes: Settings | None = None) -> Settings:
+    """The settings of a recipe such as ``"convmixer_cifar:paper"``, with ``changes``.
+
+    >>> run = start("digits:tiny", {"model.depth": 2})
+    >>> run["data.name"], run["model.depth"], run["model.width"], run["steps"]
+    ('digits', 2, 8, 2)
+    """
+    config = configs.recipe(recipe)
+    default = configs.flatten(configs.default(config.model.name))
+    settings = {
+        key: value
+        for key, value in configs.flatten(config).items()
+        if key in _SIZES or value != default[key]
+    }
+    return {**settings, **(changes or {})}
 
 
 def product(base: Settings, over: Mapping[str, Sequence[Any]]) -> list[Settings]:
@@ -99,57 +121,62 @@ def unshuffling(
     space: tuple[int, int],
 ) -> list[Settings]:
     """E10's runs: Full and Chans over width for each (depth, kernel size), and Space for one."""
-    base = {**base, "task": "unshuffling"}
-    return [
-        {
-            **base,
-            "mode": mode,
-            "model.depth": depth,
-            "model.kernel_size": kernel_size,
-            "model.width": width,
-        }
-        for depth, kernel_size in sizes
-        for mode in (MODES if (depth, kernel_size) == space else MODES[:2])
-        for width in widths
-    ]
+    runs = []
+    for size in sizes:
+        sized = {**base, "model.depth": size[0], "model.kernel_size": size[1]}
+        modes = MODES if size == space else MODES[:2]
+        runs += product(sized, {"mode": modes, "model.width": widths})
+    return runs
 
 
-# The pre-activation ResNet's recipe: SGD, learning rate divided by 10 at 1/2 and 3/4 of training.
-_SGD = {
-    "model.name": "resnet",
-    "optimizer.name": "sgd",
-    "optimizer.learning_rate": 0.1,
-    "optimizer.weight_decay": 1e-4,
-    "schedule.name": "step",
-}
-# The ConvMixer repository's recipe: AdamW, clipping, a piecewise linear schedule (the default).
-_ADAMW = {
-    "model.name": "convmixer",
-    "optimizer.learning_rate": 0.01,
-    "optimizer.weight_decay": 0.005,
-    "optimizer.clip_norm": 1.0,
-}
-_UNSHUFFLE = {**_ADAMW, "optimizer.learning_rate": 0.05, "optimizer.weight_decay": 0.0}
-# Evaluates and saves only at the end, and writes no TensorBoard events.
-_SHORT = {"log_every": 1000, "eval_every": 10**6, "checkpoint_every": 10**6, "tensorboard": False}
+def all_experiments(
+    resnet: Settings,
+    convmixer: Settings,
+    unshuffle: Settings,
+    *,
+    depths: Sequence[int],
+    widths: Sequence[int],
+    epsilon: float,
+    indices: Sequence[float],
+    shares: Sequence[float],
+) -> dict[str, Sequence[Settings]]:
+    """The runs of every experiment at a small size.
 
-
-def _normalized(name: str) -> Settings:
-    mean, std = catalog.channel_statistics(name)
-    return {"data.name": name, "model.mean": mean, "model.std": std}
+    Args:
+        resnet: the ResNets' settings; ``convmixer`` and ``unshuffle`` likewise.
+        depths: the ResNets' depths in E2.
+        widths: their widths in E4.
+        epsilon: the strength of E6's adversarial training, in 1/255.
+        indices: E7's smoothing indices.
+        shares: E12's shares of learned filters.
+    """
+    e2 = product(resnet, {"model.depth": depths, "mode": MODES})
+    e5 = product(convmixer, {"model.depth": (1, 2, 4), "mode": MODES})
+    middle = {**convmixer, "model.depth": 2}
+    attacked = [run for run in (*e2, *e5) if run["mode"] != "space" and run["model.depth"] < 3]
+    return {
+        "E1": (),
+        "E2": e2,
+        "E3": banks_of_filters({**resnet, "model.depth": 2}),
+        "E4": product({**resnet, "model.depth": 1}, {"mode": MODES[:2], "model.width": widths}),
+        "E5": e5,
+        "E6": defended(attacked, epsilon),
+        "E7": smoothings(middle, indices),
+        "E8": smoothings(middle, (0,)),
+        "E9": product({**convmixer, "model.depth": 4}, {"mode": ("full",)}),
+        "E10": unshuffling(
+            unshuffle, widths=(8, 16, 32), sizes=((1, 5), (2, 3), (2, 5)), space=(2, 5)
+        ),
+        "E11": (),
+        "E12": fractions(middle, shares),
+    }
 
 
 def _smoke() -> Preset:
-    resnet = {**_SGD, **_SHORT, "steps": 3, "batch_size": 32, "model.width": 2, "model.depth": 1}
-    small = {
-        "steps": 3,
-        "batch_size": 32,
-        "model.width": 4,
-        "model.depth": 1,
-        "model.kernel_size": 3,
-    }
-    convmixer = {**_ADAMW, **_SHORT, **small, "model.patch_size": 2}
-    unshuffle = {**_UNSHUFFLE, **_SHORT, **small}
+    short = {**_SHORT, "steps": 3, "batch_size": 32, "model.depth": 1}
+    small = {**short, "model.width": 4, "model.kernel_size": 3}
+    resnet = start("resnet_cifar:digits", {**short, "model.width": 2})
+    convmixer = start("digits", {**small, "model.patch_size": 2})
     e2 = product(resnet, {"mode": MODES})
     e5 = product(convmixer, {"mode": MODES})
     return Preset(
@@ -170,7 +197,9 @@ def _smoke() -> Preset:
             "E7": smoothings(convmixer, (0, 1, 2)),
             "E8": smoothings(convmixer, (0,)),
             "E9": product(convmixer, {"mode": ("full",)}),
-            "E10": unshuffling(unshuffle, widths=(4, 6), sizes=((1, 3),), space=(1, 3)),
+            "E10": unshuffling(
+                start("unshuffle", small), widths=(4, 6), sizes=((1, 3),), space=(1, 3)
+            ),
             "E11": (),
             "E12": fractions(convmixer, (0, 0.5, 1)),
         },
@@ -180,14 +209,7 @@ def _smoke() -> Preset:
 
 
 def _digits() -> Preset:
-    short = {**_SHORT, "batch_size": 64, "epochs": 8.0, "data.name": "digits"}
-    resnet = {**_SGD, **short, "model.width": 4}
-    convmixer = {**_ADAMW, **short, "model.width": 32, "model.kernel_size": 5}
-    unshuffle = {**_UNSHUFFLE, **short, "batch_size": 32, "epochs": 12.0}
-    e2 = product(resnet, {"model.depth": (1, 2), "mode": MODES})
-    e5 = product(convmixer, {"model.depth": (1, 2, 4), "mode": MODES})
-    middle = {**convmixer, "model.depth": 2}
-    attacked = [run for run in (*e2, *e5) if run["mode"] != "space" and run["model.depth"] < 3]
+    short = {**_SHORT, "epochs": 8.0}
     return Preset(
         name="digits",
         purpose="The demonstration: every experiment on a small scale, on two CPU cores.",
@@ -198,24 +220,16 @@ def _digits() -> Preset:
             "to 12 epochs.",
             "The test set has 360 images, so one image is worth 0.28 percentage points.",
         ),
-        runs={
-            "E1": (),
-            "E2": e2,
-            "E3": banks_of_filters({**resnet, "model.depth": 2}),
-            "E4": product(
-                {**resnet, "model.depth": 1}, {"mode": MODES[:2], "model.width": (2, 4, 8)}
-            ),
-            "E5": e5,
-            "E6": defended(attacked, 16),
-            "E7": smoothings(middle, (0, 1, 2)),
-            "E8": smoothings(middle, (0,)),
-            "E9": product({**convmixer, "model.depth": 4}, {"mode": ("full",)}),
-            "E10": unshuffling(
-                unshuffle, widths=(8, 16, 32), sizes=((1, 5), (2, 3), (2, 5)), space=(2, 5)
-            ),
-            "E11": (),
-            "E12": fractions(middle, (0, 0.1, 0.5, 1)),
-        },
+        runs=all_experiments(
+            start("resnet_cifar:digits", {**short, "model.width": 4}),
+            start("digits", {**short, "model.width": 32}),
+            start("unshuffle", {**_SHORT, "epochs": 12.0}),
+            depths=(1, 2),
+            widths=(2, 4, 8),
+            epsilon=16,
+            indices=(0, 1, 2),
+            shares=(0, 0.1, 0.5, 1),
+        ),
         attack={
             "epsilons": (0.0, 8.0, 16.0, 32.0, 64.0, 96.0),
             "examples": 120,
@@ -227,34 +241,10 @@ def _digits() -> Preset:
 
 
 def _fashion_mnist() -> Preset:
-    shared = {
-        **_SHORT,
-        **_normalized("fashion_mnist"),
-        "data.flip": True,
-        "batch_size": 256,
-        "epochs": 3.0,
-        "checkpoint_every": 234,  # once per epoch, so that jobs of a few minutes make progress
-    }
-    resnet = {**_SGD, **shared, "model.width": 8}
-    convmixer = {
-        **_ADAMW,
-        **shared,
-        "model.width": 64,
-        "model.kernel_size": 5,
-        "model.patch_size": 2,
-    }
-    unshuffle = {
-        **_UNSHUFFLE,
-        **_SHORT,
-        "data.name": "fashion_mnist",
-        "batch_size": 256,
-        "epochs": 2.0,
-        "checkpoint_every": 234,
-    }
-    e2 = product(resnet, {"model.depth": (1, 2, 3), "mode": MODES})
-    e5 = product(convmixer, {"model.depth": (1, 2, 4), "mode": MODES})
-    middle = {**convmixer, "model.depth": 2}
-    attacked = [run for run in (*e2, *e5) if run["mode"] != "space" and run["model.depth"] < 3]
+    # It saves once per epoch, so that jobs of a few minutes make progress.
+    short = {**_SHORT, "batch_size": 256, "epochs": 3.0, "checkpoint_every": 234}
+    convmixer = start("convmixer_mnist:fashion_mnist", short)
+    data = {key: convmixer[key] for key in ("data.name", "model.mean", "model.std")}
     return Preset(
         name="fashion_mnist",
         purpose="Every experiment on the real Fashion-MNIST: 30 minutes on a data-centre GPU, or a "
@@ -265,25 +255,16 @@ def _fashion_mnist() -> Preset:
             "Models have half of the paper's width and depths 1 to 4, and train for 2 to 3 epochs; "
             "ConvMixers have patches of 2 x 2 pixels, except for un-shuffling.",
         ),
-        runs={
-            "E1": (),
-            "E2": e2,
-            "E3": banks_of_filters({**resnet, "model.depth": 2}),
-            # Width 32 alone would cost two fifths as much as all the rest.
-            "E4": product(
-                {**resnet, "model.depth": 1}, {"mode": MODES[:2], "model.width": (2, 4, 8, 16)}
-            ),
-            "E5": e5,
-            "E6": defended(attacked, 8),
-            "E7": smoothings(middle, (0, 0.5, 1, 2)),
-            "E8": smoothings(middle, (0,)),
-            "E9": product({**convmixer, "model.depth": 4}, {"mode": ("full",)}),
-            "E10": unshuffling(
-                unshuffle, widths=(8, 16, 32), sizes=((1, 5), (2, 3), (2, 5)), space=(2, 5)
-            ),
-            "E11": (),
-            "E12": fractions(middle, (0, 0.1, 0.25, 0.5, 1)),
-        },
+        runs=all_experiments(
+            start("resnet_cifar", {**short, **data, "data.crop_padding": 0, "model.width": 8}),
+            convmixer,
+            start("unshuffle:fashion_mnist", {**short, "epochs": 2.0}),
+            depths=(1, 2, 3),
+            widths=(2, 4, 8, 16),  # 32 alone would cost two fifths as much as all the rest
+            epsilon=8,
+            indices=(0, 0.5, 1, 2),
+            shares=(0, 0.1, 0.25, 0.5, 1),
+        ),
         attack={
             "epsilons": (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0),
             "examples": 1000,
@@ -295,62 +276,26 @@ def _fashion_mnist() -> Preset:
 
 
 def _cifar() -> Preset:
-    shared = {"data.flip": True, "eval_every": 5000, "checkpoint_every": 2000}
-    resnet = {
-        **_SGD,
-        **shared,
-        "data.crop_padding": 4,
-        "batch_size": 128,
-        "epochs": 200.0,
-        "model.width": 16,
-    }
-    convmixer = {
-        **_ADAMW,
-        **shared,
-        "data.randaugment": "torchvision-n2-m12",
-        "optimizer.learning_rate": 0.05,
-        "optimizer.clip_norm": 0.0,
-        "batch_size": 512,
-        "epochs": 25.0,
-        "model.width": 128,
-        "model.kernel_size": 8,
-        "model.patch_size": 1,
-    }
-    unshuffle = {
-        **_UNSHUFFLE,
-        "batch_size": 128,
-        "epochs": 25.0,
-        "eval_every": 5000,
-        "checkpoint_every": 2000,
-    }
-    cifar10, cifar100 = both = _normalized("cifar10"), _normalized("cifar100")
-    depths = (2, 4, 8, 16)
-    e2 = [
-        run
-        for data in both
-        for run in product({**resnet, **data}, {"model.depth": depths, "mode": MODES})
-    ]
-    e5 = [
-        run
-        for data in both
-        for run in product({**convmixer, **data}, {"model.depth": depths, "mode": MODES})
-    ]
-    attacked = [
-        run for run in (*e2, *e5) if run["mode"] != "space" and run["data.name"] == "cifar10"
-    ]
-    widths = (16, 32, 64, 128, 256)
-    sizes = ((2, 7), (4, 3), (4, 5), (4, 7), (8, 7))
+    resnet, resnet100 = resnets = start("resnet_cifar"), start("resnet_cifar:cifar100")
+    convmixer = start("convmixer_cifar:paper")
+    convmixers = convmixer, start("convmixer_cifar:cifar100-paper")
+    sizes = {"model.depth": (2, 4, 8, 16), "mode": MODES}
+    e2 = [run for base in resnets for run in product(base, sizes)]
+    e5 = [run for base in convmixers for run in product(base, sizes)]
+    sizes = {**sizes, "mode": MODES[:2]}
+    attacked = [run for base in (resnet, convmixer) for run in product(base, sizes)]
+    shallow = {"mode": MODES[:2], "model.depth": (2,), "model.width": (16, 32, 64, 128, 256)}
     pictures = [
         run
         for name in ("mnist", "fashion_mnist", "cifar10")
         for run in unshuffling(
-            {**unshuffle, "data.name": name}, widths=(32, 64, 128, 256), sizes=sizes, space=(4, 7)
+            start(f"unshuffle:{name}"),
+            widths=(32, 64, 128, 256),
+            sizes=((2, 7), (4, 3), (4, 5), (4, 7), (8, 7)),
+            space=(4, 7),
         )
     ]
-    large = unshuffling(
-        {**unshuffle, "data.name": "cifar10"}, widths=(512,), sizes=((16, 7),), space=(0, 0)
-    )
-    middle = {**convmixer, **cifar10, "model.depth": 8}
+    middle = {**convmixer, "model.depth": 8}
     return Preset(
         name="cifar",
         purpose="The paper's own sizes on CIFAR-10 and CIFAR-100, and un-shuffling on MNIST, "
@@ -364,20 +309,14 @@ def _cifar() -> Preset:
         runs={
             "E1": (),
             "E2": e2,
-            "E3": banks_of_filters({**resnet, **cifar100, "model.depth": 2}),
-            "E4": [
-                run
-                for data in both
-                for run in product(
-                    {**resnet, **data, "model.depth": 2}, {"mode": MODES[:2], "model.width": widths}
-                )
-            ],
+            "E3": banks_of_filters({**resnet100, "model.depth": 2}),
+            "E4": [run for base in resnets for run in product(base, shallow)],
             "E5": e5,
             "E6": defended(attacked, 8),
             "E7": smoothings(middle, (0, 0.5, 1, 2, 3, 4)),
             "E8": smoothings(middle, (0,)),
-            "E9": product({**convmixer, **cifar10, "model.depth": 4}, {"mode": ("full",)}),
-            "E10": [*pictures, *large],
+            "E9": product({**convmixer, "model.depth": 4}, {"mode": ("full",)}),
+            "E10": [*pictures, *product(start("unshuffle:large"), {"mode": MODES[:2]})],
             "E11": (),
             "E12": fractions(middle, (0, 0.05, 0.1, 0.25, 0.5, 0.75, 1)),
         },
@@ -387,51 +326,13 @@ def _cifar() -> Preset:
             "steps": 50,
             "restarts": 10,
         },
-        banks={
-            "counts": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
-            "kernel_size": 8,
-            "seeds": 10,
-        },
+        banks={"counts": tuple(2**i for i in range(11)), "kernel_size": 8, "seeds": 10},
         shown=(0, 2, 4),
     )
 
 
 def _imagenet() -> Preset:
-    shared = {
-        **_normalized("imagenet2012"),
-        "data.flip": True,
-        "data.crop_scale": 0.08,
-        "eval_every": 10_000,
-        "checkpoint_every": 2000,
-    }
-    resnet = {
-        **_SGD,
-        **shared,
-        "data.eval_crop": 0.875,
-        "model.stem": "imagenet",
-        "model.width": 64,
-        "batch_size": 256,
-        "epochs": 90.0,
-        "schedule.boundaries": (1 / 3, 2 / 3),
-    }
-    convmixer = {
-        **_ADAMW,
-        **shared,
-        "label_smoothing": 0.1,
-        "precision": "bfloat16",
-        "data.randaugment": "rand-m9-mstd0.5-inc1",
-        "data.mixup": 0.5,
-        "data.cutmix": 0.5,
-        "data.random_erasing": 0.25,
-        "optimizer.eps": 1e-3,
-        "optimizer.weight_decay": 2e-5,
-        "batch_size": 640,
-        "epochs": 150.0,
-        "model.width": 512,
-        "model.kernel_size": 8,
-        "model.patch_size": 7,
-    }
-    e5 = product(convmixer, {"model.depth": (4, 8, 16), "mode": MODES})
+    resnet, convmixer = start("resnet_imagenet"), start("convmixer_imagenet")
     return Preset(
         name="imagenet",
         purpose="The paper's own sizes on ImageNet-1k, for the experiments that it runs there.",
@@ -442,12 +343,12 @@ def _imagenet() -> Preset:
         runs={
             "E1": (),
             "E2": product(resnet, {"model.depth": (1, 2, 3), "mode": MODES}),
-            "E5": e5,
+            "E5": product(convmixer, {"model.depth": (4, 8, 16), "mode": MODES}),
             "E9": product({**convmixer, "model.depth": 4}, {"mode": ("full",)}),
             "E11": (),
         },
         attack={"epsilons": (0.0, 1.0, 4.0), "examples": 1000, "steps": 50, "restarts": 10},
-        banks={"counts": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512), "kernel_size": 8, "seeds": 10},
+        banks={"counts": tuple(2**i for i in range(10)), "kernel_size": 8, "seeds": 10},
     )
 
 
