@@ -79,7 +79,7 @@ def steps(
     parts = runs.assemble(config)
     mesh = sharding.make_mesh(jax.devices()[:1])
     rng = np.random.default_rng(0)
-    image = rng.integers(0, 256, (EXAMPLES, *parts.dataset.image_shape), np.uint8)
+    image = rng.integers(0, 256, (EXAMPLES, *parts.data.dataset.image_shape), np.uint8)
     label = rng.integers(0, 10, EXAMPLES, np.int32)
     data = sharding.replicate({"image": image, "label": label}, mesh)
     seeds = np.arange(n, dtype=np.uint32)
@@ -92,12 +92,12 @@ def steps(
     ]
     both = sharding.replicate((jnp.stack(orders), seeds), mesh)
     one_step = (
-        jit_train_step(config, parts, mesh, parts.phases[0])
+        jit_train_step(parts.step, parts.step.phases[0], mesh)
         .lower(lone[0], data, *each[0])
         .compile()
     )
     all_steps = (
-        jit_train_step(config, parts, mesh, parts.phases[0], n)
+        jit_train_step(parts.step, parts.step.phases[0], mesh, n)
         .lower(stacked, data, *both)
         .compile()
     )

@@ -78,16 +78,16 @@ def step(sizes: dict[str, int], mode: str):
     mesh = sharding.make_mesh(jax.devices()[: sizes["devices"]])
     rng = np.random.default_rng(0)
     batch = {
-        "image": rng.random((config.batch_size, *parts.dataset.image_shape), np.float32),
+        "image": rng.random((config.batch_size, *parts.data.dataset.image_shape), np.float32),
         "label": rng.integers(0, 10, config.batch_size, np.int32),
     }
     batch = jax.device_put(batch, sharding.split_batch(mesh))
     function = functools.partial(
         steps.train_step,
-        model=parts.model,
-        task=parts.task,
-        optimizer=parts.phases[0].optimizer,
-        labels=parts.labels,
+        model=parts.step.model,
+        task=parts.step.task,
+        optimizer=parts.step.phases[0].optimizer,
+        labels=parts.step.labels,
     )
     state = sharding.replicate(jax.jit(parts.init_state)(0), mesh)
     compiled = jax.jit(function, donate_argnums=0, out_shardings=sharding.replicated(mesh))

@@ -248,10 +248,10 @@ def our_step(config) -> Callable[[], object]:
     batch = jax.device_put({"image": images, "label": labels})
     step = functools.partial(
         steps.train_step,
-        model=parts.model,
-        task=parts.task,
-        optimizer=parts.phases[0].optimizer,
-        labels=parts.labels,
+        model=parts.step.model,
+        task=parts.step.task,
+        optimizer=parts.step.phases[0].optimizer,
+        labels=parts.step.labels,
     )
     state = jax.jit(parts.init_state)(0)
     compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()

@@ -17,14 +17,14 @@ from randmix.runtime import host
 
 if TYPE_CHECKING:
     from randmix.torch_weights import convmixer_from_torch, convmixer_to_torch
-    from randmix.training.runs import Run, load
+    from randmix.training.loading import Run, load
 
 __version__ = "0.1.0"
 __all__ = ["Run", "__version__", "convmixer_from_torch", "convmixer_to_torch", "load"]
 
 _HOMES = {
-    "Run": "randmix.training.runs",
-    "load": "randmix.training.runs",
+    "Run": "randmix.training.loading",
+    "load": "randmix.training.loading",
     "convmixer_from_torch": "randmix.torch_weights",
     "convmixer_to_torch": "randmix.torch_weights",
 }

@@ -22,6 +22,9 @@ from randmix.errors import UserError, check_choice, did_you_mean
 _SHIPPED = Path(__file__).parent / "configs"
 RECIPES = _SHIPPED if _SHIPPED.is_dir() else Path(__file__).parents[1] / "configs"
 
+# A run's config: locked and typed, with the keys of ``default``.
+Config = ConfigDict
+
 # Keys that change what is shown or where data lie, but never what is learned.
 DISPLAY_KEYS = frozenset(
     {

@@ -49,7 +49,7 @@ from randmix.runtime import cli, distributed, host
 if TYPE_CHECKING:
     import numpy as np
 
-    from randmix.training.runs import Run
+    from randmix.training.loading import Run
 
 _RANGES = {
     "strong_steps": ranges.integers(1, ranges.INT32),
@@ -125,8 +125,7 @@ def main(argv: list[str]) -> None:
     from randmix.analysis import spectrum
     from randmix.runtime import progress
     from randmix.training import evaluation as eval_loop
-    from randmix.training import runs
-    from randmix.workdir import artifacts
+    from randmix.training import loading, runs
 
     if len(argv) > 1:
         raise UserError(f"got {argv[1]!r}, allowed are flags only; see --help")
@@ -137,9 +136,9 @@ def main(argv: list[str]) -> None:
     arguments = None if options.attacks is None else _attack_flags(options)
     distributed.start(saves_when_stopped=False)
     with distributed.shared_errors():
-        artifacts.read_config(options.workdir)
+        runs.read_config(options.workdir)
     # Outside shared_errors: in it, the processes wait for each other.
-    run = runs.load(options.workdir, best=options.best)
+    run = loading.load(options.workdir, best=options.best)
     with distributed.shared_errors():
         split = eval_loop.open_split(
             run,

@@ -94,10 +94,10 @@ def main(argv: list[str]) -> int:
         print(summary(_CONFIG.value))
         return 0
     if _COMPILE_FOR.value is not None:
-        from randmix.training import aot, tpu
+        from randmix.training import aot, runs, tpu
 
         print(f"workdir: {workdir}", flush=True)
-        print(aot.report(_CONFIG.value, tpu.parse(_COMPILE_FOR.value), workdir))
+        print(aot.report(runs.assemble(_CONFIG.value), tpu.parse(_COMPILE_FOR.value), workdir))
         return 0
     distributed.start(saves_when_stopped=True)
     print(f"workdir: {workdir}\nhost settings: {host_settings}", flush=True)
@@ -122,9 +122,9 @@ def summary(config: ConfigDict) -> str:
     from randmix.training import runs
 
     parts = runs.assemble(config)
-    costs = counts.multiply_adds(parts.model, parts.dataset.image_shape)
-    table = dataclasses.replace(parts.summary, columns={"multiply-adds per image": costs})
-    return dataclasses.replace(parts, summary=table).description
+    costs = counts.multiply_adds(parts.step.model, parts.data.dataset.image_shape)
+    table = dataclasses.replace(parts.record.summary, columns={"multiply-adds per image": costs})
+    return dataclasses.replace(parts.record, summary=table).description
 
 
 def _config_name() -> str:

@@ -172,11 +172,11 @@ def end_of(workdir: Path) -> tuple[list[dict[str, Any]], dict[str, tuple[str, by
     rows = [
         {name: value for name, value in row.items() if name != "images_per_second"} for row in rows
     ]
-    config = artifacts.read_config(workdir)
+    config = runs.read_config(workdir)
     parts = runs.assemble(config)
-    with Checkpoints(workdir, about=parts.identity) as checkpoints:
+    with Checkpoints(workdir, about=parts.record.identity) as checkpoints:
         require(
-            checkpoints.all_steps()[:1] == [parts.total_steps],
+            checkpoints.all_steps()[:1] == [parts.loop.total_steps],
             f"{workdir}: no checkpoint of the last step",
         )
         states = {

@@ -49,7 +49,7 @@ def parts(mode="full", **overrides):
 @functools.cache
 def data():
     """The digits' training set."""
-    return train.open_splits(config(), parts())[0].arrays()
+    return parts().data.open()[0].arrays()
 
 
 @functools.cache
@@ -57,7 +57,7 @@ def compiled_step(mode="full", devices=1, phase_step=0, **overrides):
     """The compiled train step of that run, and its arguments after the state; see ``first``."""
     mesh = sharding.make_mesh(jax.devices()[:devices])
     run = parts(mode, **overrides)
-    step = train.jit_train_step(config(mode=mode, **overrides), run, mesh, run.phase_at(phase_step))
+    step = train.jit_train_step(run.step, run.phase_at(phase_step), mesh)
     arguments = (
         sharding.replicate(data(), mesh),
         order(mesh),

@@ -17,8 +17,8 @@ def test_the_search_for_a_batch_ends_at_one_that_was_compiled(fixed, allowed, mo
     chip = dataclasses.replace(tpu.CHIPS["v5e"], memory_bytes=100)
     compiled = []
 
-    def lower_steps(config, parts, mesh):
-        return {"train": config.batch_size}
+    def lower_steps(parts, mesh):
+        return {"train": parts.step.batch_size}
 
     def compile_step(batch_size, where):
         compiled.append(batch_size)
@@ -27,13 +27,13 @@ def test_the_search_for_a_batch_ends_at_one_that_was_compiled(fixed, allowed, mo
 
     monkeypatch.setattr(aot.compiled, "lower_steps", lower_steps)
     monkeypatch.setattr(aot, "_compile", compile_step)
-    config, where, mesh = (
-        small.config(batch_size=640),
+    parts, where, mesh = (
+        small.parts(batch_size=640),
         tpu.Slice(chip, "2x2"),
         sharding.make_mesh(jax.devices()[:4]),
     )
     needs = {"train": aot.Needs(fixed + 640, 100, 1.0)}
-    found = aot.batch_size_that_fits(config, mesh, where, needs)
+    found = aot.batch_size_that_fits(parts, mesh, where, needs)
     if allowed is None:
         assert found is None
     else:

@@ -357,9 +357,7 @@ def test_without_a_defence_the_program_is_the_plain_one(monkeypatch):
     def program(**overrides):
         run = small.parts("full", **overrides)
         mesh = sharding.make_mesh(jax.devices()[:1])
-        step = train.jit_train_step(
-            small.config(mode="full", **overrides), run, mesh, run.phases[0]
-        )
+        step = train.jit_train_step(run.step, run.step.phases[0], mesh)
         return step.lower(
             run.abstract_state(mesh), small.data(), small.order(mesh), np.uint32(0)
         ).as_text()

@@ -422,9 +422,7 @@ def test_an_invalid_augmentation_is_refused(settings, message):
 @pytest.mark.slow
 def test_the_train_step_takes_mixed_labels_on_eight_devices():
     parts, mesh = small.parts(data__mixup=0.5), sharding.make_mesh(jax.devices())
-    step = train.jit_train_step(
-        small.config(mode="full", data__mixup=0.5), parts, mesh, parts.phases[0]
-    )
+    step = train.jit_train_step(parts.step, parts.step.phases[0], mesh)
     data, seed = (sharding.replicate(x, mesh) for x in (small.data(), np.uint32(0)))
     arguments = (small.first("full", 8), data, small.order(mesh), seed)
     step = step.lower(*arguments).compile(small.QUICK_COMPILATION)
@@ -432,10 +430,10 @@ def test_the_train_step_takes_mixed_labels_on_eight_devices():
     _, metrics = step(*arguments)
 
     rows = np.asarray(arguments[2])[:32]
-    shown = jax.jit(partial(parts.augmentation, seed=0))(
+    shown = jax.jit(partial(parts.step.augmentation, seed=0))(
         {name: array[rows] for name, array in small.data().items()}, step=jnp.int32(0)
     )
-    apply = jax.jit(partial(parts.model.apply, train=True, mutable=["batch_stats"]))
+    apply = jax.jit(partial(parts.step.model.apply, train=True, mutable=["batch_stats"]))
     logits, _ = apply(small.initial_state().variables, shown["image"])
     own, partner = (np.eye(10)[np.asarray(shown[name])] for name in ("label", "mixed_label"))
     weight = np.asarray(shown["label_weight"])[:, None]

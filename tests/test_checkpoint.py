@@ -12,8 +12,8 @@ from etils import epath
 
 from randmix.errors import UserError
 from randmix.runtime import distributed
+from randmix.training import loading
 from randmix.training import loop as train
-from randmix.training import runs
 from randmix.workdir import manifest
 from randmix.workdir.checkpoints import Checkpoints
 
@@ -219,7 +219,7 @@ def test_a_reader_takes_the_intact_one_and_moves_nothing(tmp_path, caplog):
     train.train(small.config(steps=2, checkpoint_every=1), run)
     (run / "checkpoints" / "2" / "default" / "_METADATA").write_text("x")
     with caplog.at_level(logging.WARNING):
-        assert runs.load(run).step == 1
+        assert loading.load(run).step == 1
     assert caplog.messages == [
         f"{run}/checkpoints/2: default/_METADATA has 1 bytes, manifest.json says "
         + caplog.messages[0].split()[-4].rstrip(";")

@@ -95,7 +95,7 @@ def test_an_invalid_value_is_refused(override, message):
 
 
 def test_a_selector_text_is_what_is_trained():
-    summary = runs.assemble(small.config(train="role('head') | depth(1, None)")).summary
+    summary = runs.assemble(small.config(train="role('head') | depth(1, None)")).record.summary
     trained = {row.path for row in summary.rows if row.label == "train"}
     assert trained == {
         row.path for row in summary.rows if row.role == "head" or "block_01" in row.path
@@ -120,6 +120,8 @@ def test_a_selector_text_is_what_is_trained():
     ],
 )
 def test_schedules_by_their_definitions(settings, expected):
-    schedule = optim.build_schedule(small.config(**settings).schedule, 1.0, 100)
+    schedule = optim.build_schedule(
+        optim.ScheduleOptions(**small.config(**settings).schedule), 100, 1.0
+    )
     for step, rate in expected.items():
         assert float(schedule(step)) == pytest.approx(rate, abs=1e-6), step

@@ -33,7 +33,7 @@ def test_each_variant_is_a_run_and_is_documented(file):
     for variant in variants(file):
         if variant:
             assert f"--config=configs/{file.name}:{variant} " in text
-        assert runs.assemble(configs.recipe(f"{file.stem}:{variant}")).total_steps >= 2
+        assert runs.assemble(configs.recipe(f"{file.stem}:{variant}")).loop.total_steps >= 2
     with pytest.raises(UserError, match=r"variant: got 'tinny', allowed .*; did you mean 'tiny'"):
         configs.recipe(f"{file.stem}:laptop-tinny")
 
@@ -67,15 +67,15 @@ def test_the_tiny_variant_takes_steps_on_generated_images(file):
     rng = np.random.default_rng(0)
     examples = 2 * config.batch_size
     data = {
-        "image": rng.integers(0, 256, (examples, *parts.dataset.image_shape), np.uint8),
-        "label": rng.integers(0, parts.dataset.num_classes, examples, np.int32),
+        "image": rng.integers(0, 256, (examples, *parts.data.dataset.image_shape), np.uint8),
+        "label": rng.integers(0, parts.data.dataset.num_classes, examples, np.int32),
     }
     order = jax.jit(functools.partial(loader.epoch_order, examples=examples))(0, 0)
     init = jax.jit(parts.init_state).lower(np.uint32(0)).compile(small.QUICK_COMPILATION)
     state = init(np.uint32(0))
     arguments = (data, order, np.uint32(0))
     state, *arguments = (sharding.replicate(jax.device_get(x), mesh) for x in (state, *arguments))
-    step = train.jit_train_step(config, parts, mesh, parts.phases[0])
+    step = train.jit_train_step(parts.step, parts.step.phases[0], mesh)
     step = step.lower(state, *arguments).compile(small.QUICK_COMPILATION)
     for _ in range(2):
         state, metrics = step(state, *arguments)

@@ -27,12 +27,16 @@ def configs(**overrides):
     return [small.config(seed=seed, **STEPS, **overrides) for seed in SEEDS]
 
 
+def all_parts(**overrides):
+    return [runs.assemble(config) for config in configs(**overrides)]
+
+
 def folders(root):
     return [root / str(seed) for seed in SEEDS]
 
 
 def together(root, **overrides):
-    return ensemble.train(configs(**overrides), folders(root), devices=ONE_DEVICE)
+    return ensemble.train(all_parts(**overrides), folders(root), devices=ONE_DEVICE)
 
 
 def lines(workdir):
@@ -101,7 +105,7 @@ def test_a_stopped_ensemble_resumes_bit_for_bit(whole, tmp_path, monkeypatch):
     assert [randmix.load(folder).step for folder in folders(tmp_path)] == [7, 7, 7]
     # As if one was killed before its save finished: all return to step 6.
     shutil.rmtree(folders(tmp_path)[1] / "checkpoints" / "7")
-    assert ensemble.cohorts(configs(), folders(tmp_path), 3) == [[0, 1, 2]]
+    assert ensemble.cohorts(all_parts(), folders(tmp_path), 3) == [[0, 1, 2]]
     assert together(tmp_path) == [None] * 3
     for resumed, reference in zip(folders(tmp_path), folders(whole), strict=True):
         assert not masks.diff(
@@ -114,24 +118,21 @@ def test_a_stopped_ensemble_resumes_bit_for_bit(whole, tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["loss", "parameters"])
 def test_a_member_that_is_not_finite_fails_alone(where, whole, tmp_path, monkeypatch, capsys):
-    inner = ensemble._Loop.init.func
+    inner = train.first_state
 
-    def init(self):
-        def poisoned(seeds):
-            state = inner(self)(seeds)
-            if where == "loss":
-                bias = state.params["head"]["classifier"]["bias"].at[1].set(np.nan)
-                head = {
-                    **state.params["head"],
-                    "classifier": {**state.params["head"]["classifier"], "bias": bias},
-                }
-                return state.replace(params={**state.params, "head": head})
-            stats = jax.tree.map(lambda x: x.at[1].set(np.inf), state.batch_stats)
-            return state.replace(batch_stats=stats)
+    def poisoned(members, session):
+        state = inner(members, session)
+        if where == "loss":
+            bias = state.params["head"]["classifier"]["bias"].at[1].set(np.nan)
+            head = {
+                **state.params["head"],
+                "classifier": {**state.params["head"]["classifier"], "bias": bias},
+            }
+            return state.replace(params={**state.params, "head": head})
+        stats = jax.tree.map(lambda x: x.at[1].set(np.inf), state.batch_stats)
+        return state.replace(batch_stats=stats)
 
-        return poisoned
-
-    monkeypatch.setattr(ensemble._Loop, "init", property(init))
+    monkeypatch.setattr(train, "first_state", poisoned)
     first, second, third = together(tmp_path)
     assert first is third is None
     folder = folders(tmp_path)[1]
@@ -163,7 +164,7 @@ def touch_checkpoint(workdir, source, *steps):
 def test_which_seeds_are_trained_together(whole, tmp_path):
     source = folders(whole)[0]
     parted = lambda at_most=9: ensemble.cohorts(five, dirs, at_most)  # noqa: E731
-    five = [small.config(seed=seed) for seed in range(5)]
+    five = [small.parts(seed=seed) for seed in range(5)]
     dirs = [tmp_path / str(seed) for seed in range(5)]
     assert parted() == [[0, 1, 2, 3, 4]]
     assert parted(2) == [[0, 1], [2, 3], [4]]
@@ -182,41 +183,39 @@ def test_which_seeds_are_trained_together(whole, tmp_path):
     (dirs[3] / "result.json").write_text("{}")  # damaged: it is trained again
     assert sorted(parted()) == [[0, 4], [1], [2, 3]]
     with pytest.raises(ValueError, match="no step is intact in all workdirs"):
-        ensemble._Checkpoints(
-            [ensemble._Member(None, None, d, None) for d in (dirs[1], dirs[4])], None, None
-        ).restore_latest(None)
+        ensemble._delete_after_common_step([dirs[1], dirs[4]])
 
 
 def test_a_composed_resnet_trains_alone(tmp_path):
     from randmix.config import default
 
-    resnets = [default("resnet"), default("resnet")]
+    resnets = [runs.assemble(default("resnet")), runs.assemble(default("resnet"))]
     assert ensemble.cohorts(resnets, [tmp_path / "0", tmp_path / "1"], 8) == [[0], [1]]
 
 
 def test_the_largest_ensemble_that_fits_in_memory(monkeypatch):
     asked = []
 
-    def lower_steps(config, parts, mesh, members):
+    def lower_steps(parts, mesh, members):
         asked.append(members)
         return {"eval": members - 1, "train": members}
 
     monkeypatch.setattr(ensemble, "lower_steps", lower_steps)
     monkeypatch.setattr(ensemble, "_needs", lambda lowered: 100 * max(lowered))
     fitting = [
-        ensemble.largest_that_fits(configs()[0], 7, limit_bytes=limit)
+        ensemble.largest_that_fits(small.parts(), 7, limit_bytes=limit)
         for limit in (778, 777, 400, 10)
     ]
     assert fitting == [7, 4, 2, 1]
     assert asked == [7, 7, 4, 7, 4, 2, 7, 4, 2]
-    assert ensemble.largest_that_fits(configs()[0], 7) == 7  # a CPU doesn't report its memory
+    assert ensemble.largest_that_fits(small.parts(), 7) == 7  # a CPU doesn't report its memory
 
 
 @pytest.mark.slow
 def test_what_an_ensemble_needs_is_what_its_programs_hold(whole):
     mesh = sharding.make_mesh(ONE_DEVICE)
     parts = runs.assemble(configs()[0])
-    lowered = ensemble.lower_steps(configs()[0], parts, mesh, 3).values()
+    lowered = ensemble.lower_steps(parts, mesh, 3).values()
     state = sum(
         np.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(parts.abstract_state(mesh))
     )
@@ -228,12 +227,12 @@ def test_what_an_ensemble_needs_is_what_its_programs_hold(whole):
 def test_a_sweep_hands_seeds_over(tmp_path, monkeypatch):
     calls = []
 
-    def train_together(configs, workdirs, programs):
-        calls.append([config.seed for config in configs])
+    def train_together(all_parts, workdirs, programs):
+        calls.append([parts.seed for parts in all_parts])
         print("said by all")
         if error:
             raise error
-        return ["bad", *[None] * (len(configs) - 1)]
+        return ["bad", *[None] * (len(all_parts) - 1)]
 
     error = None
     monkeypatch.setattr(ensemble, "train", train_together)

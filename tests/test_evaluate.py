@@ -18,8 +18,8 @@ from randmix.data import arrays, catalog
 from randmix.errors import UserError
 from randmix.runtime import sharding
 from randmix.training import evaluation as eval_loop
+from randmix.training import loading, runs
 from randmix.training import loop as train
-from randmix.training import runs
 
 QUICK = ("--attacks=fgsm,pgd2,strong", "--examples=50", "--strong_steps=3", "--strong_restarts=2")
 SETTINGS = robustness.Settings(
@@ -62,7 +62,7 @@ def test_a_defended_run_logs_a_multi_step_attack_at_each_evaluation(workdir):
     result = json.loads((workdir / "result.json").read_text())["metrics"]
     assert len(logged) == 2
     assert logged[-1] == result["test_pgd_accuracy"] < result["test_accuracy"]
-    run = runs.load(workdir)
+    run = loading.load(workdir)
     data = eval_loop.open_split(run, "test").arrays()
     images, labels = data["image"][:70] / np.float32(255), data["label"][:70]
     classifier = jax.jit(lambda x: run.model.apply(run.variables, x, train=False))
@@ -90,7 +90,7 @@ def test_the_clean_evaluation_gives_the_run_s_result_and_writes_nothing(workdir)
 
 
 def test_a_loaded_run_shows_itself_in_a_few_lines(workdir, tmp_path):
-    run = runs.load(workdir)
+    run = loading.load(workdir)
     result = json.loads((workdir / "result.json").read_text())
     trained, frozen = (result["parameters"][name] for name in ("trainable", "frozen"))
     lines = [
@@ -115,9 +115,9 @@ def test_a_loaded_run_shows_itself_in_a_few_lines(workdir, tmp_path):
     first = next(line for line in metrics_lines(workdir) if "test_loss" in line)
     (stopped / "metrics.jsonl").write_text(json.dumps(first) + "\n")
     shown = f"  test accuracy  {first['test_accuracy']:.4f}, at step 45"
-    assert repr(runs.load(stopped)).splitlines()[-1] == shown
+    assert repr(loading.load(stopped)).splitlines()[-1] == shown
     (stopped / "metrics.jsonl").unlink()
-    assert repr(runs.load(stopped)).splitlines()[-1].startswith("  step ")
+    assert repr(loading.load(stopped)).splitlines()[-1].startswith("  step ")
 
 
 def test_attacks_from_the_command_line(workdir, tmp_path):
@@ -160,7 +160,7 @@ def test_the_filters_of_a_finished_run_can_be_smoothed_first(workdir):
     assert done.status == 0, done.err
     about = json.loads((workdir / "smoothing_2" / "attacks.json").read_text())
     assert about["smoothing_index"] == 2.0
-    run = runs.load(workdir)
+    run = loading.load(workdir)
     variables = spectrum.smooth_filters(run.variables, 2.0)
     data = eval_loop.open_split(run, "test", name=None, data_dir=None).arrays()
     images = data["image"][:48].astype(np.float32) / 255
@@ -171,7 +171,7 @@ def test_the_filters_of_a_finished_run_can_be_smoothed_first(workdir):
 
 @pytest.mark.slow
 def test_curves_depend_neither_on_batches_nor_on_devices(workdir):
-    run = runs.load(workdir)
+    run = loading.load(workdir)
     data = eval_loop.open_split(run, "test").arrays()
     data = {name: array[:45] for name, array in data.items()}
     one, two = (
@@ -191,7 +191,7 @@ def test_curves_depend_neither_on_batches_nor_on_devices(workdir):
     mesh = sharding.make_mesh(jax.devices()[:1])
     expected = eval_loop.evaluate_split(
         eval_loop.jit_eval_step(
-            model=run.model, task=runs.assemble(run.config).task, mesh=mesh, batch_size=45
+            model=run.model, task=runs.assemble(run.config).step.task, mesh=mesh, batch_size=45
         ),
         run.variables,
         arrays.EvalArrays(data, batch_size=45, mesh=mesh),
@@ -374,7 +374,7 @@ def test_a_workdir_without_a_checkpoint_and_one_without_a_data_set(workdir, tmp_
         2,
         f"randmix: {tmp_path}/checkpoints: no checkpoint there; train this workdir\n",
     )
-    run = runs.load(workdir)
+    run = loading.load(workdir)
     with run.config.ignore_type():
         run.config.data.name = None
     with pytest.raises(UserError, match="--data is missing: this workdir names no data set"):
@@ -431,7 +431,7 @@ def test_another_data_set_must_have_the_runs_images_and_classes(
     if not recorded:  # an older run: the catalog has what its data set is
         workdir = shutil.copytree(workdir, tmp_path / "run")
         (workdir / "data.json").unlink()
-    run, other = runs.load(workdir), digits_like(**properties)
+    run, other = loading.load(workdir), digits_like(**properties)
     with pytest.raises(UserError) as error:
         eval_loop.open_split(run, "test", **other)
     message = f"data set other: {difference}; give --data one that it fits"
@@ -446,7 +446,7 @@ def test_another_data_set_must_have_the_runs_images_and_classes(
 
 
 def test_an_image_size_that_the_model_cannot_process_is_refused_even_by_force(workdir, digits_like):
-    run, other = runs.load(workdir), digits_like(image_shape=(9, 9, 1))
+    run, other = loading.load(workdir), digits_like(image_shape=(9, 9, 1))
     with pytest.raises(UserError, match=r"^patch_size: got 2, which doesn't divide the image's 9"):
         eval_loop.open_split(run, "test", **other, force=True)
 
@@ -455,7 +455,7 @@ def test_a_data_set_whose_classes_have_changed_since_the_training(workdir, tmp_p
     workdir = shutil.copytree(workdir, tmp_path / "run")
     data = json.loads((workdir / "data.json").read_text())
     (workdir / "data.json").write_text(json.dumps(data | {"classes": [*"abcdefghij"]}))
-    run = runs.load(workdir)
+    run = loading.load(workdir)
     with pytest.raises(UserError) as error:
         eval_loop.open_split(run, "test")
     assert str(error.value) == (
@@ -467,7 +467,7 @@ def test_a_data_set_whose_classes_have_changed_since_the_training(workdir, tmp_p
 def test_without_a_record_and_an_entry_the_weights_decide(workdir, digits_like, tmp_path):
     workdir = shutil.copytree(workdir, tmp_path / "run")
     (workdir / "data.json").unlink()
-    run = runs.load(workdir)
+    run = loading.load(workdir)
     run.config.data.name = "imagefolder/gone"
     assert eval_loop.open_split(run, "test", **digits_like("abcdefghij")).examples() == 360
     catalog.DATA_SETS["other"] = dataclasses.replace(catalog.DATA_SETS["other"], num_classes=26)
@@ -495,7 +495,7 @@ def test_a_run_without_an_accuracy_is_evaluated_clean_only(tmp_path, digits_like
         in done.out
     )
     # Class names don't matter.
-    assert eval_loop.open_split(runs.load(tmp_path), "test", **digits_like("abcdefghij"))
+    assert eval_loop.open_split(loading.load(tmp_path), "test", **digits_like("abcdefghij"))
     done = evaluate(f"--workdir={tmp_path}", "--attacks=fgsm")
     assert (done.status, done.err) == (
         2,

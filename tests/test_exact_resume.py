@@ -55,7 +55,7 @@ def test_resumed_steps_equal_uninterrupted_ones(model, mode, devices, keys, tmp_
         jax.jit(parts.init_state, compiler_options=small.QUICK_COMPILATION)(np.uint32(0))
     )
     step = (
-        train.jit_train_step(config, parts, mesh, parts.phase_at(0))
+        train.jit_train_step(parts.step, parts.phase_at(0), mesh)
         .lower(sharding.replicate(first, mesh), *arguments)
         .compile(compiler_options=small.QUICK_COMPILATION)
     )
@@ -66,9 +66,9 @@ def test_resumed_steps_equal_uninterrupted_ones(model, mode, devices, keys, tmp_
         return state
 
     whole = after(sharding.replicate(first, mesh), 5)
-    with Checkpoints(tmp_path, about=parts.identity) as checkpoints:
+    with Checkpoints(tmp_path, about=parts.record.identity) as checkpoints:
         checkpoints.save(2, after(sharding.replicate(first, mesh), 2))
-    with Checkpoints(tmp_path, about=parts.identity) as checkpoints:
+    with Checkpoints(tmp_path, about=parts.record.identity) as checkpoints:
         restored = checkpoints.restore_latest(parts.abstract_state(mesh))
     assert int(restored.step) == 2
     resumed = after(restored, 3)

@@ -46,11 +46,11 @@ def stepper(parts, step=0):
         return steps.train_step(
             state,
             batch,
-            model=parts.model,
-            task=parts.task,
+            model=parts.step.model,
+            task=parts.step.task,
             optimizer=phase.optimizer,
             labels=phase.labels,
-            channel_masks=parts.channel_masks,
+            channel_masks=parts.step.channel_masks,
         )
 
     return train_step
@@ -80,7 +80,7 @@ def test_each_group_moves_as_under_its_own_optimizer():
     @jax.jit
     def gradients(params, batch_stats, batch):
         def loss(params):
-            logits, updates = parts.model.apply(
+            logits, updates = parts.step.model.apply(
                 {**params, "batch_stats": batch_stats},
                 batch["image"],
                 train=True,
@@ -120,15 +120,15 @@ def test_filters_left_out_of_a_fraction_stay_bit_for_bit():
     for block in ("block_00", "block_01"):
         before = np.asarray(start.params["spatial"][block]["depthwise"]["kernel"])
         after = np.asarray(state.params["spatial"][block]["depthwise"]["kernel"])
-        learned = parts.channel_masks["spatial"][block]["depthwise"]["kernel"][0, 0]
+        learned = parts.step.channel_masks["spatial"][block]["depthwise"]["kernel"][0, 0]
         assert learned.sum() == 4  # of 16
         changed = (before.view(np.uint32) != after.view(np.uint32)).all((0, 1))
         np.testing.assert_array_equal(changed, learned)
         same = (before.view(np.uint32) == after.view(np.uint32)).all((0, 1))
         np.testing.assert_array_equal(same, ~learned)
     assert not masks.diff(start.params["spatial"]["stem"], state.params["spatial"]["stem"]).moved
-    assert parts.summary.trainable == 874 + 2 * 4 * 9
-    assert parts.summary.frozen == 400 - 2 * 4 * 9
+    assert parts.record.summary.trainable == 874 + 2 * 4 * 9
+    assert parts.record.summary.frozen == 400 - 2 * 4 * 9
 
 
 @pytest.mark.slow
@@ -151,9 +151,9 @@ def test_the_clipped_norm_leaves_unlearned_filters_out():
 @pytest.mark.slow
 def test_a_group_that_starts_later_costs_nothing_before_and_keeps_its_moments():
     parts = runs.assemble(small.config(groups=LATE))
-    assert [phase.start_step for phase in parts.phases] == [0, 3]
-    assert parts.phase_at(2) is parts.phases[0]
-    assert parts.phase_at(3) is parts.phases[1]
+    assert [phase.start_step for phase in parts.step.phases] == [0, 3]
+    assert parts.phase_at(2) is parts.step.phases[0]
+    assert parts.phase_at(3) is parts.step.phases[1]
     start = state = initial(parts)
     (*first, last) = batches(4)
     before = stepper(parts, 0)

@@ -18,7 +18,7 @@ from randmix.analysis import spectrum
 from randmix.reproduce import plan, presets, report, sweep
 from randmix.reproduce.claims import CLAIMS
 from randmix.reproduce.experiments import EXPERIMENTS
-from randmix.training import runs
+from randmix.training import loading
 
 pytestmark = pytest.mark.slow
 
@@ -107,9 +107,9 @@ def test_a_second_call_trains_and_measures_nothing(root):
 def test_smoothed_runs_were_trained_with_the_filters_that_are_drawn(root):
     groups = plan.build(SMOKE, ("E7",), (1,))
     plain, *smoothed = (run for (run,) in groups)
-    kernels = spectrum.layers(runs.load(plain.folder(root)).variables)
+    kernels = spectrum.layers(loading.load(plain.folder(root)).variables)
     for run in smoothed:
-        trained = spectrum.layers(runs.load(run.folder(root)).variables)
+        trained = spectrum.layers(loading.load(run.folder(root)).variables)
         for name, kernel in kernels.items():
             expected = filters.smooth(kernel, run.config.model.smoothing_index)
             np.testing.assert_allclose(trained[name], expected, atol=1e-6)

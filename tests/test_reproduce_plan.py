@@ -42,7 +42,7 @@ def test_a_run_is_named_by_its_content_and_a_group_differs_in_the_seed_only(grou
 def test_costs_are_multiply_adds_times_images_times_epochs(groups):
     run = groups[0][0]
     parts = runs.assemble(run.config)
-    per_image = sum(counts.multiply_adds(parts.model, (8, 8, 1)).values())
+    per_image = sum(counts.multiply_adds(parts.step.model, (8, 8, 1)).values())
     assert run.cost == per_image * 3 * 32  # three steps of 32 images
 
 

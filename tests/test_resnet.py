@@ -158,10 +158,10 @@ def lowered_step(mode, devices=1, **settings):
     }
     step = functools.partial(
         steps.train_step,
-        model=parts.model,
-        task=parts.task,
-        optimizer=parts.phases[0].optimizer,
-        labels=parts.labels,
+        model=parts.step.model,
+        task=parts.step.task,
+        optimizer=parts.step.phases[0].optimizer,
+        labels=parts.step.labels,
     )
     return jax.jit(step, out_shardings=sharding.replicated(mesh)).lower(
         parts.abstract_state(mesh), batch

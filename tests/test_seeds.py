@@ -11,7 +11,7 @@ import small
 from randmix.data import arrays, loader
 from randmix.reproduce import plan, presets
 from randmix.runtime import sharding
-from randmix.training import ensemble
+from randmix.training import ensemble, runs
 from randmix.training import loop as train
 from randmix.training.compiled import Programs
 
@@ -94,7 +94,9 @@ def test_large_seeds_of_an_ensemble_and_of_a_permutation(tmp_path):
         for seed in LARGE
     ]
     folders = [tmp_path / str(seed) for seed in LARGE]
-    assert ensemble.train(configs, folders, devices=ONE_DEVICE) == [None, None]
+    assert ensemble.train(
+        [runs.assemble(config) for config in configs], folders, devices=ONE_DEVICE
+    ) == [None, None]
     permutations = [np.load(folder / "permutation.npy") for folder in folders]
     np.testing.assert_array_equal(*permutations)
     assert sorted(permutations[0]) == [*range(64)]

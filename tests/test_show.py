@@ -15,6 +15,7 @@ from randmix.analysis import augmented as show
 from randmix.data import catalog, loader
 from randmix.data.augment import Augmentation
 from randmix.errors import UserError
+from randmix.training import runs
 
 FILES = ["augmented.csv", "augmented.png", "augmented.svg"]
 STEP = 50  # in the second epoch of 1437 // 32 = 44 steps
@@ -25,7 +26,7 @@ def config(**overrides):
 
 
 def test_it_shows_what_training_is_shown_in_that_step():
-    shown = show.at_step(config(), STEP, 5)
+    shown = show.at_step(runs.assemble(config()), STEP, 5)
     data = catalog.load("digits", "train")
     order = jax.jit(partial(loader.epoch_order, examples=1437))(0, 1)
     rows = np.asarray(order)[6 * 32 : 6 * 32 + 32]

@@ -111,12 +111,12 @@ def test_a_run_trains_with_scan_as_without():
     """The config key with a frozen role inside the scan: the same state after three steps."""
     config = small.config(mode="chans", model__scan=True, model__depth=3)
     parts = runs.assemble(config)
-    assert parts.phases[0].model.scan == ((0, 3),)
+    assert parts.step.phases[0].model.scan == ((0, 3),)
     mesh = sharding.make_mesh(jax.devices()[:1])
     _, arguments = small.compiled_step("chans", model__depth=3)
     state = small.first("chans", model__depth=3)
     step = (
-        train.jit_train_step(config, parts, mesh, parts.phases[0])
+        train.jit_train_step(parts.step, parts.step.phases[0], mesh)
         .lower(state, *arguments)
         .compile()
     )

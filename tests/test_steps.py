@@ -14,7 +14,6 @@ from randmix import masks
 from randmix.data import arrays
 from randmix.runtime import sharding
 from randmix.training import evaluation as eval_loop
-from randmix.training import loop as train
 from randmix.training import steps
 
 MODES = ("full", "chans", "space")
@@ -33,7 +32,7 @@ def test_frozen_leaves_are_bit_identical_and_trainable_ones_moved(mode):
 @pytest.mark.parametrize("mode", MODES)
 def test_optimizer_state_has_arrays_for_trainable_leaves_only(mode):
     state = small.initial_state(mode)
-    trainable, _ = masks.partition(state.params, small.parts(mode).labels)
+    trainable, _ = masks.partition(state.params, small.parts(mode).step.labels)
     held = sorted(x.shape for x in jax.tree.leaves(state.opt_state) if x.ndim)
     moments = [x.shape for x in jax.tree.leaves(trainable)] * 2  # AdamW's two
     assert held == sorted(moments)
@@ -62,10 +61,10 @@ def test_the_step_is_traced_once_over_many_calls():
         return steps.train_step(
             state,
             batch,
-            model=parts.model,
-            task=parts.task,
-            optimizer=parts.phases[0].optimizer,
-            labels=parts.labels,
+            model=parts.step.model,
+            task=parts.step.task,
+            optimizer=parts.step.phases[0].optimizer,
+            labels=parts.step.labels,
         )
 
     rng = np.random.default_rng(0)
@@ -115,7 +114,7 @@ def test_a_step_is_the_gradient_that_jax_takes_of_the_whole_loss():
 
     def loss(params):
         variables = {**params, "batch_stats": state.batch_stats}
-        logits, _ = parts.model.apply(variables, images, train=True, mutable=["batch_stats"])
+        logits, _ = parts.step.model.apply(variables, images, train=True, mutable=["batch_stats"])
         return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1).mean()
 
     gradients = jax.jit(jax.grad(loss))(state.params)
@@ -123,10 +122,10 @@ def test_a_step_is_the_gradient_that_jax_takes_of_the_whole_loss():
     expected["spatial"] = state.params["spatial"]
     step = partial(
         steps.train_step,
-        model=parts.model,
-        task=parts.task,
-        optimizer=parts.phases[0].optimizer,
-        labels=parts.labels,
+        model=parts.step.model,
+        task=parts.step.task,
+        optimizer=parts.step.phases[0].optimizer,
+        labels=parts.step.labels,
     )
     moved, _ = jax.jit(step)(state, {"image": images, "label": labels})
     chex.assert_trees_all_close(moved.params, expected, rtol=1e-5, atol=1e-7)
@@ -154,14 +153,14 @@ def test_evaluation_counts_no_padding():
     parts, state = small.parts("full"), small.initial_state("full")
     variables = {**state.params, "batch_stats": state.batch_stats}
     mesh = sharding.make_mesh(jax.devices()[:1])
-    test_set = train.open_splits(small.config(), parts)[1].arrays()
+    test_set = parts.data.open()[1].arrays()
     eval_step = eval_loop.jit_eval_step(
-        model=parts.model, task=parts.task, mesh=mesh, batch_size=112
+        model=parts.step.model, task=parts.step.task, mesh=mesh, batch_size=112
     )
     got = eval_loop.evaluate_split(
         eval_step, variables, arrays.EvalArrays(test_set, batch_size=112, mesh=mesh)
     )
-    logits = jax.jit(parts.model.apply)(variables, test_set["image"].astype(np.float32) / 255)
+    logits = jax.jit(parts.step.model.apply)(variables, test_set["image"].astype(np.float32) / 255)
     logits = np.asarray(logits, np.float64)
     loss = (
         np.log(np.exp(logits).sum(-1))

@@ -188,7 +188,7 @@ def test_pixels_change_places_after_the_augmentation_and_in_every_epoch_alike(st
     images = np.asarray(images)
     positions = tasks.pixel_permutation(0, 8, 8)
     shuffled = np.stack([image.ravel()[positions].reshape(8, 8, 1) for image in images])
-    apply = jax.jit(partial(parts.model.apply, train=True, mutable=["batch_stats"]))
+    apply = jax.jit(partial(parts.step.model.apply, train=True, mutable=["batch_stats"]))
     outputs, _ = apply({**initial.params, "batch_stats": initial.batch_stats}, shuffled)
     assert float(metrics["loss"]) == pytest.approx(
         ((np.asarray(outputs) - images) ** 2).mean(), rel=1e-5

@@ -29,9 +29,19 @@ def scalars(folder):
     ]
 
 
+def opened_by(config, workdir, start_step):
+    return trackers.open_trackers(
+        workdir,
+        start_step,
+        tensorboard=config.tensorboard,
+        wandb_project=config.wandb_project,
+        config=config.to_dict(),
+    )
+
+
 def write(config, workdir, start_step, steps):
     with (
-        trackers.open_trackers(config, workdir, start_step) as opened,
+        opened_by(config, workdir, start_step) as opened,
         MetricsLog(workdir / "metrics.jsonl", start_step, trackers=opened) as log,
     ):
         for step in steps:

@@ -20,6 +20,7 @@ from randmix.errors import UserError
 from randmix.runtime import distributed, durable
 from randmix.runtime.preemption import Preempted
 from randmix.training import loop as train
+from randmix.training import runs
 from randmix.workdir import artifacts
 from randmix.workdir.metrics_log import MetricsLog
 
@@ -140,7 +141,8 @@ def test_a_signal_does_not_wait_for_a_compilation(whole, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_signal_while_the_data_is_read(whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(train, "open_splits", signal_before(train.open_splits))
+        opening = signal_before(runs.DataOptions.open)
+        patch.setattr(runs.DataOptions, "open", opening)
         with pytest.raises(
             Preempted, match="stopped before the first step, with nothing new to save"
         ):
@@ -164,7 +166,7 @@ def test_any_process_but_the_first_writes_nothing_itself(whole, tmp_path, monkey
     (tmp_path / "result.json").unlink()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     # What process 0 decides and tells it: that the run isn't finished, and the saved steps.
-    told = iter([None, [6, 4], ([], -math.inf)])
+    told = iter([None, ([], -math.inf), [6, 4]])
     monkeypatch.setattr(distributed, "decided_by_primary", lambda decide: next(told))
     monkeypatch.setattr(distributed, "is_primary", lambda: False)
     assert run(tmp_path)["metrics"] == result["metrics"]
@@ -216,7 +218,7 @@ def test_load_returns_a_model_that_reproduces_the_result(whole):
     loaded = randmix.load(workdir)
     assert loaded.config.to_dict() == small.config().to_dict()
     assert loaded.step == 6
-    test_set = train.open_splits(loaded.config, small.parts("chans"))[1].arrays()
+    test_set = small.parts("chans").data.open()[1].arrays()
     logits = jax.jit(loaded.model.apply)(
         loaded.variables, test_set["image"].astype(np.float32) / 255
     )

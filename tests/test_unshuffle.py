@@ -178,12 +178,12 @@ def test_runs_are_told_apart_by_what_differs():
 )
 def test_each_variant_builds_the_model_for_its_data_set(name, data, size):
     parts = runs.assemble(configs.recipe(f"unshuffle:{name}"))
-    model, shape = parts.model, parts.dataset.image_shape
-    assert (parts.dataset.name, (model.width, model.depth)) == (data, size)
+    model, shape = parts.step.model, parts.data.dataset.image_shape
+    assert (parts.data.dataset.name, (model.width, model.depth)) == (data, size)
     assert model.kernel_size == 7
     variables = {**parts.abstract_state(small.sharding.make_mesh()).params}
     assert variables["head"]["projection"]["kernel"].shape == (size[0], shape[2])
-    assert len(parts.task.constants["permutation"]) == shape[0] * shape[1]
+    assert len(parts.step.task.constants["permutation"]) == shape[0] * shape[1]
 
 
 @pytest.mark.parametrize(

@@ -21,14 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from etils import epath
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
-from randmix import config as configs
 from randmix.analysis import plots
+from randmix.config import Config
 from randmix.data import catalog, feeds, loader
 from randmix.data.augment import Augmentation
 from randmix.errors import UserError
 from randmix.runtime import cli, sharding
+from randmix.training import runs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,12 +60,12 @@ class Shown:
 
 
 def draw(
-    config: ConfigDict, folder: epath.PathLike, *, examples: int = 16, step: int = 0
+    config: Config, folder: epath.PathLike, *, examples: int = 16, step: int = 0
 ) -> list[epath.Path]:
     """Draws the first examples of a step and writes the figure and its table to a folder.
 
     Args:
-        config: a run's config; of the model only the normalisation matters.
+        config: a run's config.
         folder: output folder; created if it doesn't exist.
         examples: how many, up to the batch size.
         step: steps taken before the one that is shown, from 0.
@@ -76,14 +77,14 @@ def draw(
         UserError: a config value is invalid, a batch has fewer examples, the data set isn't
             prepared, or the folder can't be written.
     """
-    configs.check(config)
-    if not 1 <= examples <= config.batch_size:
+    parts = runs.assemble(config)
+    if not 1 <= examples <= parts.step.batch_size:
         raise UserError(
-            f"--examples: got {examples}, allowed is 1 to the batch size, {config.batch_size}; "
+            f"--examples: got {examples}, allowed is 1 to the batch size, {parts.step.batch_size}; "
             "set a smaller one, or a larger --config.batch_size"
         )
-    shown = at_step(config, step, examples)
-    names = catalog.class_names(config.data.name, config.data.data_dir)
+    shown = at_step(parts, step, examples)
+    names = catalog.class_names(parts.data.dataset.name, parts.data.data_dir)
     table = [
         {
             "example": i,
@@ -98,20 +99,14 @@ def draw(
     return plots.save(figure(shown, names), epath.Path(folder) / _NAME, table)
 
 
-def at_step(config: ConfigDict, step: int, examples: int) -> Shown:
+def at_step(parts: runs.Parts, step: int, examples: int) -> Shown:
     """Returns the first examples of a step's global batch, by the functions that training uses."""
-    data_set = catalog.get(
-        config.data.name, config.data.data_dir, image_size=config.data.image_size
-    )
-    augmentation = feeds.augmentation(config, data_set)
-    split = feeds.Split(data_set, "train", config.data.data_dir, feeds.reading(config.data))
-    count = max(1, round(config.data.subset * split.examples()))
-    configs.total_steps(config, count)  # refuses a batch size above the number of examples
-    feed = split.for_training(
-        seed=config.seed,
-        batch_size=config.batch_size,
+    data, options = parts.data, parts.step
+    feed = feeds.Split(data.dataset, "train", data.data_dir, data.reading).for_training(
+        seed=parts.seed,
+        batch_size=options.batch_size,
         total_steps=step + 1,
-        examples=count,
+        examples=data.train_examples,
         mesh=sharding.make_mesh(jax.devices()[:1]),
     )
     with contextlib.closing(feed):
@@ -125,14 +120,14 @@ def at_step(config: ConfigDict, step: int, examples: int) -> Shown:
             data,
             order,
             jnp.int32(step),
-            jnp.uint32(config.seed),
-            batch_size=config.batch_size,
+            jnp.uint32(parts.seed),
+            batch_size=options.batch_size,
             augmentation=augmentation,
         )
         return {name: array[:examples] for name, array in batch.items()}
 
     before, after = jax.device_get(
-        [batch(data, order, one) for one in (Augmentation(), augmentation)]
+        [batch(data, order, one) for one in (Augmentation(), options.augmentation)]
     )
     return Shown(
         before=before["image"],

@@ -23,14 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from etils import epath
-from ml_collections import ConfigDict
 
 from randmix import config as configs
 from randmix.analysis import plots
 from randmix.data import catalog, feeds
 from randmix.errors import UserError
 from randmix.runtime import cli, distributed
-from randmix.training import groups, runs, tasks
+from randmix.training import groups, loading, runs, tasks
 from randmix.workdir import artifacts
 
 if TYPE_CHECKING:
@@ -104,7 +103,7 @@ def reconstructions(workdirs: Sequence[epath.PathLike], *, examples: int) -> lis
     data_set = catalog.get(
         config.data.name, config.data.data_dir, image_size=config.data.image_size
     )
-    split = feeds.Split(data_set, "test", config.data.data_dir, feeds.reading(config.data))
+    split = feeds.Split(data_set, "test", config.data.data_dir, runs.reading(config))
     images = split.arrays(examples)["image"]
     images = images.astype(np.float32) / 255
     _, height, width, _ = images.shape
@@ -144,8 +143,8 @@ def figure(rows: Sequence[Row]) -> "Figure":
     return figure
 
 
-def _read_config(workdir: epath.PathLike) -> ConfigDict:
-    config = artifacts.read_config(workdir)
+def _read_config(workdir: epath.PathLike) -> configs.Config:
+    config = runs.read_config(workdir)
     if config.task != "unshuffling":
         raise UserError(
             f"{workdir}: got a run with the task {config.task!r}, allowed are runs with the task "
@@ -155,7 +154,7 @@ def _read_config(workdir: epath.PathLike) -> ConfigDict:
 
 
 def _check_comparable(
-    workdirs: Sequence[epath.PathLike], run_configs: Sequence[ConfigDict]
+    workdirs: Sequence[epath.PathLike], run_configs: Sequence[configs.Config]
 ) -> None:
     first, *others = (configs.flatten(config) for config in run_configs)
     for workdir, other in zip(workdirs[1:], others, strict=True):
@@ -168,7 +167,7 @@ def _check_comparable(
                 )
 
 
-def _labels(run_configs: Sequence[ConfigDict]) -> list[str]:
+def _labels(run_configs: Sequence[configs.Config]) -> list[str]:
     """A label for each run: what it trains, and the value of every key in which the runs differ."""
     trained = [groups.source(c.mode, c.train, c.groups)[1] for c in run_configs]
     flat = [configs.flatten(config) for config in run_configs]
@@ -185,7 +184,7 @@ def _labels(run_configs: Sequence[ConfigDict]) -> list[str]:
 def _reconstruct(
     workdir: epath.PathLike, label: str, shuffled: np.ndarray, images: np.ndarray
 ) -> Row:
-    run = runs.load(workdir)
+    run = loading.load(workdir)
     outputs = jax.jit(run.model.apply)(run.variables, shuffled)
     psnr = tasks.unshuffling_metrics(outputs, {"target": jnp.asarray(images)})["psnr"]
     if result := artifacts.read_result(epath.Path(workdir)):

@@ -45,13 +45,13 @@ def main(argv: list[str]) -> None:
 
 def findings(workdir: "epath.Path") -> "Iterator[tuple[epath.Path, str | None]]":
     """Yields each file or checkpoint of a workdir with one line on what is wrong, or None."""
-    from randmix.training import runs
+    from randmix.training import loading, runs
     from randmix.workdir import artifacts, metrics_log
     from randmix.workdir import checkpoints as checkpoint
 
     identity = {}
     log = workdir / artifacts.METRICS
-    yield workdir / artifacts.CONFIG, _error(artifacts.read_config, workdir)
+    yield workdir / artifacts.CONFIG, _error(runs.read_config, workdir)
     with contextlib.suppress(UserError):
         identity = runs.identity(artifacts.read_config_values(workdir))
     for name, read in (
@@ -70,7 +70,7 @@ def findings(workdir: "epath.Path") -> "Iterator[tuple[epath.Path, str | None]]"
                 if damage is not None:
                     yield path, f"{path}: {damage}"
                 elif step == steps[0] and identity:  # what a reader would take
-                    load = functools.partial(runs.load, best=folder == checkpoint.BEST)
+                    load = functools.partial(loading.load, best=folder == checkpoint.BEST)
                     yield path, _error(load, workdir)
                 else:
                     yield path, checkpoints.disagreement(step)

@@ -5,7 +5,6 @@ A feed's ``arguments(step)`` is the impure half: it returns arrays on the device
 are the same for both kinds of feed.
 """
 
-import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
 from typing import Protocol
@@ -13,10 +12,8 @@ from typing import Protocol
 import jax
 import numpy as np
 from etils import epath
-from ml_collections import ConfigDict
 
 from randmix.data import arrays, catalog, loader, stream
-from randmix.data.augment import Augmentation
 from randmix.errors import UserError, check_choice
 from randmix.runtime import sharding
 
@@ -44,25 +41,6 @@ class EvalFeed(Protocol):
     def __iter__(self) -> Iterator[loader.Data]:
         """Yields the first argument of ``loader.eval_batch``, batch by batch."""
         ...
-
-
-def reading(config: ConfigDict) -> stream.Reading:
-    """Reading options from the ``data`` part of a config."""
-    return stream.Reading(
-        image_size=config.image_size,
-        crop_scale=config.crop_scale,
-        crop_aspect=config.crop_aspect,
-        eval_crop=config.eval_crop,
-        decoder=config.decoder,
-        workers=config.workers,
-        corrupt=config.corrupt,
-    )
-
-
-def augmentation(config: ConfigDict, data_set: catalog.DataSet) -> Augmentation:
-    """Augmentation on the devices from a config; photographs are cropped earlier, when decoded."""
-    whole = Augmentation.from_config(config.data, mean=config.model.mean, std=config.model.std)
-    return dataclasses.replace(whole, crop_scale=1.0) if data_set.streamed else whole
 
 
 def train_shapes(
@@ -139,7 +117,7 @@ class Split:
     def for_training(
         self,
         *,
-        seed: int,
+        seed: int | np.ndarray,
         batch_size: int,
         total_steps: int,
         examples: int,
@@ -148,7 +126,7 @@ class Split:
         """Returns the training batches of a run.
 
         Args:
-            seed: the run's seed.
+            seed: the run's seed, or an ensemble's seeds [members], for a set in memory.
             batch_size: examples per global batch.
             total_steps: number of steps of the run.
             examples: use only this many examples, the first ones.
@@ -160,7 +138,7 @@ class Split:
             )
         return stream.TrainStream(
             self._open(examples=examples),
-            seed=seed,
+            seed=int(seed),
             batch_size=batch_size,
             total_steps=total_steps,
             workers=self._reading.workers,

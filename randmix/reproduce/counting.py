@@ -38,7 +38,7 @@ def rows(preset: Preset, overrides: Settings) -> list[dict[str, Any]]:
             {**settings, **{k: v for k, v in overrides.items() if k.startswith("model.")}}
         )
         parts = runs.assemble(config)
-        model, dataset = parts.model, parts.dataset
+        model, dataset = parts.step.model, parts.data.dataset
         params = _parameters(model, dataset.image_shape)
         trainable = counts.trainable(counts.parameters(model, dataset.image_shape))
         separable = [*_separable(params)]

@@ -25,7 +25,7 @@ from randmix.reproduce.presets import Preset
 from randmix.runtime import durable
 from randmix.runtime.preemption import Preempted, StopSignals
 from randmix.training import evaluation as eval_loop
-from randmix.training import runs
+from randmix.training import loading
 from randmix.training.compiled import Programs
 from randmix.workdir import json_files
 
@@ -139,7 +139,7 @@ def attacks(
     """
 
     def compute() -> dict[str, Any]:
-        trained = runs.load(run.folder(root))
+        trained = loading.load(run.folder(root))
         data = eval_loop.open_split(trained, "test").arrays(preset.attack["examples"])
         settings = attack_settings(preset, trained.config.batch_size)
         curves = robustness.measure(
@@ -178,7 +178,7 @@ def layers(run: PlannedRun, root: epath.PathLike) -> list[dict[str, Any]]:
     folder = run.folder(root) / _FOLDER
 
     def compute() -> list[dict[str, Any]]:
-        pictures = spectra.layers(spectrum.layers(runs.load(run.folder(root)).variables))
+        pictures = spectra.layers(spectrum.layers(loading.load(run.folder(root)).variables))
         for name, picture in pictures.items():
             plots.save(picture.figure, folder / name, picture.rows)
         return [dict(row) for row in pictures["envelopes"].rows]
@@ -220,7 +220,7 @@ def smoothed_filters(
     file = epath.Path(root) / "pictures" / f"smoothing-{key(run.name, preset.shown)}.json"
 
     def compute() -> list[dict[str, Any]]:
-        kernels = [*spectrum.layers(runs.load(run.folder(root)).variables).values()]
+        kernels = [*spectrum.layers(loading.load(run.folder(root)).variables).values()]
         pictures = spectra.smoothing(kernels, preset.shown)
         for name, picture in pictures.items():
             plots.save(

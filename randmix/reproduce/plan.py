@@ -10,7 +10,6 @@ from typing import Any
 
 from etils import epath
 from flax import linen as nn
-from ml_collections import ConfigDict
 
 from randmix import config as configs
 from randmix.data import catalog
@@ -35,7 +34,7 @@ class PlannedRun:
     """
 
     name: str
-    config: ConfigDict
+    config: configs.Config
     settings: Mapping[str, Any]
     experiments: tuple[str, ...]
     cost: float
@@ -217,7 +216,7 @@ def _planned(
     return PlannedRun(configs.fingerprint(config), config, settings, experiments, cost, steps)
 
 
-def make_config(settings: Mapping[str, Any]) -> ConfigDict:
+def make_config(settings: Mapping[str, Any]) -> configs.Config:
     """Builds a config from a flat dict of settings, which must include "model.name".
 
     Raises:
@@ -236,12 +235,13 @@ def _overridden(settings: Settings, overrides: Settings) -> Settings:
     return settings | {key: value for key, value in overrides.items() if key in own}
 
 
-def _cost_and_steps(config: ConfigDict, data_dir: str | None) -> tuple[float, int]:
+def _cost_and_steps(config: configs.Config, data_dir: str | None) -> tuple[float, int]:
     parts = assembly.assemble(config)
-    if not parts.dataset.embedded:
-        catalog.require_prepared(config.data.name, data_dir)
-    images = parts.total_steps * config.batch_size
-    return float(_multiply_adds(parts.model, parts.dataset.image_shape) * images), parts.total_steps
+    dataset, total_steps = parts.data.dataset, parts.loop.total_steps
+    if not dataset.embedded:
+        catalog.require_prepared(dataset.name, data_dir)
+    images = total_steps * parts.step.batch_size
+    return float(_multiply_adds(parts.step.model, dataset.image_shape) * images), total_steps
 
 
 @functools.cache

@@ -8,11 +8,11 @@ from typing import TextIO
 
 import jax
 from etils import epath
-from ml_collections import ConfigDict
 
+from randmix.config import Config
 from randmix.errors import UserError
 from randmix.runtime.preemption import Preempted
-from randmix.training import ensemble
+from randmix.training import ensemble, runs
 from randmix.training.compiled import Programs
 from randmix.training.loop import train
 
@@ -39,7 +39,7 @@ def parse_ensemble(text: str) -> int | str:
 
 
 def train_seeds(
-    configs: Sequence[ConfigDict],
+    configs: Sequence[Config],
     workdirs: Sequence[epath.PathLike],
     together: int | str = 1,
     programs: Programs | None = None,
@@ -78,27 +78,29 @@ def train_seeds(
 
 
 def _cohorts(
-    configs: Sequence[ConfigDict], folders: Sequence[epath.Path], together: int | str
+    configs: Sequence[Config], folders: Sequence[epath.Path], together: int | str
 ) -> list[list[int]]:
     """Indices of the runs, in lists of those that are trained together."""
     alone = [[i] for i in range(len(configs))]
     if len(configs) == 1 or together == 1 or (together == AUTO and jax.default_backend() == "cpu"):
         return alone
     try:
+        parts = [runs.assemble(config) for config in configs]
         if isinstance(together, str):
-            together = ensemble.largest_that_fits(configs[0], len(configs))
-        return ensemble.cohorts(configs, folders, together)
+            together = ensemble.largest_that_fits(parts[0], len(configs))
+        return ensemble.cohorts(parts, folders, together)
     except UserError:  # a mistake that every run will report
         return alone
 
 
 def _train_together(
-    configs: Sequence[ConfigDict], folders: Sequence[epath.Path], programs: Programs
+    configs: Sequence[Config], folders: Sequence[epath.Path], programs: Programs
 ) -> list[str | None] | None:
     """As ``train_seeds``, as one program; returns None if that failed as a whole."""
     with _logged(folders):
         try:
-            return ensemble.train(configs, folders, programs=programs)
+            parts = [runs.assemble(config) for config in configs]
+            return ensemble.train(parts, folders, programs=programs)
         except Preempted:
             raise
         except Exception:
@@ -107,7 +109,7 @@ def _train_together(
     return None
 
 
-def _train_one(config: ConfigDict, workdir: epath.Path, programs: Programs) -> str | None:
+def _train_one(config: Config, workdir: epath.Path, programs: Programs) -> str | None:
     with _logged([workdir]):
         try:
             train(config, workdir, programs=programs)

@@ -17,7 +17,6 @@ from typing import Any
 import jax
 from etils import epath
 from jax.experimental import topologies
-from ml_collections import ConfigDict
 
 from randmix.errors import UserError
 from randmix.runtime import durable, progress, sharding
@@ -69,38 +68,40 @@ class Needs:
         return self.flops is not None
 
 
-def report(config: ConfigDict, where: Slice, workdir: epath.PathLike) -> str:
+def report(parts: runs.Parts, where: Slice, workdir: epath.PathLike) -> str:
     """Compiles a run's steps for a slice, writes their requirements and returns them as a table.
 
     Writes ``compile.json`` to the workdir and, for each step, ``compiled_NAME.txt``, XLA's text of
     the program.
 
     Args:
-        config: the run's config.
+        parts: the run's parts.
         where: the slice to compile for.
         workdir: the folder to write to; created if it doesn't exist.
 
     Raises:
-        UserError: a mistake in the config or the workdir, libtpu is missing, or a step needs more
+        UserError: a mistake in the workdir, libtpu is missing, or a step needs more
             memory than a chip has (``compile.json`` is written, and the message says which batch
             size would fit).
     """
     mesh = make_mesh(where)
-    needs, texts = measure(config, mesh, where)
+    needs, texts = measure(parts, mesh, where)
     content = {
         "topology": str(where),
         "chips": mesh.size,
-        "batch_size": config.batch_size,
+        "batch_size": parts.step.batch_size,
         **{name: dataclasses.asdict(step) for name, step in needs.items()},
         **artifacts.provenance(list(mesh.devices.flat)),
         "libtpu": importlib.metadata.version("libtpu"),
     }
     if too_large := [name for name, step in needs.items() if not step.fits]:
-        content["batch_size_that_fits"] = batch_size_that_fits(config, mesh, where, needs)
+        content["batch_size_that_fits"] = batch_size_that_fits(parts, mesh, where, needs)
     texts = {f"compiled_{name}.txt": text for name, text in texts.items()}
     _write(epath.Path(workdir), {**texts, FILE: json.dumps(content, indent=2) + "\n"})
     if too_large:
-        raise UserError(_does_not_fit(config, where, needs[too_large[0]], too_large[0], content))
+        raise UserError(
+            _does_not_fit(parts.step.batch_size, where, needs[too_large[0]], too_large[0], content)
+        )
     return table(needs, where, mesh.size)
 
 
@@ -125,7 +126,7 @@ def make_mesh(where: Slice) -> jax.sharding.Mesh:
 
 
 def measure(
-    config: ConfigDict, mesh: jax.sharding.Mesh, where: Slice
+    parts: runs.Parts, mesh: jax.sharding.Mesh, where: Slice
 ) -> tuple[dict[str, Needs], dict[str, str]]:
     """Compiles each step of a run for the devices of a mesh.
 
@@ -133,9 +134,9 @@ def measure(
         The requirements of every step, and the compiled text of those that fit, both keyed by the
         names of ``compiled.lower_steps``.
     """
-    sharding.check_batch_size(config.batch_size, mesh)
+    sharding.check_batch_size(parts.step.batch_size, mesh)
     needs, texts = {}, {}
-    for name, lowered in compiled.lower_steps(config, runs.assemble(config), mesh).items():
+    for name, lowered in compiled.lower_steps(parts, mesh).items():
         needs[name], text = _compile(lowered, where)
         if text is not None:
             texts[name] = text
@@ -182,14 +183,14 @@ def collectives(compiled_text: str) -> dict[str, int]:
 
 
 def batch_size_that_fits(
-    config: ConfigDict, mesh: jax.sharding.Mesh, where: Slice, needs: dict[str, Needs]
+    parts: runs.Parts, mesh: jax.sharding.Mesh, where: Slice, needs: dict[str, Needs]
 ) -> int | None:
     """Returns a global batch size, close to the largest possible, for which every step fits.
 
     The memory of a step grows at most in proportion to the batch, so its excess says how far to
     shrink it. The result has been compiled; None if no batch size was found.
     """
-    batch_size = config.batch_size
+    batch_size = parts.step.batch_size
     for _ in range(_TRIALS):
         excess = max(
             step.memory_bytes / step.limit_bytes for step in needs.values() if not step.fits
@@ -197,9 +198,8 @@ def batch_size_that_fits(
         batch_size = int(batch_size / (1.05 * excess)) // mesh.size * mesh.size
         if not batch_size:
             return None
-        smaller = config.copy_and_resolve_references()
-        smaller.batch_size = batch_size
-        lowered = compiled.lower_steps(smaller, runs.assemble(smaller), mesh)
+        step = dataclasses.replace(parts.step, batch_size=batch_size)
+        lowered = compiled.lower_steps(dataclasses.replace(parts, step=step), mesh)
         needs = {
             name: _compile(lowered[name], where)[0] for name, step in needs.items() if not step.fits
         }
@@ -234,14 +234,14 @@ def table(needs: dict[str, Needs], where: Slice, chips: int) -> str:
 
 
 def _does_not_fit(
-    config: ConfigDict, where: Slice, step: Needs, name: str, content: dict[str, Any]
+    batch_size: int, where: Slice, step: Needs, name: str, content: dict[str, Any]
 ) -> str:
     smaller = content["batch_size_that_fits"]
     advice = (
         f"{smaller} fits" if smaller else "no smaller batch was found that fits; use larger chips"
     )
     return (
-        f"config.batch_size: got {config.batch_size}, whose step {name!r} needs "
+        f"config.batch_size: got {batch_size}, whose step {name!r} needs "
         f"{step.memory_bytes / _GIB:.2f} GiB of each of the {content['chips']} chips of {where}, "
         f"allowed {step.limit_bytes / _GIB:.2f}; {advice}"
     )

@@ -1,19 +1,16 @@
 """Compiled train and eval steps of a run or an ensemble."""
 
-from collections.abc import Callable, Hashable
-from functools import partial
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from randmix import attacks
 from randmix.config import differences
 from randmix.data import feeds, loader
 from randmix.runtime import sharding
-from randmix.training import evaluation as eval_loop
-from randmix.training import runs, steps
+from randmix.training import evaluation, runs, steps
 
 TrainStep = Callable[..., tuple[steps.TrainState, dict[str, jax.Array]]]
 Program = TypeVar("Program")
@@ -29,14 +26,14 @@ class Programs:
 
     def __init__(self) -> None:
         self._made: dict[Hashable, Any] = {}
-        self._first: tuple[ConfigDict, jax.sharding.Mesh] | None = None
+        self._first: tuple[Mapping[str, Any], jax.sharding.Mesh] | None = None
 
-    def require_alike(self, config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    def require_alike(self, parts: runs.Parts, mesh: jax.sharding.Mesh) -> None:
         """Raises a ValueError unless a run matches the first one passed to this method."""
         if self._first is None:
-            self._first = (config.copy_and_resolve_references(), mesh)
-        first, devices = self._first
-        other = [line for line in differences(first, config) if not line.startswith("seed:")]
+            self._first = (parts.record.config, mesh)
+        config, devices = self._first
+        other = differences({**config, "seed": parts.seed}, parts.record.config)
         if mesh != devices:
             other.append("devices")
         if other:
@@ -56,10 +53,9 @@ class Programs:
 
 
 def jit_train_step(
-    config: ConfigDict,
-    parts: runs.Parts,
-    mesh: jax.sharding.Mesh,
+    options: runs.StepOptions,
     phase: runs.Phase,
+    mesh: jax.sharding.Mesh,
     members: int | None = None,
 ) -> TrainStep:
     """Jits the train step, ``(state, data, order, seed) -> (state, metrics)``.
@@ -68,10 +64,9 @@ def jit_train_step(
     the only place where the step is jitted.
 
     Args:
-        config: the run's config.
-        parts: from ``runs.assemble(config)``.
+        options: the run's ``Parts.step``.
+        phase: one of its phases.
         mesh: the devices that share each batch.
-        phase: one of ``parts.phases``.
         members: None for a single run, or the size of an ensemble; every argument but ``data`` then
             has a leading axis of that length. See ``randmix.training.ensemble``.
     """
@@ -84,23 +79,23 @@ def jit_train_step(
             order,
             state.step,
             seed,
-            batch_size=config.batch_size,
-            augmentation=parts.augmentation,
+            batch_size=options.batch_size,
+            augmentation=options.augmentation,
         )
         batch = jax.lax.with_sharding_constraint(batch, sharding.split_batch(mesh))
-        if config.defense.epsilon:
+        if options.perturb is not None:
             batch = attacks.perturb_batch(
-                state.variables, batch, model=parts.model, perturb=_fgsm_samples(config)
+                state.variables, batch, model=options.model, perturb=options.perturb
             )
         return steps.train_step(
             state,
             batch,
             model=phase.model,
-            task=parts.task,
+            task=options.task,
             optimizer=phase.optimizer,
             labels=phase.labels,
-            channel_masks=parts.channel_masks,
-            label_smoothing=config.label_smoothing,
+            channel_masks=options.channel_masks,
+            label_smoothing=options.label_smoothing,
         )
 
     if members is not None:
@@ -109,35 +104,34 @@ def jit_train_step(
 
 
 def jit_eval_steps(
-    config: ConfigDict, parts: runs.Parts, mesh: jax.sharding.Mesh, members: int | None = None
-) -> dict[str, eval_loop.EvalStep]:
+    options: runs.StepOptions, mesh: jax.sharding.Mesh, members: int | None = None
+) -> dict[str, evaluation.EvalStep]:
     """Jits the eval steps of a run: "eval" and, with adversarial training, "eval_pgd".
 
     The arguments are those of ``jit_train_step``. In an ensemble, the variables and the sums have
     its leading axis.
     """
-    jit_eval_step = partial(
-        eval_loop.jit_eval_step,
-        model=parts.model,
-        task=parts.task,
-        mesh=mesh,
-        batch_size=config.batch_size,
-        members=members,
-    )
-    eval_steps = {"eval": jit_eval_step()}
-    if config.defense.epsilon:
-        eval_steps["eval_pgd"] = jit_eval_step(perturb=_pgd_samples(config))
-    return eval_steps
+    attacked = {} if options.perturb_test is None else {"eval_pgd": options.perturb_test}
+    return {
+        name: evaluation.jit_eval_step(
+            model=options.model,
+            task=options.task,
+            mesh=mesh,
+            batch_size=options.batch_size,
+            perturb=perturb,
+            members=members,
+        )
+        for name, perturb in {"eval": None, **attacked}.items()
+    }
 
 
 def lower_steps(
-    config: ConfigDict, parts: runs.Parts, mesh: jax.sharding.Mesh, members: int | None = None
+    parts: runs.Parts, mesh: jax.sharding.Mesh, members: int | None = None
 ) -> dict[str, jax.stages.Lowered]:
     """Lowers every step of a run from shapes alone; reads no data and computes nothing.
 
     Args:
-        config: the run's config.
-        parts: from ``runs.assemble(config)``.
+        parts: the run's parts.
         mesh: the devices, which need not exist; see ``aot``.
         members: as in ``jit_train_step``.
 
@@ -152,36 +146,21 @@ def lower_steps(
             lambda x: jax.ShapeDtypeStruct((*axis, *x.shape), x.dtype, sharding=whole), tree
         )
 
-    batches = {"batch_size": config.batch_size, "mesh": mesh}
+    dataset, batches = parts.data.dataset, {"batch_size": parts.step.batch_size, "mesh": mesh}
     state = stacked(parts.abstract_state(mesh))
-    data, order = feeds.train_shapes(parts.dataset, examples=parts.train_examples, **batches)
+    data, order = feeds.train_shapes(dataset, examples=parts.data.train_examples, **batches)
     seed = stacked(jax.ShapeDtypeStruct((), np.uint32))
     lowered = {}
-    for phase in parts.phases:
+    for phase in parts.step.phases:
         name = f"train_from_{phase.start_step}" if phase.start_step else "train"
-        train_step = jit_train_step(config, parts, mesh, phase, members)
+        train_step = jit_train_step(parts.step, phase, mesh, members)
         lowered[name] = train_step.lower(state, data, stacked(order), seed)
-    everything = parts.dataset.test_examples
-    tested = {"eval": everything, "eval_pgd": min(config.defense.pgd_examples, everything)}
-    for name, eval_step in jit_eval_steps(config, parts, mesh, members).items():
-        data = feeds.eval_shapes(parts.dataset, examples=tested[name], **batches)
+    everything = dataset.test_examples
+    tested = {"eval": everything, "eval_pgd": min(parts.data.pgd_examples, everything)}
+    for name, eval_step in jit_eval_steps(parts.step, mesh, members).items():
+        data = feeds.eval_shapes(dataset, examples=tested[name], **batches)
         lowered[name] = eval_step.lower(state.variables, data, 0)
     return lowered
-
-
-def _fgsm_samples(config: ConfigDict) -> attacks.Perturb:
-    """Returns the attack of adversarial training."""
-    return partial(
-        attacks.fgsm_on_share, epsilon=config.defense.epsilon / 255, share=config.defense.share
-    )
-
-
-def _pgd_samples(config: ConfigDict) -> attacks.Perturb:
-    """Returns the attack of "eval_pgd"."""
-    count = config.defense.pgd_steps
-    return partial(
-        attacks.pgd, epsilon=config.defense.epsilon / 255, steps=count, step_size=2.5 / count
-    )
 
 
 def memory_bytes(compiled: jax.stages.Compiled) -> int:

@@ -8,49 +8,29 @@ XLA sums in another order in the larger program.
 
 import collections
 import contextlib
-import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from etils import epath
-from ml_collections import ConfigDict
 
-from randmix.data import arrays, catalog, loader
 from randmix.errors import UserError
 from randmix.runtime import sharding
-from randmix.runtime.preemption import Preempted, StopSignals
-from randmix.runtime.progress import Reporter
-from randmix.training import loop as lone
-from randmix.training import runs, steps
+from randmix.runtime.preemption import StopSignals
+from randmix.training import loop, runs
 from randmix.training.compiled import Programs, lower_steps, memory_bytes
+from randmix.training.members import Session, open_member, open_workdir
 from randmix.workdir import artifacts
 from randmix.workdir.checkpoints import Checkpoints
-from randmix.workdir.metrics_log import MetricsLog
-from randmix.workdir.trackers import open_trackers
 
 # Usable fraction of a device's memory. A step's memory excludes saving, the test set and
 # fragmentation.
 _USABLE = 0.9
 
 
-@dataclasses.dataclass
-class _Member:
-    """One run of an ensemble; ``failure`` says why it dropped out, or is None while it trains."""
-
-    config: ConfigDict
-    parts: runs.Parts
-    workdir: epath.Path
-    checkpoints: Checkpoints
-    failure: str | None = None
-
-
 def train(
-    configs: Sequence[ConfigDict],
+    all_parts: Sequence[runs.Parts],
     workdirs: Sequence[epath.PathLike],
     *,
     devices: list[jax.Device] | None = None,
@@ -64,7 +44,7 @@ def train(
     that took its ``wall_seconds``.
 
     Args:
-        configs: two or more, equal except for ``seed`` and display keys.
+        all_parts: the parts of two or more runs that differ only in their seed.
         workdirs: the runs' folders, one cohort from ``cohorts``.
         devices: the devices to train on; by default all.
         programs: a cache of compiled programs to share with ensembles of the same size and with
@@ -78,45 +58,35 @@ def train(
         ValueError: no step is intact in all workdirs.
         Preempted: a signal was received; all members are saved at the same step.
     """
-    began = time.monotonic()
-    with StopSignals() as stop, contextlib.ExitStack() as stack:
-        all_parts = [runs.assemble(config) for config in configs]
-        mesh = sharding.make_mesh(devices)
-        sharding.check_batch_size(configs[0].batch_size, mesh)
-        splits = lone.open_splits(configs[0], all_parts[0])
-        data = catalog.describe(all_parts[0].dataset, configs[0].data.data_dir)
-        members = []
-        for config, parts, workdir in zip(
-            configs, all_parts, map(epath.Path, workdirs), strict=True
-        ):
-            if (
-                stack.enter_context(
-                    artifacts.open_workdir(workdir, config, parts.description, data)
-                )
-                is not None
-            ):
+    began, size = time.monotonic(), len(all_parts)
+    runs_in = list(zip(all_parts, map(epath.Path, workdirs), strict=True))
+    with StopSignals() as stop, contextlib.ExitStack() as locks:
+        session = Session.open(all_parts[0], devices, programs, stop, members=size)
+        splits = all_parts[0].data.open()
+        for parts, workdir in runs_in:
+            if locks.enter_context(open_workdir(parts, workdir)) is not None:
                 raise UserError(f"{workdir}: finished meanwhile; start again without this run")
-            lone.save_constants(parts, workdir)
-            checkpoints = stack.enter_context(Checkpoints(workdir, about=parts.identity))
-            members.append(_Member(config, parts, workdir, checkpoints))
-        if stop.signalled:
-            raise Preempted("stopped before the first step, with nothing new to save", saved=False)
-        loop = _Loop(members, mesh, programs or Programs(), stop)
-        with contextlib.suppress(_NoneLeft):
-            test = loop.run_in_workdirs(*splits)
-            seconds, on = time.monotonic() - began, list(mesh.devices.flat)
-            for i, member in enumerate(members):
-                if member.failure is None:
-                    # A finished run has its last checkpoint.
-                    member.checkpoints.wait()
-                    own = {name: values[i] for name, values in test.items()}
-                    result = lone.summarize(member.config, member.parts, own, seconds, on)
-                    artifacts.write_result(member.workdir, {**result, "ensemble": len(members)})
+        session.require_no_signal()
+        _delete_after_common_step([workdir for _, workdir in runs_in])
+        with contextlib.ExitStack() as stack:
+            members = [stack.enter_context(open_member(*run)) for run in runs_in]
+            try:
+                metrics = loop.fit(members, splits, session)
+            except UserError as error:
+                if any(member.failure is None for member in members):
+                    raise
+                print(error, flush=True)
+                return [member.failure for member in members]
+        seconds = time.monotonic() - began
+        for member, own in zip(members, metrics, strict=True):
+            if member.failure is None:
+                result = loop.summarize(member.parts, own, seconds, session.mesh)
+                artifacts.write_result(member.workdir, {**result, "ensemble": size})
     return [member.failure for member in members]
 
 
 def cohorts(
-    configs: Sequence[ConfigDict], workdirs: Sequence[epath.PathLike], at_most: int
+    all_parts: Sequence[runs.Parts], workdirs: Sequence[epath.PathLike], at_most: int
 ) -> list[list[int]]:
     """Partitions runs that differ only in their seed into those to train together and single runs.
 
@@ -128,15 +98,15 @@ def cohorts(
     members, or on several processes.
 
     Args:
-        configs: the runs' configs.
+        all_parts: the runs' parts.
         workdirs: the runs' folders, begun or not.
         at_most: the largest number of runs to train together.
 
     Returns:
         Lists of indices of the runs; each run is in exactly one of them.
     """
-    if at_most < 2 or not _suited(configs[0]):
-        return [[i] for i in range(len(configs))]
+    if at_most < 2 or not _suited(all_parts[0]):
+        return [[i] for i in range(len(all_parts))]
     steps_of = {i: _common_ground(epath.Path(workdir)) for i, workdir in enumerate(workdirs)}
     found = [[i] for i, intact in steps_of.items() if not intact]
     left = [i for i, intact in steps_of.items() if intact]
@@ -150,11 +120,11 @@ def cohorts(
     return found
 
 
-def largest_that_fits(config: ConfigDict, count: int, *, limit_bytes: int | None = None) -> int:
+def largest_that_fits(parts: runs.Parts, count: int, *, limit_bytes: int | None = None) -> int:
     """Returns how many members fit a device's memory: ``count``, or the result of halving it.
 
     Args:
-        config: the config of one of the runs.
+        parts: the parts of one of the runs.
         count: the number of runs.
         limit_bytes: memory per device in bytes; by default the device's own. If the device doesn't
             report it, ``count`` is returned.
@@ -163,18 +133,16 @@ def largest_that_fits(config: ConfigDict, count: int, *, limit_bytes: int | None
         The number of members, 1 or more.
 
     Raises:
-        UserError: a mistake in the config.
         Preempted: a signal was received while compiling.
     """
     mesh = sharding.make_mesh()
     if limit_bytes is None:
         limit_bytes = (mesh.devices.flat[0].memory_stats() or {}).get("bytes_limit")
-    if limit_bytes is None or not _suited(config):
+    if limit_bytes is None or not _suited(parts):
         return count
-    parts = runs.assemble(config)
     with StopSignals() as stop:
         while count > 1:
-            lowered = lower_steps(config, parts, mesh, count).values()
+            lowered = lower_steps(parts, mesh, count).values()
             needs = stop.interruptible(functools.partial(_needs, lowered))
             if needs <= _USABLE * limit_bytes:
                 break
@@ -192,12 +160,11 @@ def _needs(lowered: Iterable[jax.stages.Lowered]) -> float:
         return float("inf")
 
 
-def _suited(config: ConfigDict) -> bool:
-    data = config.data
+def _suited(parts: runs.Parts) -> bool:
     return (
-        config.model.name != "resnet"
-        and not data.validation
-        and not catalog.get(data.name, data.data_dir, image_size=data.image_size).streamed
+        parts.record.config["model"]["name"] != "resnet"
+        and not parts.data.validation_examples
+        and not parts.data.dataset.streamed
         and jax.process_count() == 1
     )
 
@@ -210,204 +177,14 @@ def _common_ground(workdir: epath.Path) -> list[int]:
         return checkpoints.intact_steps() or [0]
 
 
-class _NoneLeft(Exception):
-    """Raised when every member has dropped out."""
+def _delete_after_common_step(workdirs: Sequence[epath.Path]) -> None:
+    """Deletes the checkpoints after the latest step that is intact in all workdirs.
 
-
-class _Loop(lone.Loop):
-    """The loop of ``train`` over stacked members, with the checks of a single run for each."""
-
-    def __init__(
-        self,
-        members: Sequence[_Member],
-        mesh: jax.sharding.Mesh,
-        programs: Programs,
-        stop: StopSignals,
-    ):
-        self.each = members
-        self.stack, self.unstack = _stacking(len(members), mesh)
-        seeds = [member.config.seed for member in members]
-        super().__init__(
-            members[0].config,
-            members[0].parts,
-            mesh,
-            # These adapters have only the methods that the loop of an ensemble calls.
-            _Checkpoints(members, self.stack, self.unstack),  # pyright: ignore[reportArgumentType]
-            None,
-            programs,
-            stop,
-            seeds,
-        )
-
-    @functools.cached_property
-    def init(self) -> Callable[[np.ndarray], steps.TrainState]:
-        one = super().init  # the single run's program, so that initial values are the same bits
-        return lambda seeds: self.stack([one(seed) for seed in seeds])
-
-    def run_in_workdirs(self, train_split: Any, test_split: Any) -> dict[str, Any]:
-        """Trains to the last step, logging to every member's workdir.
-
-        Returns:
-            The test metrics at the last step, name -> a list with one float per member.
-        """
-        parts, start = self.parts, self.start
-        with contextlib.ExitStack() as stack:
-            logs = []
-            for member in self.each:
-                trackers = stack.enter_context(open_trackers(member.config, member.workdir, start))
-                log = MetricsLog(member.workdir / artifacts.METRICS, start, trackers=trackers)
-                logs.append(stack.enter_context(log))
-            report = stack.enter_context(_Reporter(self.each, parts.total_steps, start))
-            report.say(f"{len(self.each)} seeds together from step {start}; showing their means")
-            feed = train_split.for_training(
-                seed=self.config.seed,
-                batch_size=self.config.batch_size,
-                total_steps=parts.total_steps,
-                examples=parts.train_examples,
-                mesh=self.mesh,
-            )
-            return self.run(
-                self.each[0].workdir,
-                # As above, only the methods that the loop of an ensemble calls.
-                _TrainFeed(  # pyright: ignore[reportArgumentType]
-                    [feed.with_seed(member.config.seed) for member in self.each]
-                ),
-                train_split,
-                test_split,
-                _Logs(self.each, logs, start),  # pyright: ignore[reportArgumentType]
-                report,
-            )
-
-    def require_finite(self, workdir: epath.Path, feed: "_TrainFeed") -> None:
-        """Drops the members that had a non-finite step."""
-        for i, before in enumerate(jax.device_get(self.state.failed_step).tolist()):
-            if before >= 0 and self.each[i].failure is None:
-                rows = feed.each[i].rows(before)
-                self.drop(
-                    self.each[i], lone.step_not_finite(before + 1, rows, self.each[i].workdir)
-                )
-
-    def save(self, step: int, log: MetricsLog) -> None:
-        """Starts the checkpoints of members with finite parameters and drops the others."""
-        finite = jax.device_get(_finite((self.state.params, self.state.batch_stats)))
-        for member, ok in zip(self.each, finite, strict=True):
-            if not ok and member.failure is None:
-                self.drop(member, lone.parameters_not_finite(step))
-        log.flush()
-        self.checkpoints.save(step, self.state)
-
-    def drop(self, member: _Member, error: UserError) -> None:
-        """Drops a member; raises ``_NoneLeft`` if it was the last one."""
-        member.failure = str(error)
-        print(f"seed {member.config.seed}: {error}", flush=True)
-        if all(other.failure is not None for other in self.each):
-            raise _NoneLeft
-
-
-@jax.jit
-def _finite(tree: Any) -> jax.Array:
-    """Returns ``train.all_finite`` of each member, [members] bool."""
-    return jax.vmap(lone.all_finite)(tree)
-
-
-def _stacking(
-    members: int, mesh: jax.sharding.Mesh
-) -> tuple[Callable[[list[Any]], Any], Callable[[Any], list[Any]]]:
-    """Returns functions that stack the members' trees and unstack them, one program each."""
-
-    def stack(trees: list[Any]) -> Any:
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-    def unstack(tree: Any) -> list[Any]:
-        return [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(members)]
-
-    whole = sharding.replicated(mesh)
-    return jax.jit(stack, out_shardings=whole), jax.jit(unstack, out_shardings=whole)
-
-
-class _Checkpoints:
-    """The members' checkpoints, with the methods that the loop calls for a single run."""
-
-    def __init__(self, members: Sequence[_Member], stack: Callable, unstack: Callable):
-        self._members, self._stack, self._unstack = members, stack, unstack
-
-    def restore_latest(self, abstract_state: Any) -> steps.TrainState | None:
-        """Restores the latest step that is intact in all workdirs, stacked, and deletes later ones.
-
-        Later checkpoints would be mistaken for those of the steps that now run again.
-        """
-        shared = set.intersection(*({*_common_ground(member.workdir)} for member in self._members))
-        if not shared:
-            raise ValueError(
-                "no step is intact in all workdirs; group the runs with `cohorts` first"
-            )
-        states = []
-        for member in self._members:
-            member.checkpoints.delete_after(max(shared))
-            states.append(member.checkpoints.restore_latest(abstract_state))
-        return None if max(shared) == 0 else self._stack(states)
-
-    def save(self, step: int, state: steps.TrainState) -> None:
-        """Starts to write the states of the remaining members."""
-        for member, own in zip(self._members, self._unstack(state), strict=True):
-            if member.failure is None:
-                member.checkpoints.save(step, own)
-
-
-class _TrainFeed:
-    """The members' training sets as one feed: the images once, and an order per member."""
-
-    def __init__(self, each: Sequence[arrays.TrainArrays]):
-        self.each = each
-        self._orders: Sequence[jax.Array] = ()
-        self._stacked: jax.Array | None = None
-
-    def arguments(self, step: int) -> tuple[loader.Data, jax.Array]:
-        """Returns the vmapped step's arguments: the set, and its orders [members, examples]."""
-        data, orders = zip(*(feed.arguments(step) for feed in self.each), strict=True)
-        if self._stacked is None or orders[0] is not self._orders[0]:
-            self._orders, self._stacked = orders, jnp.stack(orders)
-        return data[0], self._stacked
-
-    def close(self) -> None:
-        """Does nothing: no reader runs ahead."""
-
-
-class _Logs:
-    """The members' logs as one log; a member that has dropped out gets no further lines."""
-
-    def __init__(self, members: Sequence[_Member], logs: Sequence[MetricsLog], start: int):
-        self._members, self._logs, self._start = members, logs, start
-        self.names_at_start = set.intersection(*(log.names_at_start for log in logs))
-
-    def write(self, *, step: int, **metrics: Any) -> None:
-        """Appends a line to each log: the member's own number of a list, other values unchanged."""
-        for i, (member, log) in enumerate(zip(self._members, self._logs, strict=True)):
-            # A process killed between two logs wrote this line to some of them.
-            written = step == self._start and metrics.keys() <= log.names_at_start
-            if member.failure is None and not written:
-                own = {name: x[i] if isinstance(x, list) else x for name, x in metrics.items()}
-                log.write(step=step, **own)
-
-    def flush(self) -> None:
-        """Waits until all lines are on the disk."""
-        for log in self._logs:
-            log.flush()
-
-
-class _Reporter(Reporter):
-    """Shows the means over the remaining members."""
-
-    def __init__(self, members: Sequence[_Member], total_steps: int, start_step: int):
-        super().__init__(total_steps, start_step)
-        self._members = members
-
-    def train(self, step: int, *, images_per_second: float, **metrics: list[float]) -> None:
-        super().train(step, images_per_second=images_per_second, **self._means(metrics))
-
-    def test(self, step: int, **metrics: list[float]) -> None:
-        super().test(step, **self._means(metrics))
-
-    def _means(self, metrics: dict[str, list[float]]) -> dict[str, float]:
-        left = [member.failure is None for member in self._members]
-        return {name: float(np.mean(np.compress(left, values))) for name, values in metrics.items()}
+    They would be mistaken for those of the steps that now run again.
+    """
+    shared = set.intersection(*(set(_common_ground(workdir)) for workdir in workdirs))
+    if not shared:
+        raise ValueError("no step is intact in all workdirs; group the runs with `cohorts` first")
+    for workdir in workdirs:
+        with Checkpoints(workdir) as checkpoints:
+            checkpoints.delete_after(max(shared))

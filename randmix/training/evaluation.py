@@ -11,7 +11,7 @@ from randmix import attacks
 from randmix.data import catalog, feeds, loader
 from randmix.errors import UserError
 from randmix.runtime import sharding
-from randmix.training import runs, steps, tasks
+from randmix.training import loading, runs, steps, tasks
 from randmix.training.tasks import Task
 from randmix.workdir import artifacts
 
@@ -91,12 +91,12 @@ def evaluate_split(
 
 
 def evaluate_run(
-    run: runs.Run, split: feeds.Split, *, batch_size: int, examples: int | None = None
+    run: loading.Run, split: feeds.Split, *, batch_size: int, examples: int | None = None
 ) -> dict[str, float]:
     """Returns a trained run's mean metrics over all examples, as its training would log them.
 
     Args:
-        run: from ``runs.load``.
+        run: from ``loading.load``.
         split: from ``open_split``.
         batch_size: examples per batch, rounded up to a multiple of the number of devices.
         examples: use only this many, from the start of the split; None uses all.
@@ -114,7 +114,7 @@ def evaluate_run(
 
 
 def open_split(
-    run: runs.Run,
+    run: loading.Run,
     split: str,
     *,
     name: str | None = None,
@@ -124,7 +124,7 @@ def open_split(
     """Opens a split of the data set that a run was trained on, or of another one that fits it.
 
     Args:
-        run: from ``runs.load``.
+        run: from ``loading.load``.
         split: "test" or "train".
         name: the data set's name; by default the run's own.
         data_dir: TFDS's data folder; by default the run's.
@@ -145,10 +145,10 @@ def open_split(
     if trained_on := _trained_on(run):
         _check_same_kind(run, catalog.describe(dataset, data_dir), trained_on, force=force)
     _check_fits(run, dataset)
-    return feeds.Split(dataset, split, data_dir, feeds.reading(config))
+    return feeds.Split(dataset, split, data_dir, runs.reading(run.config))
 
 
-def _trained_on(run: runs.Run) -> Mapping[str, Any] | None:
+def _trained_on(run: loading.Run) -> Mapping[str, Any] | None:
     """The run's data set as in ``catalog.describe``, or None if it is unknown."""
     if run.workdir and (saved := artifacts.read_data(run.workdir)):
         return saved
@@ -161,7 +161,7 @@ def _trained_on(run: runs.Run) -> Mapping[str, Any] | None:
 
 
 def _check_same_kind(
-    run: runs.Run, got: Mapping[str, Any], own: Mapping[str, Any], *, force: bool
+    run: loading.Run, got: Mapping[str, Any], own: Mapping[str, Any], *, force: bool
 ) -> None:
     """Raises a UserError that lists how a data set differs from the run's own, as described."""
     minor, major = [], []
@@ -190,7 +190,7 @@ def _some(names: Sequence[str], first: int) -> str:
     return ", ".join([*before, *names[first : first + 3], *after])
 
 
-def _check_fits(run: runs.Run, dataset: catalog.DataSet) -> None:
+def _check_fits(run: loading.Run, dataset: catalog.DataSet) -> None:
     """Raises a UserError if the model can't process the images, or has other classes."""
     run.model.check_image_shape(dataset.image_shape)
     images = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)

@@ -1,43 +1,69 @@
 """Learning-rate schedules, and the optimizer for a label tree."""
 
+import dataclasses
 import math
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
-from ml_collections import ConfigDict
 
 from randmix.errors import check_choice
 from randmix.training.groups import FREEZE, Group
 
 
-def build_schedule(settings: ConfigDict, peak: float, total_steps: int) -> optax.Schedule:
+@dataclasses.dataclass(frozen=True)
+class ScheduleOptions:
+    """The keys of ``config.schedule``; `randmix.config` says what they mean."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+    boundaries: tuple[float, ...]
+    factor: float
+    warmup: float
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerOptions:
+    """The keys of ``config.optimizer``; `randmix.config` says what they mean."""
+
+    name: str
+    learning_rate: float
+    weight_decay: float
+    clip_norm: float
+    b1: float
+    b2: float
+    eps: float
+    momentum: float
+    nesterov: bool
+
+
+def build_schedule(options: ScheduleOptions, total_steps: int, peak: float) -> optax.Schedule:
     """Returns the learning rate as a function of the number of steps taken.
 
     Args:
-        settings: ``config.schedule``, checked by ``randmix.config.check``.
-        peak: the largest learning rate.
+        options: the schedule's shape.
         total_steps: the length of the run.
+        peak: the largest learning rate.
 
     Raises:
         UserError: an unknown schedule.
     """
-    check_choice("config.schedule.name", settings.name, ("linear", "step", "cosine", "constant"))
-    if settings.name == "linear":
-        return _linear_schedule(settings.points, peak, total_steps)
-    if settings.name == "step":
+    check_choice("config.schedule.name", options.name, ("linear", "step", "cosine", "constant"))
+    if options.name == "linear":
+        return _linear_schedule(options.points, peak, total_steps)
+    if options.name == "step":
         # In a short run, several boundaries may fall on one step.
-        steps = Counter(round(share * total_steps) for share in settings.boundaries)
-        factor = float(settings.factor)
+        steps = Counter(round(share * total_steps) for share in options.boundaries)
+        factor = float(options.factor)
         factors = {step: math.prod([factor] * count) for step, count in steps.items()}
         return optax.piecewise_constant_schedule(peak, factors)
-    if settings.name == "cosine":
+    if options.name == "cosine":
         # optax requires a step of decay.
-        warmup = min(round(settings.warmup * total_steps), total_steps - 1)
+        warmup = min(round(options.warmup * total_steps), total_steps - 1)
         return optax.warmup_cosine_decay_schedule(
             0.0 if warmup else peak, peak, warmup, total_steps
         )
@@ -53,7 +79,11 @@ def _linear_schedule(
 
 
 def build_optimizer(
-    config: ConfigDict, total_steps: int, labels: Any, groups: tuple[Group, ...], step: int = 0
+    options: OptimizerOptions,
+    schedule: Callable[[float], optax.Schedule],
+    labels: Any,
+    groups: tuple[Group, ...],
+    step: int = 0,
 ) -> optax.GradientTransformation:
     """Returns the optimizer of all groups in the phase after ``step`` steps.
 
@@ -63,43 +93,45 @@ def build_optimizer(
     gradient (None) and don't contribute to it.
 
     Args:
-        config: the full config; ``config.optimizer`` and ``config.schedule`` are read.
-        total_steps: the length of the run.
+        options: the run's optimizer; a group may have other values.
+        schedule: from the largest learning rate to the run's schedule.
         labels: the label of every parameter: its group's, or "freeze".
         groups: the trained groups.
         step: the number of steps taken.
     """
     transforms: dict[Hashable, optax.GradientTransformation] = {FREEZE: optax.set_to_zero()}
     for group in groups:
-        descent = _descent(config, total_steps, group)
+        descent = _descent(options, schedule, group)
         transforms[group.label] = _paused(descent) if group.start_step > step else descent
     optimizer = optax.multi_transform(transforms, labels)
-    if config.optimizer.clip_norm > 0:
-        optimizer = optax.chain(optax.clip_by_global_norm(config.optimizer.clip_norm), optimizer)
+    if options.clip_norm > 0:
+        optimizer = optax.chain(optax.clip_by_global_norm(options.clip_norm), optimizer)
     return optimizer
 
 
-def _descent(config: ConfigDict, total_steps: int, group: Group) -> optax.GradientTransformation:
-    settings = ConfigDict({**config.optimizer, **group.optimizer})
-    check_choice("config.optimizer.name", settings.name, ("adamw", "sgd"))
-    of_run = build_schedule(config.schedule, settings.learning_rate * group.lr_scale, total_steps)
+def _descent(
+    options: OptimizerOptions, schedule: Callable[[float], optax.Schedule], group: Group
+) -> optax.GradientTransformation:
+    options = dataclasses.replace(options, **group.optimizer)
+    check_choice("config.optimizer.name", options.name, ("adamw", "sgd"))
+    of_run = schedule(options.learning_rate * group.lr_scale)
 
-    def schedule(count: ArrayLike) -> ArrayLike:
+    def learning_rate(count: ArrayLike) -> ArrayLike:
         # A group counts its own steps; the schedule counts the run's.
         return of_run(count + group.start_step)
 
-    if settings.name == "adamw":
+    if options.name == "adamw":
         return optax.adamw(
-            schedule,
-            b1=settings.b1,
-            b2=settings.b2,
-            eps=settings.eps,
-            weight_decay=settings.weight_decay,
+            learning_rate,
+            b1=options.b1,
+            b2=options.b2,
+            eps=options.eps,
+            weight_decay=options.weight_decay,
             mask=kernels_only,
         )
     return optax.chain(
-        optax.add_decayed_weights(settings.weight_decay, kernels_only),
-        optax.sgd(schedule, settings.momentum or None, nesterov=settings.nesterov),
+        optax.add_decayed_weights(options.weight_decay, kernels_only),
+        optax.sgd(learning_rate, options.momentum or None, nesterov=options.nesterov),
     )
 
 

@@ -1,12 +1,11 @@
-"""Assembly of a run from its config, and loading of a trained run from its workdir."""
+"""Assembly of a run from its config: the one place where a config is read."""
 
 import dataclasses
 import hashlib
-import html
 import json
-import logging
 import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,16 +16,15 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from randmix import attacks, masks, models
 from randmix import config as configs
-from randmix import masks, models
-from randmix.data import catalog, feeds
+from randmix.data import catalog, feeds, stream
 from randmix.data.augment import Augmentation
 from randmix.errors import UserError
 from randmix.models import stack
-from randmix.runtime import progress, sharding
+from randmix.runtime import sharding
 from randmix.training import groups, optim, steps, tasks
-from randmix.workdir import artifacts, json_files, metrics_log
-from randmix.workdir.checkpoints import BEST, FOLDER, Checkpoints
+from randmix.workdir import artifacts
 from randmix.workdir.manifest import CONFIG, VALUES
 
 
@@ -48,65 +46,150 @@ class Phase:
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
-    """The components of a run, without its arrays.
+class DataOptions:
+    """Which examples are read, and how.
 
     Attributes:
-        mode: what is trained, as one word: the mode, the selector or "groups".
         dataset: the data set's entry in the catalog.
+        data_dir: TFDS's data folder; None for its default.
+        reading: how the photographs of a streamed set are read.
+        train_examples: number of training examples, after ``data.subset`` and ``data.validation``.
+        validation_examples: number of held-out examples, which follow them in the training split.
+        pgd_examples: number of test examples for the PGD of adversarial training.
+    """
+
+    dataset: catalog.DataSet
+    data_dir: str | None
+    reading: stream.Reading
+    train_examples: int
+    validation_examples: int
+    pgd_examples: int
+
+    def open(self) -> tuple[feeds.Split, feeds.Split]:
+        """Opens the training and the test split, in memory if the data set is of a kind that fits.
+
+        Raises:
+            UserError: the data set isn't prepared, or it is damaged.
+        """
+        train, test = (
+            feeds.Split(self.dataset, split, self.data_dir, self.reading)
+            for split in ("train", "test")
+        )
+        return train, test
+
+
+@dataclasses.dataclass(frozen=True)
+class StepOptions:
+    """What the compiled steps compute.
+
+    Attributes:
         model: the Linen module.
         task: scores the model's outputs.
+        batch_size: examples per global batch.
         augmentation: applied to training batches.
-        groups: the trained groups.
+        label_smoothing: share of each target that is spread over all classes.
+        perturb, perturb_test: the attacks of adversarial training, or None.
         labels: the label of every parameter: its group's, or "freeze".
         channel_masks: for each partly learned parameter, a mask of its learned filters; None for
             the others.
         phases: the phase from the first step, and one more for each later start of a group.
-        summary: the table of parameters with their labels.
-        identity: what identifies a checkpoint's run, see ``identity``.
-        train_examples: number of training examples, after ``data.subset`` and ``data.validation``.
-        validation_examples: number of held-out examples, which follow them in the training split.
-        steps_per_epoch: number of full batches in an epoch; the remaining examples are dropped.
-        total_steps: length of the run.
-        schedule: step -> learning rate, for the log.
     """
 
-    mode: str
-    dataset: catalog.DataSet
     model: nn.Module
     task: tasks.Task
+    batch_size: int
     augmentation: Augmentation
-    groups: tuple[groups.Group, ...]
+    label_smoothing: float
+    perturb: attacks.Perturb | None
+    perturb_test: attacks.Perturb | None
     labels: Any
     channel_masks: Any
     phases: tuple[Phase, ...]
-    summary: masks.Summary
-    identity: dict[str, Any]
-    train_examples: int
-    validation_examples: int
-    steps_per_epoch: int
-    total_steps: int
-    schedule: optax.Schedule
 
-    def init_state(self, seed: int | jax.Array) -> steps.TrainState:
-        """Returns the state before the first step, a pure function of the seed."""
-        return steps.init_state(
-            jax.random.key(seed),
-            self.dataset.image_shape,
-            model=self.model,
-            task=self.task,
-            optimizer=self.phases[0].optimizer,
-            labels=self.labels,
-        )
+
+@dataclasses.dataclass(frozen=True)
+class LoopOptions:
+    """How long a run takes, and how often it logs, evaluates and saves, in steps.
+
+    Attributes:
+        total_steps: length of the run.
+        steps_per_epoch: number of full batches in an epoch; the remaining examples are dropped.
+        schedule: step -> learning rate, for the log.
+        log_every, eval_every, checkpoint_every: steps between two of each.
+    """
+
+    total_steps: int
+    steps_per_epoch: int
+    schedule: optax.Schedule
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+
+    def evaluates_after(self, step: int) -> bool:
+        """Whether the test split is evaluated after a step."""
+        return step > 0 and (step == self.total_steps or step % self.eval_every == 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What the workdir says about the run.
+
+    Attributes:
+        config: the config's values, nested, as in ``config.json``.
+        identity: what identifies a checkpoint's run, see ``identity``.
+        mode: what is trained, as one word: the mode, the selector or "groups".
+        groups: the trained groups.
+        summary: the table of parameters with their labels.
+        tensorboard: whether TensorBoard's events are written.
+        wandb_project: the project at Weights & Biases, or None.
+    """
+
+    config: Mapping[str, Any]
+    identity: dict[str, Any]
+    mode: str
+    groups: tuple[groups.Group, ...]
+    summary: masks.Summary
+    tensorboard: bool
+    wandb_project: str | None
 
     @property
     def description(self) -> str:
         """The table of parameters, followed by each group's selector, start and settings."""
         return "\n".join([str(self.summary), "", *map(str, self.groups)])
 
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """The components of a run, without its arrays, grouped by who uses them.
+
+    Attributes:
+        seed: seed of the initial weights, the data order and every augmentation.
+        data: for the feeds.
+        step: for the compiled steps.
+        loop: for the loop.
+        record: for the workdir.
+    """
+
+    seed: int
+    data: DataOptions
+    step: StepOptions
+    loop: LoopOptions
+    record: Record
+
+    def init_state(self, seed: int | jax.Array) -> steps.TrainState:
+        """Returns the state before the first step, a pure function of the seed."""
+        return steps.init_state(
+            jax.random.key(seed),
+            self.data.dataset.image_shape,
+            model=self.step.model,
+            task=self.step.task,
+            optimizer=self.step.phases[0].optimizer,
+            labels=self.step.labels,
+        )
+
     def phase_at(self, step: int) -> Phase:
         """Returns the phase of the step that follows ``step`` others."""
-        return [phase for phase in self.phases if phase.start_step <= step][-1]
+        return [phase for phase in self.step.phases if phase.start_step <= step][-1]
 
     def abstract_state(self, mesh: jax.sharding.Mesh) -> steps.TrainState:
         """Returns the state's shapes, dtypes and shardings without computing anything."""
@@ -122,69 +205,124 @@ def assemble(config: ConfigDict) -> Parts:
         UserError: a value that isn't allowed; the message names its key.
     """
     configs.check(config)
-    dataset = catalog.get(config.data.name, config.data.data_dir, image_size=config.data.image_size)
+    data = _data_options(config)
+    image_shape = data.dataset.image_shape
     task = tasks.build(
-        config.task, image_shape=dataset.image_shape, permutation_seed=config.permutation_seed
+        config.task, image_shape=image_shape, permutation_seed=config.permutation_seed
     )
-    model = _build_model(config, dataset.num_classes)
-    model.check_image_shape(dataset.image_shape)
+    model = build_model(config, data.dataset.num_classes)
+    model.check_image_shape(image_shape)
     variables = jax.eval_shape(
-        model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
+        model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     )
     params, _ = models.split(variables)
+    total_steps = configs.total_steps(config, data.train_examples)
+    steps_per_epoch = data.train_examples // config.batch_size
+    trained = _groups(config, steps_per_epoch, total_steps)
+    key, mode = source(config)
+    labels, channel_masks = groups.label_tree(params, trained, key)
+    optimizer = optim.OptimizerOptions(**config.optimizer)
+    schedule = partial(optim.build_schedule, optim.ScheduleOptions(**config.schedule), total_steps)
+
+    def scanned(labels: Any = None) -> nn.Module:
+        return model.clone(scan=stack.equal_runs(params, labels)) if config.model.scan else model
+
+    def phase(start: int) -> Phase:
+        at_start = groups.labels_at(labels, trained, start)
+        return Phase(
+            start_step=start,
+            labels=at_start,
+            model=scanned(at_start),
+            optimizer=optim.build_optimizer(optimizer, schedule, labels, trained, start),
+        )
+
+    train_attack, test_attack = _attacks(config)
+    return Parts(
+        seed=config.seed,
+        data=data,
+        step=StepOptions(
+            model=scanned(),
+            task=task,
+            batch_size=config.batch_size,
+            augmentation=augmentation(config, data.dataset),
+            label_smoothing=config.label_smoothing,
+            perturb=train_attack,
+            perturb_test=test_attack,
+            labels=labels,
+            channel_masks=channel_masks,
+            phases=tuple(phase(start) for start in sorted({g.start_step for g in trained})),
+        ),
+        loop=LoopOptions(
+            total_steps=total_steps,
+            steps_per_epoch=steps_per_epoch,
+            schedule=schedule(config.optimizer.learning_rate),
+            log_every=config.log_every,
+            eval_every=config.eval_every,
+            checkpoint_every=config.checkpoint_every,
+        ),
+        record=Record(
+            config=config.to_dict(),
+            identity=identity(config, labels),
+            mode=mode,
+            groups=trained,
+            summary=masks.summary(params, labels, channel_masks),
+            tensorboard=config.tensorboard,
+            wandb_project=config.wandb_project,
+        ),
+    )
+
+
+def _data_options(config: ConfigDict) -> DataOptions:
+    dataset = catalog.get(config.data.name, config.data.data_dir, image_size=config.data.image_size)
     used = max(1, round(config.data.subset * dataset.train_examples))
-    validation_examples = round(config.data.validation * used)
-    if config.data.validation and not validation_examples:
+    held_out = round(config.data.validation * used)
+    if config.data.validation and not held_out:
         raise UserError(
             f"config.data.validation: got {config.data.validation}, which is none of the {used} "
             "training examples; set a larger one, or 0"
         )
-    train_examples = used - validation_examples
-    total_steps = configs.total_steps(config, train_examples)
-    steps_per_epoch = train_examples // config.batch_size
-    trained = _groups(config, steps_per_epoch, total_steps)
-    key, mode = _source(config)
-    labels, channel_masks = groups.label_tree(params, trained, key)
-    return Parts(
-        mode=mode,
+    return DataOptions(
         dataset=dataset,
-        model=model.clone(scan=stack.equal_runs(params)) if config.model.scan else model,
-        task=task,
-        augmentation=feeds.augmentation(config, dataset),
-        groups=trained,
-        labels=labels,
-        channel_masks=channel_masks,
-        phases=tuple(
-            _phase(config, start, params, labels, model, trained, total_steps)
-            for start in sorted({group.start_step for group in trained})
-        ),
-        summary=masks.summary(params, labels, channel_masks),
-        identity=identity(config, labels),
-        train_examples=train_examples,
-        validation_examples=validation_examples,
-        steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps,
-        schedule=optim.build_schedule(config.schedule, config.optimizer.learning_rate, total_steps),
+        data_dir=config.data.data_dir,
+        reading=reading(config),
+        train_examples=used - held_out,
+        validation_examples=held_out,
+        pgd_examples=config.defense.pgd_examples,
     )
 
 
-def _phase(
-    config: ConfigDict,
-    start: int,
-    params: Any,
-    labels: Any,
-    model: nn.Module,
-    trained: tuple[groups.Group, ...],
-    total_steps: int,
-) -> Phase:
-    at_start = groups.labels_at(labels, trained, start)
-    if config.model.scan:
-        model = model.clone(scan=stack.equal_runs(params, at_start))
-    optimizer = optim.build_optimizer(config, total_steps, labels, trained, start)
-    return Phase(start_step=start, labels=at_start, model=model, optimizer=optimizer)
+def reading(config: ConfigDict) -> stream.Reading:
+    """Returns how a config reads photographs."""
+    return stream.Reading(**_fields(stream.Reading, config.data))
 
 
-def _source(config: ConfigDict) -> tuple[str, str]:
+def augmentation(config: ConfigDict, dataset: catalog.DataSet) -> Augmentation:
+    """Returns a config's augmentation on the devices; photographs are cropped when decoded."""
+    values = _fields(
+        Augmentation, {**config.data, "mean": config.model.mean, "std": config.model.std}
+    )
+    whole = Augmentation(**values)  # it checks all values
+    return dataclasses.replace(whole, crop_scale=1.0) if dataset.streamed else whole
+
+
+def _fields(options: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {field.name: values[field.name] for field in dataclasses.fields(options)}
+
+
+def _attacks(config: ConfigDict) -> tuple[attacks.Perturb | None, attacks.Perturb | None]:
+    """Returns the attack of adversarial training and that of its evaluations; None without it."""
+    defense = config.defense
+    if not defense.epsilon:
+        return None, None
+    epsilon, count = defense.epsilon / 255, defense.pgd_steps
+    return (
+        partial(attacks.fgsm_on_share, epsilon=epsilon, share=defense.share),
+        partial(attacks.pgd, epsilon=epsilon, steps=count, step_size=2.5 / count),
+    )
+
+
+def source(config: ConfigDict) -> tuple[str, str]:
+    """Returns the key that defines what is trained, and a word or selector for it."""
     return groups.source(config.mode, config.train, config.groups)
 
 
@@ -210,16 +348,17 @@ def identity(config: Mapping[str, Any], labels: Any = None) -> dict[str, Any]:
         "seed": config["seed"],
         CONFIG: configs.fingerprint(config),
         VALUES: configs.identity(config),
-        **({} if labels is None else {"labels": _hash(labels)}),
+        **({} if labels is None else {"labels": labels_hash(labels)}),
     }
 
 
-def _hash(labels: Any) -> str:
+def labels_hash(labels: Any) -> str:
+    """Returns eight hex digits that identify a label tree."""
     text = json.dumps(flatten_dict(labels, sep="/"), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _build_model(config: ConfigDict, num_classes: int | None) -> nn.Module:
+def build_model(config: ConfigDict, num_classes: int | None) -> nn.Module:
     """Builds the config's model with the output layer of its task."""
     if config.task == "unshuffling" and config.model.name == "resnet":
         raise UserError(
@@ -231,166 +370,23 @@ def _build_model(config: ConfigDict, num_classes: int | None) -> nn.Module:
     return models.build(dtype=config.precision, **readout, **arguments)
 
 
-_SCORES = ("test_accuracy", "test_psnr")
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class Run:
-    """A trained run, for example in a notebook: ``run.model.apply(run.variables, images)``.
-
-    Attributes:
-        config: the config that it was trained with.
-        model: the Linen module.
-        variables: parameters by role and ``batch_stats``.
-        step: the step of the checkpoint that they come from.
-        workdir: the folder that it was loaded from.
-        total_steps: the length of the run; None if it is unfinished and set in epochs.
-        evaluation: "step" and the metrics ("test_accuracy" and so on) of the last evaluation up to
-            ``step``; None if there was none.
-    """
-
-    config: ConfigDict
-    model: nn.Module
-    variables: dict[str, Any]
-    step: int
-    workdir: str = ""
-    total_steps: int | None = None
-    evaluation: dict[str, Any] | None = None
-
-    def __repr__(self) -> str:
-        rows = self._rows()
-        width = max(map(len, rows))
-        lines = [f"  {name:{width}}  {value}" for name, value in rows.items()]
-        return "\n".join([f"Run({self.workdir})", *lines])
-
-    def _repr_html_(self) -> str:
-        """The same as ``repr``, as an HTML table for notebooks."""
-        rows = "".join(
-            f'<tr><th style="text-align:left">{html.escape(name)}</th>'
-            f'<td style="text-align:left">{html.escape(value)}</td></tr>'
-            for name, value in self._rows().items()
-        )
-        return f"<table><caption>Run({html.escape(self.workdir)})</caption>{rows}</table>"
-
-    def _rows(self) -> dict[str, str]:
-        config = self.config
-        sizes = [f"{key} {config.model[key]}" for key in ("width", "depth") if key in config.model]
-        params, _ = models.split(self.variables)
-        counts = masks.summary(params, *_labels_and_masks(config, self.variables))
-        rows = {
-            "model": ", ".join([config.model.name, *sizes]),
-            "data": str(config.data.name),
-            "trained": f"{_source(config)[1]}: {counts.trainable:,} of "
-            f"{counts.trainable + counts.frozen:,} parameters",
-            "step": f"{self.step:,}" + (f" of {self.total_steps:,}" if self.total_steps else ""),
-        }
-        evaluation = self.evaluation or {}
-        at = "" if evaluation.get("step") == self.step else f", at step {evaluation.get('step')}"
-        scores = {name: evaluation[name] for name in _SCORES if name in evaluation}
-        for name, value in progress.metrics_row(scores).items():
-            rows[name.replace("_", " ")] = value + at
-        return rows
-
-
-def load(workdir: epath.PathLike, *, best: bool = False) -> Run:
-    """Loads a workdir's latest checkpoint; needs neither its data set nor its optimizer.
-
-    Args:
-        workdir: the run's folder.
-        best: load the checkpoint that scored best on the held-out examples, of a run with
-            ``data.validation``.
+def read_config(workdir: epath.PathLike) -> ConfigDict:
+    """Returns the config of the run in a folder.
 
     Raises:
-        UserError: no run there, no checkpoint, or a checkpoint of another run.
+        UserError: there is none, it is damaged, or it has an unknown key or a value that isn't
+            allowed.
     """
-    config = artifacts.read_config(workdir)
-    if best and not config.data.validation:
-        raise UserError(
-            f"{workdir}: no examples were held out to choose the best by; "
-            "train with data.validation"
-        )
-    written = identity(artifacts.read_config_values(workdir))
-    with Checkpoints(workdir, about=written, folder=BEST if best else FOLDER) as checkpoints:
-        about, variables = checkpoints.restore_variables()
-    step = about["step"]
-    # A converted model may have no data set in the catalog; its weights give the classes.
-    classifier = variables["head"].get("classifier")
-    num_classes = None if classifier is None else classifier["bias"].shape[0]
-    model = _build_model(config, num_classes)
-    _check_fits(workdir, config, model, variables)
-    _check_labels(workdir, config, variables, about)
-    result = _readable_result(workdir)
-    return Run(
-        config=config,
-        model=model,
-        variables=variables,
-        step=step,
-        workdir=str(workdir),
-        total_steps=config.steps or result.get("step"),
-        evaluation=_last_evaluation(epath.Path(workdir), step, result),
-    )
+    values = artifacts.read_config_values(workdir)
+    try:
+        return configs.from_values(values)
+    except UserError as error:
+        raise UserError(f"{epath.Path(workdir) / artifacts.CONFIG}: {error}") from error
 
 
-def _last_evaluation(
-    workdir: epath.Path, step: int, result: dict[str, Any]
-) -> dict[str, Any] | None:
-    """Returns "step" and metrics of the last evaluation up to ``step``, or None."""
-    if result.get("step") == step:
-        return {"step": step, **result["metrics"]}
-    rows = [row for row in metrics_log.read(workdir / artifacts.METRICS) if row["step"] <= step]
-    return next((row for row in reversed(rows) if "test_loss" in row), None)
-
-
-def _check_fits(
-    workdir: epath.PathLike, config: ConfigDict, model: nn.Module, saved: dict[str, Any]
-) -> None:
-    """Raises a UserError if a checkpoint doesn't hold the variables of the config's model."""
-    if config.data.name is None:  # one patch [p, p, C] of a converted ConvMixer's stem
-        image_shape = saved["spatial"]["stem"]["kernel"].shape[:3]
-    else:
-        image_shape = catalog.image_shape(config.data.name, config.data.image_size)
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    expected = jax.eval_shape(model.init, jax.random.key(0), images)
-    got, allowed = _shapes(saved), _shapes(expected)
-    for path in sorted(got.keys() | allowed.keys()):
-        if got.get(path) != allowed.get(path):
-            raise UserError(
-                f"{workdir}: the checkpoint doesn't hold this config's parameters ({path}: got "
-                f"shape {got.get(path)}, expected {allowed.get(path)}); use the config that it was "
-                "trained with"
-            )
-
-
-def _check_labels(
-    workdir: epath.PathLike, config: ConfigDict, variables: dict[str, Any], about: dict[str, Any]
-) -> None:
-    """Raises a UserError if a checkpoint's parameters had other labels than the config's now."""
-    labels = _hash(_labels_and_masks(config, variables)[0])
-    if about.get("labels", labels) != labels:
-        raise UserError(
-            f"{workdir}: step {about['step']} was trained with other labels (hash "
-            f"{about['labels']}) than the config gives now ({labels}); "
-            "use the version of randmix that it was trained with"
-        )
-
-
-def _labels_and_masks(config: ConfigDict, variables: dict[str, Any]) -> tuple[Any, Any]:
+def labels_and_masks(config: ConfigDict, variables: dict[str, Any]) -> tuple[Any, Any]:
     """Returns the label tree and the channel masks of a config's groups."""
     params, _ = models.split(variables)
     # Labels don't depend on when a group starts.
     trained = _groups(config, steps_per_epoch=1, total_steps=sys.maxsize)
-    return groups.label_tree(params, trained, _source(config)[0])
-
-
-def _readable_result(workdir: epath.PathLike) -> dict[str, Any]:
-    """Returns result.json, which a model can do without: {} if it is missing or damaged."""
-    try:
-        return artifacts.read_result(workdir) or {}
-    except json_files.Damaged as damaged:
-        logging.getLogger(__name__).warning("%s", damaged)
-        return {}
-
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    leaves: dict[str, Any] = flatten_dict(tree, sep="/")
-    return {path: leaf.shape for path, leaf in leaves.items()}
+    return groups.label_tree(params, trained, source(config)[0])

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 from etils import epath
-from ml_collections import ConfigDict
 
 from randmix import config as configs
 from randmix.errors import UserError
@@ -61,7 +60,7 @@ _RESULT = {
 @contextlib.contextmanager
 def open_workdir(
     workdir: epath.Path,
-    config: ConfigDict,
+    config: Mapping[str, Any],
     summary: object,
     data: Mapping[str, Any] | None = None,
 ) -> Iterator[dict[str, Any] | None]:
@@ -92,7 +91,7 @@ def open_workdir(
 
 def _make_workdir(
     workdir: epath.Path,
-    config: ConfigDict,
+    config: Mapping[str, Any],
     summary: object,
     data: Mapping[str, Any] | None,
     held: contextlib.ExitStack,
@@ -124,7 +123,7 @@ def _make_workdir(
         raise UserError(f"{workdir}: {error}; pip install 'randmix[gcs]' for gs://") from error
 
 
-def _claim(workdir: epath.Path, config: ConfigDict) -> None:
+def _claim(workdir: epath.Path, config: Mapping[str, Any]) -> None:
     """Writes config.json, or checks that it is of the same run."""
     file, old, lost = workdir / CONFIG, None, f"{workdir / CONFIG} is missing"
     if file.exists():
@@ -147,7 +146,9 @@ def _claim(workdir: epath.Path, config: ConfigDict) -> None:
     durable.write(file, configs.to_json(config) + "\n")
 
 
-def _require_same_run(workdir: epath.PathLike, old: dict[str, Any], config: ConfigDict) -> None:
+def _require_same_run(
+    workdir: epath.PathLike, old: dict[str, Any], config: Mapping[str, Any]
+) -> None:
     if differences := configs.differences(old, config):
         raise UserError(
             f"{workdir}: holds a run with another config ({'; '.join(differences)}); "
@@ -211,20 +212,6 @@ def read_config_values(workdir: epath.PathLike) -> dict[str, Any]:
     )
 
 
-def read_config(workdir: epath.PathLike) -> ConfigDict:
-    """Returns the config of the run in a folder.
-
-    Raises:
-        UserError: there is none, it is damaged, or it has an unknown key or a value that isn't
-            allowed.
-    """
-    values = read_config_values(workdir)
-    try:
-        return configs.from_values(values)
-    except UserError as error:
-        raise UserError(f"{epath.Path(workdir) / CONFIG}: {error}") from error
-
-
 def read_data(workdir: epath.PathLike) -> dict[str, Any] | None:
     """Returns the contents of ``data.json``, or None if the run was made without it.
 
@@ -238,7 +225,9 @@ def read_data(workdir: epath.PathLike) -> dict[str, Any] | None:
     return json_files.read(file, _DATA, what_to_do=again)
 
 
-def read_result(workdir: epath.PathLike, config: ConfigDict | None = None) -> dict[str, Any] | None:
+def read_result(
+    workdir: epath.PathLike, config: Mapping[str, Any] | None = None
+) -> dict[str, Any] | None:
     """Returns the contents of ``result.json``, or None if the run hasn't finished.
 
     Args:

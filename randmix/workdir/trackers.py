@@ -1,11 +1,10 @@
 """Metric destinations besides metrics.jsonl: TensorBoard and, optionally, Weights & Biases."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 from etils import epath
-from ml_collections import ConfigDict
 
 from randmix.errors import UserError
 
@@ -21,25 +20,31 @@ class Tracker(Protocol):
 
 @contextmanager
 def open_trackers(
-    config: ConfigDict, workdir: epath.Path, start_step: int, *, active: bool = True
+    workdir: epath.Path,
+    start_step: int,
+    *,
+    tensorboard: bool,
+    wandb_project: str | None,
+    config: Mapping[str, Any],
 ) -> Iterator[list[Tracker]]:
-    """Opens the trackers that a config asks for, and closes them at the end.
+    """Opens the trackers that a run asks for, and closes them at the end.
 
     Args:
-        config: see ``randmix.config``.
         workdir: the run's folder.
         start_step: the step at which the run starts.
-        active: False on all processes but one, which then have no trackers.
+        tensorboard: whether to write TensorBoard's events.
+        wandb_project: the project at Weights & Biases, or None.
+        config: the run's config, for Weights & Biases to show.
 
     Raises:
         UserError: Weights & Biases is requested but not installed.
     """
     with ExitStack() as stack:
         trackers: list[Tracker] = []
-        if active and config.tensorboard:
+        if tensorboard:
             trackers.append(stack.enter_context(_tensorboard(workdir / TENSORBOARD, start_step)))
-        if active and config.wandb_project is not None:
-            trackers.append(stack.enter_context(_wandb(config, workdir)))
+        if wandb_project is not None:
+            trackers.append(stack.enter_context(_wandb(wandb_project, workdir, config)))
         yield trackers
 
 
@@ -83,21 +88,21 @@ class _WandB:
 
 
 @contextmanager
-def _wandb(config: ConfigDict, workdir: epath.Path) -> Iterator[Tracker]:
+def _wandb(project: str, workdir: epath.Path, config: Mapping[str, Any]) -> Iterator[Tracker]:
     try:
         import wandb  # pyright: ignore[reportMissingImports] (an optional package)
     except ImportError as error:
         raise UserError(
-            f"config.wandb_project: got {config.wandb_project!r}, but wandb isn't installed; "
+            f"config.wandb_project: got {project!r}, but wandb isn't installed; "
             "pip install 'randmix[wandb]', or leave the key out"
         ) from error
     # Named after the folder, so that the same command resumes the same run there.
     run = wandb.init(
-        project=config.wandb_project,
+        project=project,
         id=workdir.name,
         name=workdir.name,
         resume="allow",
-        config=config.to_dict(),
+        config=dict(config),
         dir=str(workdir),
     )
     try:

@@ -212,22 +212,22 @@ def test_three_training_steps_end_where_pytorchs_end(case, mode):
     config.optimizer.weight_decay = 0.05
     config.schedule.name = "constant"
     parts = runs.assemble(config)
-    optimizer = parts.phases[0].optimizer
+    optimizer = parts.step.phases[0].optimizer
     state = steps.TrainState(
         step=jnp.zeros((), jnp.int32),
         params=pair.params,
         batch_stats=pair.batch_stats,
-        opt_state=optimizer.init(masks.partition(pair.params, parts.labels)[0]),
+        opt_state=optimizer.init(masks.partition(pair.params, parts.step.labels)[0]),
         totals=steps.empty_totals(),
         failed_step=steps.never_failed(),
     )
     step = jax.jit(
         functools.partial(
             steps.train_step,
-            model=parts.model,
-            task=parts.task,
+            model=parts.step.model,
+            task=parts.step.task,
             optimizer=optimizer,
-            labels=parts.labels,
+            labels=parts.step.labels,
         )
     )
     frozen_role = {"full": None, "chans": "spatial"}[mode]

@@ -35,7 +35,7 @@ from randmix.analysis.spectrum.envelopes import SIZE
 from randmix.analysis.spectrum.variables import layers
 from randmix.errors import UserError
 from randmix.runtime import cli
-from randmix.training import runs
+from randmix.training import loading
 
 _RANDOM_ONLY = ("kernel_size", "seed", "seeds")
 _MOST_FILTERS = 1_000_000
@@ -89,7 +89,7 @@ def _pictures() -> dict[str, figures.Picture]:
             raise UserError(
                 f"--{given[0]} applies to --random only; the filters of --workdir are fixed"
             )
-        kernels = layers(runs.load(options.workdir).variables)
+        kernels = layers(loading.load(options.workdir).variables)
         return (
             figures.layers(kernels)
             if indices is None

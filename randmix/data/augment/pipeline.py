@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,29 +71,6 @@ class Augmentation:
                 "config.data.crop_padding isn't 0; choose one of the two crops"
             )
         policies.parse(self.randaugment)
-
-    @classmethod
-    def from_config(
-        cls,
-        data: Mapping[str, Any],
-        *,
-        mean: tuple[float, ...] = (),
-        std: tuple[float, ...] = (),
-    ) -> "Augmentation":
-        """Builds an augmentation from a config.
-
-        Args:
-            data: a mapping with a key for each attribute except ``mean`` and ``std``, such as
-                ``config.data``.
-            mean, std: see the attributes.
-
-        Raises:
-            UserError: a value is out of range.
-        """
-        names = [
-            field.name for field in dataclasses.fields(cls) if field.name not in ("mean", "std")
-        ]
-        return cls(**{name: data[name] for name in names}, mean=mean, std=std)
 
     @property
     def mixes(self) -> bool:
