@@ -210,12 +210,9 @@ def blend(channel_masks: PyTree | None, learned: PyTree, kept: PyTree) -> PyTree
 def _filter_mask(leaf: Leaf, fraction: Fraction) -> np.ndarray:
     """Mask of the filters of a leaf that are learned: bool, broadcastable to the leaf.
 
-    A filter is one index into the axes after the first two ([k, k, C] has C filters, [k, k, C, m]
-    has C m), or into the last axis of a leaf with fewer than three axes; the other axes have length
-    1 in the mask. Exactly `round(share * filters)` filters are learned. They are drawn without
-    replacement from the seed and the path, so neither the order nor the rest of the tree matters.
-    Draws with one seed are nested: a larger share adds filters and drops none. The kernel and the
-    bias of a layer share one draw, so that a filter is learned together with its bias.
+    [k, k, C] has C filters, [k, k, C, m] has C m. They are drawn without replacement from the seed
+    and the path, so neither the order nor the rest of the tree matters. Draws with one seed are
+    nested: a larger share adds filters and drops none.
     """
     shape = np.shape(leaf.value)
     kept = 2 if len(shape) > 2 else max(len(shape) - 1, 0)

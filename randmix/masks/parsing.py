@@ -37,13 +37,13 @@ _ALLOWED = (
 )
 _LOGIC = {ast.And: "and", ast.Or: "or", ast.Not: "not"}
 _KINDS = {
-    ast.Attribute: "an attribute, ",
-    ast.Subscript: "a subscript, ",
-    ast.Compare: "a comparison, ",
-    ast.BinOp: "another operator, ",
-    ast.UnaryOp: "another operator, ",
-    ast.Constant: "a constant, ",
-    ast.Tuple: "a tuple, ",
+    ast.Attribute: "an attribute",
+    ast.Subscript: "a subscript",
+    ast.Compare: "a comparison",
+    ast.BinOp: "another operator",
+    ast.UnaryOp: "another operator",
+    ast.Constant: "a constant",
+    ast.Tuple: "a tuple",
 }
 # A string may end with the text, or else a text of many `\'` would be searched for each of them.
 _STRING = re.compile(r"""'(?:\\.|[^'\\])*+'?|"(?:\\.|[^"\\])*+"?""")
@@ -101,16 +101,10 @@ class _Reader:
         _check_size(text)
         self.text = text.strip()
         self.names = names
-        self.constants = {"everything": everything, "nothing": nothing, **names}
-        # A call in a text takes the positional arguments of these functions.
-        self.functions = {
-            "role": role,
-            "path": path,
-            "depth": depth,
-            "leaf": leaf,
-            "where": self.where,
-            "fraction": self.fraction,
-        }
+        # A word stands for a selector, or for a function that its brackets call.
+        functions = (role, path, depth, leaf, self.where, self.fraction)
+        self.words = {function.__name__: function for function in functions}
+        self.words |= {"everything": everything, "nothing": nothing, **names}
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # `\d` in a regular expression is intended
@@ -146,7 +140,9 @@ class _Reader:
             case ast.BinOp():
                 return self.chain(node)
             case ast.Name(id=word):
-                return self.constant(word)
+                if not isinstance(self.meaning(word), Selector):
+                    raise MaskError(f"{word} needs its argument: write {self.form(word)}")
+                return self.words[word]
             case ast.Call(func=ast.Name(id=word)):
                 return self.call(word, node)
             case ast.Call(func=called):
@@ -172,21 +168,12 @@ class _Reader:
             result = operator(result, self.operand(right))
         return result
 
-    def constant(self, word: str) -> Selector:
-        if word in self.functions:
-            raise MaskError(f"{word} needs its argument: write {self.form(word)}")
-        if word not in self.constants:
-            raise self.unknown(word, (*WORDS, *self.names))
-        return self.constants[word]
-
     def call(self, word: str, node: ast.Call) -> Selector | Fraction:
-        if word in self.constants:
+        function = self.meaning(word)
+        if isinstance(function, Selector):
             raise MaskError(f"{word} takes no brackets: write {word}")
-        if word not in self.functions:
-            raise self.unknown(word, WORDS)
         if node.keywords:
             raise MaskError(f"{word} takes no keywords in a text: write {self.form(word)}")
-        function = self.functions[word]
         try:
             inspect.signature(function).bind(*node.args)
         except TypeError:
@@ -195,16 +182,21 @@ class _Reader:
             ) from None
         return function(*map(self.value, node.args))
 
+    def meaning(self, word: str) -> Any:
+        if word in self.words:
+            return self.words[word]
+        guess = nearest(word, self.words, cutoff=0.5)
+        hint = (
+            f"did you mean {self.form(guess)}?" if guess else f"allowed are {', '.join(self.words)}"
+        )
+        raise MaskError(f"unknown selector {shown(word)}, {hint}")
+
     def form(self, word: str) -> str:
         """How a word is written, such as `depth(start, stop)`."""
-        if word not in self.functions:
+        meaning = self.words[word]
+        if isinstance(meaning, Selector):
             return word
-        return f"{word}({', '.join(inspect.signature(self.functions[word]).parameters)})"
-
-    def unknown(self, word: str, words: tuple[str, ...]) -> MaskError:
-        guess = nearest(word, words, cutoff=0.5)
-        hint = f"did you mean {self.form(guess)}?" if guess else f"allowed are {', '.join(words)}"
-        return MaskError(f"unknown selector {shown(word)}, {hint}")
+        return f"{word}({', '.join(inspect.signature(meaning).parameters)})"
 
     def refusal(self, node: ast.expr) -> MaskError:
         match node:
@@ -212,8 +204,10 @@ class _Reader:
                 return MaskError(
                     f"found {_LOGIC[type(op)]!r}: write & for and, | for or, ~ for not"
                 )
-        found = ast.get_source_segment(self.text, node) or self.text
-        return MaskError(f"found {_KINDS.get(type(node), '')}{shown(found)}: {_ALLOWED}")
+        found = shown(ast.get_source_segment(self.text, node) or self.text)
+        if kind := _KINDS.get(type(node)):
+            found = f"{kind}, {found}"
+        return MaskError(f"found {found}: {_ALLOWED}")
 
 
 def _check_size(text: Any) -> None:

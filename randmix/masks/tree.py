@@ -46,15 +46,13 @@ def flatten(tree: PyTree) -> tuple[list[Leaf], Any]:
     >>> [leaf.path for leaf in flatten({"layers": [{"kernel": 1.0}, {"kernel": 2.0}]})[0]]
     ['layers/0/kernel', 'layers/1/kernel']
     """
-    keyed, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    boxes = (
-        _boxes(tree) if any(keys and _component(keys[-1]) == "value" for keys, _ in keyed) else ()
-    )
     leaves = []
-    for keys, value in keyed:
-        visible = keys[:-1] if keys[:-1] in boxes else keys
-        leaves.append(Leaf("/".join(map(_component, visible)), value))
-    return leaves, treedef
+    for keys, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_box)[0]:
+        inside = jax.tree_util.tree_flatten_with_path(node)[0] if _is_box(node) else [((), node)]
+        for more, value in inside:
+            visible = keys if len(more) == 1 else keys + more  # without the box's own `value`
+            leaves.append(Leaf("/".join(map(_component, visible)), value))
+    return leaves, jax.tree.structure(tree)
 
 
 def flatten_like(treedef: Any, tree: PyTree, what: str) -> list[Any]:
@@ -98,14 +96,12 @@ def _component(key: Any) -> str:
     return str(key).strip(".[]'\"")
 
 
-def _boxes(tree: PyTree) -> set[tuple]:
-    """Key paths of Flax's boxes; only the type tells a box from a node with a field `value`."""
-    nodes, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: _is_box(type(node)))
-    return {keys for keys, node in nodes if _is_box(type(node))}
+def _is_box(node: Any) -> bool:
+    return _is_box_type(type(node))
 
 
 @functools.cache
-def _is_box(kind: type) -> bool:
+def _is_box_type(kind: type) -> bool:
     """Whether a type derives from `nnx.Variable` or `AxisMetadata`; does not import Flax."""
     return any(
         base.__module__.startswith("flax.") and base.__name__ in ("Variable", "AxisMetadata")

@@ -12,8 +12,7 @@ import jax
 
 from randmix import masks, ranges
 from randmix.errors import UserError, check_choice
-
-TRAIN, FREEZE = "train", "freeze"
+from randmix.masks.rules import FREEZE, TRAIN
 
 
 @dataclasses.dataclass(frozen=True)
