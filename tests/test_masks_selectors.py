@@ -300,6 +300,9 @@ READABLE = (
         ),
         ("depth(5, 2)", "depth(5, 2) ends before it starts: write depth(2, 5)"),
         ("role(3)", "role expects a name as a non-empty str, got 3"),
+        ("role(leaf('a'))", "role expects a name as a non-empty str, got leaf('a')"),
+        ("fraction(nothing)", "fraction got 1 arguments: write fraction(selector, share, seed)"),
+        ("path", "path needs its argument: write path(pattern)"),
         (
             "path('[')",
             "path expects a regular expression in RE2's syntax, got '[': missing ] '['",
