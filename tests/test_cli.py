@@ -8,6 +8,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from randmix import config as configs
 from randmix.errors import UserError
 from randmix.runtime import cli
 
@@ -25,7 +26,8 @@ PROGRAM = '''"""A program for the tests.
 Usage: python program.py WORD
 """
 from absl import flags
-from randmix import cli, errors
+from randmix import errors
+from randmix.runtime import cli
 
 flags.DEFINE_integer("width", 3, "how wide", lower_bound=1)
 
@@ -90,6 +92,18 @@ def test_flags_overrides_and_arguments_are_parsed(parse):
         (["--config=confg.py"], "there is no config file 'confg.py'; did you mean 'config.py'?"),
         (["--config", "confg.py", "--config.seed=1"], "there is no config file 'confg.py'"),
         (["--config=."], "there is no config file '.'"),
+        (
+            ["--config=configs/digit.py:tiny"],
+            "'configs/digit.py'; did you mean 'configs/digits.py'",
+        ),
+        (
+            ["--config=configs/digits.py:tinny"],
+            "variant: got 'tinny', allowed laptop, tiny; did you",
+        ),
+        (
+            ["--config=configs/digits.py", "--config.modle=x"],
+            "config.modle: the config has no such",
+        ),
         (["--config.seed=1"], "--config.seed changes a key of --config=FILE, which isn't given"),
         (["--config.seed=1", "--config=config.py"], "before a value for --config"),
         (
@@ -114,6 +128,20 @@ def test_a_mistake_on_the_command_line_says_what_to_do(parse, arguments, message
     with pytest.raises(UserError) as error:
         parse(*arguments)
     assert message in str(error.value)
+
+
+def test_a_shipped_config_is_found_in_any_folder_and_said(parse, capsys):
+    _, config = parse("--config=configs/digits.py:tiny", "--config.seed=3")
+    assert (config.model.width, config.steps, config.seed) == (8, 2, 3)
+    assert capsys.readouterr().out == f"config: {configs.RECIPES}/digits.py:tiny\n"
+
+
+def test_a_config_of_the_folder_precedes_the_shipped_one(parse, tmp_path, capsys):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "digits.py").write_text(CONFIG)
+    _, config = parse("--config", "configs/digits.py")
+    assert config.model.depth == 8
+    assert not capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ PACKAGE = Path(randmix.__file__).parent
 # From the bottom up. A module imports from its own package and from the layers below.
 LAYERS = (
     {"errors", "__version__"},
-    {"masks", "ops", "runtime"},
+    {"masks", "ops"},
     {"ranges"},
     {"config"},
+    {"runtime"},
     {"filters"},
     {"models"},
     {"torch_files"},

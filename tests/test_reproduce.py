@@ -182,7 +182,7 @@ def test_a_sweep_that_is_stopped_or_fails_says_so_in_its_status(tmp_path, error,
     root = tmp_path / "sweep"
     code = f"""
 import sys
-from randmix import cli, preemption
+from randmix.runtime import cli, preemption
 from randmix.reproduce import __main__ as program, training
 
 

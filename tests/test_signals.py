@@ -35,7 +35,7 @@ ENDS = {
 PROGRAM = """
 import atexit, ctypes, os, signal, sys, threading, time
 import randmix
-from randmix import cli, signals
+from randmix.runtime import cli, signals
 
 def send(name="SIGINT"):
     os.kill(os.getpid(), getattr(signal, name))

@@ -22,16 +22,18 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from types import ModuleType
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_dict
 from ml_collections.config_flags import config_flags
 
+from randmix import config as configs
 from randmix.errors import UserError
 from randmix.runtime import host, signals
 
 _HELP = re.compile(r"--?(help|helpfull|helpshort|h|\?)")
-_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
@@ -82,6 +84,9 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 def parse(argv: list[str], module: ModuleType) -> list[str]:
     """Parses the flags, including config files and their overrides.
 
+    A config file configs/NAME that isn't in the current folder is the one that randmix ships, whose
+    path is then printed.
+
     Args:
         argv: the command line, program first; must equal `sys.argv`, which ml_collections reads.
         module: the module whose docstring and flags `--help` prints.
@@ -98,9 +103,12 @@ def parse(argv: list[str], module: ModuleType) -> list[str]:
     if any(_HELP.fullmatch(option) for option in options):
         print(help_text(module))
         sys.exit(0)
+    files = list(_config_files(options))
     try:
+        for name, _ in files:
+            flags.FLAGS[name].parser = _ConfigFiles(name)
         arguments = flags.FLAGS(argv)
-        for name, _ in _config_files(options):
+        for name, _ in files:
             # A config file that couldn't be read raises on first use.
             getattr(flags.FLAGS[name].value, "is_locked", None)
         if "verbosity" in flags.FLAGS and flags.FLAGS["verbosity"].using_default_value:
@@ -110,7 +118,8 @@ def parse(argv: list[str], module: ModuleType) -> list[str]:
     except Exception as error:
         mistake = error
     # absl and ml_collections raise a dozen error types, so find the cause here.
-    for name, path in _config_files(options):
+    for name, typed in files:
+        path = _shipped(typed) or typed
         _check_exists(path)
         _check_overrides(name, _load(name, path), options)
     raise UserError(_flag_message(mistake)) from mistake
@@ -135,15 +144,33 @@ def _config_files(options: list[str]) -> Iterator[tuple[str, str]]:
             yield name, value if equals else options[i + 1]
 
 
+class _ConfigFiles(config_flags.ConfigFileFlagParser):
+    """Loads config files, those that randmix ships from any folder."""
+
+    def parse(self, path: str) -> Any:
+        """Returns the config of ``FILE`` or ``FILE:VARIANT``."""
+        if shipped := _shipped(path):
+            print(f"config: {shipped}", flush=True)
+        return super().parse(shipped or path)
+
+
+def _shipped(path: str) -> str | None:
+    """The shipped file of a path configs/NAME that isn't in the current folder, else None."""
+    name = path.removeprefix("configs/")
+    shipped = str(configs.RECIPES / name)
+    missing = name != path and not os.path.exists(path.split(":")[0])
+    return shipped if missing and os.path.isfile(shipped.split(":")[0]) else None
+
+
 def _check_exists(path: str) -> None:
     """Raises a UserError if a config file is missing; ml_collections defers this to first use."""
     file = path.split(":")[0]  # the rest is get_config's argument
     if not os.path.isfile(file):
         folder = os.path.dirname(file)
         siblings = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
-        nearest = _nearest(
-            file, [os.path.join(folder, name) for name in siblings if name.endswith(".py")]
-        )
+        known = [os.path.join(folder, name) for name in siblings if name.endswith(".py")]
+        known += [f"configs/{shipped.name}" for shipped in configs.RECIPES.glob("*.py")]
+        nearest = _nearest(file, known)
         raise UserError(f"there is no config file {file!r}{nearest}")
 
 
