@@ -13,14 +13,12 @@ trained in full with this recipe, is 81.4 % (arXiv 2201.09792, table 1), with th
 --config.data.eval_crop=0.96. The number of devices must divide the batch size, 640: 1, 2, 4, 5, 8,
 10, 16, 20, 32 and so on.
 
-Variants, for other machines and other data; neither was measured:
+Variants, for other machines and data; neither was measured:
 
-    --config=configs/convmixer_imagenet.py:laptop   ConvMixer-128/4, patch 4, at 64 x 64, batch 64,
-                                                    20 epochs, float32
-    --config=configs/convmixer_imagenet.py:tiny     ConvMixer-16/1, patch 4, at 16 x 16, 4 steps: a
-                                                    smoke test
+    :laptop   ConvMixer-128/4, patch 4, at 64 x 64, batch 64, 20 epochs, float32
+    :tiny     ConvMixer-16/1, patch 4, at 16 x 16, 4 steps: a smoke test
 
-Your own folder of images needs no ImageNet:
+A folder of your own images needs no ImageNet:
 
     python -m randmix.data.prepare imagefolder --source=DIR --name=pets
     python -m randmix.main --config=configs/convmixer_imagenet.py:laptop \
@@ -30,30 +28,19 @@ Your own folder of images needs no ImageNet:
 from randmix.config import default, vary
 from randmix.data import catalog
 
-_SMALL = {
+_LAPTOP = {
+    "data.image_size": 64,
+    "model.width": 128,
+    "model.depth": 4,
     "model.kernel_size": 5,
     "model.patch_size": 4,
+    "batch_size": 64,
+    "epochs": 20.0,
     "precision": "float32",
     "eval_every": 2_000,
 }
-VARIANTS = {
-    "laptop": {
-        **_SMALL,
-        "data.image_size": 64,
-        "model.width": 128,
-        "model.depth": 4,
-        "batch_size": 64,
-        "epochs": 20.0,
-    },
-    "tiny": {
-        **_SMALL,
-        "data.image_size": 16,
-        "model.width": 16,
-        "model.depth": 1,
-        "batch_size": 8,
-        "steps": 4,
-    },
-}
+_TINY = {"data.image_size": 16, "model.width": 16, "model.depth": 1, "batch_size": 8, "steps": 4}
+VARIANTS = {"laptop": _LAPTOP, "tiny": {**_LAPTOP, **_TINY}}
 
 
 def get_config(variant=""):

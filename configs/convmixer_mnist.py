@@ -9,15 +9,12 @@ Expected accuracy on Fashion-MNIST's test set with seed 0 after 5 epochs: full 0
 space 0.882, in 3 to 14 minutes on two CPU cores, depending on their other load. Not yet measured on
 MNIST, which the paper uses only for un-shuffling.
 
-Variants, which combine, as in :fashion_mnist-laptop:
+Variants, which combine, as in --config=configs/convmixer_mnist.py:fashion_mnist-laptop:
 
-    --config=configs/convmixer_mnist.py:fashion_mnist   Fashion-MNIST, with its own mean and
-                                                        deviation, and flips, which would turn
-                                                        MNIST's digits into others
-    --config=configs/convmixer_mnist.py:laptop          a tenth of the images, 3 epochs, at most a
-                                                        minute
-    --config=configs/convmixer_mnist.py:tiny            the same code at the smallest size, for
-                                                        tests
+    :fashion_mnist   Fashion-MNIST, with its own mean and deviation, and with flips, which would
+                     turn MNIST's digits into others
+    :laptop          a tenth of the images, 3 epochs, at most a minute
+    :tiny            the same code at the smallest size, for tests
 """
 
 from randmix.config import default, vary
@@ -25,13 +22,7 @@ from randmix.data import catalog
 
 VARIANTS = {
     "fashion_mnist": {"data.name": "fashion_mnist", "data.flip": True},
-    "laptop": {
-        "data.subset": 0.1,
-        "epochs": 3.0,
-        "log_every": 23,
-        "eval_every": 46,
-        "checkpoint_every": 46,
-    },
+    "laptop": {"data.subset": 0.1, "epochs": 3.0, "log_every": 23, "eval_every": 46},
     "tiny": {"model.width": 8, "model.depth": 1, "batch_size": 8, "steps": 2},
 }
 

@@ -6,10 +6,10 @@ Expected accuracy on the 360 test images: chans 0.996 ± 0.002, full 0.996 ± 0.
 0.002 (five seeds; an image is worth 0.003, and a seed may differ by one between machines), in 15 to
 55 seconds on two CPU cores, depending on their other load.
 
-Variants:
+Variants, as in --config=configs/digits.py:tiny:
 
-    --config=configs/digits.py:laptop   the default, which is fast enough
-    --config=configs/digits.py:tiny     the same code at the smallest size, for tests
+    :laptop   the default, which is fast enough
+    :tiny     the same code at the smallest size, for tests
 """
 
 from randmix.config import default, vary

@@ -16,21 +16,18 @@ hardware, so neither accuracy nor time is known. For comparison: ResNet-18d with
 combinations and frozen or learned spatial filters reaches 71.30 and 71.88 % with 8 filters, 72.46
 and 71.94 % with 64 (Gavrikov & Keuper, arXiv 2301.11360).
 
-Variants, for other machines and other data; neither was measured:
+Variants, for other machines and data; neither was measured:
 
-    --config=configs/resnet_imagenet.py:laptop   n 1, width 16, at 64 x 64, batch 64, 20 epochs
-    --config=configs/resnet_imagenet.py:tiny     n 1, width 4, at 32 x 32, 4 steps: a smoke test
+    :laptop   n 1, width 16, at 64 x 64, batch 64, 20 epochs
+    :tiny     n 1, width 4, at 32 x 32, 4 steps: a smoke test
 
-Your own folder of images needs no ImageNet:
-
-    python -m randmix.data.prepare imagefolder --source=DIR --name=pets
-    python -m randmix.main --config=configs/resnet_imagenet.py:laptop \
-        --config.data.name=imagefolder/pets
+A folder of your own images needs no ImageNet; see configs/convmixer_imagenet.py.
 """
 
 from randmix.config import default, vary
 from randmix.data import catalog
 
+_TINY = {"data.image_size": 32, "model.width": 4, "model.depth": 1, "batch_size": 8, "steps": 4}
 VARIANTS = {
     "laptop": {
         "data.image_size": 64,
@@ -39,13 +36,7 @@ VARIANTS = {
         "batch_size": 64,
         "epochs": 20.0,
     },
-    "tiny": {
-        "data.image_size": 32,
-        "model.width": 4,
-        "model.depth": 1,
-        "batch_size": 8,
-        "steps": 4,
-    },
+    "tiny": _TINY,
 }
 
 

@@ -13,16 +13,15 @@ determined by permutation_seed, applies to every image of every run.
 Expected test PSNR with seed 0: full 29.7 dB, chans 26.9 dB, space 27.4 dB, in 30 to 40 seconds each
 on two CPU cores with other load. The mean training image scores 11.4 dB.
 
-Variants, of which only tiny was measured yet; python -m randmix.data.prepare NAME prepares data:
+Variants, as in --config=configs/unshuffle.py:mnist, of which only :tiny was measured yet;
+python -m randmix.data.prepare NAME prepares the data:
 
-    --config=configs/unshuffle.py:mnist           ConvMixer-64/8, kernel 7, 28 x 28 pixels
-    --config=configs/unshuffle.py:fashion_mnist   the same
-    --config=configs/unshuffle.py:cifar10         ConvMixer-128/8, kernel 7, 32 x 32 colour pixels
-    --config=configs/unshuffle.py:large           the paper's large model, ConvMixer-512/16, kernel
-                                                  7, on CIFAR-10
-    --config=configs/unshuffle.py:laptop          the default, which takes half a minute
-    --config=configs/unshuffle.py:tiny            ConvMixer-32/2 on the digits, ten seconds; full
-                                                  22.6 dB
+    :mnist           ConvMixer-64/8, kernel 7, 28 x 28 pixels
+    :fashion_mnist   the same
+    :cifar10         ConvMixer-128/8, kernel 7, 32 x 32 colour pixels
+    :large           the paper's large model, ConvMixer-512/16, kernel 7, on CIFAR-10
+    :laptop          the default, which takes half a minute
+    :tiny            ConvMixer-32/2 on the digits, ten seconds; full 22.6 dB
 """
 
 from randmix.config import default, vary

@@ -32,7 +32,7 @@ def test_each_variant_is_a_run_and_is_documented(file):
     assert {"laptop", "tiny"} <= set(variants(file))
     for variant in variants(file):
         if variant:
-            assert f"--config=configs/{file.name}:{variant} " in text
+            assert f"\n    :{variant} " in text
         assert runs.assemble(configs.recipe(f"{file.stem}:{variant}")).loop.total_steps >= 2
     with pytest.raises(UserError, match=r"variant: got 'tinny', allowed .*; did you mean 'tiny'"):
         configs.recipe(f"{file.stem}:laptop-tinny")

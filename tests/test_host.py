@@ -97,7 +97,7 @@ def test_the_settings_reach_a_real_process():
     """A tuned process keeps freed memory: touching 256 MiB again faults no new pages."""
     code = """
 import resource, sys
-from randmix import host
+from randmix.runtime import host
 if sys.argv[1] == "tuned": print(host.tune())
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -38,7 +38,7 @@ def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path):
     file = tmp_path / "lock"
     code = f"""
 import os, signal
-from randmix import locks
+from randmix.runtime import locks
 with locks.try_lock({str(file)!r}):
     os.kill(os.getpid(), signal.SIGKILL)
 """

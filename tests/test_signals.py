@@ -282,7 +282,7 @@ def test_a_preparation_within_training_ends_at_once(handlers, monkeypatch):
 def test_a_run_outlives_its_terminal():
     code = """
 import signal, sys, time
-from randmix import signals
+from randmix.runtime import signals
 
 def stop(number, frame):
     signals.leave_terminal()
