@@ -100,8 +100,9 @@ def depthwise_cases(batch_size: int):
     for size, channels, k in DEPTHWISE:
         arrays = (random(batch_size, size, size, channels), random(k, k, channels))
         functions = {}
-        for method in (None, "shift_sum", "grouped"):
-            operator, name = functools.partial(depthwise, method=method), method or "chosen"
+        for method in ("auto", "shift_sum", "grouped"):
+            operator = functools.partial(depthwise, method=method)
+            name = "chosen" if method == "auto" else method
             functions[f"{name}, forward"] = (operator, arrays)
             functions[f"{name}, both gradients"] = (gradients(operator, (0, 1)), arrays)
             functions[f"{name}, frozen kernel"] = (gradients(operator, (0,)), arrays)

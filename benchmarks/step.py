@@ -269,10 +269,10 @@ def plain_operators() -> Iterator[None]:
     """Context in which models use XLA's grouped convolution and JAX's own differentiation."""
     from randmix.models import layers, norms
     from randmix.ops import act_norm, separable
-    from randmix.ops.depthwise import _grouped
+    from randmix.ops.depthwise import grouped
 
-    def depthwise(x, kernel, *, stride=1, method=None):
-        return _grouped(x, kernel.reshape(*kernel.shape[:3], -1), stride)
+    def depthwise(x, kernel, *, stride=1, method="auto"):
+        return grouped(x, kernel.reshape(*kernel.shape[:3], -1), stride)
 
     def plain(reference):
         def by_batch(x, scale, bias, *, offset=None, shift=None, **options):

@@ -11,9 +11,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from randmix.models import norms
 from randmix.ops import act_norm as operators
-from randmix.ops import norm_cpu
 from randmix.ops import pointwise as products
 from randmix.ops.act_norm import act_norm, act_norm_inference, norm_act, norm_act_inference
+from randmix.ops.cpu import norm as norm_cpu
 from randmix.ops.pointwise import pointwise
 
 ORDERS = {"act_norm": (act_norm, act_norm_inference), "norm_act": (norm_act, norm_act_inference)}

@@ -58,7 +58,7 @@ def expected(x, kernel, g, stride):
 
 
 @functools.partial(jax.jit, static_argnames=("stride", "method"))
-def result_and_gradients(x, kernel, g, stride=1, method=None):
+def result_and_gradients(x, kernel, g, stride=1, method="auto"):
     y, pull = jax.vjp(
         lambda x, kernel: depthwise(x, kernel, stride=stride, method=method), x, kernel
     )
@@ -278,7 +278,7 @@ def test_a_batch_over_eight_devices_is_never_gathered(method, kernel_shape):
             (1, 4, 4, 2),
             (3, 3, 2),
             {"method": "fast"},
-            "unknown method 'fast'; choose one of grouped, shift_sum",
+            "unknown method 'fast'; choose one of auto, grouped, shift_sum",
         ),
     ],
 )

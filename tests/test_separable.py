@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from randmix.ops import dense
-from randmix.ops.separable import compose, separable, separable_reference
+from randmix.ops.cpu import patches as products
+from randmix.ops.separable import compose, dense, separable, separable_reference
 
 # x's shape, k, m, C_out, stride
 CASES = {
@@ -128,9 +128,9 @@ PATCHES = {
 @pytest.mark.parametrize("case", PATCHES)
 def test_the_weight_gradient_of_patches_is_that_of_the_convolution(case, dtype, monkeypatch):
     shape, features, k, stride, at_a_time = PATCHES[case]
-    monkeypatch.setattr(dense, "_PATCHES", at_a_time)
+    monkeypatch.setattr(products, "_PATCHES", at_a_time)
     x, kernel = jnp.asarray(draw(shape, 0), dtype), jnp.zeros((k, k, shape[-1], features), dtype)
-    y, pull = jax.vjp(lambda kernel: dense.convolve(x, kernel, stride=stride), kernel)
+    y, pull = jax.vjp(lambda kernel: dense(x, kernel, stride=stride), kernel)
     g = jnp.asarray(draw(y.shape, 1), dtype)
     (got,) = pull(g)
     assert got.dtype == dtype
@@ -178,7 +178,7 @@ def test_in_bfloat16_one_rounding_beats_two():
 def test_a_batch_over_eight_devices_is_never_gathered(monkeypatch):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     # The weight gradient in two rounds of eight images, one per device.
-    monkeypatch.setattr(dense, "_PATCHES", 8 * 4 * 4 * 72 * 4)
+    monkeypatch.setattr(products, "_PATCHES", 8 * 4 * 4 * 72 * 4)
     x, spatial, channel = draw((16, 4, 4, 8), 0), draw((3, 3, 8, 9), 1), draw((72, 8), 2)
     gradient = jax.jit(
         jax.grad(lambda *a: jnp.sin(separable(jnp.sin(a[0]), *a[1:])).sum(), (0, 1, 2))

@@ -8,8 +8,9 @@ from flax import linen as nn
 
 from randmix.errors import UserError, check_choice, did_you_mean
 from randmix.models.convmixer import HEADS
-from randmix.models.layers import BETWEEN, METHODS
+from randmix.models.layers import BETWEEN
 from randmix.models.resnet import STAGES
+from randmix.ops.depthwise import METHODS
 
 # Attributes that aren't arguments, and those that ``models.build`` builds from other arguments.
 _NOT_GIVEN = ("name", "parent")

@@ -15,7 +15,7 @@ from flax import linen as nn
 
 from randmix.errors import UserError
 from randmix.models import inputs
-from randmix.models.layers import AUTO, Depthwise, Head, PatchStem, Pointwise
+from randmix.models.layers import Depthwise, Head, PatchStem, Pointwise
 from randmix.models.norms import ActNorm
 from randmix.models.parameters import Initializer
 from randmix.models.stack import Runs, apply_blocks
@@ -42,13 +42,14 @@ class Block(nn.Module):
         kernel_size: side of the depthwise filters.
         activation: "gelu" or "relu".
         filters: initialiser of the depthwise filters.
-        depthwise_method: one of ``layers.METHODS``.
+        depthwise_method: one of
+            `randmix.ops.depthwise.METHODS`.
     """
 
     kernel_size: int
     activation: str
     filters: Initializer
-    depthwise_method: str = AUTO
+    depthwise_method: str = "auto"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -78,7 +79,8 @@ class ConvMixer(nn.Module):
             Empty: no normalisation.
         std: one number per channel, as many as in ``mean``.
         dtype: dtype of the computation; parameters, statistics and outputs are float32.
-        depthwise_method: how depthwise convolutions are computed, one of ``layers.METHODS``.
+        depthwise_method: how depthwise convolutions are computed, one of
+            `randmix.ops.depthwise.METHODS`.
         remat: whether the backward pass recomputes each block instead of saving what it needs.
         scan: runs of equal blocks to apply with a scan; see ``randmix.models.stack``.
     """
@@ -94,7 +96,7 @@ class ConvMixer(nn.Module):
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     dtype: jnp.dtype = jnp.float32
-    depthwise_method: str = AUTO
+    depthwise_method: str = "auto"
     remat: bool = False
     scan: Runs = ()
 

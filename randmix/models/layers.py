@@ -12,20 +12,12 @@ from flax import linen as nn
 from randmix.models.norms import NormAct
 from randmix.models.parameters import Initializer, declare, uniform_fan_in
 from randmix.ops import match_rank
-from randmix.ops.depthwise import METHODS as DEPTHWISE_METHODS
 from randmix.ops.depthwise import depthwise
 from randmix.ops.pointwise import patch_product, pointwise
 from randmix.ops.separable import separable
 
-# How a depthwise convolution is computed.
-AUTO = "auto"  # the fastest method on the platform that the program is compiled for
-METHODS = (AUTO, *DEPTHWISE_METHODS)
 # What can stand between the two halves of a separable convolution.
 BETWEEN = ("none", "relu", "bn", "bn_relu")
-
-
-def _method(name: str) -> str | None:
-    return None if name == AUTO else name
 
 
 class PatchStem(nn.Module):
@@ -57,12 +49,12 @@ class Depthwise(nn.Module):
     Attributes:
         kernel_size: side k of the filters; the padding is 'same'.
         filters: initialiser of the kernel, [k, k, C].
-        method: how the convolution is computed, one of ``METHODS``.
+        method: how the convolution is computed; see `depthwise`.
     """
 
     kernel_size: int
     filters: Initializer
-    method: str = AUTO
+    method: str = "auto"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -70,7 +62,7 @@ class Depthwise(nn.Module):
         k, c = self.kernel_size, x.shape[-1]
         kernel = declare(self, "spatial", "kernel", self.filters, (k, k, c))
         bias = declare(self, "spatial", "bias", uniform_fan_in(k * k), (c,))
-        return depthwise(x, kernel, method=_method(self.method)), bias
+        return depthwise(x, kernel, method=self.method), bias
 
 
 class Pointwise(nn.Module):
@@ -107,7 +99,7 @@ class Separable(nn.Module):
         filters: initialiser of the depthwise kernel, [k, k, C, m].
         stride: stride of the depthwise half, at least 1.
         between: what is applied to the C m channels before they are mixed, one of ``BETWEEN``.
-        method: how the depthwise half is computed if something is in between, one of ``METHODS``.
+        method: how the depthwise half is computed if something is in between; see `depthwise`.
     """
 
     features: int
@@ -116,7 +108,7 @@ class Separable(nn.Module):
     filters: Initializer
     stride: int = 1
     between: str = "none"
-    method: str = AUTO
+    method: str = "auto"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -128,7 +120,7 @@ class Separable(nn.Module):
         )()
         if self.between == "none":
             return separable(x, spatial, mixing, stride=self.stride)
-        y = depthwise(x, spatial, stride=self.stride, method=_method(self.method))
+        y = depthwise(x, spatial, stride=self.stride, method=self.method)
         if self.between == "relu":
             y = jax.nn.relu(y)
         else:

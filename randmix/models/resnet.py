@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from randmix.models import inputs
-from randmix.models.layers import AUTO, Head, Pointwise, Separable
+from randmix.models.layers import Head, Pointwise, Separable
 from randmix.models.norms import NormAct
 from randmix.models.parameters import Initializer
 from randmix.models.stack import Runs, apply_blocks
@@ -75,7 +75,8 @@ class ResNet(nn.Module):
         std: one number per channel, as many as in ``mean``.
         dtype: dtype of the computation; parameters, statistics and logits are float32.
         depthwise_method: how depthwise convolutions that aren't composed with pointwise ones are
-            computed, one of ``layers.METHODS``.
+            computed, one of
+            `randmix.ops.depthwise.METHODS`.
         remat: whether the backward pass recomputes each block instead of saving what it needs.
         scan: runs of equal blocks to apply with a scan; see ``randmix.models.stack``.
     """
@@ -91,7 +92,7 @@ class ResNet(nn.Module):
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     dtype: jnp.dtype = jnp.float32
-    depthwise_method: str = AUTO
+    depthwise_method: str = "auto"
     remat: bool = False
     scan: Runs = ()
 

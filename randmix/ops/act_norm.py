@@ -12,7 +12,7 @@ How the batch statistics are computed depends on the dtype of x.
 
 * float32: the mean, then the mean of squared deviations. This is accurate for any mean, but takes
   two reductions, of which the second waits for the first, and two exchanges between devices. On a
-  CPU the passes are those of `randmix.ops.norm_cpu`.
+  CPU the passes are those of `randmix.ops.cpu.norm`.
 * bfloat16: both moments about a shift s in one pass and one exchange,
   var = E[(u - s)^2] - (E[u] - s)^2, which is exact for any s. The relative rounding error of the
   variance is about 2^-24 (1 + (E[u] - s)^2 / var). A bfloat16 number has 8 bits: if the mean were
@@ -31,8 +31,10 @@ import math
 import jax
 import jax.numpy as jnp
 
-from randmix.ops import match_rank, norm_cpu, sum_dtype
+from randmix.ops import match_rank, sum_dtype
 from randmix.ops.activations import ACTIVATIONS
+from randmix.ops.cpu import norm as norm_cpu
+from randmix.ops.statistics import Norm, Statistics, activated, normalized
 
 Array = jax.Array
 
@@ -70,7 +72,7 @@ def act_norm(
         ValueError: x isn't floating, the activation is unknown, or scale, bias, offset or shift
             isn't [C].
     """
-    return _train(activation, "identity", x, scale, bias, epsilon, offset, shift)
+    return _by_batch(Norm(activation, "identity", epsilon), x, scale, bias, offset, shift)
 
 
 def norm_act(
@@ -88,7 +90,7 @@ def norm_act(
     Arguments, results and errors are those of `act_norm`, except that mean and variance are those
     of x itself.
     """
-    return _train("identity", activation, x, scale, bias, epsilon, offset, shift)
+    return _by_batch(Norm("identity", activation, epsilon), x, scale, bias, offset, shift)
 
 
 def act_norm_inference(
@@ -120,7 +122,8 @@ def act_norm_inference(
     Raises:
         ValueError: as in `act_norm`.
     """
-    return _infer(activation, "identity", x, mean, variance, scale, bias, epsilon, offset)
+    norm = Norm(activation, "identity", epsilon)
+    return _by_given(norm, x, mean, variance, scale, bias, offset)
 
 
 def norm_act_inference(
@@ -135,62 +138,64 @@ def norm_act_inference(
     offset: Array | None = None,
 ) -> Array:
     """`norm_act` with given statistics; see `act_norm_inference`."""
-    return _infer("identity", activation, x, mean, variance, scale, bias, epsilon, offset)
+    norm = Norm("identity", activation, epsilon)
+    return _by_given(norm, x, mean, variance, scale, bias, offset)
 
 
 def act_norm_reference(
     x: Array, scale: Array, bias: Array, *, activation: str = "gelu", epsilon: float = 1e-5
 ) -> tuple[Array, Array, Array]:
     """Plain reference for `act_norm`, differentiated by JAX."""
-    y, mean, variance = _normalize_reference(
-        ACTIVATIONS[activation](_wide(x)), scale, bias, epsilon
-    )
-    return y.astype(x.dtype), mean, variance
+    return _reference(Norm(activation, "identity", epsilon), x, scale, bias)
 
 
 def norm_act_reference(
     x: Array, scale: Array, bias: Array, *, activation: str = "relu", epsilon: float = 1e-5
 ) -> tuple[Array, Array, Array]:
     """Plain reference for `norm_act`, differentiated by JAX."""
-    z, mean, variance = _normalize_reference(_wide(x), scale, bias, epsilon)
-    return ACTIVATIONS[activation](z).astype(x.dtype), mean, variance
+    return _reference(Norm("identity", activation, epsilon), x, scale, bias)
 
 
-def _normalize_reference(u, scale, bias, epsilon):
+def _reference(norm: Norm, x: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array]:
+    u = ACTIVATIONS[norm.before](x.astype(sum_dtype(x.dtype)))
     axes = tuple(range(u.ndim - 1))
     mean, variance = u.mean(axes), u.var(axes)
-    deviation = jnp.sqrt(variance + epsilon)
+    deviation = jnp.sqrt(variance + norm.epsilon)
     normal = (u - match_rank(mean, u)) / match_rank(deviation, u)
-    return normal * match_rank(scale, u) + match_rank(bias, u), mean, variance
+    z = normal * match_rank(scale, u) + match_rank(bias, u)
+    return ACTIVATIONS[norm.after](z).astype(x.dtype), mean, variance
 
 
-def _train(before, after, x, scale, bias, epsilon, offset, shift):
-    offset, shift = (
-        jnp.zeros_like(scale) if vector is None else vector for vector in (offset, shift)
-    )
-    _check(before, after, x, scale, bias, offset, shift)
+def _by_batch(
+    norm: Norm, x: Array, scale: Array, bias: Array, offset: Array | None, shift: Array | None
+) -> tuple[Array, Array, Array]:
+    offset, shift = (jnp.zeros_like(scale) if a is None else a for a in (offset, shift))
+    _check(norm, x, scale, bias, offset, shift)
     scale, bias, offset, shift = (
         a.astype(sum_dtype(x.dtype)) for a in (scale, bias, offset, shift)
     )
-    shift = shift if x.dtype == jnp.bfloat16 else None
-    # functools.partial hides the type of custom_vjp's result.
-    y, mean, variance = _normalize(  # pyright: ignore[reportGeneralTypeIssues]
-        before, after, epsilon, x, scale, bias, offset, shift
-    )
-    return y, jax.lax.stop_gradient(mean), jax.lax.stop_gradient(variance)
+    return _normalize(norm, x, scale, bias, offset, shift if x.dtype == jnp.bfloat16 else None)
 
 
-def _infer(before, after, x, mean, variance, scale, bias, epsilon, offset):
+def _by_given(
+    norm: Norm,
+    x: Array,
+    mean: Array,
+    variance: Array,
+    scale: Array,
+    bias: Array,
+    offset: Array | None,
+) -> Array:
     offset = jnp.zeros_like(scale) if offset is None else offset
-    _check(before, after, x, scale, bias, mean, variance, offset)
-    factor = scale * jax.lax.rsqrt(variance + epsilon)
-    u = ACTIVATIONS[before](_wide(x) + match_rank(offset, x))
+    _check(norm, x, scale, bias, mean, variance, offset)
+    factor = scale * jax.lax.rsqrt(variance + norm.epsilon)
+    u = activated(x, offset, norm=norm)
     z = u * match_rank(factor, x) + match_rank(bias - mean * factor, x)
-    return ACTIVATIONS[after](z).astype(x.dtype)
+    return ACTIVATIONS[norm.after](z).astype(x.dtype)
 
 
-def _check(before, after, x, *vectors):
-    for name in (before, after):
+def _check(norm: Norm, x: Array, *vectors: Array) -> None:
+    for name in (norm.before, norm.after):
         if name not in ACTIVATIONS:
             raise ValueError(f"unknown activation {name!r}; choose one of {', '.join(ACTIVATIONS)}")
     if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -203,98 +208,86 @@ def _check(before, after, x, *vectors):
             )
 
 
-def _wide(x: Array) -> Array:
-    """x in the dtype of sums, in which statistics and gradients are computed."""
-    return x.astype(sum_dtype(x.dtype))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _normalize(before, after, epsilon, x, scale, bias, offset, shift) -> tuple[Array, Array, Array]:
-    """``after(scale (before(x + offset) - mean) rsqrt + bias)``, the mean and the variance.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _normalize(
+    norm: Norm, x: Array, scale: Array, bias: Array, offset: Array, shift: Array | None
+) -> tuple[Array, Array, Array]:
+    """The result, the mean and the variance.
 
     With a shift, both moments are computed about it in one pass; with None, in two passes.
     """
-    return _normalize_forward(before, after, epsilon, x, scale, bias, offset, shift)[0]
+    return _normalize_forward(norm, x, scale, bias, offset, shift)[0]
 
 
-def _normalize_forward(before, after, epsilon, x, scale, bias, offset, shift):
+def _normalize_forward(norm, x, scale, bias, offset, shift):
+    arguments = (x, scale, bias, offset)
     if shift is None:
-        options = {"before": before, "after": after, "epsilon": epsilon}
         y, mean, variance = jax.lax.platform_dependent(
-            *(x, scale, bias, offset),
-            cpu=functools.partial(norm_cpu.forward, **options),
-            default=functools.partial(_forward, **options),
+            *arguments,
+            cpu=functools.partial(norm_cpu.forward, norm=norm),
+            default=functools.partial(_forward, norm=norm),
         )
     else:
-        y, mean, variance = _forward(
-            x, scale, bias, offset, shift, before=before, after=after, epsilon=epsilon
-        )
-    rsqrt = jax.lax.rsqrt(variance + epsilon)
-    return (y.astype(x.dtype), mean, variance), (x, mean, rsqrt, scale, bias, offset, shift)
+        y, mean, variance = _forward(*arguments, shift, norm=norm)
+    rsqrt = jax.lax.rsqrt(variance + norm.epsilon)
+    saved = (x, Statistics(mean, rsqrt, scale, bias, offset), shift)
+    return (y.astype(x.dtype), mean, variance), saved
 
 
-def _normalize_backward(before, after, epsilon, residuals, cotangents):
-    *arrays, shift = residuals
+def _normalize_backward(norm, saved, cotangents):
+    x, statistics, shift = saved
     g = cotangents[0]  # those of mean and variance are dropped: see act_norm
-    options = {"before": before, "after": after}
     if shift is None:
-        gradients = jax.lax.platform_dependent(
-            *(g, *arrays),
-            cpu=functools.partial(norm_cpu.backward, **options),
-            default=functools.partial(_backward, **options),
+        dx, *vectors = jax.lax.platform_dependent(
+            *(g, x, statistics),
+            cpu=functools.partial(norm_cpu.backward, norm=norm),
+            default=functools.partial(_backward, norm=norm),
         )
     else:
-        gradients = _backward(g, *arrays, **options)
-    # Mean and variance do not depend on the shift.
-    return (
-        gradients[0].astype(g.dtype),
-        *gradients[1:],
-        None if shift is None else jnp.zeros_like(shift),
-    )
+        dx, *vectors = _backward(g, x, statistics, norm=norm)
+        shift = jnp.zeros_like(shift)  # mean and variance do not depend on it
+    return (dx.astype(g.dtype), *vectors, shift)
 
 
 _normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
-def _forward(x, scale, bias, offset, shift=None, *, before, after, epsilon):
-    u = ACTIVATIONS[before](_wide(x) + match_rank(offset, x))
-    mean, variance = _centred_moments(u) if shift is None else _moments(u, shift)
-    rsqrt = jax.lax.rsqrt(variance + epsilon)
-    normal = (u - match_rank(mean, u)) * match_rank(scale * rsqrt, u)
-    return ACTIVATIONS[after](normal + match_rank(bias, u)), mean, variance
+def _forward(
+    x: Array, scale: Array, bias: Array, offset: Array, shift: Array | None = None, *, norm: Norm
+) -> tuple[Array, Array, Array]:
+    u = activated(x, offset, norm=norm)
+    mean, variance = _moments(u, shift)
+    factor = scale * jax.lax.rsqrt(variance + norm.epsilon)
+    return normalized(norm, u, mean, factor, bias), mean, variance
 
 
-def _backward(g, x, mean, rsqrt, scale, bias, offset, *, before, after):
-    """Cotangents of x, scale, bias and offset."""
-    u, before_gradient = jax.vjp(ACTIVATIONS[before], _wide(x) + match_rank(offset, x))
-    normal = (u - match_rank(mean, u)) * match_rank(rsqrt, u)
-    z = normal * match_rank(scale, u) + match_rank(bias, u)
-    _, after_gradient = jax.vjp(ACTIVATIONS[after], z)
-    (dz,) = after_gradient(_wide(g))
+def _backward(
+    g: Array, x: Array, statistics: Statistics, *, norm: Norm
+) -> tuple[Array, Array, Array, Array]:
+    """Cotangents of x, scale, bias and offset, given g, that of the result."""
+    u, before_gradient = statistics.activated(norm, x)
+    normal = statistics.normal(u)
+    dz = statistics.after_gradient(norm, g, normal)
     dbias, dscale, count = _sum(dz), _sum(dz * normal), math.prod(x.shape[:-1])
-    dnormal = match_rank(dbias, u) + normal * match_rank(dscale, u)
-    du = match_rank(scale * rsqrt, u) * (dz - dnormal / count)
-    (dx,) = before_gradient(du)
+    (dx,) = before_gradient(statistics.centred_gradient(dz, normal, dscale, dbias, count))
     # The sum of dx, computed from sums that don't depend on those above: one pass and one exchange
     # suffice for all of them.
     (slope,) = before_gradient(jnp.ones_like(u))
     sums = _sum(dz * slope), _sum(slope), _sum(normal * slope)
-    doffset = (scale * rsqrt) * (sums[0] - (dbias * sums[1] + dscale * sums[2]) / count)
+    centred = sums[0] - (dbias * sums[1] + dscale * sums[2]) / count
+    doffset = (statistics.scale * statistics.rsqrt) * centred
     return dx, dscale, dbias, doffset
 
 
-def _moments(u: Array, shift: Array) -> tuple[Array, Array]:
-    """Mean and variance of u [..., C] in one pass, with the rounding of moments about the shift."""
+def _moments(u: Array, shift: Array | None) -> tuple[Array, Array]:
+    """Mean and variance of u [..., C], in two passes or, about a shift, in one."""
+    if shift is None:
+        mean = _mean(u)
+        return mean, _mean(jnp.square(u - match_rank(mean, u)))
     centred = u - match_rank(shift, u)
     mean = _mean(centred)
     variance = _mean(jnp.square(centred)) - jnp.square(mean)
     return mean + shift, jnp.maximum(variance, 0)  # rounding may yield less than zero
-
-
-def _centred_moments(u: Array) -> tuple[Array, Array]:
-    """Mean and variance of u [..., C] in two passes."""
-    mean = _mean(u)
-    return mean, _mean(jnp.square(u - match_rank(mean, u)))
 
 
 def _mean(u: Array) -> Array:

@@ -8,19 +8,27 @@ of the single convolution took 80 and 32 ms at 32 x 32 x 16, 45 and 28 ms at 16 
 and 20 ms at 8 x 8 x 64.
 
 If D or P is differentiated, the gradient of W is computed once and contracted to the gradients of
-those that are. If neither is, the input isn't saved and the gradient of W isn't computed
-(`randmix.ops.dense`). Unlike in a depthwise convolution alone, freezing only D therefore saves
+those that are. If neither is, the input isn't saved and the gradient of W isn't computed (see
+`randmix.ops.convolution`). Unlike in a depthwise convolution alone, freezing only D therefore saves
 nothing.
 """
 
 import jax
 import jax.numpy as jnp
 
-from randmix.ops.dense import convolve
-from randmix.ops.depthwise import depthwise
+from randmix.ops.convolution import Forms, convolve, same_convolution, transposed
+from randmix.ops.cpu import patches
+from randmix.ops.depthwise import check, depthwise
 from randmix.ops.pointwise import pointwise
 
 Array = jax.Array
+
+_XLA = transposed(same_convolution)
+_DENSE = Forms(
+    cpu=_XLA._replace(weight_gradient=patches.weight_gradient),
+    default=_XLA,
+    scope="dense_weight_gradient",
+)
 
 
 def separable(
@@ -45,7 +53,12 @@ def separable(
         ValueError: the shapes don't fit, or the stride is below 1.
     """
     _check(x, depthwise_kernel, pointwise_kernel, stride)
-    return convolve(x, compose(depthwise_kernel, pointwise_kernel).astype(x.dtype), stride=stride)
+    return dense(x, compose(depthwise_kernel, pointwise_kernel).astype(x.dtype), stride=stride)
+
+
+def dense(x: Array, kernel: Array, *, stride: int = 1) -> Array:
+    """Dense convolution with the padding of `depthwise`; the kernel is [k, k, C, C_out]."""
+    return convolve(_DENSE, x, kernel, stride)
 
 
 def compose(depthwise_kernel: Array, pointwise_kernel: Array) -> Array:
@@ -69,20 +82,16 @@ def separable_reference(
     return pointwise(depthwise(x, depthwise_kernel, stride=stride), pointwise_kernel)
 
 
-def _check(x, depthwise_kernel, pointwise_kernel, stride):
-    if x.ndim != 4:
-        raise ValueError(f"x must be [N, H, W, C], got {list(x.shape)}")
-    k, channels = depthwise_kernel.shape[0] if depthwise_kernel.ndim else 0, x.shape[-1]
-    if depthwise_kernel.ndim != 4 or depthwise_kernel.shape[:3] != (k, k, channels):
+def _check(x: Array, depthwise_kernel: Array, pointwise_kernel: Array, stride: int) -> None:
+    check(x, depthwise_kernel, stride)
+    if depthwise_kernel.ndim != 4:
         raise ValueError(
-            f"the depthwise kernel for x {list(x.shape)} must be [k, k, {channels}, m], "
+            f"the depthwise kernel for x {list(x.shape)} must be [k, k, {x.shape[-1]}, m], "
             f"got {list(depthwise_kernel.shape)}"
         )
-    between = channels * depthwise_kernel.shape[3]
+    between = x.shape[-1] * depthwise_kernel.shape[3]
     if pointwise_kernel.ndim != 2 or pointwise_kernel.shape[0] != between:
         raise ValueError(
             f"the pointwise kernel after depthwise {list(depthwise_kernel.shape)} must be "
             f"[{between}, C_out], got {list(pointwise_kernel.shape)}"
         )
-    if stride < 1:
-        raise ValueError(f"stride must be at least 1, got {stride}")

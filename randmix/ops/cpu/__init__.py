@@ -1,4 +1,4 @@
-"""Calls that XLA:CPU compiles separately instead of fusing.
+"""Forms of the operators for XLA:CPU, and calls that it compiles separately instead of fusing.
 
 XLA:CPU fuses elementwise operations into every consumer: the activation and the padding before a
 sum of k^2 shifted products into each product, a GELU into each pass of the following norm. Where

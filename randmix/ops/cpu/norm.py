@@ -5,7 +5,7 @@ for the sum of their squares, and writes them once more, normalised, for the bac
 14 passes over x (reads or writes) in the forward direction; the form here takes 6. What makes the
 difference:
 
-- The activation is a call that isn't inlined (`randmix.ops.calls`), so it is computed in one pass
+- The activation is a call that isn't inlined (`randmix.ops.cpu`), so it is computed in one pass
   and read afterwards.
 - XLA:CPU is good at summing the rows of an array, but not of an expression that must be computed
   first. Sums of squares and of products are therefore computed over up to `_ROWS` rows at a time,
@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 
 from randmix.ops import match_rank
-from randmix.ops.activations import ACTIVATIONS
-from randmix.ops.calls import not_inlined
+from randmix.ops.cpu import not_inlined
+from randmix.ops.statistics import Norm, Statistics, activated, normalized
 
 Array = jax.Array
 
@@ -32,39 +32,24 @@ _ROWS = 32
 
 
 def forward(
-    x: Array, scale: Array, bias: Array, offset: Array, *, before: str, after: str, epsilon: float
+    x: Array, scale: Array, bias: Array, offset: Array, *, norm: Norm
 ) -> tuple[Array, Array, Array]:
-    """``after(scale (before(x + offset) - mean) rsqrt + bias)``, the mean and the variance.
-
-    The results have the dtype of the vectors, in which sums are computed.
-    """
-    u = _activated(x, offset, before)
+    """The result, the mean and the variance, in the dtype of the vectors."""
+    u = _activated(x, offset, norm)
     mean = _mean(u, u)
     variance = _mean(_squares(u, mean), u)
-    factor = scale * jax.lax.rsqrt(variance + epsilon)
-    normal = (u - match_rank(mean, u)) * match_rank(factor, u)
-    y = ACTIVATIONS[after](normal + match_rank(bias, u))
+    y = normalized(norm, u, mean, scale * jax.lax.rsqrt(variance + norm.epsilon), bias)
     return y.reshape(x.shape), mean, variance
 
 
 def backward(
-    g: Array,
-    x: Array,
-    mean: Array,
-    rsqrt: Array,
-    scale: Array,
-    bias: Array,
-    offset: Array,
-    *,
-    before: str,
-    after: str,
+    g: Array, x: Array, statistics: Statistics, *, norm: Norm
 ) -> tuple[Array, Array, Array, Array]:
-    """Cotangents of x, scale, bias and offset, given g, the cotangent of y, [..., C]."""
+    """Cotangents of x, scale, bias and offset, given g, that of the result."""
     # XLA reuses the result of the forward pass if both are in one program.
-    u = _activated(x, offset, before)
-    g, vectors = _flat(g), (mean, rsqrt, scale, bias)
-    dbias, dscale = _gradient_sums(g, u, *vectors, after=after).sum((0, 1))
-    dx = _input_gradient(g, _flat(x), offset, *vectors, dbias, dscale, before=before, after=after)
+    u, g = _activated(x, statistics.offset, norm), _flat(g)
+    dbias, dscale = _gradient_sums(g, u, statistics, norm=norm).sum((0, 1))
+    dx = _input_gradient(g, _flat(x), statistics, dscale, dbias, norm=norm)
     return dx.reshape(x.shape), dscale, dbias, dx.sum((0, 1))
 
 
@@ -72,11 +57,9 @@ def _flat(x: Array) -> Array:
     return x.reshape(x.shape[0], -1, x.shape[-1]) if x.ndim > 2 else x.reshape(1, -1, x.shape[-1])
 
 
-def _activated(x: Array, offset: Array, before: str) -> Array:
-    x = _flat(x).astype(offset.dtype)
-    if before == "identity":
-        return x + match_rank(offset, x)
-    return _activate(x, offset, before=before)
+def _activated(x: Array, offset: Array, norm: Norm) -> Array:
+    call = activated if norm.before == "identity" else not_inlined(activated)
+    return call(_flat(x), offset, norm=norm)
 
 
 def _mean(terms: Array, u: Array) -> Array:
@@ -94,24 +77,19 @@ def _added_rows(term: Callable[..., Array], *arrays: Array) -> Array:
 
 
 @not_inlined
-def _activate(x: Array, offset: Array, *, before: str) -> Array:
-    return ACTIVATIONS[before](x + match_rank(offset, x))
-
-
-@not_inlined
 def _squares(u: Array, mean: Array) -> Array:
     return _added_rows(lambda u: jnp.square(u - match_rank(mean, u)), u)
 
 
 @not_inlined
-def _gradient_sums(g, u, mean, rsqrt, scale, bias, *, after):
+def _gradient_sums(g: Array, u: Array, statistics: Statistics, *, norm: Norm) -> Array:
     """Terms of dbias and dscale, summed over groups of rows: [N, M / rows, 2, C]."""
     # One expression for both, in which either factor is 0: two would each read g and u from memory.
-    constant, linear = jnp.eye(2, dtype=scale.dtype)[:, :, None]
+    constant, linear = jnp.eye(2, dtype=u.dtype)[:, :, None]
 
     def term(g, u):
-        normal = (u - match_rank(mean, u)) * match_rank(rsqrt, u)
-        dz = _before_activation(g, normal, scale, bias, after)[..., None, :]
+        normal = statistics.normal(u)
+        dz = statistics.after_gradient(norm, g, normal)[..., None, :]
         pair = normal[..., None, :]
         return dz * (match_rank(constant, pair) + match_rank(linear, pair) * pair)
 
@@ -119,18 +97,11 @@ def _gradient_sums(g, u, mean, rsqrt, scale, bias, *, after):
 
 
 @not_inlined
-def _input_gradient(g, x, offset, mean, rsqrt, scale, bias, dbias, dscale, *, before, after):
-    shifted = x.astype(offset.dtype) + match_rank(offset, x)
-    u, before_gradient = jax.vjp(ACTIVATIONS[before], shifted)
-    normal = (u - match_rank(mean, u)) * match_rank(rsqrt, u)
-    dz = _before_activation(g, normal, scale, bias, after)
-    dnormal = match_rank(dbias, u) + normal * match_rank(dscale, u)
-    du = match_rank(scale * rsqrt, u) * (dz - dnormal / math.prod(x.shape[:-1]))
-    return before_gradient(du)[0]
-
-
-def _before_activation(g, normal, scale, bias, after):
-    """Cotangent of ``normal * scale + bias``."""
-    z = normal * match_rank(scale, normal) + match_rank(bias, normal)
-    _, gradient = jax.vjp(ACTIVATIONS[after], z)
-    return gradient(g.astype(scale.dtype))[0]
+def _input_gradient(
+    g: Array, x: Array, statistics: Statistics, dscale: Array, dbias: Array, *, norm: Norm
+) -> Array:
+    u, before_gradient = statistics.activated(norm, x)
+    normal = statistics.normal(u)
+    dz = statistics.after_gradient(norm, g, normal)
+    count = math.prod(x.shape[:-1])
+    return before_gradient(statistics.centred_gradient(dz, normal, dscale, dbias, count))[0]

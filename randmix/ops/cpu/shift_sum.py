@@ -30,7 +30,8 @@ import jax
 import jax.numpy as jnp
 
 from randmix.ops import match_rank, sum_dtype
-from randmix.ops.calls import not_inlined
+from randmix.ops.convolution import Geometry, same_padding
+from randmix.ops.cpu import not_inlined
 
 Array = jax.Array
 
@@ -43,52 +44,43 @@ _LANES = 16
 
 
 def convolve(x: Array, kernel: Array, stride: int) -> Array:
-    """Depthwise convolution with 'same' padding.
-
-    Args:
-        x: [N, H, W, C], any floating dtype.
-        kernel: [k, k, C, m] in the dtype of sums.
-        stride: stride of rows and columns, at least 1.
-
-    Returns:
-        [N, (H - 1) // stride + 1, (W - 1) // stride + 1, C m] in ``x.dtype``.
-    """
+    """Depthwise convolution with 'same' padding: [N, H', W', C m] in ``x.dtype``."""
     k, _, _, multiplier = kernel.shape
-    lo, hi = (k - 1) // 2, k // 2
     x, kernel, dtype = jnp.repeat(x, multiplier, axis=-1), kernel.reshape(k, k, -1), x.dtype
-    return _correlate(x, kernel, padding=(lo, hi), stride=stride, flip=False).astype(dtype)
+    y = _correlate(x, kernel, padding=same_padding(k), stride=stride, flip=False)
+    return y.astype(dtype)
 
 
-def input_gradient(g: Array, kernel: Array, size: tuple[int, int], stride: int) -> Array:
-    """Cotangent of x, [N, *size, C] in ``g.dtype``, given g, that of the result of `convolve`."""
+def input_gradient(g: Array, kernel: Array, geometry: Geometry) -> Array:
+    """Cotangent of x in ``g.dtype``, given g, that of the result of `convolve`."""
     k, _, channels, multiplier = kernel.shape
-    lo, hi = (k - 1) // 2, k // 2
-    kernel = kernel.reshape(k, k, -1)
-    dx = _correlate(_dilate(g, size, stride), kernel, padding=(hi, lo), stride=1, flip=True)
+    lo, hi = same_padding(k)
+    kernel, g = kernel.reshape(k, k, -1), _dilate(g, geometry)
+    dx = _correlate(g, kernel, padding=(hi, lo), stride=1, flip=True)
     return dx.reshape(*dx.shape[:-1], channels, multiplier).sum(-1).astype(g.dtype)
 
 
-def weight_gradient(x: Array, g: Array, kernel_size: int, stride: int) -> Array:
+def weight_gradient(x: Array, g: Array, geometry: Geometry) -> Array:
     """Cotangent of the kernel, [k, k, C, m] in the dtype of sums, given x and g as above."""
-    k, (_, height, width, channels) = kernel_size, x.shape
-    lo, hi = (k - 1) // 2, k // 2
-    multiplier = g.shape[-1] // channels
-    count = math.ceil(width / _COLUMNS)
-    spare = -width % count
-    g = pad(_dilate(g, (height, width), stride), rows=(0, 0), columns=(0, spare))
+    k, _, _, multiplier = geometry.kernel.shape
+    lo, hi = same_padding(k)
+    count = math.ceil(x.shape[2] / _COLUMNS)
+    spare = -x.shape[2] % count
+    g = pad(_dilate(g, geometry), rows=(0, 0), columns=(0, spare))
     x = pad(jnp.repeat(x, multiplier, axis=-1), rows=(lo, hi), columns=(lo, hi + spare))
     x, g = _windows(x, count, overlap=k - 1), _windows(g, count, overlap=0)
     rows = [_kernel_row(x, g, row=row, kernel_size=k) for row in range(k)]
-    return _sum_rows(*rows).reshape(k, k, channels, multiplier)
+    return _sum_rows(*rows).reshape(geometry.kernel.shape)
 
 
-def _dilate(g: Array, size: tuple[int, int], stride: int) -> Array:
+def _dilate(g: Array, geometry: Geometry) -> Array:
     """Inserts zeros where the stride skipped positions, so that gradients only handle stride 1."""
+    stride = geometry.stride
     if stride == 1:
         return g
     inner = [
         (0, n - stride * (short - 1) - 1, stride - 1)
-        for n, short in zip(size, g.shape[1:3], strict=True)
+        for n, short in zip(geometry.x.shape[1:3], g.shape[1:3], strict=True)
     ]
     return jax.lax.pad(g, jnp.zeros((), g.dtype), [(0, 0, 0), *inner, (0, 0, 0)])
 
