@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from randmix.runtime import host
 
 if TYPE_CHECKING:
-    from randmix.torch_weights import convmixer_from_torch, convmixer_to_torch
+    from randmix.models.torch_weights import convmixer_from_torch, convmixer_to_torch
     from randmix.training.loading import Run, load
 
 __version__ = "0.1.0"
@@ -25,8 +25,8 @@ __all__ = ["Run", "__version__", "convmixer_from_torch", "convmixer_to_torch", "
 _HOMES = {
     "Run": "randmix.training.loading",
     "load": "randmix.training.loading",
-    "convmixer_from_torch": "randmix.torch_weights",
-    "convmixer_to_torch": "randmix.torch_weights",
+    "convmixer_from_torch": "randmix.models.torch_weights",
+    "convmixer_to_torch": "randmix.models.torch_weights",
 }
 
 

@@ -38,8 +38,8 @@ from randmix import config as configs
 from randmix import masks, models
 from randmix.data import catalog
 from randmix.errors import UserError
+from randmix.models.torch_weights import NAMINGS, convmixer_from_torch, convmixer_to_torch
 from randmix.runtime import cli, durable
-from randmix.torch_weights import NAMINGS, convmixer_from_torch, convmixer_to_torch
 from randmix.training import runs, steps
 from randmix.workdir import artifacts
 from randmix.workdir import checkpoints as checkpoint

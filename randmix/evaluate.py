@@ -110,7 +110,7 @@ def define_flags() -> None:
     flags.DEFINE_float(
         "smoothing",
         0.0,
-        "Smooth the spatial filters by this index first; see randmix.filters.smooth.",
+        "Smooth the spatial filters by this index first; see randmix.models.filters.smooth.",
     )
     flags.DEFINE_bool("tune_host", True, "On a CPU, tune malloc and XLA as in randmix.main.")
     distributed.define_flags()

@@ -13,9 +13,10 @@ import pytest
 import safetensors.numpy
 
 import randmix
-from randmix import masks, models, torch_weights
+from randmix import masks, models
 from randmix.errors import UserError
-from randmix.torch_weights import NAMINGS
+from randmix.models import torch_weights
+from randmix.models.torch_weights import NAMINGS
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from randmix import filters
 from randmix.errors import UserError
+from randmix.models import filters
 from randmix.ops.depthwise import depthwise
 
 SHAPES = [(3, 3, 5), (4, 4, 5, 9)]

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from randmix import filters, masks, models
+from randmix import masks, models
 from randmix.config import default
 from randmix.errors import UserError
+from randmix.models import filters
 
 ARGUMENTS = {"width": 16, "depth": 2, "kernel_size": 3, "patch_size": 2, "num_classes": 10}
 

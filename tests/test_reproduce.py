@@ -13,8 +13,8 @@ import command
 import numpy as np
 import pytest
 
-from randmix import filters
 from randmix.analysis import spectrum
+from randmix.models import filters
 from randmix.reproduce import plan, presets, report, sweep
 from randmix.reproduce.claims import CLAIMS
 from randmix.reproduce.experiments import EXPERIMENTS

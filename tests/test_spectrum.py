@@ -13,11 +13,12 @@ import pytest
 import small
 
 import randmix
-from randmix import convert, filters, masks, models
+from randmix import convert, masks, models
 from randmix.analysis import spectrum
 from randmix.analysis.spectrum import envelopes
 from randmix.config import to_json
 from randmix.errors import UserError
+from randmix.models import filters
 from randmix.workdir.checkpoints import Checkpoints
 
 

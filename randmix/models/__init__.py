@@ -10,8 +10,8 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from randmix import filters as filter_banks
 from randmix.errors import check_choice
+from randmix.models import filters as filter_banks
 from randmix.models.arguments import complete
 from randmix.models.convmixer import VARIANTS as CONVMIXER_VARIANTS
 from randmix.models.convmixer import ConvMixer
@@ -43,7 +43,7 @@ def build(
     Args:
         name: a key of ``MODELS``. The name of a published model such as "convmixer_768_32" fixes
             some arguments; pass the others: ``models.build("convmixer_768_32", num_classes=1000)``.
-        filters: name of the bank that initialises the depthwise filters; see ``randmix.filters``.
+        filters: name of the bank that initialises the depthwise filters; see ``models.filters``.
         smoothing_index: strength of the smoothing by the bank "smoothed", at least 0.
         smoothing_keep_norm: whether smoothing keeps the L2 norm of each filter.
         dtype: "float32" or "bfloat16", the dtype of the computation.

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from randmix import filters
+from randmix.models import filters
 
 ROLES = ("spatial", "channel", "norm", "head")
 

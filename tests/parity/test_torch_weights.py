@@ -14,7 +14,7 @@ from torch_convmixers import arrays, module
 
 from randmix import masks, models
 from randmix.errors import UserError
-from randmix.torch_weights import NAMINGS, convmixer_from_torch, convmixer_to_torch
+from randmix.models.torch_weights import NAMINGS, convmixer_from_torch, convmixer_to_torch
 
 # PyTorch warns that "same" padding of even kernels may copy.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Using padding='same'")]

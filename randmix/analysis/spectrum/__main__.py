@@ -28,12 +28,12 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from randmix import filters
 from randmix.analysis import plots
 from randmix.analysis.spectrum import figures
 from randmix.analysis.spectrum.envelopes import SIZE
 from randmix.analysis.spectrum.variables import layers
 from randmix.errors import UserError
+from randmix.models import filters
 from randmix.runtime import cli
 from randmix.training import loading
 

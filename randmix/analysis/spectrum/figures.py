@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from randmix import filters
 from randmix.analysis import plots
 from randmix.analysis.spectrum.envelopes import (
     THRESHOLD,
@@ -25,6 +24,7 @@ from randmix.analysis.spectrum.envelopes import (
     mean_frequency,
     radial_profile,
 )
+from randmix.models import filters
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,9 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from randmix import filters, masks
+from randmix import masks
 from randmix.errors import UserError
 from randmix.masks.tree import flatten
+from randmix.models import filters
 
 _DEPTHWISE = masks.path(r"spatial/(.*/)?depthwise/kernel")
 

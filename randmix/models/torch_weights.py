@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from randmix import models, torch_files
+from randmix import models
 from randmix.errors import UserError, check_choice
+from randmix.models import torch_files
 
 NAMINGS = ("locuslab", "timm")
 
