@@ -267,7 +267,7 @@ def our_step(config) -> Callable[[], object]:
 @contextlib.contextmanager
 def plain_operators() -> Iterator[None]:
     """Context in which models use XLA's grouped convolution and JAX's own differentiation."""
-    from randmix.models import layers, norms
+    from randmix.models import layers
     from randmix.ops import act_norm, separable
     from randmix.ops.depthwise import grouped
 
@@ -286,8 +286,8 @@ def plain_operators() -> Iterator[None]:
         mock.patch.object(layers, "depthwise", depthwise),
         mock.patch.object(separable, "depthwise", depthwise),
         mock.patch.object(layers, "separable", separable.separable_reference),
-        mock.patch.object(norms.ActNorm, "by_batch", plain(act_norm.act_norm_reference)),
-        mock.patch.object(norms.NormAct, "by_batch", plain(act_norm.norm_act_reference)),
+        mock.patch.object(layers.ActNorm, "by_batch", plain(act_norm.act_norm_reference)),
+        mock.patch.object(layers.NormAct, "by_batch", plain(act_norm.norm_act_reference)),
     ):
         yield
 

@@ -1,4 +1,4 @@
-"""Allowed numbers: the range of every numeric key of a config, and of the settings of its groups.
+"""Allowed numbers: the ranges of a config's numeric keys, of its groups' settings and of models.
 
 A range writes its own text from its bounds, so an error message can't contradict the check. Where
 nothing else limits a number, the upper bound is the largest float32 or lies beyond anything sane;
@@ -137,6 +137,18 @@ def check(key: str, got: Any, allowed: Range | Tuples) -> None:
         raise UserError(f"{key}: got {shown(got)}, allowed {allowed.describe(got)}")
 
 
+# The numeric arguments of models and of their filter banks.
+MODEL: dict[str, Range | Tuples] = {
+    "width": integers(1, 65_536),
+    "depth": integers(1, 1000),
+    "kernel_size": integers(1, 128),  # a CPU unrolls their pixels
+    "patch_size": integers(1, 1024),
+    "multiplier": integers(1, 1024),
+    "smoothing_index": numbers(0, 1000),
+    "mean": tuples(numbers(-1000, 1000)),
+    "std": tuples(numbers(1e-6, 1000)),
+}
+
 # The keys of randmix/config.py. A config has those of its own model only.
 CONFIG: dict[str, Range | Tuples] = {
     "seed": integers(0, UINT32),
@@ -148,14 +160,7 @@ CONFIG: dict[str, Range | Tuples] = {
     "log_every": integers(1, INT32),
     "eval_every": integers(1, INT32),
     "checkpoint_every": integers(1, INT32),
-    "model.width": integers(1, 65_536),
-    "model.depth": integers(1, 1000),
-    "model.kernel_size": integers(1, 128),  # a CPU unrolls their pixels
-    "model.patch_size": integers(1, 1024),
-    "model.multiplier": integers(1, 1024),
-    "model.smoothing_index": numbers(0, 1000),
-    "model.mean": tuples(numbers(-1000, 1000)),
-    "model.std": tuples(numbers(1e-6, 1000)),
+    **{f"model.{name}": allowed for name, allowed in MODEL.items()},
     "data.subset": numbers(above=0, high=1),
     "data.validation": numbers(0, below=1),
     "data.crop_padding": integers(0, 1024),

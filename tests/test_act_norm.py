@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from randmix.models import norms
+from randmix.models import layers
 from randmix.ops import act_norm as operators
 from randmix.ops import pointwise as products
 from randmix.ops.act_norm import act_norm, act_norm_inference, norm_act, norm_act_inference
@@ -200,7 +200,7 @@ def test_moments_in_one_pass_are_as_good_as_the_shift(mean, shift):
     np.testing.assert_allclose(variance, exact.var(0), rtol=8 * promised)
 
 
-@pytest.mark.parametrize("norm", [norms.ActNorm, norms.NormAct])
+@pytest.mark.parametrize("norm", [layers.ActNorm, layers.NormAct])
 def test_the_layer_takes_its_running_mean_for_the_shift(norm):
     x = jnp.asarray(draw((4096, 64), 0, 100.0), jnp.bfloat16)
     variables = {

@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from randmix.errors import UserError
 from randmix.models import filters
+from randmix.models.parameters import uniform_fan_in
 from randmix.ops.depthwise import depthwise
 
 SHAPES = [(3, 3, 5), (4, 4, 5, 9)]
@@ -131,7 +132,7 @@ def test_smoothing_a_filter_of_zeros_leaves_zeros():
 
 
 def test_biases_and_dense_kernels_share_the_bound_of_their_fan_in():
-    values = filters.uniform_fan_in(jax.random.key(0), (4, 4, 3, 500), 48)
+    values = uniform_fan_in(48)(jax.random.key(0), (4, 4, 3, 500), jnp.float32)
     bound = 48**-0.5
     assert 0.99 * bound < abs(values).max() <= bound
     np.testing.assert_allclose(values.std(), bound / 3**0.5, rtol=0.02)
@@ -146,13 +147,13 @@ def test_biases_and_dense_kernels_share_the_bound_of_their_fan_in():
             "filters: got 'identitty', allowed random, same, box, identity, smoothed; "
             "did you mean 'identity'?",
         ),
-        ("smoothed", {"index": -1}, "smoothing index: got -1, allowed a number of at least 0"),
+        ("smoothed", {"index": -1}, "smoothing index: got -1, allowed 0 to 1000"),
         (
             "smoothed",
             {"index": float("nan")},
-            "smoothing index: got nan, allowed a number of at least 0",
+            "smoothing index: got nan, allowed 0 to 1000",
         ),
-        ("smoothed", {"index": "2"}, "smoothing index: got '2', allowed a number of at least 0"),
+        ("smoothed", {"index": "2"}, "smoothing index: got '2', allowed a number, 0 to 1000"),
         (
             "box",
             {"index": 2},

@@ -157,21 +157,21 @@ def test_arithmetic_promotes_no_dtype_silently():
             "model convmixer: dtype: got 'float16', allowed float32, bfloat16; "
             "did you mean 'bfloat16'?",
         ),
-        ({"width": 0}, "model convmixer: width: got 0, allowed an integer of at least 1"),
-        ({"depth": 0}, "model convmixer: depth: got 0, allowed an integer of at least 1"),
+        ({"width": 0}, "model convmixer: width: got 0, allowed 1 to 65536"),
+        ({"depth": 0}, "model convmixer: depth: got 0, allowed 1 to 1000"),
         (
             {"kernel_size": 2.5},
-            "model convmixer: kernel_size: got 2.5, allowed an integer of at least 1",
+            "model convmixer: kernel_size: got 2.5, allowed an integer, 1 to 128",
         ),
-        ({"width": True}, "model convmixer: width: got True, allowed an integer of at least 1"),
+        ({"width": True}, "model convmixer: width: got True, allowed an integer, 1 to 65536"),
         (
             {"num_classes": None},
-            "model convmixer: num_classes: got None, allowed an integer of at least 1",
+            "model convmixer: num_classes: got None, allowed an integer, 1 to 2147483647",
         ),
         ({"mean": (0.5,)}, "model convmixer: mean and std: give both, of equal length, or neither"),
         (
             {"mean": (0.5,), "std": (0.0,)},
-            "model convmixer: std: got (0.0,), allowed numbers greater than 0",
+            "model convmixer: std: got (0.0,), allowed a tuple of numbers, each 1e-06 to 1000",
         ),
         (
             {"head": "images"},
@@ -199,7 +199,7 @@ def test_arithmetic_promotes_no_dtype_silently():
         ),
         (
             {"filters": "smoothed", "smoothing_index": -1.0},
-            "smoothing index: got -1.0, allowed a number of at least 0",
+            "smoothing index: got -1.0, allowed 0 to 1000",
         ),
     ],
 )

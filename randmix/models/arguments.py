@@ -6,6 +6,7 @@ from typing import Any
 
 from flax import linen as nn
 
+from randmix import ranges
 from randmix.errors import UserError, check_choice, did_you_mean
 from randmix.models.convmixer import HEADS
 from randmix.models.layers import BETWEEN
@@ -23,7 +24,7 @@ _CHOICES = {
     "depthwise_method": METHODS,
     "stem": tuple(STAGES),
 }
-_COUNTS = ("width", "depth", "kernel_size", "patch_size", "multiplier", "num_classes")
+_CLASSES = ranges.integers(1, ranges.INT32)
 
 
 def complete(
@@ -56,30 +57,27 @@ def complete(
                 f"{what}: {key}: got {given[key]!r}, allowed {fixed[key]!r}, which the name fixes; "
                 "to choose another, build the model by the name of its family"
             )
-    defaults = {k: f.default for k, f in fields.items() if k not in _BUILT}
     values: dict[str, Any] = {
-        **{k: None if v is dataclasses.MISSING else v for k, v in defaults.items()},
-        **fixed,
-        **given,
+        key: None if field.default is dataclasses.MISSING else field.default
+        for key, field in fields.items()
+        if key not in _BUILT
     }
-    _check_head(what, values)
+    values |= {**fixed, **given}
+    allowed = {**ranges.MODEL, "num_classes": _CLASSES}
+    if values.get("head") == "image":
+        del allowed["num_classes"]
+        _check_image_head(what, values)
     for key, value in values.items():
         if key in _CHOICES:
             check_choice(f"{what}: {key}", value, _CHOICES[key])
-        elif key in _COUNTS and not (key == "num_classes" and values.get("head") == "image"):
-            _check_count(f"{what}: {key}", value)
-    _check_normalization(what, values["mean"], values["std"])
+        elif key in allowed:
+            ranges.check(f"{what}: {key}", value, allowed[key])
+    if len(values["mean"]) != len(values["std"]):
+        raise UserError(f"{what}: mean and std: give both, of equal length, or neither")
     return values
 
 
-def _check_count(what: str, got: Any) -> None:
-    if isinstance(got, bool) or not isinstance(got, int) or got < 1:
-        raise UserError(f"{what}: got {got!r}, allowed an integer of at least 1")
-
-
-def _check_head(what: str, values: Mapping[str, Any]) -> None:
-    if values.get("head") != "image":
-        return
+def _check_image_head(what: str, values: Mapping[str, Any]) -> None:
     if values["num_classes"] is not None:
         raise UserError(
             f"{what}: num_classes: got {values['num_classes']!r}, allowed None with head 'image', "
@@ -90,10 +88,3 @@ def _check_head(what: str, values: Mapping[str, Any]) -> None:
             f"{what}: patch_size: got {values['patch_size']!r}, allowed 1 with head 'image', "
             "which maps pixel to pixel"
         )
-
-
-def _check_normalization(what: str, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    if len(mean) != len(std):
-        raise UserError(f"{what}: mean and std: give both, of equal length, or neither")
-    if not all(number > 0 for number in std):
-        raise UserError(f"{what}: std: got {std!r}, allowed numbers greater than 0")

@@ -14,9 +14,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from randmix.errors import UserError
-from randmix.models import inputs
-from randmix.models.layers import Depthwise, Head, PatchStem, Pointwise
-from randmix.models.norms import ActNorm
+from randmix.models.layers import (
+    ActNorm,
+    Depthwise,
+    Head,
+    PatchStem,
+    Pointwise,
+    check_channels,
+    normalize,
+)
 from randmix.models.parameters import Initializer
 from randmix.models.stack import Runs, apply_blocks
 
@@ -117,7 +123,7 @@ class ConvMixer(nn.Module):
             UserError: as in `check_image_shape`.
         """
         self.check_image_shape(images.shape[1:])
-        x = inputs.normalize(images, self.mean, self.std).astype(self.dtype)
+        x = normalize(images, mean=self.mean, std=self.std).astype(self.dtype)
         x, bias = PatchStem(self.width, self.patch_size, name="stem")(x)
         x = ActNorm(self.activation, name="stem_norm")(x, bias, train=train)
         block = functools.partial(
@@ -140,4 +146,4 @@ class ConvMixer(nn.Module):
                 f"patch_size: got {self.patch_size}, which doesn't divide the image's {h} x {w} "
                 "pixels; allowed is a common divisor of both sides"
             )
-        inputs.check_channels(c, mean=self.mean, std=self.std)
+        check_channels(c, mean=self.mean, std=self.std)

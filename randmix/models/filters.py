@@ -7,14 +7,15 @@ A bank is an initialiser ``bank(key, shape, dtype) -> kernel`` for a depthwise k
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from randmix import ranges
 from randmix.errors import UserError, check_choice
+from randmix.models.parameters import uniform_fan_in
 
 Array = jax.Array
 Bank = Callable[..., Array]
@@ -28,7 +29,7 @@ def build(name: str, *, index: float = 0.0, keep_norm: bool = True) -> Bank:
 
     Args:
         name: a name in `NAMES`.
-        index: strength of the smoothing by ``smoothed``, at least 0; see `smooth`. At 0,
+        index: strength of the smoothing by ``smoothed``, 0 to 1000; see `smooth`. At 0,
             ``smoothed`` equals ``random``.
         keep_norm: whether smoothing keeps the L2 norm of each filter.
 
@@ -36,7 +37,7 @@ def build(name: str, *, index: float = 0.0, keep_norm: bool = True) -> Bank:
         An initialiser ``bank(key, shape, dtype=float32)``.
 
     Raises:
-        UserError: the name is unknown, the index isn't a number of at least 0, or a non-zero index
+        UserError: the name is unknown, the index is out of range, or a non-zero index
             is given for another bank than ``smoothed``.
 
     >>> build("identity")(jax.random.key(0), (2, 2, 1))[..., 0]
@@ -44,7 +45,7 @@ def build(name: str, *, index: float = 0.0, keep_norm: bool = True) -> Bank:
            [0., 0.]], dtype=float32)
     """
     check_choice("filters", name, NAMES)
-    _check_index(index)
+    ranges.check("smoothing index", index, ranges.MODEL["smoothing_index"])
     if name == "smoothed":
         return _Smoothed(index, keep_norm)
     if index:
@@ -65,25 +66,10 @@ class _Smoothed:
         return smooth(random(key, shape, dtype), self.index, keep_norm=self.keep_norm)
 
 
-def uniform_fan_in(
-    key: Array, shape: tuple[int, ...], fan_in: int, dtype: jnp.dtype = jnp.float32
-) -> Array:
-    """PyTorch's default for kernels and biases of convolutions: uniform in +-1 / sqrt(fan_in).
-
-    Args:
-        key: random key.
-        shape: shape of the result.
-        fan_in: number of inputs of each output, at least 1.
-        dtype: dtype of the result.
-    """
-    bound = 1 / math.sqrt(fan_in)
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-
 def random(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
     """Independent filters, uniform in +-1 / k: PyTorch's default, where fan_in is k^2."""
     k = _side(shape)
-    return uniform_fan_in(key, shape, k * k, dtype)
+    return uniform_fan_in(k * k)(key, shape, dtype)
 
 
 def same(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
@@ -118,7 +104,7 @@ def smooth(kernels: Array, index: float, *, keep_norm: bool = True) -> Array:
 
     Args:
         kernels: [k, k, ...], one filter for each of the trailing indices; random or trained.
-        index: strength of the smoothing, at least 0; 0 changes nothing.
+        index: strength of the smoothing, 0 to 1000; 0 changes nothing.
         keep_norm: whether to rescale each filter to its original L2 norm; otherwise it keeps its
             sum.
 
@@ -126,10 +112,10 @@ def smooth(kernels: Array, index: float, *, keep_norm: bool = True) -> Array:
         Filters of the same shape and dtype.
 
     Raises:
-        UserError: the index isn't a number of at least 0.
+        UserError: the index is out of range.
         ValueError: the filters aren't square.
     """
-    _check_index(index)
+    ranges.check("smoothing index", index, ranges.MODEL["smoothing_index"])
     k = _side(kernels.shape)
     kernels = jnp.asarray(kernels)
     if index == 0:
@@ -165,8 +151,3 @@ def _side(shape: tuple[int, ...]) -> int:
     if len(shape) < 3 or shape[0] != shape[1]:
         raise ValueError(f"filters must be [k, k, C] or [k, k, C, m], got {list(shape)}")
     return shape[0]
-
-
-def _check_index(index: float) -> None:
-    if isinstance(index, bool) or not isinstance(index, int | float) or not 0 <= index < math.inf:
-        raise UserError(f"smoothing index: got {index!r}, allowed a number of at least 0")

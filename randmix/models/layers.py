@@ -1,4 +1,4 @@
-"""Linen layers: spatial mixing, channel mixing, both combined, and the linear head.
+"""Linen layers: spatial mixing, channel mixing, both combined, norms and the linear head.
 
 `PatchStem`, `Depthwise` and `Pointwise` return their result without the bias, and the bias
 separately. The following norm adds it (see `randmix.ops.act_norm`): added here, it would cost a TPU
@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from randmix.models.norms import NormAct
+from randmix.errors import UserError
 from randmix.models.parameters import Initializer, declare, uniform_fan_in
-from randmix.ops import match_rank
+from randmix.ops import act_norm, match_rank
 from randmix.ops.depthwise import depthwise
 from randmix.ops.pointwise import patch_product, pointwise
 from randmix.ops.separable import separable
@@ -83,6 +83,66 @@ class Pointwise(nn.Module):
         kernel = declare(self, "channel", "kernel", init, (x.shape[-1], self.features))
         bias = declare(self, "channel", "bias", init, (self.features,)) if self.use_bias else None
         return pointwise(x, kernel), bias
+
+
+class _BatchNorm(nn.Module):
+    """BatchNorm fused with an activation before or after it, over all axes but the last.
+
+    In training, the statistics of the global batch normalise, and the running ones are updated:
+    running = momentum * running + (1 - momentum) * batch, with the variance scaled by n / (n - 1)
+    as in PyTorch, whose ``momentum=0.1`` is 0.9 here. A subclass sets the operators of its order.
+
+    Attributes:
+        activation: a key of `randmix.ops.activations.ACTIVATIONS`.
+        momentum: weight of the old running statistics, in [0, 1].
+        epsilon: added to the variance.
+    """
+
+    activation: str
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array, offset: jax.Array | None = None, *, train: bool) -> jax.Array:
+        """Normalises and activates x; returns [..., C] in ``x.dtype``.
+
+        Args:
+            x: [..., C], any floating dtype: the result of a layer, without its bias.
+            offset: [C], that bias; None means zero.
+            train: normalise with the statistics of the batch and update the running ones, which are
+                float32; otherwise normalise with the running statistics.
+        """
+        shape = x.shape[-1:]
+        scale = declare(self, "norm", "scale", jax.nn.initializers.ones, shape)
+        bias = declare(self, "norm", "bias", jax.nn.initializers.zeros, shape)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        running_variance = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        options = {"activation": self.activation, "epsilon": self.epsilon, "offset": offset}
+        if not train:
+            return self.by_running(
+                x, running_mean.value, running_variance.value, scale, bias, **options
+            )
+        y, mean, variance = self.by_batch(x, scale, bias, shift=running_mean.value, **options)
+        if not self.is_initializing():
+            count = x.size // x.shape[-1]
+            unbiased = variance * (count / max(count - 1, 1))
+            for running, new in ((running_mean, mean), (running_variance, unbiased)):
+                running.value = self.momentum * running.value + (1 - self.momentum) * new
+        return y
+
+
+class ActNorm(_BatchNorm):
+    """Activation, then BatchNorm, as in ConvMixer."""
+
+    by_batch = staticmethod(act_norm.act_norm)
+    by_running = staticmethod(act_norm.act_norm_inference)
+
+
+class NormAct(_BatchNorm):
+    """BatchNorm, then activation, as in the pre-activation ResNet."""
+
+    by_batch = staticmethod(act_norm.norm_act)
+    by_running = staticmethod(act_norm.norm_act_inference)
 
 
 class Separable(nn.Module):
@@ -157,3 +217,26 @@ class Head(nn.Module):
         kernel = declare(self, "head", "kernel", init, (x.shape[-1], self.features))
         bias = declare(self, "head", "bias", init, (self.features,))
         return pointwise(x.astype(jnp.float32), kernel) + match_rank(bias, x)
+
+
+def normalize(images: jax.Array, *, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
+    """Returns (images - mean) / std, or the images unchanged if ``mean`` is empty.
+
+    Args:
+        images: [N, H, W, C] float in [0, 1].
+        mean: one number per channel, or empty.
+        std: one number per channel, or empty.
+    """
+    if not mean:
+        return images
+    centre, deviation = (match_rank(jnp.asarray(v, images.dtype), images) for v in (mean, std))
+    return (images - centre) / deviation
+
+
+def check_channels(channels: int, *, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Raises a UserError if images with that many channels don't fit the normalisation."""
+    for name, numbers in (("mean", mean), ("std", std)):
+        if numbers and len(numbers) != channels:
+            raise UserError(
+                f"{name}: got {len(numbers)} numbers, allowed {channels} (one per channel) or none"
+            )

@@ -5,6 +5,7 @@ state ``batch_stats``. Within a role, the path names the layer:
 ``spatial/block_03/depthwise/kernel``.
 """
 
+import math
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-
-from randmix.models import filters
 
 ROLES = ("spatial", "channel", "norm", "head")
 
@@ -56,15 +55,10 @@ def declare(
 
 
 def uniform_fan_in(fan_in: int) -> Initializer:
-    """PyTorch's default initialiser for a kernel and its bias: uniform in +-1/sqrt(fan_in)."""
-    return lambda key, shape, dtype: filters.uniform_fan_in(key, shape, fan_in, dtype)
+    """PyTorch's default for the kernel and the bias of a layer: uniform in +-1 / sqrt(fan_in).
 
-
-def zeros(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    """Initialises with zeros."""
-    return jnp.zeros(shape, dtype)
-
-
-def ones(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    """Initialises with ones."""
-    return jnp.ones(shape, dtype)
+    Args:
+        fan_in: number of inputs of each output, at least 1.
+    """
+    bound = 1 / math.sqrt(fan_in)
+    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)

@@ -17,9 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from randmix.models import inputs
-from randmix.models.layers import Head, Pointwise, Separable
-from randmix.models.norms import NormAct
+from randmix.models.layers import Head, NormAct, Pointwise, Separable, check_channels, normalize
 from randmix.models.parameters import Initializer
 from randmix.models.stack import Runs, apply_blocks
 
@@ -120,7 +118,7 @@ class ResNet(nn.Module):
             between=self.between,
             method=self.depthwise_method,
         )
-        x = inputs.normalize(images, self.mean, self.std).astype(self.dtype)
+        x = normalize(images, mean=self.mean, std=self.std).astype(self.dtype)
         if self.stem == "imagenet":
             x = convolution(self.width, kernel_size=7, stride=2, name="stem")(x, train=train)
             x = nn.max_pool(
@@ -143,4 +141,4 @@ class ResNet(nn.Module):
 
     def check_image_shape(self, image_shape: tuple[int, ...]) -> None:
         """Raises a UserError if images [H, W, C] don't fit the normalisation; H and W are free."""
-        inputs.check_channels(image_shape[-1], mean=self.mean, std=self.std)
+        check_channels(image_shape[-1], mean=self.mean, std=self.std)
