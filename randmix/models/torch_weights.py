@@ -23,8 +23,28 @@ NAMINGS = ("locuslab", "timm")
 # 4 GiB of float32; the largest published ConvMixer has 52 million parameters.
 _MAX_VALUES = 2**30
 
-# Keys of the blocks; the first group is the position of the block.
-_BLOCKS = {"locuslab": r"(\d+)\.(?:0\.fn\.[02]|1|3)\.\w+", "timm": r"blocks\.(\d+)\..+"}
+# Our path of each layer, and PyTorch's by naming, in the order of PyTorch's modules. {i} counts the
+# blocks, {n} the modules of the authors' Sequential.
+_STEM = (("spatial/stem", "0", "stem.0"), ("norm/stem_norm", "2", "stem.2"))
+_BLOCK = (
+    ("spatial/block_{i:02d}/depthwise", "{n}.0.fn.0", "blocks.{i}.0.fn.0"),
+    ("norm/block_{i:02d}/depthwise_norm", "{n}.0.fn.2", "blocks.{i}.0.fn.2"),
+    ("channel/block_{i:02d}/pointwise", "{n}.1", "blocks.{i}.1"),
+    ("norm/block_{i:02d}/pointwise_norm", "{n}.3", "blocks.{i}.3"),
+)
+_HEAD = (("head/classifier", "{n}", "head"),)
+# PyTorch's name and our path of each array of a layer; None for what we don't keep.
+_CONVOLUTION = {"weight": "{role}/{place}/kernel", "bias": "{role}/{place}/bias"}
+_NORM = {
+    "weight": "norm/{place}/scale",
+    "bias": "norm/{place}/bias",
+    "running_mean": "batch_stats/{place}/mean",
+    "running_var": "batch_stats/{place}/var",
+    "num_batches_tracked": None,
+}
+_BLOCK_KEY = re.compile(r"(blocks\.)?(\d+)\.0\.fn\..+")
+# Axes of length 1 in PyTorch's kernels, as [height, width, in, out], that ours don't have.
+_UNIT_AXES = {"depthwise": (2,), "pointwise": (0, 1)}
 
 
 class _Sizes(NamedTuple):
@@ -34,27 +54,20 @@ class _Sizes(NamedTuple):
     depth: int
     kernel_size: int
     patch_size: int
-    channels: int
     num_classes: int
+    channels: int
 
-    def shapes(self, path: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """PyTorch's shape of the leaf at one of our paths, and our shape."""
-        w, k, p, c, n = (
-            self.width,
-            self.kernel_size,
-            self.patch_size,
-            self.channels,
-            self.num_classes,
-        )
+    def shape(self, path: str) -> tuple[int, ...]:
+        """PyTorch's shape of the leaf at one of our paths."""
         layer, leaf = path.split("/")[-2:]
-        vector = (n,) if layer == "classifier" else (w,)
-        kernels = {
-            "stem": ((w, c, p, p), (p, p, c, w)),
-            "depthwise": ((w, 1, k, k), (k, k, w)),
-            "pointwise": ((w, w, 1, 1), (w, w)),
-            "classifier": ((n, w), (w, n)),
-        }
-        return kernels[layer] if leaf == "kernel" else (vector, vector)
+        if leaf != "kernel":
+            return (self.num_classes,) if layer == "classifier" else (self.width,)
+        return {
+            "stem": (self.width, self.channels, self.patch_size, self.patch_size),
+            "depthwise": (self.width, 1, self.kernel_size, self.kernel_size),
+            "pointwise": (self.width, self.width, 1, 1),
+            "classifier": (self.num_classes, self.width),
+        }[layer]
 
 
 def convmixer_from_torch(
@@ -92,23 +105,14 @@ def convmixer_from_torch(
         what = str(state_dict)
         state_dict = torch_files.read(Path(what), lambda found: _layout(what, found))
     arrays, keys, sizes = _layout(what, state_dict)
-    flat = {
-        path: _to_ours(f"{what}: {key}", arrays[key], path, sizes.shapes(path)[1])
-        for path, key in keys.items()
-    }
+    flat = {path: _to_ours(f"{what}: {key}", arrays[key], path) for path, key in keys.items()}
+    arguments = sizes._asdict()
+    channels = arguments.pop("channels")
     model = models.build(
-        "convmixer",
-        width=sizes.width,
-        depth=sizes.depth,
-        kernel_size=sizes.kernel_size,
-        patch_size=sizes.patch_size,
-        num_classes=sizes.num_classes,
-        activation=activation,
-        mean=tuple(mean),
-        std=tuple(std),
+        "convmixer", **arguments, activation=activation, mean=tuple(mean), std=tuple(std)
     )
     assert isinstance(model, models.ConvMixer)
-    model.check_image_shape((sizes.patch_size, sizes.patch_size, sizes.channels))
+    model.check_image_shape((sizes.patch_size, sizes.patch_size, channels))
     return model, unflatten_dict(flat, sep="/")
 
 
@@ -148,10 +152,10 @@ def convmixer_to_torch(
     *_, channels, _ = (0, 0, *flat["spatial/stem/kernel"].shape)
     assert model.num_classes is not None, "a classifier has a number of classes"
     sizes = _Sizes(
-        model.width, model.depth, model.kernel_size, model.patch_size, channels, model.num_classes
+        model.width, model.depth, model.kernel_size, model.patch_size, model.num_classes, channels
     )
     return {
-        key: _to_torch(path, flat[path], *sizes.shapes(path)) if path else np.zeros((), np.int64)
+        key: _to_torch(path, flat[path], sizes.shape(path)) if path else np.zeros((), np.int64)
         for key, path in leaves.items()
     }
 
@@ -163,17 +167,28 @@ def _layout(what: str, found: Any) -> tuple[dict[str, Any], dict[str, str], _Siz
         Its arrays by name, the name of each of our leaves by path, and the sizes of the model.
     """
     arrays = torch_files.unwrap(what, found)
-    naming = _naming(what, arrays)
-    blocks = {match[1] for key in arrays if (match := re.fullmatch(_BLOCKS[naming], key))}
-    leaves = dict(_leaves(naming, len(blocks)))
-    _check_keys(what, f"a ConvMixer of depth {len(blocks)} in {naming}'s naming", arrays, leaves)
+    blocks = [match for key in arrays if (match := _BLOCK_KEY.fullmatch(key))]
+    if not blocks:
+        first = ", ".join([*map(torch_files.named, list(arrays)[:3]), *["..."] * (len(arrays) > 3)])
+        raise UserError(
+            f"{what}: not a ConvMixer: got the keys {first}, expected blocks such as "
+            "3.0.fn.0.weight (locuslab) or blocks.0.0.fn.0.weight (timm)"
+        )
+    naming, depth = "timm" if blocks[0][1] else "locuslab", len({match[2] for match in blocks})
+    leaves = dict(_leaves(naming, depth))
+    expected = f"the {len(leaves)} keys of a ConvMixer of depth {depth} in {naming}'s naming"
+    if missing := [key for key, path in leaves.items() if path and key not in arrays]:
+        raise UserError(f"{what}: {missing[0]} is missing; expected {expected}")
+    if unexpected := [key for key in arrays if key not in leaves]:
+        key = torch_files.named(unexpected[0])
+        raise UserError(f"{what}: got the key {key}; expected {expected}")
     keys = {path: key for key, path in leaves.items() if path}
     for key in keys.values():
         torch_files.check_stored(f"{what}: {key}", arrays[key])
-    sizes = _sizes(what, arrays, keys, len(blocks))
+    sizes = _sizes(what, arrays, keys, depth)
     count = 0
     for path, key in keys.items():
-        expected, _ = sizes.shapes(path)
+        expected = sizes.shape(path)
         if (got := tuple(arrays[key].shape)) != expected:
             raise UserError(f"{what}: {key}: got shape {got}, expected {expected}")
         count += math.prod(expected)
@@ -186,56 +201,14 @@ def _layout(what: str, found: Any) -> tuple[dict[str, Any], dict[str, str], _Siz
 
 def _leaves(naming: str, depth: int) -> Iterator[tuple[str, str | None]]:
     """PyTorch's key and our path of each leaf, in PyTorch's order; None for what we don't keep."""
-    for prefix, place in _layers(naming, depth):
-        if not place.startswith("norm/"):
-            yield f"{prefix}.weight", f"{place}/kernel"
-            yield f"{prefix}.bias", f"{place}/bias"
-            continue
-        statistics = place.replace("norm/", "batch_stats/", 1)
-        yield f"{prefix}.weight", f"{place}/scale"
-        yield f"{prefix}.bias", f"{place}/bias"
-        yield f"{prefix}.running_mean", f"{statistics}/mean"
-        yield f"{prefix}.running_var", f"{statistics}/var"
-        yield f"{prefix}.num_batches_tracked", None
-
-
-def _layers(naming: str, depth: int) -> Iterator[tuple[str, str]]:
-    """PyTorch's prefix and our path of each layer."""
-    authors = naming == "locuslab"
-    stem, block, first, head = (
-        ("", "", 3, f"{depth + 5}") if authors else ("stem.", "blocks.", 0, "head")
-    )
-    yield f"{stem}0", "spatial/stem"
-    yield f"{stem}2", "norm/stem_norm"
-    for i in range(depth):
-        yield f"{block}{first + i}.0.fn.0", f"spatial/block_{i:02d}/depthwise"
-        yield f"{block}{first + i}.0.fn.2", f"norm/block_{i:02d}/depthwise_norm"
-        yield f"{block}{first + i}.1", f"channel/block_{i:02d}/pointwise"
-        yield f"{block}{first + i}.3", f"norm/block_{i:02d}/pointwise_norm"
-    yield head, "head/classifier"
-
-
-def _naming(what: str, keys: Mapping[str, Any]) -> str:
-    """Recognises the naming by the keys of the blocks."""
-    for naming in NAMINGS:
-        if any(re.fullmatch(_BLOCKS[naming], key) for key in keys):
-            return naming
-    first = ", ".join([*map(torch_files.named, list(keys)[:3]), *["..."] * (len(keys) > 3)])
-    raise UserError(
-        f"{what}: not a ConvMixer: got the keys {first}, expected blocks such as 3.0.fn.0.weight "
-        "(locuslab) or blocks.0.0.fn.0.weight (timm)"
-    )
-
-
-def _check_keys(
-    what: str, model: str, arrays: Mapping[str, Any], leaves: Mapping[str, str | None]
-) -> None:
-    """Raises a UserError that names the first missing or unexpected key."""
-    expected = f"expected the {len(leaves)} keys of {model}"
-    if missing := [key for key, path in leaves.items() if path and key not in arrays]:
-        raise UserError(f"{what}: {missing[0]} is missing; {expected}")
-    if unexpected := [key for key in arrays if key not in leaves]:
-        raise UserError(f"{what}: got the key {torch_files.named(unexpected[0])}; {expected}")
+    layers = [(0, 0, layer) for layer in _STEM]
+    layers += [(i, i + 3, layer) for i in range(depth) for layer in _BLOCK]
+    layers += [(0, depth + 5, layer) for layer in _HEAD]  # after pooling and flattening
+    for i, n, (ours, *theirs) in layers:
+        role, _, place = ours.format(i=i).partition("/")
+        prefix = theirs[NAMINGS.index(naming)].format(i=i, n=n)
+        for name, path in (_NORM if role == "norm" else _CONVOLUTION).items():
+            yield f"{prefix}.{name}", path and path.format(role=role, place=place)
 
 
 def _sizes(what: str, arrays: Mapping[str, Any], keys: Mapping[str, str], depth: int) -> _Sizes:
@@ -252,11 +225,11 @@ def _sizes(what: str, arrays: Mapping[str, Any], keys: Mapping[str, str], depth:
     )
     *_, kernel_size = shape("spatial/block_00/depthwise/kernel", 4, f"({width}, 1, kernel, kernel)")
     num_classes, _ = shape("head/classifier/kernel", 2, f"(classes, {width})")
-    return _Sizes(width, depth, kernel_size, patch_size, channels, num_classes)
+    return _Sizes(width, depth, kernel_size, patch_size, num_classes, channels)
 
 
-def _to_ours(what: str, value: Any, path: str, ours: tuple[int, ...]) -> np.ndarray:
-    """Converts [out, in, ...space] to [...space, in, out], dropping axes that we don't have."""
+def _to_ours(what: str, value: Any, path: str) -> np.ndarray:
+    """Checks and reorders the values of a leaf."""
     if hasattr(value, "detach"):  # a PyTorch tensor; NumPy has neither its bfloat16 nor its signs
         value = value.detach().cpu().float().resolve_neg().numpy()
     value = np.asarray(value, np.float32)
@@ -270,19 +243,24 @@ def _to_ours(what: str, value: Any, path: str, ours: tuple[int, ...]) -> np.ndar
             f"{what}: got the variance {value.min():g}, allowed at least 0; "
             "give an undamaged checkpoint"
         )
-    axes = (2, 3, 1, 0) if value.ndim == 4 else tuple(range(value.ndim))[::-1]
-    return np.array(value.transpose(axes).reshape(ours), order="C")
+    return np.array(_reordered(value, path), order="C")
 
 
-def _to_torch(
-    path: str, value: np.ndarray, theirs: tuple[int, ...], ours: tuple[int, ...]
-) -> np.ndarray:
-    """The inverse of `_to_ours`."""
+def _to_torch(path: str, value: np.ndarray, theirs: tuple[int, ...]) -> np.ndarray:
+    """The inverse of `_to_ours`, to PyTorch's shape."""
+    ours = _reordered(np.broadcast_to(np.float32(0), theirs), path).shape
     if value.shape != ours:
         raise UserError(f"variables: {path}: got shape {value.shape}, expected {ours}")
-    if len(theirs) == 4:
-        o, i, h, w = theirs
-        value = value.reshape(h, w, i, o).transpose(3, 2, 0, 1)
-    else:
-        value = value.T
-    return np.array(value, order="C")
+    value = np.expand_dims(value, _unit_axes(path))
+    return np.array(value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T, order="C")
+
+
+def _reordered(value: np.ndarray, path: str) -> np.ndarray:
+    """PyTorch's [out, in, height, width] as our [height, width, in, out]; also for vectors."""
+    value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
+    return value.squeeze(_unit_axes(path))
+
+
+def _unit_axes(path: str) -> tuple[int, ...]:
+    layer, leaf = path.split("/")[-2:]
+    return _UNIT_AXES.get(layer, ()) if leaf == "kernel" else ()
