@@ -14,15 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from randmix.errors import UserError
-from randmix.models.layers import (
-    ActNorm,
-    Depthwise,
-    Head,
-    PatchStem,
-    Pointwise,
-    check_channels,
-    normalize,
-)
+from randmix.models import layers
 from randmix.models.parameters import Initializer
 from randmix.models.stack import Runs, apply_blocks
 
@@ -60,12 +52,12 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Applies the block; ``train`` selects the statistics of the batch."""
-        y, bias = Depthwise(
+        y, bias = layers.Depthwise(
             self.kernel_size, self.filters, self.depthwise_method, name="depthwise"
         )(x)
-        x = x + ActNorm(self.activation, name="depthwise_norm")(y, bias, train=train)
-        y, bias = Pointwise(x.shape[-1], name="pointwise")(x)
-        return ActNorm(self.activation, name="pointwise_norm")(y, bias, train=train)
+        x = x + layers.ActNorm(self.activation, name="depthwise_norm")(y, bias, train=train)
+        y, bias = layers.Pointwise(x.shape[-1], name="pointwise")(x)
+        return layers.ActNorm(self.activation, name="pointwise_norm")(y, bias, train=train)
 
 
 class ConvMixer(nn.Module):
@@ -123,9 +115,9 @@ class ConvMixer(nn.Module):
             UserError: as in `check_image_shape`.
         """
         self.check_image_shape(images.shape[1:])
-        x = normalize(images, mean=self.mean, std=self.std).astype(self.dtype)
-        x, bias = PatchStem(self.width, self.patch_size, name="stem")(x)
-        x = ActNorm(self.activation, name="stem_norm")(x, bias, train=train)
+        x = layers.normalize(images, mean=self.mean, std=self.std).astype(self.dtype)
+        x, bias = layers.PatchStem(self.width, self.patch_size, name="stem")(x)
+        x = layers.ActNorm(self.activation, name="stem_norm")(x, bias, train=train)
         block = functools.partial(
             Block, self.kernel_size, self.activation, self.filters, self.depthwise_method
         )
@@ -133,10 +125,10 @@ class ConvMixer(nn.Module):
             self, [block] * self.depth, x, train=train, remat=self.remat, scan=self.scan
         )
         if self.head == "image":
-            return Head(images.shape[-1], name="projection")(x)
+            return layers.Head(images.shape[-1], name="projection")(x)
         x = x.astype(jnp.float32).mean(axis=(1, 2))
         assert self.num_classes is not None, "the head 'classifier' has a number of classes"
-        return Head(self.num_classes, name="classifier")(x)
+        return layers.Head(self.num_classes, name="classifier")(x)
 
     def check_image_shape(self, image_shape: tuple[int, ...]) -> None:
         """Raises a UserError if images [H, W, C] don't fit the patches or the normalisation."""
@@ -146,4 +138,4 @@ class ConvMixer(nn.Module):
                 f"patch_size: got {self.patch_size}, which doesn't divide the image's {h} x {w} "
                 "pixels; allowed is a common divisor of both sides"
             )
-        check_channels(c, mean=self.mean, std=self.std)
+        layers.check_channels(c, mean=self.mean, std=self.std)

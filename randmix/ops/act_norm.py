@@ -31,7 +31,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from randmix.ops import match_rank, sum_dtype
+from randmix.ops import match_rank
 from randmix.ops.activations import ACTIVATIONS
 from randmix.ops.cpu import norm as norm_cpu
 from randmix.ops.statistics import Norm, Statistics, activated, normalized
@@ -157,7 +157,7 @@ def norm_act_reference(
 
 
 def _reference(norm: Norm, x: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array]:
-    u = ACTIVATIONS[norm.before](x.astype(sum_dtype(x.dtype)))
+    u = ACTIVATIONS[norm.before](x.astype(jnp.float32))
     axes = tuple(range(u.ndim - 1))
     mean, variance = u.mean(axes), u.var(axes)
     deviation = jnp.sqrt(variance + norm.epsilon)
@@ -171,9 +171,6 @@ def _by_batch(
 ) -> tuple[Array, Array, Array]:
     offset, shift = (jnp.zeros_like(scale) if a is None else a for a in (offset, shift))
     _check(norm, x, scale, bias, offset, shift)
-    scale, bias, offset, shift = (
-        a.astype(sum_dtype(x.dtype)) for a in (scale, bias, offset, shift)
-    )
     return _normalize(norm, x, scale, bias, offset, shift if x.dtype == jnp.bfloat16 else None)
 
 

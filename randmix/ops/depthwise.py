@@ -7,7 +7,6 @@ The weight gradient runs under the name scope ``depthwise_weight_gradient``; see
 import jax
 import jax.numpy as jnp
 
-from randmix.ops import sum_dtype
 from randmix.ops.convolution import Form, Forms, Geometry, convolve, same_convolution, transposed
 from randmix.ops.cpu import shift_sum
 
@@ -32,9 +31,8 @@ def depthwise(x: Array, kernel: Array, *, stride: int = 1, method: str = "auto")
 
     Returns:
         [N, H', W', C m] in ``x.dtype``, H' = (H - 1) // stride + 1 and likewise for W'. Channel
-        c m + j is channel c of x filtered by kernel[:, :, c, j]. Products are summed in float32
-        (float64 for float64), and so is the weight gradient ("grouped" rounds it to ``x.dtype``
-        once).
+        c m + j is channel c of x filtered by kernel[:, :, c, j]. Products are summed in float32,
+        and so is the weight gradient ("grouped" rounds it to ``x.dtype`` once).
 
     Raises:
         ValueError: shapes or dtypes don't fit, the stride is below 1, or the method is unknown.
@@ -43,7 +41,7 @@ def depthwise(x: Array, kernel: Array, *, stride: int = 1, method: str = "auto")
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
     shape = kernel.shape if kernel.ndim == 4 else (*kernel.shape, 1)
-    kernel = kernel.astype(sum_dtype(x.dtype)).reshape(shape)
+    kernel = kernel.astype(jnp.float32).reshape(shape)
     return convolve(_FORMS[method], x, kernel, stride)
 
 

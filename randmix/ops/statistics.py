@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from randmix.ops import match_rank, sum_dtype
+from randmix.ops import match_rank
 from randmix.ops.activations import ACTIVATIONS
 
 Array = jax.Array
@@ -29,8 +30,8 @@ class Norm(NamedTuple):
 
 
 def activated(x: Array, offset: Array, *, norm: Norm) -> Array:
-    """u, in the dtype of sums."""
-    wide = x.astype(sum_dtype(x.dtype))
+    """u, in float32."""
+    wide = x.astype(jnp.float32)
     return ACTIVATIONS[norm.before](wide + match_rank(offset, x))
 
 
@@ -41,7 +42,7 @@ def normalized(norm: Norm, u: Array, mean: Array, factor: Array, bias: Array) ->
 
 
 class Statistics(NamedTuple):
-    """What the backward pass needs besides x: [C] each, in the dtype of sums."""
+    """What the backward pass needs besides x: [C] float32 each."""
 
     mean: Array
     rsqrt: Array
@@ -50,8 +51,8 @@ class Statistics(NamedTuple):
     offset: Array
 
     def activated(self, norm: Norm, x: Array) -> tuple[Array, Callable[[Array], tuple[Array]]]:
-        """u, and the function from its cotangent to that of x, both in the dtype of sums."""
-        wide = x.astype(sum_dtype(x.dtype))
+        """u, and the function from its cotangent to that of x, both in float32."""
+        wide = x.astype(jnp.float32)
         return jax.vjp(lambda x: activated(x, self.offset, norm=norm), wide)
 
     def normal(self, u: Array) -> Array:

@@ -19,7 +19,6 @@ import math
 import jax
 import jax.numpy as jnp
 
-from randmix.ops import sum_dtype
 from randmix.ops.convolution import Geometry, same_padding
 from randmix.ops.cpu import not_inlined
 from randmix.ops.cpu.shift_sum import pad
@@ -33,9 +32,9 @@ _COLUMNS, _POSITIONS = 144, 9
 
 
 def weight_gradient(x: Array, g: Array, geometry: Geometry) -> Array:
-    """Cotangent of the kernel in ``x.dtype``, summed in `sum_dtype` over a few images at a time."""
-    (k, _, channels, features), dtype = geometry.kernel.shape, sum_dtype(x.dtype)
-    patches = math.prod(g.shape[1:3]) * k * k * channels * dtype.itemsize
+    """Cotangent of the kernel in ``x.dtype``, summed in float32 over a few images at a time."""
+    k, _, channels, features = geometry.kernel.shape
+    patches = math.prod(g.shape[1:3]) * k * k * channels * 4
     images = max(
         n
         for n in range(1, x.shape[0] + 1)
@@ -48,9 +47,9 @@ def weight_gradient(x: Array, g: Array, geometry: Geometry) -> Array:
         x_part, g_part = (
             jax.lax.dynamic_index_in_dim(a, turn, axis=1, keepdims=False) for a in (x, g)
         )
-        return total + _products(x_part, g_part.astype(dtype), geometry)
+        return total + _products(x_part, g_part.astype(jnp.float32), geometry)
 
-    total = jnp.zeros((features, k * k * channels), dtype)
+    total = jnp.zeros((features, k * k * channels), jnp.float32)
     total = add(0, total) if x.shape[1] == 1 else jax.lax.fori_loop(0, x.shape[1], add, total)
     return total.reshape(features, k, k, channels).transpose(1, 2, 3, 0).astype(x.dtype)
 

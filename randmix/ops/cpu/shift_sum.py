@@ -21,7 +21,7 @@ took 1,079 and 30 ms. What makes the difference:
 None of this helps on a GPU or a TPU, where such a program moves five times as much memory as a
 grouped convolution; `randmix.ops.depthwise` compiles it for CPUs only.
 
-Images are [N, H, W, C] and kernels [k, k, C, m]; sums are float32 (float64 for float64).
+Images are [N, H, W, C] and kernels [k, k, C, m]; sums are float32.
 """
 
 import math
@@ -29,7 +29,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from randmix.ops import match_rank, sum_dtype
+from randmix.ops import match_rank
 from randmix.ops.convolution import Geometry, same_padding
 from randmix.ops.cpu import not_inlined
 
@@ -61,7 +61,7 @@ def input_gradient(g: Array, kernel: Array, geometry: Geometry) -> Array:
 
 
 def weight_gradient(x: Array, g: Array, geometry: Geometry) -> Array:
-    """Cotangent of the kernel, [k, k, C, m] in the dtype of sums, given x and g as above."""
+    """Cotangent of the kernel, [k, k, C, m] in float32, given x and g as above."""
     k, _, _, multiplier = geometry.kernel.shape
     lo, hi = same_padding(k)
     count = math.ceil(x.shape[2] / _COLUMNS)
@@ -110,14 +110,14 @@ def _correlate(
 
 @not_inlined
 def pad(x: Array, *, rows: tuple[int, int], columns: tuple[int, int]) -> Array:
-    """Pads x with zeros and casts it to the dtype of sums.
+    """Pads x with zeros and casts it to float32.
 
     Args:
         x: [N, H, W, C], any floating dtype.
         rows: number of zero rows before and after.
         columns: number of zero columns before and after.
     """
-    return jnp.pad(x.astype(sum_dtype(x.dtype)), ((0, 0), rows, columns, (0, 0)))
+    return jnp.pad(x.astype(jnp.float32), ((0, 0), rows, columns, (0, 0)))
 
 
 @not_inlined
@@ -141,7 +141,7 @@ def _shift_sum(x: Array, kernel: Array, *, stride: int, flip: bool) -> Array:
 def _pad_blocks(x: Array, *, rows: tuple[int, int], columns: tuple[int, int]) -> Array:
     """Like `pad`, with the channels in blocks: [N, C / _LANES, H', W', _LANES]."""
     n, height, width, channels = x.shape
-    x = x.astype(sum_dtype(x.dtype)).reshape(n, height, width, channels // _LANES, _LANES)
+    x = x.astype(jnp.float32).reshape(n, height, width, channels // _LANES, _LANES)
     edges = [(0, 0, 0), (0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0)]
     return jax.lax.pad(x.transpose(0, 3, 1, 2, 4), jnp.zeros((), x.dtype), edges)
 
