@@ -97,7 +97,16 @@ def _call(train: bool) -> Callable[[nn.Module, jax.Array], jax.Array]:
     return lambda block, x: block(x, train=train)
 
 
-def _scan(parent, make_block, start, stop, x, *, train, remat):
+def _scan(
+    parent: nn.Module,
+    make_block: Callable[..., nn.Module],
+    start: int,
+    stop: int,
+    x: jax.Array,
+    *,
+    train: bool,
+    remat: bool,
+) -> jax.Array:
     """Applies the equal blocks start to stop - 1."""
     names = [block_name(i) for i in range(start, stop)]
     mutable = parent.is_mutable_collection("batch_stats")
@@ -108,7 +117,7 @@ def _scan(parent, make_block, start, stop, x, *, train, remat):
     ]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *of_each)
 
-    def body(x, variables):
+    def body(x: Any, variables: Any) -> tuple[Any, Any]:
         if not mutable:
             return block.apply(variables, x, train=train), None
         y, updates = block.apply(variables, x, train=train, mutable=["batch_stats"])

@@ -176,12 +176,12 @@ def _layout(what: str, found: Any) -> tuple[dict[str, Any], dict[str, str], _Siz
         )
     naming, depth = "timm" if blocks[0][1] else "locuslab", len({match[2] for match in blocks})
     leaves = dict(_leaves(naming, depth))
-    expected = f"the {len(leaves)} keys of a ConvMixer of depth {depth} in {naming}'s naming"
+    those = f"the {len(leaves)} keys of a ConvMixer of depth {depth} in {naming}'s naming"
     if missing := [key for key, path in leaves.items() if path and key not in arrays]:
-        raise UserError(f"{what}: {missing[0]} is missing; expected {expected}")
+        raise UserError(f"{what}: {missing[0]} is missing; expected {those}")
     if unexpected := [key for key in arrays if key not in leaves]:
         key = torch_files.named(unexpected[0])
-        raise UserError(f"{what}: got the key {key}; expected {expected}")
+        raise UserError(f"{what}: got the key {key}; expected {those}")
     keys = {path: key for key, path in leaves.items() if path}
     for key in keys.values():
         torch_files.check_stored(f"{what}: {key}", arrays[key])
