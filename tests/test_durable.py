@@ -14,7 +14,7 @@ from randmix.errors import UserError
 from randmix.runtime import durable
 from randmix.training import loop as train
 from randmix.workdir.checkpoints import Checkpoints
-from randmix.workdir.metrics_log import MetricsLog
+from randmix.workdir.metrics import MetricsLog
 
 # Orbax writes these after the manifest. They hold times of the save and are never read.
 BOOKKEEPING = {"_CHECKPOINT_METADATA", "commit_success.txt"}

@@ -14,7 +14,7 @@ from randmix.training import loop as train
 from randmix.training import runs
 from randmix.workdir import artifacts
 from randmix.workdir.checkpoints import Checkpoints
-from randmix.workdir.metrics_log import MetricsLog
+from randmix.workdir.metrics import MetricsLog
 
 
 class ObjectStore(MemoryFileSystem):

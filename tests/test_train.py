@@ -22,7 +22,7 @@ from randmix.runtime.preemption import Preempted
 from randmix.training import loop as train
 from randmix.training import runs
 from randmix.workdir import artifacts
-from randmix.workdir.metrics_log import MetricsLog
+from randmix.workdir.metrics import MetricsLog
 
 
 def run(workdir, devices=1, **overrides):

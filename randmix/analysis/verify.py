@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
 def findings(workdir: "epath.Path") -> "Iterator[tuple[epath.Path, str | None]]":
     """Yields each file or checkpoint of a workdir with one line on what is wrong, or None."""
     from randmix.training import loading, runs
-    from randmix.workdir import artifacts, metrics_log
+    from randmix.workdir import artifacts, metrics
     from randmix.workdir import checkpoints as checkpoint
 
     identity = {}
@@ -61,7 +61,7 @@ def findings(workdir: "epath.Path") -> "Iterator[tuple[epath.Path, str | None]]"
         if (workdir / name).exists():
             yield workdir / name, _error(read, workdir)
     if log.exists():
-        yield log, metrics_log.damage(log)
+        yield log, metrics.damage(log)
     for folder in (checkpoint.FOLDER, checkpoint.BEST):
         with checkpoint.Checkpoints(workdir, about=identity, folder=folder) as checkpoints:
             steps = checkpoints.all_steps()

@@ -17,7 +17,7 @@ from randmix.data import catalog
 from randmix.errors import UserError
 from randmix.runtime import progress
 from randmix.training import runs
-from randmix.workdir import artifacts, json_files, metrics_log
+from randmix.workdir import artifacts, json_files, metrics
 from randmix.workdir.checkpoints import BEST, FOLDER, Checkpoints
 
 _SCORES = ("test_accuracy", "test_psnr")
@@ -126,7 +126,7 @@ def _last_evaluation(
     """Returns "step" and metrics of the last evaluation up to ``step``, or None."""
     if result.get("step") == step:
         return {"step": step, **result["metrics"]}
-    rows = [row for row in metrics_log.read(workdir / artifacts.METRICS) if row["step"] <= step]
+    rows = [row for row in metrics.read(workdir / artifacts.METRICS) if row["step"] <= step]
     return next((row for row in reversed(rows) if "test_loss" in row), None)
 
 

@@ -26,8 +26,7 @@ from randmix.training import runs, steps
 from randmix.training.compiled import Programs
 from randmix.workdir import artifacts
 from randmix.workdir.checkpoints import BEST, Checkpoints
-from randmix.workdir.metrics_log import MetricsLog
-from randmix.workdir.trackers import open_trackers
+from randmix.workdir.metrics import MetricsLog, open_trackers
 
 _NOT_FINITE = (
     "the last checkpoint before it is kept; "

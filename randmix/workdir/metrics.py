@@ -1,21 +1,27 @@
-"""metrics.jsonl: one JSON object per line, appended during the run."""
+"""A run's metrics: metrics.jsonl, TensorBoard and, optionally, Weights & Biases."""
 
+import contextlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
+from randmix.errors import UserError
 from randmix.runtime import durable
 from randmix.workdir import json_files
 from randmix.workdir.checkpoints import set_aside
-from randmix.workdir.trackers import Tracker
+
+TENSORBOARD = "tensorboard"
+# Records a step's metrics, replacing those that were written before a resume.
+Tracker = Callable[[int, Mapping[str, float]], None]
 
 
 class MetricsLog:
-    """The log of a workdir, truncated to the step at which the run starts.
+    """metrics.jsonl, one JSON object per line, truncated to the step at which the run starts.
 
     A killed process loses no line. After ``flush`` a power cut loses none either, so a checkpoint
     that is saved after it is never ahead of the log. An object store can't append to a file; there,
@@ -44,7 +50,7 @@ class MetricsLog:
             trackers: further destinations of the same metrics.
         """
         self._path, self._writes, self._file = epath.Path(path), writes, None
-        self._trackers = trackers
+        self._trackers, self._start = trackers, start_step
         found, damaged = _parsed(self._path)
         rows = [row for row in found if row["step"] <= start_step]
         self.names_at_start = {name for row in rows if row["step"] == start_step for name in row}
@@ -64,7 +70,12 @@ class MetricsLog:
             self._file.close()
 
     def write(self, *, step: int, **metrics: Any) -> None:
-        """Appends a line."""
+        """Appends a line, unless the log has had it since before the start.
+
+        An ensemble that was killed between two members' logs has written it to some of them.
+        """
+        if step == self._start and metrics.keys() <= self.names_at_start:
+            return
         line = json.dumps({"step": step, **metrics}) + "\n"
         if self._file:
             self._file.write(line)
@@ -73,7 +84,7 @@ class MetricsLog:
             self._text += line
             durable.write(self._path, self._text)
         for tracker in self._trackers:
-            tracker.write(step, metrics)
+            tracker(step, metrics)
 
     def flush(self) -> None:
         """Waits until all lines are on the disk."""
@@ -114,3 +125,78 @@ def _parsed(path: epath.Path) -> tuple[list[dict[str, Any]], str | None]:
         except ValueError as error:
             damaged = damaged or f"{path}: line {number} is damaged ({error})"
     return rows, damaged
+
+
+@contextlib.contextmanager
+def open_trackers(
+    workdir: epath.Path,
+    start_step: int,
+    *,
+    tensorboard: bool,
+    wandb_project: str | None,
+    config: Mapping[str, Any],
+) -> Iterator[list[Tracker]]:
+    """Opens the trackers that a run asks for, and closes them at the end.
+
+    Args:
+        workdir: the run's folder.
+        start_step: the step at which the run starts.
+        tensorboard: whether to write TensorBoard's events.
+        wandb_project: the project at Weights & Biases, or None.
+        config: the run's config, for Weights & Biases to show.
+
+    Raises:
+        UserError: Weights & Biases is requested but not installed.
+    """
+    with contextlib.ExitStack() as stack:
+        trackers: list[Tracker] = []
+        if tensorboard:
+            trackers.append(stack.enter_context(_tensorboard(workdir / TENSORBOARD, start_step)))
+        if wandb_project is not None:
+            trackers.append(stack.enter_context(_wandb(wandb_project, workdir, config)))
+        yield trackers
+
+
+@contextlib.contextmanager
+def _tensorboard(folder: epath.Path, start_step: int) -> Iterator[Tracker]:
+    from tensorboardX import SummaryWriter  # it imports PyTorch, where that is installed: 4 s
+
+    # Purges the steps after the start step, which will run again.
+    writer = SummaryWriter(
+        str(folder), purge_step=start_step + 1 if start_step else None, write_to_disk=True
+    )
+
+    def write(step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            # "train_loss" as "train/loss": TensorBoard groups by what precedes the slash.
+            writer.add_scalar(re.sub(r"^(train|validation|test)_", r"\1/", name), value, step)
+        writer.flush()  # so that a killed run keeps its metrics
+
+    try:
+        yield write
+    finally:
+        writer.close()
+
+
+@contextlib.contextmanager
+def _wandb(project: str, workdir: epath.Path, config: Mapping[str, Any]) -> Iterator[Tracker]:
+    try:
+        import wandb  # pyright: ignore[reportMissingImports] (an optional package)
+    except ImportError as error:
+        raise UserError(
+            f"config.wandb_project: got {project!r}, but wandb isn't installed; "
+            "pip install 'randmix[wandb]', or leave the key out"
+        ) from error
+    # Named after the folder, so that the same command resumes the same run there.
+    run = wandb.init(
+        project=project,
+        id=workdir.name,
+        name=workdir.name,
+        resume="allow",
+        config=dict(config),
+        dir=str(workdir),
+    )
+    try:
+        yield lambda step, metrics: run.log(dict(metrics), step=step)
+    finally:
+        run.finish()

@@ -9,8 +9,8 @@ import small
 from tensorboardX.proto import event_pb2
 
 from randmix.errors import UserError
-from randmix.workdir import trackers
-from randmix.workdir.metrics_log import MetricsLog
+from randmix.workdir import metrics
+from randmix.workdir.metrics import MetricsLog
 
 
 def events(folder):
@@ -30,7 +30,7 @@ def scalars(folder):
 
 
 def opened_by(config, workdir, start_step):
-    return trackers.open_trackers(
+    return metrics.open_trackers(
         workdir,
         start_step,
         tensorboard=config.tensorboard,
@@ -115,3 +115,16 @@ def test_weights_and_biases_that_is_not_installed(tmp_path, monkeypatch):
         "config.wandb_project: got 'mixing', but wandb isn't installed; "
         "pip install 'randmix[wandb]', or leave the key out"
     )
+
+
+def test_a_line_that_the_log_has_since_before_the_start_is_not_repeated(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    with MetricsLog(file, 0) as log:
+        log.write(step=2, train_loss=0.5)
+        log.write(step=2, test_loss=0.25)
+    before = file.read_text()
+    with MetricsLog(file, 2) as log:
+        log.write(step=2, test_loss=0.25)
+        assert file.read_text() == before
+        log.write(step=3, test_loss=0.25)
+    assert len(file.read_text().splitlines()) == 3
