@@ -11,7 +11,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from randmix.errors import UserError
 from randmix.training import loop as train
-from randmix.training import runs
+from randmix.training import members, runs
 from randmix.workdir import artifacts
 from randmix.workdir.checkpoints import Checkpoints
 from randmix.workdir.metrics import MetricsLog
@@ -46,7 +46,7 @@ def bucket(monkeypatch):
 def test_a_run_whose_workdir_is_there(bucket, tmp_path, monkeypatch, capsys):
     # Orbax writes to gs:// through TensorStore, which has no stand-in.
     monkeypatch.setattr(
-        train, "Checkpoints", lambda workdir, **about: Checkpoints(tmp_path / "there", **about)
+        members, "Checkpoints", lambda workdir, **about: Checkpoints(tmp_path / "there", **about)
     )
     config, workdir = small.config(steps=3, tensorboard=False), bucket / "runs" / "a"
     result = train.train(config, workdir, devices=jax.devices()[:1])

@@ -19,8 +19,8 @@ from randmix.data import loader
 from randmix.errors import UserError
 from randmix.runtime import distributed, durable
 from randmix.runtime.preemption import Preempted
+from randmix.training import evaluation, runs
 from randmix.training import loop as train
-from randmix.training import runs
 from randmix.workdir import artifacts
 from randmix.workdir.metrics import MetricsLog
 
@@ -105,9 +105,7 @@ def test_a_run_stopped_in_an_evaluation_repeats_it(whole, tmp_path, monkeypatch)
         "stopped in the evaluation after step 3 of 6",
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(
-                train.eval_loop, "evaluate_split", signal_before(train.eval_loop.evaluate_split)
-            )
+            patch.setattr(evaluation, "evaluate_split", signal_before(evaluation.evaluate_split))
             with pytest.raises(Preempted, match=message):
                 run(tmp_path)
         assert "test_loss" not in lines(tmp_path)[-1]
