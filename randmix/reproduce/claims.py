@@ -21,22 +21,24 @@ The paper's words, in numbers:
     over 25 %     relative to the unsmoothed model's accuracy, at the largest epsilon at which that
                   accuracy is at least 5 %
 
-All claims are in one file, despite its length, so that their rules can be compared.
+The table `CLAIMS` comes last; the few rules that its claims share stand before it.
 """
 
 import dataclasses
-import inspect
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from randmix.reproduce import statistics
-from randmix.reproduce.records import Records
+from randmix.reproduce.records import BANKS, MODES, Records
 from randmix.reproduce.statistics import CONFIDENCE, Interval, t_interval
 
 NEAR, FAR, NOTHING, NEAR_DB = 5.0, 10.0, 1.0, 1.0
 GAIN, LEFT = 25.0, 0.05
+_SIZES = ("model.width", "model.depth", "model.kernel_size")
+_TITLES = MODES | BANKS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +74,9 @@ class Claim:
         id: "1a", "1b" and so on.
         text: the claim in a sentence.
         source: the paper's figure and section.
-        experiments: ids of the experiments whose runs decide it.
-        judge: computes the effects; its docstring, shown in the report, says how.
+        experiment: id of the experiment whose runs decide it.
+        definition: how the verdict is computed, as the report says it.
+        rule: computes the effects from the experiment's records.
         exists: True for a claim that something exists: all effects of one condition suffice.
             False: all effects must be confirmed.
     """
@@ -81,16 +84,14 @@ class Claim:
     id: str
     text: str
     source: str
-    experiments: tuple[str, ...]
-    judge: Callable[[Records], list[Effect]]
+    experiment: str
+    definition: str
+    rule: Callable[[Records], list[Effect]]
     exists: bool = False
 
-    @property
-    def definition(self) -> str:
-        """How the verdict is computed, as one line."""
-        text = inspect.getdoc(self.judge)
-        assert text, f"claim {self.id}: its judge has no docstring"
-        return " ".join(text.split())
+    def judge(self, records: Records) -> list[Effect]:
+        """Computes the effects from the records of all experiments."""
+        return self.rule(records.where(self.experiment))
 
     def verdict(self, effects: Sequence[Effect]) -> str:
         """Combines the outcomes of the effects into one verdict."""
@@ -105,22 +106,11 @@ class Claim:
         )
 
 
-CLAIMS: dict[str, Claim] = {}
-
-
-def _claim(id: str, text: str, source: str, *experiments: str, exists: bool = False) -> Callable:
-    def add(judge: Callable[[Records], list[Effect]]) -> Callable[[Records], list[Effect]]:
-        CLAIMS[id] = Claim(id, text, source, experiments, judge, exists)
-        return judge
-
-    return add
-
-
 def judge(records: Records, experiments: Sequence[str]) -> dict[str, tuple[str, list[Effect]]]:
     """Returns verdict and effects, by claim id, of all claims that the experiments can decide."""
     found = {}
     for claim in CLAIMS.values():
-        if set(claim.experiments) <= set(experiments):
+        if claim.experiment in experiments:
             effects = claim.judge(records)
             found[claim.id] = (claim.verdict(effects), effects)
     return found
@@ -142,26 +132,57 @@ def _effect(
     return Effect(condition, what, unit, interval, wants, threshold, outcome, runs)
 
 
+def _differences(one: Records, other: Records, unit: str = "points") -> dict[int, float]:
+    """``one - other`` by seed; of accuracies in percentage points, of PSNR in dB."""
+    scale = 1 if unit == "dB" else 100
+    differences = statistics.differences(one.by_seed(), other.by_seed())
+    return {seed: scale * difference for seed, difference in differences.items()}
+
+
 def _compare(
-    condition: str,
-    names: tuple[str, str],
-    one: Records,
-    other: Records,
+    records: Records,
+    by: str,
+    one: Any,
+    other: Any,
+    at: dict[str, Any],
     wants: str,
     threshold: float,
     unit: str = "points",
+    note: str = "",
 ) -> Effect:
-    """The effect ``one - other``, paired by seed; differences of accuracy in percentage points."""
-    scale = 100 if unit == "points" else 1
-    values = [scale * d for d in statistics.differences(one.by_seed(), other.by_seed())]
-    return _effect(condition, " - ".join(names), unit, values, wants, threshold, one, other)
+    """The effect ``one - other`` of two values of the setting ``by``, paired by seed.
+
+    Args:
+        records: records of one metric.
+        by: "mode" or "model.filters".
+        one, other: the two values.
+        at: the condition that both share; ``note`` follows it in words.
+        wants, threshold, unit: see ``Effect``.
+    """
+    first, second = (records.where(**{by: value}, **at) for value in (one, other))
+    what = f"{_TITLES[one]} - {_TITLES[other]}"
+    values = [*_differences(first, second, unit).values()]
+    return _effect(_in_words(at) + note, what, unit, values, wants, threshold, first, second)
+
+
+def _slope(
+    condition: str,
+    what: str,
+    unit: str,
+    records: Records,
+    size: str,
+    wants: str,
+    by_seed: Callable[[Records], dict[int, float]],
+) -> Effect:
+    """The slope over log2 of a size, one per seed; ``by_seed`` gives the values at each size."""
+    by_x = {math.log2(x): by_seed(records.where(**{size: x})) for x in records.values(size)}
+    return _effect(condition, what, unit, statistics.slopes(by_x), wants, 0.0, records)
 
 
 def _conditions(records: Records, *settings: str) -> list[dict[str, Any]]:
     """The combinations of settings that occur among records, sorted, as arguments of ``where``."""
     found = {tuple(record.settings.get(name) for name in settings) for record in records}
-    names = [name.replace(".", "__") for name in settings]
-    return [dict(zip(names, values, strict=True)) for values in sorted(found, key=_order)]
+    return [dict(zip(settings, values, strict=True)) for values in sorted(found, key=_order)]
 
 
 def _order(values: tuple[object, ...]) -> list[tuple[bool, float, str]]:
@@ -172,216 +193,89 @@ def _order(values: tuple[object, ...]) -> list[tuple[bool, float, str]]:
 def _in_words(condition: dict[str, Any]) -> str:
     words = []
     for name, value in condition.items():
-        short = name.rpartition("__")[2]
+        short = name.rpartition(".")[2]
         words.append(str(value) if short == "name" else f"{short.replace('_', ' ')} {value}")
     return ", ".join(words)
 
 
-def _gaps(
-    records: Records, experiment: str, modes: tuple[str, str], wants: str, threshold: float
-) -> list[Effect]:
-    accuracy = records.where(experiment, "accuracy")
-    names = (modes[0].capitalize(), modes[1].capitalize())
+def _gaps(records: Records, one: str, other: str, wants: str, threshold: float) -> list[Effect]:
+    accuracy = records.where(metric="accuracy")
     return [
-        _compare(
-            _in_words(at),
-            names,
-            accuracy.where(experiment, mode=modes[0], **at),
-            accuracy.where(experiment, mode=modes[1], **at),
-            wants,
-            threshold,
-        )
+        _compare(accuracy, "mode", one, other, at, wants, threshold)
         for at in _conditions(accuracy, "data.name", "model.depth")
     ]
 
 
-@_claim(
-    "1a", "Chans comes near Full on the separable ResNet at every depth.", "Fig. 2, 4.1.2", "E2"
-)
-def _chans_near_full_resnet(records: Records) -> list[Effect]:
-    """Test accuracy of Full minus that of Chans, paired by seed, is under 5 percentage points at
-    every depth on every data set."""
-    return _gaps(records, "E2", ("full", "chans"), "<", NEAR)
+def _psnr_gaps(records: Records, mode: str) -> list[Effect]:
+    psnr = records.where(metric="psnr")
+    at_all = _conditions(
+        psnr.where(mode=mode), "data.name", "model.depth", "model.kernel_size", "model.width"
+    )
+    return [_compare(psnr, "mode", "full", mode, at, "<", NEAR_DB, "dB") for at in at_all]
 
 
-@_claim("1b", "Chans comes near Full on the ConvMixer at every depth.", "Fig. 5, 4.2.1", "E5")
-def _chans_near_full_convmixer(records: Records) -> list[Effect]:
-    """Test accuracy of Full minus that of Chans, paired by seed, is under 5 percentage points at
-    every depth on every data set."""
-    return _gaps(records, "E5", ("full", "chans"), "<", NEAR)
-
-
-@_claim("1c", "Space is far worse than Chans on the separable ResNet.", "Fig. 2, 4.1.2", "E2")
-def _space_far_worse(records: Records) -> list[Effect]:
-    """Test accuracy of Chans minus that of Space, paired by seed, is over 10 percentage points at
-    every depth on every data set ("consistently ... far worse")."""
-    return _gaps(records, "E2", ("chans", "space"), ">", FAR)
-
-
-@_claim("2", "Different > Same > Box > Identity.", "Fig. 3, 4.1.3", "E3")
 def _order_of_banks(records: Records) -> list[Effect]:
-    """Each of the three differences in test accuracy between neighbours in that order, paired by
-    seed, is above 0."""
-    names = {"random": "Different", "same": "Same", "box": "Box", "identity": "Identity"}
-    chans = records.where("E3", "accuracy", mode="chans")
-    effects = []
-    for at in _conditions(chans, "data.name", "model.depth"):
-        for better, worse in itertools.pairwise(names):
-            one, other = (chans.where("E3", model__filters=b, **at) for b in (better, worse))
-            pair = (names[better], names[worse])
-            effects.append(_compare(_in_words(at), pair, one, other, ">", 0.0))
-    return effects
+    chans = records.where(metric="accuracy", mode="chans")
+    return [
+        _compare(chans, "model.filters", better, worse, at, ">", 0.0)
+        for at in _conditions(chans, "data.name", "model.depth")
+        for better, worse in itertools.pairwise(BANKS)
+    ]
 
 
-@_claim(
-    "3", "The gap between Chans and Full shrinks to nothing as width grows.", "Fig. 4, 4.1.4", "E4"
-)
 def _gap_shrinks(records: Records) -> list[Effect]:
-    """Two effects on every data set: the slope of the difference in test accuracy, Full - Chans,
-    over log2 of the base width, one slope per seed, is below 0 percentage points per doubling; and
-    at the largest width Full - Chans, paired by seed, is under 1 percentage point."""
+    def gaps(at_width: Records) -> dict[int, float]:
+        return _differences(at_width.where(mode="full"), at_width.where(mode="chans"))
+
     effects = []
-    for at in _conditions(records.where("E4", "accuracy"), "data.name"):
-        accuracy = records.where("E4", "accuracy", **at)
-        widths = accuracy.values("model.width")
-        gaps = {}
-        for width in widths:
-            one, other = (
-                accuracy.where("E4", mode=m, model__width=width).by_seed()
-                for m in ("full", "chans")
-            )
-            gaps[math.log2(width)] = {
-                s: 100 * (one[s] - other[s]) for s in one.keys() & other.keys()
-            }
+    for at in _conditions(records.where(metric="accuracy"), "data.name"):
+        accuracy = records.where(metric="accuracy", **at)
         what, unit = "slope of Full - Chans", "points per doubling"
-        effects.append(
-            _effect(_in_words(at), what, unit, statistics.slopes(gaps), "<", 0.0, accuracy)
-        )
-        if widths:
-            full, chans = (
-                accuracy.where("E4", mode=m, model__width=widths[-1]) for m in ("full", "chans")
-            )
-            where = f"{_in_words(at)}, width {widths[-1]}"
-            effects.append(_compare(where, ("Full", "Chans"), full, chans, "<", NOTHING))
+        effects.append(_slope(_in_words(at), what, unit, accuracy, "model.width", "<", gaps))
+        if widths := accuracy.values("model.width"):
+            largest = {**at, "model.width": widths[-1]}
+            effects.append(_compare(accuracy, "mode", "full", "chans", largest, "<", NOTHING))
     return effects
 
 
 def _robustness(
     records: Records, model: str, attacks: Sequence[str], *, defended: bool
 ) -> list[Effect]:
-    records = Records(
-        r
-        for r in records.where("E6", model__name=model)
-        if bool(r.settings["defense.epsilon"]) == defended and r.settings.get("epsilon", 0) > 0
-    )
-    titles = {"fgsm": "FGSM", "pgd2": "PGD-2"}
+    attacked = records.where(model__name=model).attacked(defended)
+    titles = {"fgsm": ", FGSM", "pgd2": ", PGD-2"}
     return [
         _compare(
-            f"{_in_words(at)}, {titles[attack]}",
-            ("Chans", "Full"),
-            records.where("E6", attack, mode="chans", **at),
-            records.where("E6", attack, mode="full", **at),
-            ">",
-            0.0,
+            attacked.where(metric=name), "mode", "chans", "full", at, ">", 0.0, note=titles[name]
         )
-        for at in _conditions(records, "data.name", "model.depth")
-        for attack in attacks
+        for at in _conditions(attacked, "data.name", "model.depth")
+        for name in attacks
     ]
 
 
-@_claim(
-    "4a", "Chans ResNets are more robust than Full ones without any defence.", "Fig. 6, 4.3.2", "E6"
-)
-def _robust_resnet(records: Records) -> list[Effect]:
-    """Accuracy under FGSM and accuracy under PGD-2, each averaged over all measured epsilons above
-    0: for both, Chans minus Full, paired by seed, is above 0 at every depth."""
-    return _robustness(records, "resnet", ("fgsm", "pgd2"), defended=False)
-
-
-@_claim(
-    "4b",
-    "Chans ResNets are also more robust after training on FGSM samples.",
-    "Fig. 6, 4.3.2",
-    "E6",
-)
-def _robust_defended_resnet(records: Records) -> list[Effect]:
-    """Accuracy under FGSM of models trained on FGSM samples, averaged over all measured epsilons
-    above 0: Chans minus Full, paired by seed, is above 0 at every depth."""
-    return _robustness(records, "resnet", ("fgsm",), defended=True)
-
-
-@_claim(
-    "4c",
-    "Chans ConvMixers are more robust than Full ones without any defence.",
-    "4.3.3, by Fig. 6",
-    "E6",
-)
-def _robust_convmixer(records: Records) -> list[Effect]:
-    """As 4a, on ConvMixers. Figure 6 shows ResNets; section 4.3.3 assumes the same of
-    ConvMixers."""
-    return _robustness(records, "convmixer", ("fgsm", "pgd2"), defended=False)
-
-
-@_claim(
-    "4d",
-    "Chans ConvMixers are also more robust after training on FGSM samples.",
-    "as 4b; ours",
-    "E6",
-)
-def _robust_defended_convmixer(records: Records) -> list[Effect]:
-    """As 4b, on ConvMixers, for which the paper shows no result."""
-    return _robustness(records, "convmixer", ("fgsm",), defended=True)
-
-
-@_claim(
-    "5",
-    "Smoothing the frozen filters raises robustness by over 25 % at the largest epsilon, "
-    "at no cost in clean accuracy.",
-    "Fig. 7, 4.3.3",
-    "E7",
-    exists=True,
-)
 def _smoothing(records: Records) -> list[Effect]:
-    """For at least one smoothing index both hold: accuracy under FGSM is over 25 % higher than with
-    unsmoothed filters of the same seed, at the largest epsilon at which those keep at least 5 % on
-    average; and clean test accuracy is lower by less than 1 percentage point. The indices share the
-    error: each interval has the confidence 1 - 0.05 / (number of indices)."""
     effects = []
-    for at in _conditions(records.where("E7", "accuracy"), "data.name"):
-        fgsm, clean = (records.where("E7", metric, **at) for metric in ("fgsm", "accuracy"))
+    for at in _conditions(records.where(metric="accuracy"), "data.name"):
+        fgsm, clean = (records.where(metric=metric, **at) for metric in ("fgsm", "accuracy"))
         indices = [i for i in clean.values("model.smoothing_index") if i > 0]
-        plain = fgsm.where("E7", model__smoothing_index=0.0)
+        plain = fgsm.where(model__smoothing_index=0.0)
         epsilon = largest_epsilon(plain)
         if epsilon is None or not indices:
             continue
         confidence = 1 - (1 - CONFIDENCE) / len(indices)
-        plain = plain.where("E7", epsilon=epsilon)
-        clean_plain = clean.where("E7", model__smoothing_index=0.0)
+        plain = plain.where(epsilon=epsilon)
+        clean_plain = clean.where(model__smoothing_index=0.0)
         for index in indices:
-            smoothed = fgsm.where("E7", model__smoothing_index=index, epsilon=epsilon)
             where = f"{_in_words(at)}, index {index:g}"
+            smoothed = fgsm.where(model__smoothing_index=index, epsilon=epsilon)
             gains = relative_gains(plain, smoothed)
             what = f"relative gain at epsilon {epsilon:g}/255"
             effects.append(
                 _effect(where, what, "%", gains, ">", GAIN, plain, smoothed, confidence=confidence)
             )
-            other = clean.where("E7", model__smoothing_index=index)
-            losses = [
-                100 * d for d in statistics.differences(clean_plain.by_seed(), other.by_seed())
-            ]
-            what = "clean accuracy lost"
+            both = clean_plain, clean.where(model__smoothing_index=index)
+            what, losses = "clean accuracy lost", [*_differences(*both).values()]
             effects.append(
-                _effect(
-                    where,
-                    what,
-                    "points",
-                    losses,
-                    "<",
-                    NOTHING,
-                    clean_plain,
-                    other,
-                    confidence=confidence,
-                )
+                _effect(where, what, "points", losses, "<", NOTHING, *both, confidence=confidence)
             )
     return effects
 
@@ -394,7 +288,7 @@ def largest_epsilon(plain: Records) -> float | None:
     left = [
         epsilon
         for epsilon in plain.values("epsilon")
-        if epsilon > 0 and _mean(plain.where("E7", epsilon=epsilon)) >= LEFT
+        if epsilon > 0 and _mean(plain.where(epsilon=epsilon)) >= LEFT
     ]
     return max(left, default=None)
 
@@ -417,115 +311,197 @@ def _mean(records: Records) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-def _psnr_gaps(records: Records, mode: str) -> list[Effect]:
-    psnr = records.where("E10", "psnr")
-    names = ("Full", mode.capitalize())
-    at_all = _conditions(
-        psnr.where("E10", mode=mode), "data.name", "model.depth", "model.kernel_size", "model.width"
-    )
-    return [
-        _compare(
-            _in_words(at),
-            names,
-            psnr.where("E10", mode="full", **at),
-            psnr.where("E10", mode=mode, **at),
-            "<",
-            NEAR_DB,
-            "dB",
-        )
-        for at in at_all
-    ]
-
-
-@_claim("6a", "Un-shuffling: Chans comes near Full.", "Fig. 10, 11, 4.4", "E10")
-def _chans_unshuffles(records: Records) -> list[Effect]:
-    """Test PSNR of Full minus that of Chans, paired by seed, is under 1 dB at every width, depth
-    and kernel size."""
-    return _psnr_gaps(records, "chans")
-
-
-@_claim("6b", "Un-shuffling: Space comes near Full.", "1 (Introduction)", "E10")
-def _space_unshuffles(records: Records) -> list[Effect]:
-    """As 6a, for Space: the introduction credits "models that only learn spatial mixing", section
-    4.4 and the appendix those that learn only channel mixing. Space is run at a single depth and
-    kernel size."""
-    return _psnr_gaps(records, "space")
-
-
-@_claim("6c", "Un-shuffling: PSNR grows with width, depth and kernel size.", "4.4, B", "E10")
 def _psnr_grows(records: Records) -> list[Effect]:
-    """For Full and Chans, and for each of width, depth and kernel size with the other two fixed:
-    the slope of test PSNR over log2 of that size, one slope per seed, is above 0 dB per
-    doubling."""
-    sizes = ("model.width", "model.depth", "model.kernel_size")
     effects = []
     for mode in ("full", "chans"):
-        psnr = records.where("E10", "psnr", mode=mode)
-        for size in sizes:
-            key = size.replace(".", "__")
-            for at in _conditions(psnr, "data.name", *(other for other in sizes if other != size)):
-                line = psnr.where("E10", **at)
-                values = line.values(size)
-                if len(values) > 1:
-                    by_x = {math.log2(v): line.where("E10", **{key: v}).by_seed() for v in values}
+        psnr = records.where(metric="psnr", mode=mode)
+        for size in _SIZES:
+            fixed = [other for other in _SIZES if other != size]
+            for at in _conditions(psnr, "data.name", *fixed):
+                line = psnr.where(**at)
+                if len(line.values(size)) > 1:
                     what = f"slope over {size.rpartition('.')[2].replace('_', ' ')}"
-                    condition = f"{mode.capitalize()}, {_in_words(at)}"
-                    slopes = statistics.slopes(by_x)
-                    effects.append(
-                        _effect(condition, what, "dB per doubling", slopes, ">", 0.0, line)
-                    )
+                    where, unit = f"{mode.capitalize()}, {_in_words(at)}", "dB per doubling"
+                    effects.append(_slope(where, what, unit, line, size, ">", Records.by_seed))
     return effects
 
 
-@_claim("7", "More random filters cover more of the spectrum.", "Fig. 1, 3.1", "E1")
 def _more_filters_cover_more(records: Records) -> list[Effect]:
-    """The slope of coverage (the share of frequencies at which the envelope exceeds half of its
-    maximum) over log2 of the number of filters, one slope per bank, is above 0 percentage points
-    per doubling."""
-    coverage = records.where("E1", "coverage")
-    by_x = {
-        math.log2(count): {
-            seed: 100 * value
-            for seed, value in coverage.where("E1", filters=count).by_seed().items()
-        }
-        for count in coverage.values("filters")
-    }
-    slopes = statistics.slopes(by_x)
-    return [
-        _effect(
-            "random banks", "slope of coverage", "points per doubling", slopes, ">", 0.0, coverage
-        )
-    ]
+    def percent(at_count: Records) -> dict[int, float]:
+        return {seed: 100 * value for seed, value in at_count.by_seed().items()}
+
+    coverage = records.where(metric="coverage")
+    what, unit = "slope of coverage", "points per doubling"
+    return [_slope("random banks", what, unit, coverage, "filters", ">", percent)]
 
 
-@_claim(
-    "8",
-    "Equations 1 to 3 give the parameter counts; that of Chans doesn't depend on k.",
-    "Eq. 1-3, 3.4",
-    "E11",
-)
 def _equations(records: Records) -> list[Effect]:
-    """Exact, without seeds: the number of models whose counted parameters differ from the closed
-    forms in any mode is 0, and so is the number of models whose count of trainable parameters in
-    Chans changes with the kernel size."""
     effects = []
     for metric, what in (
         ("differs_from_equations", "counts that differ from the closed forms"),
         ("depends_on_kernel_size", "Chans counts that change with k"),
     ):
-        values = [record.value for record in records.where("E11", metric)]
+        values = [record.value for record in records.where(metric=metric)]
         if values:
-            total, n = float(sum(values)), len(values)
+            total = float(sum(values))
+            exact = Interval(total, total, total, len(values))
             outcome = statistics.REFUTED if total else statistics.CONFIRMED
-            effects.append(
-                Effect(
-                    "all models",
-                    what,
-                    "models",
-                    Interval(total, total, total, n),
-                    "<",
-                    1.0,
-                    outcome,
-                )
-            )
+            effects.append(Effect("all models", what, "models", exact, "<", 1.0, outcome))
     return effects
+
+
+_NEAR = (
+    "Test accuracy of Full minus that of Chans, paired by seed, is under 5 percentage points at "
+    "every depth on every data set."
+)
+_TABLE = (
+    Claim(
+        "1a",
+        "Chans comes near Full on the separable ResNet at every depth.",
+        "Fig. 2, 4.1.2",
+        "E2",
+        _NEAR,
+        partial(_gaps, one="full", other="chans", wants="<", threshold=NEAR),
+    ),
+    Claim(
+        "1b",
+        "Chans comes near Full on the ConvMixer at every depth.",
+        "Fig. 5, 4.2.1",
+        "E5",
+        _NEAR,
+        partial(_gaps, one="full", other="chans", wants="<", threshold=NEAR),
+    ),
+    Claim(
+        "1c",
+        "Space is far worse than Chans on the separable ResNet.",
+        "Fig. 2, 4.1.2",
+        "E2",
+        "Test accuracy of Chans minus that of Space, paired by seed, is over 10 percentage points "
+        'at every depth on every data set ("consistently ... far worse").',
+        partial(_gaps, one="chans", other="space", wants=">", threshold=FAR),
+    ),
+    Claim(
+        "2",
+        "Different > Same > Box > Identity.",
+        "Fig. 3, 4.1.3",
+        "E3",
+        "Each of the three differences in test accuracy between neighbours in that order, paired "
+        "by seed, is above 0.",
+        _order_of_banks,
+    ),
+    Claim(
+        "3",
+        "The gap between Chans and Full shrinks to nothing as width grows.",
+        "Fig. 4, 4.1.4",
+        "E4",
+        "Two effects on every data set: the slope of the difference in test accuracy, Full - "
+        "Chans, over log2 of the base width, one slope per seed, is below 0 percentage points per "
+        "doubling; and at the largest width Full - Chans, paired by seed, is under 1 percentage "
+        "point.",
+        _gap_shrinks,
+    ),
+    Claim(
+        "4a",
+        "Chans ResNets are more robust than Full ones without any defence.",
+        "Fig. 6, 4.3.2",
+        "E6",
+        "Accuracy under FGSM and accuracy under PGD-2, each averaged over all measured epsilons "
+        "above 0: for both, Chans minus Full, paired by seed, is above 0 at every depth.",
+        partial(_robustness, model="resnet", attacks=("fgsm", "pgd2"), defended=False),
+    ),
+    Claim(
+        "4b",
+        "Chans ResNets are also more robust after training on FGSM samples.",
+        "Fig. 6, 4.3.2",
+        "E6",
+        "Accuracy under FGSM of models trained on FGSM samples, averaged over all measured "
+        "epsilons above 0: Chans minus Full, paired by seed, is above 0 at every depth.",
+        partial(_robustness, model="resnet", attacks=("fgsm",), defended=True),
+    ),
+    Claim(
+        "4c",
+        "Chans ConvMixers are more robust than Full ones without any defence.",
+        "4.3.3, by Fig. 6",
+        "E6",
+        "As 4a, on ConvMixers. Figure 6 shows ResNets; section 4.3.3 assumes the same of "
+        "ConvMixers.",
+        partial(_robustness, model="convmixer", attacks=("fgsm", "pgd2"), defended=False),
+    ),
+    Claim(
+        "4d",
+        "Chans ConvMixers are also more robust after training on FGSM samples.",
+        "as 4b; ours",
+        "E6",
+        "As 4b, on ConvMixers, for which the paper shows no result.",
+        partial(_robustness, model="convmixer", attacks=("fgsm",), defended=True),
+    ),
+    Claim(
+        "5",
+        "Smoothing the frozen filters raises robustness by over 25 % at the largest epsilon, at no "
+        "cost in clean accuracy.",
+        "Fig. 7, 4.3.3",
+        "E7",
+        "For at least one smoothing index both hold: accuracy under FGSM is over 25 % higher than "
+        "with unsmoothed filters of the same seed, at the largest epsilon at which those keep at "
+        "least 5 % on average; and clean test accuracy is lower by less than 1 percentage point. "
+        "The indices share the error: each interval has the confidence 1 - 0.05 / (number of "
+        "indices).",
+        _smoothing,
+        exists=True,
+    ),
+    Claim(
+        "6a",
+        "Un-shuffling: Chans comes near Full.",
+        "Fig. 10, 11, 4.4",
+        "E10",
+        "Test PSNR of Full minus that of Chans, paired by seed, is under 1 dB at every width, "
+        "depth and kernel size.",
+        partial(_psnr_gaps, mode="chans"),
+    ),
+    Claim(
+        "6b",
+        "Un-shuffling: Space comes near Full.",
+        "1 (Introduction)",
+        "E10",
+        'As 6a, for Space: the introduction credits "models that only learn spatial mixing", '
+        "section 4.4 and the appendix those that learn only channel mixing. Space is run at a "
+        "single depth and kernel size.",
+        partial(_psnr_gaps, mode="space"),
+    ),
+    Claim(
+        "6c",
+        "Un-shuffling: PSNR grows with width, depth and kernel size.",
+        "4.4, B",
+        "E10",
+        "For Full and Chans, and for each of width, depth and kernel size with the other two "
+        "fixed: the slope of test PSNR over log2 of that size, one slope per seed, is above 0 dB "
+        "per doubling.",
+        _psnr_grows,
+    ),
+    Claim(
+        "7",
+        "More random filters cover more of the spectrum.",
+        "Fig. 1, 3.1",
+        "E1",
+        "The slope of coverage (the share of frequencies at which the envelope exceeds half of its "
+        "maximum) over log2 of the number of filters, one slope per bank, is above 0 percentage "
+        "points per doubling.",
+        _more_filters_cover_more,
+    ),
+    Claim(
+        "8",
+        "Equations 1 to 3 give the parameter counts; that of Chans doesn't depend on k.",
+        "Eq. 1-3, 3.4",
+        "E11",
+        "Exact, without seeds: the number of models whose counted parameters differ from the "
+        "closed forms in any mode is 0, and so is the number of models whose count of trainable "
+        "parameters in Chans changes with the kernel size.",
+        _equations,
+    ),
+)
+CLAIMS = {claim.id: claim for claim in _TABLE}
+
+
+def of(experiment: str) -> list[Claim]:
+    """The claims that an experiment decides."""
+    return [claim for claim in CLAIMS.values() if claim.experiment == experiment]

@@ -13,7 +13,6 @@ class Experiment:
         source: the paper's figure and section.
         about: what was run and what the figures show.
         figures: names of its figures, drawn by ``pictures.draw``.
-        claims: ids of the claims that it decides.
     """
 
     id: str
@@ -21,7 +20,6 @@ class Experiment:
     source: str
     about: str
     figures: tuple[str, ...]
-    claims: tuple[str, ...] = ()
 
 
 EXPERIMENTS = {
@@ -36,7 +34,6 @@ EXPERIMENTS = {
             "is in the middle. Coverage is the share of frequencies at which the envelope exceeds "
             "half of its maximum.",
             ("E1",),
-            ("7",),
         ),
         Experiment(
             "E2",
@@ -45,7 +42,6 @@ EXPERIMENTS = {
             "Pre-activation ResNets in which every convolution is separable, trained as Full, "
             "Chans or Space. Depth is the number of blocks per stage.",
             ("E2",),
-            ("1a", "1c"),
         ),
         Experiment(
             "E3",
@@ -54,7 +50,6 @@ EXPERIMENTS = {
             "A ResNet of depth 2: Full, and Chans with Different filters in every channel, the "
             "Same nine filters in every channel, Box filters, and Identity filters.",
             ("E3",),
-            ("2",),
         ),
         Experiment(
             "E4",
@@ -62,7 +57,6 @@ EXPERIMENTS = {
             "Figure 4, section 4.1.4",
             "Full and Chans against the width of the first stage.",
             ("E4",),
-            ("3",),
         ),
         Experiment(
             "E5",
@@ -71,7 +65,6 @@ EXPERIMENTS = {
             "ConvMixers trained as Full, Chans or Space; Chans freezes the patch stem as well. "
             "Depth is the number of blocks.",
             ("E5",),
-            ("1b",),
         ),
         Experiment(
             "E6",
@@ -82,7 +75,6 @@ EXPERIMENTS = {
             "so a strong attack (many steps and restarts, two losses) and random noise of the same "
             "size are reported beside them.",
             ("E6-depth", "E6-epsilon"),
-            ("4a", "4b", "4c", "4d"),
         ),
         Experiment(
             "E7",
@@ -92,7 +84,6 @@ EXPERIMENTS = {
             "filter is convolved with a Gaussian whose standard deviation is half a pixel times "
             "the smoothing index, then scaled back to its original norm.",
             ("E7", "E7-filters"),
-            ("5",),
         ),
         Experiment(
             "E8",
@@ -117,7 +108,6 @@ EXPERIMENTS = {
             "The pixels of every image are shuffled by one fixed permutation; a ConvMixer of patch "
             "size 1 with a linear read-out reconstructs the image.",
             ("E10", "E10-reconstructions"),
-            ("6a", "6b", "6c"),
         ),
         Experiment(
             "E11",
@@ -127,7 +117,6 @@ EXPERIMENTS = {
             "of Chans doesn't depend on the kernel size; with m = k^2 filters per channel it "
             "equals that of dense convolutions.",
             (),
-            ("8",),
         ),
         Experiment(
             "E12",

@@ -14,14 +14,12 @@ import numpy as np
 from randmix.analysis import plots
 from randmix.analysis.spectrum.figures import Picture
 from randmix.reproduce import claims
-from randmix.reproduce.records import Records
+from randmix.reproduce.records import BANKS, MODES, Records
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MODES = {"full": "Full", "chans": "Chans", "space": "Space"}
-BANKS = {"random": "Different", "same": "Same", "box": "Box", "identity": "Identity"}
 DATA = {
     "digits": "Digits",
     "mnist": "MNIST",

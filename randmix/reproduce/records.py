@@ -11,6 +11,10 @@ from randmix.reproduce.plan import Group, PlannedRun, learned_share
 from randmix.reproduce.presets import Preset
 from randmix.workdir import artifacts
 
+# Titles in the report, in its order.
+MODES = {"full": "Full", "chans": "Chans", "space": "Space"}
+BANKS = {"random": "Different", "same": "Same", "box": "Box", "identity": "Identity"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Record:
@@ -41,18 +45,29 @@ class Record:
 class Records(list[Record]):
     """A list of records with ways to select from it."""
 
-    def where(self, experiment: str, metric: str | None = None, **settings: Any) -> "Records":
-        """Selects records of an experiment (and metric) whose settings have the given values.
+    def where(
+        self, experiment: str | None = None, metric: str | None = None, **settings: Any
+    ) -> "Records":
+        """Selects records of an experiment and metric whose settings have the given values.
 
-        A dot in the name of a setting is written as "__": ``data__name="digits"``.
+        A dot in the name of a setting may be written as "__": ``data__name="digits"``.
         """
         wanted = {name.replace("__", "."): value for name, value in settings.items()}
         return Records(
             record
             for record in self
-            if record.experiment == experiment
+            if experiment in (None, record.experiment)
             and metric in (None, record.metric)
             and all(record.settings.get(name) == value for name, value in wanted.items())
+        )
+
+    def attacked(self, defended: bool) -> "Records":
+        """Selects accuracies under attack at epsilons above 0, by how the models were trained."""
+        return Records(
+            record
+            for record in self
+            if record.settings.get("epsilon", 0) > 0
+            and bool(record.settings["defense.epsilon"]) == defended
         )
 
     def values(self, setting: str) -> list[Any]:

@@ -241,7 +241,7 @@ def _section(
     data = set(records.where(id).values("data.name"))
     return {
         "experiment": experiment,
-        "claims": [_claim(claim, *judged[claim]) for claim in experiment.claims if claim in judged],
+        "claims": [_claim(claim.id, *judged[claim.id]) for claim in claims.of(id)],
         "figures": [_image(folder / "figures", name) for name in names],
         "tables": tables.build(id, records, counted),
         "neighbours": neighbours.on(data) if id in ("E2", "E5") else [],
@@ -328,7 +328,7 @@ def _csv(records: Records) -> str:
         writer.writerow(
             {
                 "experiment": record.experiment,
-                "claim": " ".join(EXPERIMENTS[record.experiment].claims),
+                "claim": " ".join(claim.id for claim in claims.of(record.experiment)),
                 "mode": record.mode,
                 "size": _size(record.settings),
                 "seed": record.seed,

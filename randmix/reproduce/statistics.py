@@ -48,13 +48,13 @@ def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Inter
     return Interval(mean, mean - half, mean + half, n)
 
 
-def differences(one: Mapping[int, float], other: Mapping[int, float]) -> list[float]:
-    """``one - other`` for the seeds that both have, in the order of the seeds.
+def differences(one: Mapping[int, float], other: Mapping[int, float]) -> dict[int, float]:
+    """``one - other`` by seed, for the seeds that both have, in the order of the seeds.
 
     Runs of one seed share the data order and the initial values of weights of equal shape, so
     paired differences vary less than the runs themselves.
     """
-    return [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
+    return {seed: one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())}
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from randmix.reproduce.figures import ATTACKS, BANKS, DATA, MODELS, MODES
-from randmix.reproduce.records import Records
+from randmix.reproduce.figures import ATTACKS, DATA, MODELS
+from randmix.reproduce.records import BANKS, MODES, Records
 
 
 @dataclasses.dataclass(frozen=True)
