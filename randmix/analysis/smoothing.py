@@ -12,7 +12,7 @@ accuracy. Writes smoothing.png, .svg and .csv to --out. Exit status: 0 done, 2 a
 """
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -109,22 +109,33 @@ def relative_gains(curves: Sequence[Curve]) -> np.ndarray:
 
 
 @plots.style()
-def figure(curves: Sequence[Curve], gains: np.ndarray, attack: str) -> "Figure":
-    """Relative gain against the smoothing index, one line per epsilon, above the clean accuracy."""
-    drawing = plots.new_figure(4.6, 4.6)
+def figure(
+    indices: Sequence[float],
+    gains: Mapping[float, np.ndarray],
+    clean: np.ndarray,
+    *,
+    ylabel: str,
+) -> "Figure":
+    """Relative gain against the smoothing index, one line per epsilon, above the clean accuracy.
+
+    Args:
+        indices: smoothing indices, ascending.
+        gains: by epsilon in 1/255, [seeds, indices] in per cent.
+        clean: [seeds, indices] in per cent; no seed leaves the lower panel empty.
+        ylabel: label of the gains, with the attack.
+    """
+    drawing = plots.new_figure(4.6, 4.4)
     above, below = drawing.subplots(2, 1, sharex=True, height_ratios=(2.5, 1))
-    indices = [curve.index for curve in curves]
-    attacked = [i for i, epsilon in enumerate(curves[0].epsilons) if epsilon > 0]
-    for place, i in enumerate(attacked):
-        label = f"epsilon {curves[0].epsilons[i]:g}/255"
-        above.plot(indices, 100 * gains[:, i], label=label, **plots.series(place))
+    for place, (epsilon, values) in enumerate(gains.items()):
+        label = f"epsilon {epsilon:g}/255"
+        plots.mean_and_spread(above, indices, values, label=label, **plots.series(place))
     above.axhline(0, color="0.6", linewidth=0.8, zorder=0)
-    above.set(ylabel="relative gain (%)", title=f"{attack}, {curves[0].data} examples")
-    above.legend()
-    if 0.0 in curves[0].epsilons:
-        clean = [100 * curve.accuracies[curve.epsilons.index(0.0)] for curve in curves]
-        below.plot(indices, clean, **plots.series(0))
-    below.set(ylabel="clean accuracy (%)", xlabel="smoothing index", xticks=indices)
+    above.set(ylabel=ylabel)
+    above.legend(fontsize=7)
+    if len(clean):
+        plots.mean_and_spread(below, indices, clean, label="clean", **plots.series(0))
+    below.set(ylabel="clean accuracy (%)", xlabel="smoothing index")
+    below.set_xticks(indices, [f"{index:g}" for index in indices])
     return drawing
 
 
@@ -147,7 +158,16 @@ def draw(folders: Sequence[epath.PathLike], attack: str, out: epath.PathLike) ->
         for curve, line in zip(curves, gains, strict=True)
         for epsilon, accuracy, gain in zip(curve.epsilons, curve.accuracies, line, strict=True)
     ]
-    return plots.save(figure(curves, gains, attack), epath.Path(out) / "smoothing", rows)
+    percent = {
+        epsilon: 100 * gains[:, i][None]
+        for i, epsilon in enumerate(curves[0].epsilons)
+        if epsilon > 0
+    }
+    clean = [100 * c.accuracies[c.epsilons.index(0.0)] for c in curves if 0.0 in c.epsilons]
+    indices, ylabel = [curve.index for curve in curves], f"relative gain under {attack} (%)"
+    picture = figure(indices, percent, np.reshape(clean, (-1, len(curves))), ylabel=ylabel)
+    picture.axes[0].set_title(f"{curves[0].data} examples")
+    return plots.save(picture, epath.Path(out) / "smoothing", rows)
 
 
 def define_flags() -> None:

@@ -20,8 +20,6 @@ The paper's words, in numbers:
     robustness    accuracy under attack, averaged over all measured epsilons above 0
     over 25 %     relative to the unsmoothed model's accuracy, at the largest epsilon at which that
                   accuracy is at least 5 %
-
-The table `CLAIMS` comes last; the few rules that its claims share stand before it.
 """
 
 import dataclasses

@@ -6,19 +6,19 @@ by ``spectrum`` and ``unshuffle`` and stored by ``measurements``.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from randmix.analysis import plots
+from randmix.analysis import plots, smoothing
 from randmix.analysis.spectrum.figures import Picture
 from randmix.reproduce import claims
 from randmix.reproduce.records import BANKS, MODES, Records
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 DATA = {
     "digits": "Digits",
@@ -30,6 +30,14 @@ DATA = {
 }
 ATTACKS = {"fgsm": "FGSM", "pgd2": "PGD-2", "strong": "strong", "noise": "random noise"}
 MODELS = {"resnet": "separable ResNet", "convmixer": "ConvMixer"}
+
+
+class Panel(NamedTuple):
+    """A panel of lines over a size: its title, its records, and further columns of its rows."""
+
+    title: str
+    records: Records
+    about: Mapping[str, Any] = {}
 
 
 def accuracy_over(records: Records, experiment: str, size: str, xlabel: str) -> Picture | None:
@@ -44,18 +52,11 @@ def accuracy_over(records: Records, experiment: str, size: str, xlabel: str) -> 
         xlabel: label of the x axis.
     """
     accuracy = records.where(experiment, "accuracy")
-    data_sets = accuracy.values("data.name")
-    if not data_sets:
-        return None
-    figure, panels = _panels(len(data_sets))
-    rows: list[dict[str, Any]] = []
-    for axes, name in zip(panels, data_sets, strict=True):
-        part = accuracy.where(experiment, data__name=name)
-        _lines(axes, part, size, "mode", MODES, rows, scale=100)
-        axes.set(title=DATA.get(name, name), xlabel=xlabel)
-    panels[0].set_ylabel("test accuracy (%)")
-    panels[-1].legend()
-    return Picture(figure, rows)
+    panels = [
+        Panel(DATA.get(name, name), accuracy.where(data__name=name))
+        for name in accuracy.values("data.name")
+    ]
+    return _panels([("test accuracy (%)", panels)] if panels else [], size, xlabel)
 
 
 def bars(records: Records) -> Picture | None:
@@ -66,9 +67,9 @@ def bars(records: Records) -> Picture | None:
     accuracy = records.where("E3", "accuracy")
     if not accuracy:
         return None
-    chans = accuracy.where("E3", mode="chans")
-    groups = {"Full": accuracy.where("E3", mode="full")}
-    groups |= {title: chans.where("E3", model__filters=bank) for bank, title in BANKS.items()}
+    chans = accuracy.where(mode="chans")
+    groups = {"Full": accuracy.where(mode="full")}
+    groups |= {title: chans.where(model__filters=bank) for bank, title in BANKS.items()}
     figure = plots.new_figure(4.4, 2.8)
     axes = figure.subplots()
     rows = []
@@ -104,33 +105,14 @@ def attacked_over_depth(records: Records) -> Picture | None:
 
     One row of panels per model and data set, one panel per attack.
     """
-    attacked = Records(
-        r for r in records if r.experiment == "E6" and r.settings.get("epsilon", 0) > 0
-    )
-    lines = sorted(
-        {(r.settings["model.name"], r.settings["data.name"]) for r in attacked}, reverse=True
-    )
-    if not lines:
-        return None
-    columns = [("FGSM", "fgsm", False), ("PGD-2", "pgd2", False), ("FGSM, defended", "fgsm", True)]
-    columns.append(("strong attack", "strong", False))
-    figure, grid = _grid(len(lines), len(columns))
-    rows: list[dict[str, Any]] = []
-    for (model, data), line in zip(lines, grid, strict=True):
-        for (title, attack, defended), axes in zip(columns, line, strict=True):
-            part = Records(
-                r
-                for r in attacked.where("E6", attack, model__name=model, data__name=data)
-                if bool(r.settings["defense.epsilon"]) == defended
-            )
-            more = {"panel": title, "model": model, "data": data}
-            _lines(axes, part, "model.depth", "mode", MODES, rows, scale=100, more=more)
-            axes.set(title=title)
-        line[0].set_ylabel(f"{MODELS[model]}, {DATA.get(data, data)}\naccuracy under attack (%)")
-    for axes in grid[-1]:
-        axes.set_xlabel("depth")
-    grid[0][-1].legend()
-    return Picture(figure, rows)
+    attacked = Records(r for r in records.where("E6") if r.settings.get("epsilon", 0) > 0)
+    rows = []
+    for model, data in _models(attacked):
+        label = f"{MODELS[model]}, {DATA.get(data, data)}\naccuracy under attack (%)"
+        part = attacked.where(model__name=model, data__name=data)
+        about = {"model": model, "data": data}
+        rows.append((label, _attacks(part, about, strong="strong attack")))
+    return _panels(rows, "model.depth", "depth")
 
 
 def attacked_over_epsilon(records: Records) -> Picture | None:
@@ -138,73 +120,67 @@ def attacked_over_epsilon(records: Records) -> Picture | None:
 
     One row of panels per model and data set, one panel per attack.
     """
-    attacked = Records(r for r in records if r.experiment == "E6" and "epsilon" in r.settings)
-    lines = sorted(
-        {(r.settings["model.name"], r.settings["data.name"]) for r in attacked}, reverse=True
-    )
-    if not lines:
-        return None
-    columns = [(ATTACKS[name], name, False) for name in ATTACKS if name != "noise"]
-    columns.insert(2, ("FGSM, defended", "fgsm", True))
-    figure, grid = _grid(len(lines), len(columns))
-    rows: list[dict[str, Any]] = []
-    for (model, data), line in zip(lines, grid, strict=True):
-        depth = attacked.where("E6", model__name=model, data__name=data).values("model.depth")[-1]
-        for (title, attack, defended), axes in zip(columns, line, strict=True):
-            part = Records(
-                r
-                for r in attacked.where(
-                    "E6", attack, model__name=model, data__name=data, model__depth=depth
-                )
-                if bool(r.settings["defense.epsilon"]) == defended
-            )
-            more = {"panel": title, "model": model, "data": data, "depth": depth}
-            _lines(axes, part, "epsilon", "mode", MODES, rows, scale=100, more=more)
-            axes.set(title=title, ylim=(-3, 103))
-        line[0].set_ylabel(f"{MODELS[model]}, depth {depth}\naccuracy under attack (%)")
-    for axes in grid[-1]:
-        axes.set_xlabel("epsilon (1/255)")
-    grid[0][-1].legend()
-    return Picture(figure, rows)
+    attacked = Records(r for r in records.where("E6") if "epsilon" in r.settings)
+    rows = []
+    for model, data in _models(attacked):
+        part = attacked.where(model__name=model, data__name=data)
+        depth = part.values("model.depth")[-1]
+        label = f"{MODELS[model]}, depth {depth}\naccuracy under attack (%)"
+        about = {"model": model, "data": data, "depth": depth}
+        rows.append((label, _attacks(part.where(model__depth=depth), about, strong="strong")))
+    picture = _panels(rows, "epsilon", "epsilon (1/255)")
+    for axes in picture.figure.axes if picture else ():
+        axes.set(ylim=(-3, 103))
+    return picture
+
+
+def _models(attacked: Records) -> list[tuple[str, str]]:
+    """The pairs of model and data set among the records, ResNets first."""
+    pairs = {(r.settings["model.name"], r.settings["data.name"]) for r in attacked}
+    return sorted(pairs, reverse=True)
+
+
+def _attacks(records: Records, about: dict[str, Any], *, strong: str) -> list[Panel]:
+    columns = [("FGSM", "fgsm", False), ("PGD-2", "pgd2", False), ("FGSM, defended", "fgsm", True)]
+    return [
+        Panel(
+            title,
+            Records(r for r in records.where(metric=attack) if r.defended == defended),
+            {"panel": title, **about},
+        )
+        for title, attack, defended in (*columns, (strong, "strong", False))
+    ]
 
 
 def smoothing_gains(records: Records) -> Picture | None:
     """Figure 7: relative gain under FGSM, and clean accuracy, against the smoothing index.
 
-    One line per epsilon.
+    One line per epsilon, over the seeds that have all indices.
     """
     fgsm, clean = records.where("E7", "fgsm"), records.where("E7", "accuracy")
     indices = clean.values("model.smoothing_index")
-    plain = fgsm.where("E7", model__smoothing_index=0.0)
+    plain = fgsm.where(model__smoothing_index=0.0)
     largest = claims.largest_epsilon(plain)
     if largest is None or len(indices) < 2:
         return None
-    figure = plots.new_figure(4.6, 4.4)
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2.5, 1))
-    rows: list[dict[str, Any]] = []
-    for place, epsilon in enumerate(e for e in fgsm.values("epsilon") if 0 < e <= largest):
-        at_zero = plain.where("E7", epsilon=epsilon)
-        gains = [
-            claims.relative_gains(
-                at_zero, fgsm.where("E7", model__smoothing_index=index, epsilon=epsilon)
-            )
+    gains, rows = {}, []
+    for epsilon in (e for e in fgsm.values("epsilon") if 0 < e <= largest):
+        before = plain.where(epsilon=epsilon)
+        lines = [
+            claims.relative_gains(before, fgsm.where(model__smoothing_index=index, epsilon=epsilon))
             for index in indices
         ]
-        seeds = min(map(len, gains))
-        values = np.asarray([line[:seeds] for line in gains]).T
-        plots.mean_and_spread(
-            above, indices, values, label=f"epsilon {epsilon:g}/255", **plots.series(place)
-        )
+        seeds = min(map(len, lines))
+        gains[epsilon] = np.asarray([line[:seeds] for line in lines]).T
         rows += [
             {"smoothing_index": index, "epsilon": epsilon, "relative_gain": float(np.mean(line))}
-            for index, line in zip(indices, gains, strict=True)
+            for index, line in zip(indices, lines, strict=True)
         ]
-    above.axhline(0, color="0.6", linewidth=0.8, zorder=0)
-    above.axhline(claims.GAIN, color="0.6", linewidth=0.8, linestyle=":", zorder=0)
-    above.set(ylabel="relative gain under FGSM (%)")
-    above.legend(fontsize=7)
-    _lines(below, clean, "model.smoothing_index", "mode", {"chans": "clean"}, [], scale=100)
-    below.set(ylabel="clean accuracy (%)", xlabel="smoothing index", xticks=indices)
+    at_index = [clean.where(model__smoothing_index=index).by_seed() for index in indices]
+    seeds = sorted(set.intersection(*map(set, at_index)))
+    accuracies = 100 * np.asarray([[at[seed] for at in at_index] for seed in seeds])
+    figure = smoothing.figure(indices, gains, accuracies, ylabel="relative gain under FGSM (%)")
+    figure.axes[0].axhline(claims.GAIN, color="0.6", linewidth=0.8, linestyle=":", zorder=0)
     return Picture(figure, rows)
 
 
@@ -214,23 +190,19 @@ def psnr_over_width(records: Records) -> Picture | None:
     One row of panels per data set, one panel per depth and kernel size.
     """
     psnr = records.where("E10", "psnr")
-    data_sets = psnr.values("data.name")
     sizes = sorted({(r.settings["model.depth"], r.settings["model.kernel_size"]) for r in psnr})
-    if not data_sets:
-        return None
-    figure, grid = _grid(len(data_sets), len(sizes))
-    rows: list[dict[str, Any]] = []
-    for name, line in zip(data_sets, grid, strict=True):
-        for (depth, kernel), axes in zip(sizes, line, strict=True):
-            part = psnr.where("E10", data__name=name, model__depth=depth, model__kernel_size=kernel)
-            more = {"data": name, "depth": depth, "kernel_size": kernel}
-            _lines(axes, part, "model.width", "mode", MODES, rows, scale=1, more=more)
-            axes.set(title=f"{DATA.get(name, name)}, depth {depth}, k {kernel}")
-        line[0].set_ylabel("test PSNR (dB)")
-    for axes in grid[-1]:
-        axes.set_xlabel("width")
-    max(grid.ravel(), key=lambda axes: len(axes.lines)).legend()
-    return Picture(figure, rows)
+    rows = []
+    for name in psnr.values("data.name"):
+        panels = [
+            Panel(
+                f"{DATA.get(name, name)}, depth {depth}, k {kernel}",
+                psnr.where(data__name=name, model__depth=depth, model__kernel_size=kernel),
+                {"data": name, "depth": depth, "kernel_size": kernel},
+            )
+            for depth, kernel in sizes
+        ]
+        rows.append(("test PSNR (dB)", panels))
+    return _panels(rows, "model.width", "width", scale=1, legend_in_fullest=True)
 
 
 def accuracy_over_share(records: Records) -> Picture | None:
@@ -248,10 +220,12 @@ def accuracy_over_share(records: Records) -> Picture | None:
 
 # Figures drawn from records, by name; all others are pictures stored by ``measurements``.
 DRAWN: dict[str, Callable[[Records], Picture | None]] = {
-    "E2": lambda records: accuracy_over(records, "E2", "model.depth", "depth (blocks per stage)"),
+    "E2": partial(
+        accuracy_over, experiment="E2", size="model.depth", xlabel="depth (blocks per stage)"
+    ),
     "E3": bars,
-    "E4": lambda records: accuracy_over(records, "E4", "model.width", "base width"),
-    "E5": lambda records: accuracy_over(records, "E5", "model.depth", "depth (blocks)"),
+    "E4": partial(accuracy_over, experiment="E4", size="model.width", xlabel="base width"),
+    "E5": partial(accuracy_over, experiment="E5", size="model.depth", xlabel="depth (blocks)"),
     "E6-depth": attacked_over_depth,
     "E6-epsilon": attacked_over_epsilon,
     "E7": smoothing_gains,
@@ -260,14 +234,32 @@ DRAWN: dict[str, Callable[[Records], Picture | None]] = {
 }
 
 
-def _panels(count: int) -> tuple["Figure", list["Axes"]]:
-    figure, grid = _grid(1, count)
-    return figure, list(grid[0])
-
-
-def _grid(rows: int, columns: int) -> tuple["Figure", np.ndarray]:
-    figure = plots.new_figure(max(3.6, 0.6 + 2.0 * columns), 0.5 + 2.1 * rows)
-    return figure, figure.subplots(rows, columns, squeeze=False, sharey="row")
+def _panels(
+    rows: Sequence[tuple[str, Sequence[Panel]]],
+    x: str,
+    xlabel: str,
+    *,
+    scale: float = 100,
+    legend_in_fullest: bool = False,
+) -> Picture | None:
+    """Draws rows of panels, each with its label and a line per mode; None without rows."""
+    if not rows:
+        return None
+    columns = len(rows[0][1])
+    figure = plots.new_figure(max(3.6, 0.6 + 2.0 * columns), 0.5 + 2.1 * len(rows))
+    grid = figure.subplots(len(rows), columns, squeeze=False, sharey="row")
+    table: list[dict[str, Any]] = []
+    for (label, panels), line in zip(rows, grid, strict=True):
+        for panel, axes in zip(panels, line, strict=True):
+            more = panel.about
+            _lines(axes, panel.records, x, "mode", MODES, table, scale=scale, more=more)
+            axes.set(title=panel.title)
+        line[0].set_ylabel(label)
+    for axes in grid[-1]:
+        axes.set_xlabel(xlabel)
+    fullest = max(grid.ravel(), key=lambda axes: len(axes.lines))
+    (fullest if legend_in_fullest else grid[0][-1]).legend()
+    return Picture(figure, table)
 
 
 def _lines(
@@ -279,7 +271,7 @@ def _lines(
     rows: list[dict[str, Any]],
     *,
     scale: float,
-    more: dict[str, Any] | None = None,
+    more: Mapping[str, Any] = {},
 ) -> None:
     """Draws one line per value of the setting ``by`` against ``x``, at the points all seeds have.
 
@@ -309,7 +301,7 @@ def _lines(
         points = [*reached]
         values = scale * np.asarray([[at[seed] for at in reached.values()] for seed in seeds])
         plots.mean_and_spread(axes, points, values, label=title, **plots.series(place))
-        rows += _rows(points, values, {"series": title, **(more or {})}, x)
+        rows += _rows(points, values, {"series": title, **more}, x)
     points = records.values(x)
     if not axes.has_data():
         axes.text(

@@ -41,6 +41,11 @@ class Record:
     value: float
     run: str
 
+    @property
+    def defended(self) -> bool:
+        """Whether the model was trained on adversarial samples."""
+        return bool(self.settings.get("defense.epsilon"))
+
 
 class Records(list[Record]):
     """A list of records with ways to select from it."""
@@ -66,8 +71,7 @@ class Records(list[Record]):
         return Records(
             record
             for record in self
-            if record.settings.get("epsilon", 0) > 0
-            and bool(record.settings["defense.epsilon"]) == defended
+            if record.settings.get("epsilon", 0) > 0 and record.defended == defended
         )
 
     def values(self, setting: str) -> list[Any]:

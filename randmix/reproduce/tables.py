@@ -30,179 +30,150 @@ class Table:
     rows: Sequence[Sequence[Cell]]
 
 
+_OVER_SEEDS = "mean ± standard deviation over seeds (their number)."
+_SIZES = {"E4": ("model.width",), "E10": ("model.depth", "model.kernel_size", "model.width")}
+
+
 def build(experiment: str, records: Records, counted: Sequence[Mapping[str, Any]]) -> list[Table]:
     """The tables of an experiment from its records, or for E11 from ``counting.rows``."""
-    makers = {
-        "E1": _coverage,
-        "E3": _banks,
-        "E6": _attacks,
-        "E7": _smoothing,
-        "E8": _smoothed_filters,
-        "E9": _layers,
-        "E12": _shares,
-    }
-    if experiment in makers:
-        tables = makers[experiment](records)
-    elif experiment == "E10":
-        tables = _by_mode(
-            records, "E10", "psnr", ("model.depth", "model.kernel_size", "model.width")
-        )
-    elif experiment == "E11":
-        tables = _counts(counted)
-    else:
-        sizes = ("model.width",) if experiment == "E4" else ("model.depth",)
-        tables = _by_mode(records, experiment, "accuracy", sizes)
+    records = records.where(experiment)
+    match experiment:
+        case "E1":
+            tables = [_coverage(records)]
+        case "E3":
+            tables = [_banks(records)]
+        case "E6":
+            tables = [_attacks(records, defended) for defended in (False, True)]
+        case "E7":
+            tables = [_smoothing(records)]
+        case "E8":
+            tables = [_smoothed_filters(records)]
+        case "E9":
+            tables = [_layers(records)]
+        case "E11":
+            tables = [_counts(counted)]
+        case "E12":
+            tables = [_shares(records)]
+        case _:
+            tables = _by_mode(records, _SIZES.get(experiment, ("model.depth",)))
     return [table for table in tables if table.rows]
 
 
-def _by_mode(records: Records, experiment: str, metric: str, sizes: Sequence[str]) -> list[Table]:
-    part = records.where(experiment, metric)
-    modes = [mode for mode in MODES if any(record.mode == mode for record in part)]
+def _by_mode(records: Records, sizes: Sequence[str]) -> list[Table]:
+    """A table for each data set, with a row per size and a column per mode."""
+    psnr = records.where(metric="psnr")
+    what = "Test PSNR in dB" if psnr else "Test accuracy in per cent"
+    part = psnr or records.where(metric="accuracy")
+    modes = [mode for mode in MODES if part.where(mode=mode)]
     tables = []
     for name in part.values("data.name"):
-        of_data = part.where(experiment, data__name=name)
+        of_data = part.where(data__name=name)
         rows = []
         for values in sorted({tuple(r.settings.get(size) for size in sizes) for r in of_data}):
-            at = dict(zip((size.replace(".", "__") for size in sizes), values, strict=True))
-            title = ", ".join(
-                f"{_short(size)} {value}" for size, value in zip(sizes, values, strict=True)
-            )
-            cells = [_cell(of_data.where(experiment, mode=mode, **at), metric) for mode in modes]
-            rows.append([Cell(title), *cells])
-        what = "Test PSNR in dB" if metric == "psnr" else "Test accuracy in per cent"
-        caption = (
-            f"{what}, {DATA.get(name, name)}: mean ± standard deviation over seeds (their number)."
-        )
+            at = dict(zip(sizes, values, strict=True))
+            title = ", ".join(f"{_short(size)} {value}" for size, value in at.items())
+            rows.append([Cell(title), *(_cell(of_data.where(mode=mode, **at)) for mode in modes)])
+        caption = f"{what}, {DATA.get(name, name)}: {_OVER_SEEDS}"
         tables.append(Table(caption, ["", *(MODES[mode] for mode in modes)], rows))
     return tables
 
 
-def _coverage(records: Records) -> list[Table]:
-    part = records.where("E1")
+def _by_setting(
+    caption: str, setting: str, label: str, columns: Mapping[str, Records], form: str = "{:g}"
+) -> Table:
+    """A table with a row per value of a setting, and a column per selection of records."""
+    first, *_ = columns.values()
     rows = [
         [
-            Cell(f"{count:,}"),
-            *(
-                _cell(part.where("E1", metric, filters=count), metric)
-                for metric in ("coverage", "mean_coverage")
-            ),
+            Cell(form.format(value)),
+            *(_cell(records.where(**{setting: value})) for records in columns.values()),
         ]
-        for count in part.values("filters")
+        for value in first.values(setting)
     ]
+    return Table(caption, [label, *columns], rows)
+
+
+def _coverage(records: Records) -> Table:
     caption = (
         "Coverage of random banks in per cent of all frequencies: "
         "mean ± standard deviation over banks (their number)."
     )
-    return [
-        Table(caption, ["filters", "over half of the maximum", "mean over all thresholds"], rows)
-    ]
+    columns = {
+        "over half of the maximum": records.where(metric="coverage"),
+        "mean over all thresholds": records.where(metric="mean_coverage"),
+    }
+    return _by_setting(caption, "filters", "filters", columns, "{:,}")
 
 
-def _banks(records: Records) -> list[Table]:
-    part = records.where("E3", "accuracy")
-    chans = part.where("E3", mode="chans")
-    rows = [[Cell("Full"), _cell(part.where("E3", mode="full"), "accuracy")]]
-    rows += [
-        [Cell(f"Chans, {title}"), _cell(chans.where("E3", model__filters=bank), "accuracy")]
-        for bank, title in BANKS.items()
-    ]
-    caption = "Test accuracy in per cent: mean ± standard deviation over seeds (their number)."
-    return [Table(caption, ["filters", "accuracy"], rows if part else [])]
+def _banks(records: Records) -> Table:
+    part = records.where(metric="accuracy")
+    rows = {"Full": part.where(mode="full")}
+    for bank, title in BANKS.items():
+        rows[f"Chans, {title}"] = part.where(mode="chans", model__filters=bank)
+    caption = f"Test accuracy in per cent: {_OVER_SEEDS}"
+    cells = [[Cell(title), _cell(values)] for title, values in rows.items()]
+    return Table(caption, ["filters", "accuracy"], cells if part else [])
 
 
-def _attacks(records: Records) -> list[Table]:
-    part = Records(r for r in records if r.experiment == "E6" and r.settings.get("epsilon", 0) > 0)
-    clean = records.where("E6", "accuracy")
-    tables = []
-    for defended in (False, True):
-        rows = []
-        of = [
-            Records(r for r in some if bool(r.settings["defense.epsilon"]) == defended)
-            for some in (part, clean)
-        ]
-        keys = ("data.name", "model.name", "model.depth")
-        for data, model, depth in sorted({tuple(r.settings[k] for k in keys) for r in of[0]}):
-            at = {"data__name": data, "model__name": model, "model__depth": depth}
-            for attack in ("clean", *ATTACKS):
-                from_, metric = (of[1], "accuracy") if attack == "clean" else (of[0], attack)
-                cells = [
-                    _cell(from_.where("E6", metric, mode=m, **at), "accuracy")
-                    for m in ("full", "chans")
-                ]
-                title = f"{MODELS[model]}, {DATA.get(data, data)}, depth {depth}"
-                rows.append([Cell(f"{title}: {ATTACKS.get(attack, attack)}"), *cells])
-        trained = "Trained on FGSM samples" if defended else "Trained without defence"
-        caption = (
-            f"{trained}: accuracy in per cent on the entire test set, and under attack on its "
-            "first images, averaged over all epsilons above 0; mean ± standard deviation over "
-            "seeds (their number)."
-        )
-        tables.append(Table(caption, ["", "Full", "Chans"], rows))
-    return tables
-
-
-def _smoothing(records: Records) -> list[Table]:
-    fgsm, clean = records.where("E7", "fgsm"), records.where("E7", "accuracy")
-    epsilons = [epsilon for epsilon in fgsm.values("epsilon") if epsilon]
+def _attacks(records: Records, defended: bool) -> Table:
+    attacked = records.attacked(defended)
+    clean = Records(r for r in records.where(metric="accuracy") if r.defended == defended)
     rows = []
-    for index in clean.values("model.smoothing_index"):
-        at = fgsm.where("E7", model__smoothing_index=index)
-        cells = [_cell(at.where("E7", epsilon=epsilon), "accuracy") for epsilon in epsilons]
-        rows.append(
-            [
-                Cell(f"{index:g}"),
-                _cell(clean.where("E7", model__smoothing_index=index), "accuracy"),
-                *cells,
-            ]
-        )
+    keys = ("data.name", "model.name", "model.depth")
+    for values in sorted({tuple(r.settings[k] for k in keys) for r in attacked}):
+        data, model, depth = values
+        title = f"{MODELS[model]}, {DATA.get(data, data)}, depth {depth}"
+        at = dict(zip(keys, values, strict=True))
+        for attack in ("clean", *ATTACKS):
+            part = clean if attack == "clean" else attacked.where(metric=attack)
+            cells = [_cell(part.where(mode=mode, **at)) for mode in ("full", "chans")]
+            rows.append([Cell(f"{title}: {ATTACKS.get(attack, attack)}"), *cells])
+    trained = "Trained on FGSM samples" if defended else "Trained without defence"
     caption = (
-        "Accuracy in per cent, clean and under FGSM at each epsilon (in 1/255): "
-        "mean ± standard deviation over seeds (their number)."
+        f"{trained}: accuracy in per cent on the entire test set, and under attack on its first "
+        "images, averaged over all epsilons above 0; mean ± standard deviation over seeds (their "
+        "number)."
     )
-    return [
-        Table(
-            caption, ["smoothing index", "clean", *(f"{epsilon:g}" for epsilon in epsilons)], rows
-        )
-    ]
+    return Table(caption, ["", "Full", "Chans"], rows)
 
 
-def _smoothed_filters(records: Records) -> list[Table]:
-    part = records.where("E8")
-    rows = [
-        [
-            Cell(f"{index:g}"),
-            *(_cell(part.where("E8", m, index=index), m) for m in ("coverage", "mean_frequency")),
-        ]
-        for index in part.values("index")
-    ]
+def _smoothing(records: Records) -> Table:
+    fgsm = records.where(metric="fgsm")
+    columns = {"clean": records.where(metric="accuracy")}
+    for epsilon in fgsm.values("epsilon"):
+        if epsilon:
+            columns[f"{epsilon:g}"] = fgsm.where(epsilon=epsilon)
+    caption = (
+        f"Accuracy in per cent, clean and under FGSM at each epsilon (in 1/255): {_OVER_SEEDS}"
+    )
+    return _by_setting(caption, "model.smoothing_index", "smoothing index", columns)
+
+
+def _smoothed_filters(records: Records) -> Table:
     caption = (
         "Coverage in per cent of all frequencies, and mean frequency in hundredths of a cycle "
         "per pixel."
     )
-    return [Table(caption, ["smoothing index", "coverage", "mean frequency"], rows)]
+    columns = {
+        "coverage": records.where(metric="coverage"),
+        "mean frequency": records.where(metric="mean_frequency"),
+    }
+    return _by_setting(caption, "index", "smoothing index", columns)
 
 
-def _layers(records: Records) -> list[Table]:
-    part = records.where("E9", "coverage")
-    rows = [
-        [Cell(layer), _cell(part.where("E9", layer=layer), "coverage")]
-        for layer in part.values("layer")
-    ]
+def _layers(records: Records) -> Table:
     caption = "Coverage of each layer's learned filters, in per cent of all frequencies."
-    return [Table(caption, ["layer", "coverage"], rows)]
+    columns = {"coverage": records.where(metric="coverage")}
+    return _by_setting(caption, "layer", "layer", columns, "{}")
 
 
-def _shares(records: Records) -> list[Table]:
-    part = records.where("E12", "accuracy")
-    rows = [
-        [Cell(f"{share:g}"), _cell(part.where("E12", share=share), "accuracy")]
-        for share in part.values("share")
-    ]
-    caption = "Test accuracy in per cent: mean ± standard deviation over seeds (their number)."
-    return [Table(caption, ["share of spatial filters learned", "accuracy"], rows)]
+def _shares(records: Records) -> Table:
+    caption = f"Test accuracy in per cent: {_OVER_SEEDS}"
+    columns = {"accuracy": records.where(metric="accuracy")}
+    return _by_setting(caption, "share", "share of spatial filters learned", columns)
 
 
-def _counts(counted: Sequence[Mapping[str, Any]]) -> list[Table]:
+def _counts(counted: Sequence[Mapping[str, Any]]) -> Table:
     rows = [
         [
             Cell(f"{row['model']}, {DATA.get(row['data'], row['data'])}"),
@@ -222,16 +193,19 @@ def _counts(counted: Sequence[Mapping[str, Any]]) -> list[Table]:
         "dense convolutions",
         "equal to the equations",
     ]
-    return [Table("Trainable parameters.", columns, rows)]
+    return Table("Trainable parameters.", columns, rows)
 
 
-def _cell(records: Records, metric: str) -> Cell:
+def _cell(records: Records) -> Cell:
     """Mean ± standard deviation (number of seeds); everything but PSNR is multiplied by 100."""
     values = np.asarray([*records.by_seed().values()])
     if not len(values):
         return Cell("n/a")
-    digits = 2 if metric == "psnr" else 1
-    values = values if metric == "psnr" else 100 * values
+    digits = 1
+    if records[0].metric == "psnr":
+        digits = 2
+    else:
+        values = 100 * values
     spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
     return Cell(f"{values.mean():.{digits}f}{spread} ({len(values)})", records.runs)
 
