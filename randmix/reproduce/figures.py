@@ -32,6 +32,11 @@ ATTACKS = {"fgsm": "FGSM", "pgd2": "PGD-2", "strong": "strong", "noise": "random
 MODELS = {"resnet": "separable ResNet", "convmixer": "ConvMixer"}
 
 
+def title_of(data_set: str) -> str:
+    """A data set's title."""
+    return DATA.get(data_set, data_set)
+
+
 class Panel(NamedTuple):
     """A panel of lines over a size: its title, its records, and further columns of its rows."""
 
@@ -53,7 +58,7 @@ def accuracy_over(records: Records, experiment: str, size: str, xlabel: str) -> 
     """
     accuracy = records.where(experiment, "accuracy")
     panels = [
-        Panel(DATA.get(name, name), accuracy.where(data__name=name))
+        Panel(title_of(name), accuracy.where(data__name=name))
         for name in accuracy.values("data.name")
     ]
     return _panels([("test accuracy (%)", panels)] if panels else [], size, xlabel)
@@ -108,7 +113,7 @@ def attacked_over_depth(records: Records) -> Picture | None:
     attacked = Records(r for r in records.where("E6") if r.settings.get("epsilon", 0) > 0)
     rows = []
     for model, data in _models(attacked):
-        label = f"{MODELS[model]}, {DATA.get(data, data)}\naccuracy under attack (%)"
+        label = f"{MODELS[model]}, {title_of(data)}\naccuracy under attack (%)"
         part = attacked.where(model__name=model, data__name=data)
         about = {"model": model, "data": data}
         rows.append((label, _attacks(part, about, strong="strong attack")))
@@ -195,7 +200,7 @@ def psnr_over_width(records: Records) -> Picture | None:
     for name in psnr.values("data.name"):
         panels = [
             Panel(
-                f"{DATA.get(name, name)}, depth {depth}, k {kernel}",
+                f"{title_of(name)}, depth {depth}, k {kernel}",
                 psnr.where(data__name=name, model__depth=depth, model__kernel_size=kernel),
                 {"data": name, "depth": depth, "kernel_size": kernel},
             )

@@ -20,6 +20,7 @@ from etils import epath
 from randmix.analysis import plots, robustness, spectrum, unshuffle
 from randmix.analysis.robustness import sanity
 from randmix.analysis.spectrum import figures as spectra
+from randmix.analysis.spectrum.figures import Picture
 from randmix.reproduce.plan import PlannedRun
 from randmix.reproduce.presets import Preset
 from randmix.runtime import durable
@@ -29,6 +30,7 @@ from randmix.training import loading
 from randmix.training.compiled import Programs
 from randmix.workdir import json_files
 
+Rows = list[dict[str, Any]]
 FAILED = "failed.json"
 _FOLDER = "measurements"
 # Increase it whenever the meaning of the stored numbers changes.
@@ -173,64 +175,74 @@ def _stoppable(items: Iterable[Any], stop: StopSignals) -> Iterator[Any]:
         yield item
 
 
-def layers(run: PlannedRun, root: epath.PathLike) -> list[dict[str, Any]]:
-    """E9: coverage of each layer's filters; also saves the pictures "envelopes" and "filters"."""
-    folder = run.folder(root) / _FOLDER
+def _kept_pictures(
+    file: epath.Path, bare: Mapping[str, epath.Path], draw: Callable[[], Mapping[str, Picture]]
+) -> Rows:
+    """Rows of the first picture, kept in a file; the pictures are saved without suffix at bare."""
 
-    def compute() -> list[dict[str, Any]]:
-        pictures = spectra.layers(spectrum.layers(loading.load(run.folder(root)).variables))
-        for name, picture in pictures.items():
-            plots.save(picture.figure, folder / name, picture.rows)
-        return [dict(row) for row in pictures["envelopes"].rows]
+    def compute() -> Rows:
+        pictures = draw()
+        for name, path in bare.items():
+            plots.save(pictures[name].figure, path, pictures[name].rows)
+        return [dict(row) for row in pictures[next(iter(bare))].rows]
 
-    return kept(folder / f"layers-{key()}.json", compute)
-
-
-def layer_pictures(run: PlannedRun, root: epath.PathLike) -> dict[str, epath.Path]:
-    """Paths, without suffix, of the pictures that `layers` saves, by name."""
-    return {name: run.folder(root) / _FOLDER / name for name in ("envelopes", "filters")}
+    return kept(file, compute)
 
 
-def random_banks(root: epath.PathLike, preset: Preset) -> tuple[list[dict[str, Any]], epath.Path]:
+def layers_file(run: PlannedRun, root: epath.PathLike) -> epath.Path:
+    """Path of the coverage of each layer of a run."""
+    return run.folder(root) / _FOLDER / f"layers-{key()}.json"
+
+
+def layers(run: PlannedRun, root: epath.PathLike) -> tuple[Rows, dict[str, epath.Path]]:
+    """E9: coverage of each layer's filters.
+
+    Returns:
+        Rows of measures, one per layer, and the paths without suffix of the pictures "envelopes"
+        and "filters", by name.
+    """
+    file = layers_file(run, root)
+    bare = {name: file.parent / name for name in ("envelopes", "filters")}
+
+    def draw() -> dict[str, Picture]:
+        return spectra.layers(spectrum.layers(loading.load(run.folder(root)).variables))
+
+    return _kept_pictures(file, bare, draw), bare
+
+
+def random_banks(root: epath.PathLike, preset: Preset) -> tuple[Rows, epath.Path]:
     """E1: coverage of random banks by size and seed, and the picture's path without suffix."""
     banks = preset.banks
     file = epath.Path(root) / "pictures" / f"random-{key(dict(banks))}.json"
 
-    def compute() -> list[dict[str, Any]]:
-        picture = spectra.random_banks(
+    def draw() -> dict[str, Picture]:
+        return spectra.random_banks(
             banks["counts"], kernel_size=banks["kernel_size"], seeds=range(banks["seeds"])
-        )["random"]
-        plots.save(picture.figure, _bare(file), picture.rows)
-        return [dict(row) for row in picture.rows]
+        )
 
-    return kept(file, compute), _bare(file)
+    return _kept_pictures(file, {"random": _bare(file)}, draw), _bare(file)
 
 
 def smoothed_filters(
     run: PlannedRun, root: epath.PathLike, preset: Preset
-) -> tuple[list[dict[str, Any]], dict[str, epath.Path]]:
+) -> tuple[Rows, dict[str, epath.Path]]:
     """E7 and E8: frozen random filters of a Chans run, smoothed at the preset's three indices.
 
     The bank "smoothed" applies the same smoothing to the same random numbers, so these are the
     filters with which the smoothed runs of that seed were trained.
 
     Returns:
-        Rows of measures, one per index, and the pictures' paths without suffix, by name.
+        Rows of measures, one per index, and the paths without suffix of the pictures "smoothing"
+        and "smoothing_profile", by name.
     """
     file = epath.Path(root) / "pictures" / f"smoothing-{key(run.name, preset.shown)}.json"
+    bare = {name: _bare(file, f"-{name}") for name in ("smoothing", "smoothing_profile")}
 
-    def compute() -> list[dict[str, Any]]:
+    def draw() -> dict[str, Picture]:
         kernels = [*spectrum.layers(loading.load(run.folder(root)).variables).values()]
-        pictures = spectra.smoothing(kernels, preset.shown)
-        for name, picture in pictures.items():
-            plots.save(
-                picture.figure, _bare(file).parent / f"{_bare(file).name}-{name}", picture.rows
-            )
-        return [dict(row) for row in pictures["smoothing"].rows]
+        return spectra.smoothing(kernels, preset.shown)
 
-    rows = kept(file, compute)
-    names = ("smoothing", "smoothing_profile")
-    return rows, {name: _bare(file).parent / f"{_bare(file).name}-{name}" for name in names}
+    return _kept_pictures(file, bare, draw), bare
 
 
 def reconstructions(group: Sequence[PlannedRun], root: epath.PathLike) -> epath.Path:
@@ -239,22 +251,21 @@ def reconstructions(group: Sequence[PlannedRun], root: epath.PathLike) -> epath.
     Returns:
         The picture's path without suffix.
     """
-    file = (
-        epath.Path(root) / "pictures" / f"reconstructions-{key([run.name for run in group])}.json"
-    )
+    names = [run.name for run in group]
+    file = epath.Path(root) / "pictures" / f"reconstructions-{key(names)}.json"
 
     def compute() -> list[str]:
         folders = [run.folder(root) for run in group]
         rows = unshuffle.reconstructions(folders, examples=8)
         plots.save(unshuffle.figure(rows), _bare(file))
-        return [run.name for run in group]
+        return names
 
     kept(file, compute)
     return _bare(file)
 
 
-def _bare(file: epath.Path) -> epath.Path:
-    return file.parent / file.name.removesuffix(".json")
+def _bare(file: epath.Path, ending: str = "") -> epath.Path:
+    return file.parent / f"{file.name.removesuffix('.json')}{ending}"
 
 
 def provenance(results: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:

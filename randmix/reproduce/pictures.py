@@ -1,6 +1,6 @@
 """All figures of a report, written to one folder: from records, and of filters and images."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 from etils import epath
 
@@ -11,7 +11,6 @@ from randmix.reproduce.plan import Group, PlannedRun
 from randmix.reproduce.presets import Preset
 from randmix.reproduce.records import Records
 
-Draw = Callable[[], epath.Path | None]
 _SUFFIXES = ("png", "svg", "csv")
 
 
@@ -39,18 +38,14 @@ def draw(
     """
     drawn: dict[str, list[str]] = {experiment: [] for experiment in experiments}
     missing = {}
+    folder.mkdir(parents=True, exist_ok=True)
     for experiment in experiments:
-        kept = _kept(experiment, groups, root, preset)
         for name in EXPERIMENTS[experiment].figures:
             try:
                 if name in figures.DRAWN:
-                    with plots.style():
-                        picture = figures.DRAWN[name](records)
-                    names = [name] if picture else []
-                    if picture:
-                        plots.save(picture.figure, folder / name, picture.rows)
+                    names = _draw(name, records, folder)
                 else:
-                    names = [*_copy(name, kept.get(name, []), folder)]
+                    names = _copy(name, _sources(name, groups, root, preset), folder)
             except Exception as error:  # one failed picture must not prevent the report
                 missing[name] = f"{type(error).__name__}: {error}"
                 continue
@@ -60,46 +55,40 @@ def draw(
     return drawn, missing
 
 
-def _copy(
-    name: str, sources: Sequence[Callable[[], epath.Path]], folder: epath.Path
-) -> Iterator[str]:
-    for i, source in enumerate(sources):
-        bare, copy = source(), f"{name}-{i + 1}" if i else name
-        folder.mkdir(parents=True, exist_ok=True)
+def _draw(name: str, records: Records, folder: epath.Path) -> list[str]:
+    with plots.style():
+        picture = figures.DRAWN[name](records)
+    if picture is None:
+        return []
+    plots.save(picture.figure, folder / name, picture.rows)
+    return [name]
+
+
+def _copy(name: str, sources: Sequence[epath.Path], folder: epath.Path) -> list[str]:
+    names = [f"{name}-{i + 1}" if i else name for i in range(len(sources))]
+    for source, copy in zip(sources, names, strict=True):
         for suffix in _SUFFIXES:
-            file = bare.parent / f"{bare.name}.{suffix}"
+            file = source.parent / f"{source.name}.{suffix}"
             if file.exists():
                 (folder / f"{copy}.{suffix}").write_bytes(file.read_bytes())
-        yield copy
+    return names
 
 
-def _kept(
-    experiment: str, groups: Sequence[Group], root: epath.PathLike, preset: Preset
-) -> dict[str, list[Callable[[], epath.Path]]]:
-    """For each figure of filters or images, functions that return its files without suffix."""
-    first = _first_finished(experiment, groups, root)
+def _sources(
+    name: str, groups: Sequence[Group], root: epath.PathLike, preset: Preset
+) -> list[epath.Path]:
+    """The files, without suffix, of a figure of filters or images; [] without finished runs."""
+    experiment, _, part = name.partition("-")
     if experiment == "E1":
-        return {"E1": [lambda: measurements.random_banks(root, preset)[1]]}
-    plain = unsmoothed(groups, root)
-    if experiment in ("E7", "E8") and plain:
-
-        def smoothed(which: str) -> Callable[[], epath.Path]:
-            return lambda: measurements.smoothed_filters(plain, root, preset)[1][which]
-
-        names = {"E7-filters": "smoothing", "E8": "smoothing", "E8-profile": "smoothing_profile"}
-        return {name: [smoothed(which)] for name, which in names.items()}
-    if experiment == "E9" and first:
-        measurements.layers(first[0], root)
-        files = measurements.layer_pictures(first[0], root)
-        return {f"E9-{name}": [lambda file=file: file] for name, file in files.items()}
-    if experiment == "E10":
-        shown = _reconstructed(first)
-        return {
-            "E10-reconstructions": [
-                lambda g=g: measurements.reconstructions(g, root) for g in shown
-            ]
-        }
-    return {}
+        return [measurements.random_banks(root, preset)[1]]
+    if experiment in ("E7", "E8"):
+        plain = unsmoothed(groups, root)
+        which = "smoothing_profile" if part == "profile" else "smoothing"
+        return [measurements.smoothed_filters(plain, root, preset)[1][which]] if plain else []
+    first = _first_finished(experiment, groups, root)
+    if experiment == "E9":
+        return [measurements.layers(first[0], root)[1][part]] if first else []
+    return [measurements.reconstructions(runs, root) for runs in _reconstructed(first)]
 
 
 def unsmoothed(groups: Sequence[Group], root: epath.PathLike) -> PlannedRun | None:

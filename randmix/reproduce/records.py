@@ -100,12 +100,14 @@ def collect(groups: Sequence[Group], root: epath.PathLike, preset: Preset) -> Re
         if result is None:
             continue
         mode = "groups" if run.settings.get("groups") else run.settings["mode"]
-        rows = [
+        rows: list[tuple[dict[str, Any], str, float]] = [
             ({}, name.removeprefix("test_"), value) for name, value in result["metrics"].items()
         ]
-        rows += [({}, "trainable", result["parameters"]["trainable"])]
+        rows.append(({}, "trainable", result["parameters"]["trainable"]))
         file = measurements.attacks_file(run, root, preset)
         attacked = measurements.read(file, {"rows": list})["rows"] if file.exists() else []
+        file = measurements.layers_file(run, root)
+        layers = measurements.read(file, list) if file.exists() else []
         # E8 reports on the filters, not on the run that contains them.
         for experiment in (name for name in run.experiments if name != "E8"):
             own = [*rows]
@@ -115,10 +117,7 @@ def collect(groups: Sequence[Group], root: epath.PathLike, preset: Preset) -> Re
                     for row in attacked
                 ]
             if experiment == "E9":
-                own += [
-                    ({"layer": row["layer"]}, "coverage", row["coverage"])
-                    for row in _layers(run, root)
-                ]
+                own += [({"layer": row["layer"]}, "coverage", row["coverage"]) for row in layers]
             records += (
                 Record(
                     experiment=experiment,
@@ -168,11 +167,6 @@ def of_smoothing(rows: Iterable[Mapping[str, Any]], run: PlannedRun) -> Records:
         for row in rows
         for metric in ("coverage", "mean_frequency")
     )
-
-
-def _layers(run: Any, root: epath.PathLike) -> list[dict[str, Any]]:
-    file = run.folder(root) / "measurements" / f"layers-{measurements.key()}.json"
-    return measurements.read(file, list) if file.exists() else []
 
 
 def _complete(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from randmix.reproduce.figures import ATTACKS, DATA, MODELS
+from randmix.reproduce.figures import ATTACKS, MODELS, title_of
 from randmix.reproduce.records import BANKS, MODES, Records
 
 
@@ -73,7 +73,7 @@ def _by_mode(records: Records, sizes: Sequence[str]) -> list[Table]:
             at = dict(zip(sizes, values, strict=True))
             title = ", ".join(f"{_short(size)} {value}" for size, value in at.items())
             rows.append([Cell(title), *(_cell(of_data.where(mode=mode, **at)) for mode in modes)])
-        caption = f"{what}, {DATA.get(name, name)}: {_OVER_SEEDS}"
+        caption = f"{what}, {title_of(name)}: {_OVER_SEEDS}"
         tables.append(Table(caption, ["", *(MODES[mode] for mode in modes)], rows))
     return tables
 
@@ -122,7 +122,7 @@ def _attacks(records: Records, defended: bool) -> Table:
     keys = ("data.name", "model.name", "model.depth")
     for values in sorted({tuple(r.settings[k] for k in keys) for r in attacked}):
         data, model, depth = values
-        title = f"{MODELS[model]}, {DATA.get(data, data)}, depth {depth}"
+        title = f"{MODELS[model]}, {title_of(data)}, depth {depth}"
         at = dict(zip(keys, values, strict=True))
         for attack in ("clean", *ATTACKS):
             part = clean if attack == "clean" else attacked.where(metric=attack)
@@ -176,7 +176,7 @@ def _shares(records: Records) -> Table:
 def _counts(counted: Sequence[Mapping[str, Any]]) -> Table:
     rows = [
         [
-            Cell(f"{row['model']}, {DATA.get(row['data'], row['data'])}"),
+            Cell(f"{row['model']}, {title_of(row['data'])}"),
             *(Cell(str(row[key])) for key in ("width", "depth", "kernel_size")),
             *(Cell(f"{row[mode]:,}") for mode in MODES),
             Cell("" if row["standard"] is None else f"{row['standard']:,}"),
