@@ -120,17 +120,17 @@ def test_an_interrupted_report_keeps_the_old_one(root, tmp_path, monkeypatch):
     shutil.copytree(root / "pictures", tmp_path / "pictures")
     arguments = (tmp_path, SMOKE, ("E1",), [])
     assert report.write(*arguments, overrides={}, command="the first").verdicts.keys() == {"7"}
-    inner = report._csv
+    inner = report._rows
 
     def killed(records):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(report, "_csv", killed)
+    monkeypatch.setattr(report, "_rows", killed)
     with pytest.raises(KeyboardInterrupt):
         report.write(*arguments, overrides={}, command="the second")
     assert "the first" in (tmp_path / "report" / "index.html").read_text()
     assert len([*tmp_path.glob("report.new-*")]) == 1
-    monkeypatch.setattr(report, "_csv", inner)
+    monkeypatch.setattr(report, "_rows", inner)
     report.write(*arguments, overrides={}, command="the third")
     assert "the third" in (tmp_path / "report" / "index.html").read_text()
     assert not [*tmp_path.glob("report.new-*")]

@@ -32,7 +32,6 @@ from randmix.runtime import cli, sharding
 from randmix.training import runs
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _NAME = "augmented"
@@ -150,8 +149,11 @@ def figure(shown: Shown, names: Sequence[str]) -> "Figure":
         axes.set_visible(False)
     for i in range(n):
         above, below = (grid[2 * (i // columns) + k, i % columns] for k in (0, 1))
-        _show(above, shown.before[i], names[int(shown.labels[i])])
-        _show(below, shown.after[i], _after_title(shown, i, names))
+        for axes, image in ((above, shown.before[i]), (below, shown.after[i])):
+            axes.set_visible(True)
+            plots.show_image(axes, image)
+        above.set_title(names[int(shown.labels[i])], pad=2)
+        below.set_title(_after_title(shown, i, names), pad=2)
         above.set_ylabel("before" if i % columns == 0 else "")
         below.set_ylabel("after" if i % columns == 0 else "")
     return figure
@@ -162,19 +164,6 @@ def _after_title(shown: Shown, i: int, names: Sequence[str]) -> str:
     if weight == 1:
         return ""
     return f"{weight:.2f} {label}\n{1 - weight:.2f} {mixed}"
-
-
-def _show(axes: "Axes", image: np.ndarray, title: str) -> None:
-    image = np.clip(image, 0, 1)
-    gray = image.shape[-1] == 1
-    axes.imshow(
-        image[..., 0] if gray else image, cmap="gray", vmin=0, vmax=1, interpolation="nearest"
-    )
-    axes.set_visible(True)
-    axes.set_title(title, pad=2)
-    axes.grid(False)
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
 
 
 def define_flags() -> None:

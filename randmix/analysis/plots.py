@@ -171,7 +171,7 @@ def save(
             figure.savefig(buffer, format=suffix, metadata=metadata)
             files[path.parent / f"{path.name}.{suffix}"] = buffer.getvalue()
     if rows:
-        files[path.parent / f"{path.name}.csv"] = _csv(rows).encode()
+        files[path.parent / f"{path.name}.csv"] = csv_text(rows).encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for file, content in files.items():
@@ -184,12 +184,30 @@ def save(
     return list(files)
 
 
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
+    """Formats rows as CSV, floats with six significant digits.
+
+    Args:
+        rows: one mapping from column to value per row, all with the same columns.
+        columns: the columns; those of the first row by default.
+    """
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, fieldnames=columns or list(rows[0]), lineterminator="\n")
     writer.writeheader()
     for row in rows:
         writer.writerow(
             {k: f"{v:.6g}" if isinstance(v, float | np.floating) else v for k, v in row.items()}
         )
     return text.getvalue()
+
+
+def show_image(axes: "Axes", image: np.ndarray) -> None:
+    """Shows an image [H, W, 1] or [H, W, 3] with values in [0, 1], clipped, and hides the axes."""
+    image = np.clip(image, 0, 1)
+    gray = image.shape[-1] == 1
+    axes.imshow(
+        image[..., 0] if gray else image, cmap="gray", vmin=0, vmax=1, interpolation="nearest"
+    )
+    axes.grid(False)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)

@@ -126,18 +126,7 @@ def figure(rows: Sequence[Row]) -> "Figure":
     for row, axes in zip(rows, figure.subplots(len(rows), columns, squeeze=False), strict=True):
         axes[0].set_ylabel(row.label, rotation=0, ha="right", va="center", labelpad=6)
         for i, (axis, image) in enumerate(zip(axes, row.images, strict=True)):
-            image = np.clip(image, 0, 1)
-            gray = image.shape[-1] == 1
-            axis.imshow(
-                image[..., 0] if gray else image,
-                cmap="gray",
-                vmin=0,
-                vmax=1,
-                interpolation="nearest",
-            )
-            axis.grid(False)
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
+            plots.show_image(axis, image)
             if row.psnr is not None:
                 axis.set_xlabel(f"{row.psnr[i]:.1f} dB", labelpad=2)
     return figure

@@ -33,8 +33,3 @@ NEIGHBOURS = (
     Neighbour(_RANDFORMER, "S12; the second number is without mixing", "imagenet2012", 76.6, 74.6),
     Neighbour(_RANDFORMER, "M48; the second number is without mixing", "imagenet2012", 81.4, 80.4),
 )
-
-
-def on(data_sets: set[str]) -> list[Neighbour]:
-    """The published results on any of the given data sets."""
-    return [neighbour for neighbour in NEIGHBOURS if neighbour.data in data_sets]

@@ -1,10 +1,8 @@
 """The report: index.html, results.csv, verdicts.json and figures/, written all at once."""
 
 import base64
-import csv
 import dataclasses
 import datetime
-import io
 import json
 import math
 import shutil
@@ -17,6 +15,7 @@ import jinja2
 from etils import epath
 from PIL import Image
 
+from randmix.analysis import plots
 from randmix.reproduce import (
     claims,
     counting,
@@ -126,15 +125,22 @@ def _fill(
         experiments, records, groups, root, preset, epath.Path(folder) / "figures"
     )
     problems += [f"figure {name}: {reason}" for name, reason in missing.items()]
-    (folder / "results.csv").write_text(_csv(records))
+    (folder / "results.csv").write_text(plots.csv_text(_rows(records), _COLUMNS))
     (folder / "verdicts.json").write_text(json.dumps(_verdicts(judged), indent=2) + "\n")
     page = {
         "preset": preset,
-        "experiments": [
-            _section(id, records, judged, drawn[id], counted, folder) for id in experiments
+        "sections": [
+            {
+                "experiment": EXPERIMENTS[id],
+                "claims": claims.of(id),
+                "figures": [_image(folder / "figures", name) for name in drawn[id]],
+                "tables": tables.build(id, records, counted),
+                "data": records.where(id).values("data.name"),
+            }
+            for id in experiments
         ],
-        "claims": [_claim(id, *judged[id]) for id in judged],
-        "left_out": [claim for claim in CLAIMS.values() if claim.id not in judged],
+        "claims": CLAIMS.values(),
+        "judged": judged,
         "method": claims.__doc__,
         "overrides": overrides,
         "command": command,
@@ -229,34 +235,6 @@ def _row(group: Group, root: Path) -> dict[str, Any]:
     }
 
 
-def _section(
-    id: str,
-    records: Records,
-    judged: Mapping[str, tuple[str, list[Effect]]],
-    names: Sequence[str],
-    counted: Sequence[Mapping[str, Any]],
-    folder: Path,
-) -> dict[str, Any]:
-    experiment = EXPERIMENTS[id]
-    data = set(records.where(id).values("data.name"))
-    return {
-        "experiment": experiment,
-        "claims": [_claim(claim.id, *judged[claim.id]) for claim in claims.of(id)],
-        "figures": [_image(folder / "figures", name) for name in names],
-        "tables": tables.build(id, records, counted),
-        "neighbours": neighbours.on(data) if id in ("E2", "E5") else [],
-    }
-
-
-def _claim(id: str, verdict: str, effects: Sequence[Effect]) -> dict[str, Any]:
-    return {
-        "claim": CLAIMS[id],
-        "verdict": verdict,
-        "effects": effects,
-        "summary": summary(effects),
-    }
-
-
 def summary(effects: Sequence[Effect]) -> str:
     """The effects in one line: a single effect, or counts of outcomes and the least favourable."""
     known = [effect for effect in effects if not math.isnan(effect.interval.mean)]
@@ -320,24 +298,21 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _csv(records: Records) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=_COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for record in records:
-        writer.writerow(
-            {
-                "experiment": record.experiment,
-                "claim": " ".join(claim.id for claim in claims.of(record.experiment)),
-                "mode": record.mode,
-                "size": _size(record.settings),
-                "seed": record.seed,
-                "metric": record.metric,
-                "value": f"{record.value:.6g}",
-                "run": record.run,
-            }
-        )
-    return text.getvalue()
+def _rows(records: Records) -> list[dict[str, Any]]:
+    """The lines of results.csv."""
+    return [
+        {
+            "experiment": record.experiment,
+            "claim": " ".join(claim.id for claim in claims.of(record.experiment)),
+            "mode": record.mode,
+            "size": _size(record.settings),
+            "seed": record.seed,
+            "metric": record.metric,
+            "value": record.value,
+            "run": record.run,
+        }
+        for record in records
+    ]
 
 
 def _size(settings: Mapping[str, Any]) -> str:
@@ -362,12 +337,11 @@ def _image(folder: Path, name: str) -> dict[str, Any]:
     content = base64.b64encode((folder / f"{name}.{suffix}").read_bytes()).decode()
     with Image.open(folder / f"{name}.png") as png:
         inches = png.width / png.info["dpi"][0]
-    kind_of = "line" if lines else "image"
     return {
         "name": name,
         "uri": f"data:image/{kind};base64,{content}",
         "width": round(110 * inches),
-        "kind": kind_of,
+        "kind": "line" if lines else "image",
     }
 
 
@@ -379,5 +353,5 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"number": number, "interval": interval_in_words}
+    environment.filters |= {"number": number, "interval": interval_in_words, "summary": summary}
     return environment
