@@ -355,7 +355,7 @@ def test_two_processes_prepare_it_once(tmp_path):
     assert [process.exitcode for process in processes] == [0, 0]
     assert len(stored(tmp_path / "data", "train")) == 72
     left = sorted(path.name for path in (tmp_path / "data" / NAME).iterdir())
-    assert left == [".lock", "1.0.0"]
+    assert left == ["1.0.0"]
 
 
 def test_the_command_line(tmp_path):

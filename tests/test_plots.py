@@ -100,7 +100,7 @@ def test_a_style_ends_and_pyplot_is_not_used():
         assert dict(matplotlib.rcParams) == before
     code = (
         "import sys\n"
-        "from randmix import plots\n"
+        "from randmix.analysis import plots\n"
         "print([m for m in ('matplotlib', 'jax') if m in sys.modules])\n"
         "with plots.style():\n"
         "    plots.new_figure(1, 1).subplots()\n"

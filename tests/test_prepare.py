@@ -90,7 +90,7 @@ def test_the_users_archives_are_only_read(mnist, tmp_path):
         path: (path.read_bytes(), path.stat().st_mtime_ns) for path in manual.iterdir()
     } == before
     left = {path.name for path in (tmp_path / "data" / "mnist").iterdir()}
-    assert left == {"3.0.1", ".lock"}
+    assert left == {"3.0.1"}
 
 
 def test_missing_archives_are_named(mnist, tmp_path):
@@ -223,7 +223,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(mnist, monkeypatch, tmp_path
         prepare.prepare(
             "mnist", tmp_path, manual_dir=mnist.write(tmp_path / "manual"), progress=False
         )
-    assert [path.name for path in (tmp_path / "mnist").iterdir()] == [".lock"]
+    assert [path.name for path in (tmp_path / "mnist").iterdir()] == []
 
 
 @pytest.mark.parametrize("bug", [RuntimeError("a bug"), IndexError("a bug")])

@@ -47,7 +47,9 @@ from tqdm import tqdm
 
 from randmix.data import archives, catalog
 from randmix.errors import UserError
-from randmix.runtime import cli, durable, signals
+from randmix.runtime import cli, durable, locks, signals
+
+_POLL_SECONDS = 0.2  # between looks at another process's lock
 
 
 def define_flags() -> None:
@@ -249,11 +251,19 @@ def _prepare_once(
     """
     data_dir = os.fspath(target).removesuffix(f"/{name}/{target.name}")
     try:
-        if not catalog.is_prepared(name, data_dir):
+        waiting = False
+        while not catalog.is_prepared(name, data_dir):
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _lock(target.with_name(".lock"), name):
-                if not catalog.is_prepared(name, data_dir):
+            with locks.try_lock(target.with_name(".lock")) as mine:
+                if mine and not catalog.is_prepared(name, data_dir):
                     _build(name, target, make_builder, examples, num_shards, progress)
+            if not mine:
+                if not waiting:
+                    logging.getLogger(__name__).warning(
+                        "another process is preparing %s; waiting for it", name
+                    )
+                waiting = True
+                time.sleep(_POLL_SECONDS)
     except (OSError, RuntimeError) as error:
         full = os.strerror(errno.ENOSPC)  # ArrayRecord's RuntimeError; any other one is a bug
         if isinstance(error, RuntimeError) and full not in str(error):
@@ -318,22 +328,6 @@ def _count_examples(builder, bar: tqdm) -> None:
             yield example
 
     builder._generate_examples = counted
-
-
-@contextlib.contextmanager
-def _lock(path: Path, name: str) -> Iterator[None]:
-    """Holds a file lock, which the system releases however the process ends."""
-    import fcntl
-
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logging.getLogger(__name__).warning(
-                "another process is preparing %s; waiting for it", name
-            )
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextlib.contextmanager

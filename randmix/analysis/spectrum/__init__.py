@@ -1,8 +1,8 @@
 """Spectral coverage of filter banks: section 3.1 of the paper and its figures 1, 8 and 9.
 
 >>> import jax
->>> from randmix import spectrum
 >>> from randmix.models import filters
+>>> from randmix.analysis import spectrum
 >>> bank = filters.random(jax.random.key(0), (8, 8, 64))
 >>> spectrum.coverage(spectrum.envelope(bank)) > spectrum.coverage(spectrum.envelope(bank[..., :1]))
 True
