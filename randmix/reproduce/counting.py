@@ -71,8 +71,8 @@ def _models(preset: Preset) -> Iterator[Settings]:
                 key: value for key, value in run.items() if key.startswith(("model.", "data.name"))
             }
             config = make_config(shape)
-            if config.model.to_dict() | {"data": config.data.name} not in seen:
-                seen.append(config.model.to_dict() | {"data": config.data.name})
+            if (key := (config.model.to_dict(), config.data.name)) not in seen:
+                seen.append(key)
                 yield shape
 
 
@@ -123,31 +123,19 @@ def _closed_form(
 def records(rows: Sequence[Mapping[str, Any]], file: str) -> Records:
     """Records of the counts in each mode, and of the two metrics by which claim 8 is judged."""
     found = Records()
+    chans: dict[tuple, set[int]] = {}
     for row in rows:
-        settings = {
-            "model.name": row["model"],
-            "data.name": row["data"],
-            **{f"model.{key}": row[key] for key in ("width", "depth", "kernel_size")},
-        }
+        model = {"model.name": row["model"], "data.name": row["data"]}
+        model |= {f"model.{key}": row[key] for key in ("width", "depth")}
+        settings = {**model, "model.kernel_size": row["kernel_size"]}
+        chans.setdefault(tuple(model.items()), set()).add(row["chans"])
         found += (
             Record("E11", mode, settings, 0, "trainable", row[mode], file)
             for mode in ("full", "chans", "space")
         )
-        found.append(
-            Record("E11", "", settings, 0, "differs_from_equations", float(row["differs"]), file)
-        )
-    by_size: dict[tuple, set[int]] = {}
-    for row in rows:
-        by_size.setdefault(
-            tuple(row[key] for key in ("model", "data", "width", "depth")), set()
-        ).add(row["chans"])
-    for (model, data, width, depth), found_counts in by_size.items():
-        settings = {
-            "model.name": model,
-            "data.name": data,
-            "model.width": width,
-            "model.depth": depth,
-        }
-        changes = float(len(found_counts) > 1)
-        found.append(Record("E11", "", settings, 0, "depends_on_kernel_size", changes, file))
+        differs = float(row["differs"])
+        found.append(Record("E11", "", settings, 0, "differs_from_equations", differs, file))
+    for model, by_kernel_size in chans.items():
+        changes = float(len(by_kernel_size) > 1)
+        found.append(Record("E11", "", dict(model), 0, "depends_on_kernel_size", changes, file))
     return found

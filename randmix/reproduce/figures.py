@@ -291,22 +291,21 @@ def _lines(
         more: further columns of the rows.
     """
     for place, (value, title) in enumerate(titles.items()):
-        part = Records(record for record in records if record.settings.get(by) == value)
-        points = part.values(x)
-        by_x = [
-            Records(r for r in part if r.settings.get(x) == point).by_seed() for point in points
-        ]
-        if not points:
+        part = records.where(**{by: value})
+        by_x = {point: part.where(**{x: point}).by_seed() for point in part.values(x)}
+        if not by_x:
             continue
         # A point that some seeds lack would average over other seeds than its neighbours do.
-        seeds = sorted(max(by_x, key=len))
-        reached = {
-            point: at for point, at in zip(points, by_x, strict=True) if at.keys() >= {*seeds}
-        }
-        points = [*reached]
-        values = scale * np.asarray([[at[seed] for at in reached.values()] for seed in seeds])
-        plots.mean_and_spread(axes, points, values, label=title, **plots.series(place))
-        rows += _rows(points, values, {"series": title, **more}, x)
+        seeds = sorted(max(by_x.values(), key=len))
+        by_x = {point: at for point, at in by_x.items() if at.keys() >= {*seeds}}
+        values = scale * np.asarray([[at[seed] for at in by_x.values()] for seed in seeds])
+        plots.mean_and_spread(axes, [*by_x], values, label=title, **plots.series(place))
+        spreads = values.std(axis=0, ddof=1) if len(seeds) > 1 else np.full(len(by_x), np.nan)
+        about = {"series": title, **more}
+        rows += [
+            {**about, x.rpartition(".")[2]: point, "mean": mean, "std": std, "seeds": len(seeds)}
+            for point, mean, std in zip(by_x, values.mean(axis=0), spreads, strict=True)
+        ]
     points = records.values(x)
     if not axes.has_data():
         axes.text(
@@ -321,13 +320,3 @@ def _lines(
         axes.minorticks_off()
     if points:
         axes.set_xticks(points, [f"{point:g}" for point in points])
-
-
-def _rows(
-    points: Sequence[float], values: np.ndarray, about: dict[str, Any], x: str
-) -> list[dict[str, Any]]:
-    spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.full(len(points), np.nan)
-    return [
-        {**about, x.rpartition(".")[2]: point, "mean": mean, "std": std, "seeds": len(values)}
-        for point, mean, std in zip(points, values.mean(axis=0), spread, strict=True)
-    ]

@@ -18,7 +18,7 @@ from typing import Any
 from etils import epath
 
 from randmix.analysis import plots, robustness, spectrum, unshuffle
-from randmix.analysis.robustness import sanity
+from randmix.analysis.robustness import report, sanity
 from randmix.analysis.spectrum import figures as spectra
 from randmix.analysis.spectrum.figures import Picture
 from randmix.reproduce.plan import PlannedRun
@@ -108,17 +108,6 @@ def failures(run: PlannedRun, root: epath.PathLike) -> dict[str, str]:
     return read(file, {str: str})
 
 
-def attack_settings(preset: Preset, batch_size: int) -> robustness.Settings:
-    """Settings of the attacks of E6 and E7."""
-    attack = preset.attack
-    return robustness.Settings(
-        attacks=("noise", "fgsm", "pgd2", "strong"),
-        epsilons=tuple(attack["epsilons"]),
-        batch_size=batch_size,
-        strong={"steps": attack["steps"], "restarts": attack["restarts"]},
-    )
-
-
 def attacks_file(run: PlannedRun, root: epath.PathLike, preset: Preset) -> epath.Path:
     """Path of a run's accuracy under attack."""
     return run.folder(root) / _FOLDER / f"attacks-{key(dict(preset.attack))}.json"
@@ -143,7 +132,13 @@ def attacks(
     def compute() -> dict[str, Any]:
         trained = loading.load(run.folder(root))
         data = eval_loop.open_split(trained, "test").arrays(preset.attack["examples"])
-        settings = attack_settings(preset, trained.config.batch_size)
+        attack = preset.attack
+        settings = robustness.Settings(
+            attacks=("noise", "fgsm", "pgd2", "strong"),
+            epsilons=tuple(attack["epsilons"]),
+            batch_size=trained.config.batch_size,
+            strong={"steps": attack["steps"], "restarts": attack["restarts"]},
+        )
         curves = robustness.measure(
             trained.model,
             trained.variables,
@@ -152,17 +147,11 @@ def attacks(
             track=lambda items, *_: _stoppable(items, stop),
             programs=programs,
         )
-        rows = [
-            {"attack": name, "epsilon": epsilon, "accuracy": float(accuracy)}
-            for name in settings.attacks
-            for epsilon, accuracy in zip(settings.epsilons, curves.accuracy(name), strict=True)
-        ]
-        checks = [check._asdict() for check in sanity.checks(curves)]
         return {
             "examples": curves.examples,
             "clean": float(curves.clean),
-            "rows": rows,
-            "checks": checks,
+            "rows": report.rows(curves),
+            "checks": [check._asdict() for check in sanity.checks(curves)],
         }
 
     return kept(attacks_file(run, root, preset), compute)

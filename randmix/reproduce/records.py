@@ -134,12 +134,7 @@ def collect(groups: Sequence[Group], root: epath.PathLike, preset: Preset) -> Re
 
 
 def of_banks(rows: Iterable[Mapping[str, Any]], file: str) -> Records:
-    """E1's records.
-
-    Args:
-        rows: measured banks, as ``measurements.random_banks`` returns them.
-        file: path of the file that holds them.
-    """
+    """E1's records from ``measurements.random_banks``, whose rows ``file`` holds."""
     return Records(
         Record("E1", "", {"filters": row["filters"]}, row["seed"], metric, float(row[metric]), file)
         for row in rows
@@ -148,21 +143,11 @@ def of_banks(rows: Iterable[Mapping[str, Any]], file: str) -> Records:
 
 
 def of_smoothing(rows: Iterable[Mapping[str, Any]], run: PlannedRun) -> Records:
-    """E8's records.
-
-    Args:
-        rows: measured filters, as ``measurements.smoothed_filters`` returns them.
-        run: the run that the filters belong to.
-    """
+    """E8's records from ``measurements.smoothed_filters`` of a run."""
+    settings, seed = _complete(run.settings), run.settings["seed"]
     return Records(
         Record(
-            "E8",
-            "chans",
-            {**_complete(run.settings), "index": row["index"]},
-            run.settings["seed"],
-            metric,
-            float(row[metric]),
-            run.name,
+            "E8", "chans", {**settings, "index": row["index"]}, seed, metric, row[metric], run.name
         )
         for row in rows
         for metric in ("coverage", "mean_frequency")

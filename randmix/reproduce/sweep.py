@@ -12,11 +12,14 @@ work:
 import contextlib
 import datetime
 import json
+import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import jax
 from etils import epath
+from jax.experimental.compilation_cache import compilation_cache
 
 from randmix.data import catalog
 from randmix.reproduce.plan import Group, PlannedRun
@@ -84,12 +87,12 @@ def execute(
                 programs = Programs()
                 _train(mine, root, together, programs)
                 for run in mine:
-                    _check(stop, progress)
+                    progress.check(stop)
                     if state(run, root).name == "finished":
                         measure(run, stop, programs)
                 progress.end(mine, root)
             signals.saved()
-            _check(stop, progress)
+            progress.check(stop)
 
 
 def _try_lock(folder: epath.Path) -> contextlib.AbstractContextManager[bool]:
@@ -113,25 +116,17 @@ def _train(
             file.unlink()
 
 
-def _check(stop: StopSignals, progress: "_Progress") -> None:
-    if stop.signalled:
-        raise Preempted(f"stopped and saved after {progress.done} of {progress.total} runs")
-
-
 class _Progress:
     """Reports which runs come next and how long the rest may take."""
 
     def __init__(self, groups: Sequence[Group], root: epath.PathLike, say: Say):
-        self.total = sum(map(len, groups))
-        self.done = 0
-        self.say = say
-        before = [run for group in groups for run in group if state(run, root).name == "finished"]
-        self.finished_before = {run.name for run in before}
-        if before:
-            say(f"{len(before)} of {self.total} runs were finished before")
-        self.costs = {run.name: _work(run) for group in groups for run in group}
-        self.seconds = self.work = 0.0
-        self.began = 0.0
+        runs = [run for group in groups for run in group]
+        self.total, self.done, self.say = len(runs), 0, say
+        # Work that is left, by run; none for those that were finished before.
+        self.left = {run.name: _work(run) for run in runs if state(run, root).name != "finished"}
+        self.seconds = self.work = self.began = 0.0
+        if before := self.total - len(self.left):
+            say(f"{before} of {self.total} runs were finished before")
 
     def begin(self, group: Group, mine: Sequence[PlannedRun]) -> None:
         self.began = time.monotonic()
@@ -140,37 +135,34 @@ class _Progress:
                 f"{len(group) - len(mine)} seeds of {group[0].title}: "
                 "skipped, another process is working on them"
             )
-        new = [run for run in mine if run.name not in self.finished_before]
-        if new:
+        first, self.done = self.done + 1, self.done + len(group)
+        if new := [run for run in mine if run.name in self.left]:
             seeds = ",".join(str(run.settings["seed"]) for run in new)
             title = new[0].title.rpartition(" seed ")[0]
-            place = (
-                f"{self.done + 1}"
-                if len(group) == 1
-                else f"{self.done + 1}-{self.done + len(group)}"
-            )
+            place = f"{first}-{self.done}" if len(group) > 1 else f"{first}"
             self.say(
                 f"run {place} of {self.total}  {'+'.join(new[0].experiments)}  {title}  "
                 f"seed {seeds}  {self.time_left()}log: runs/{new[0].name}/log.txt"
             )
-        self.done += len(group)
 
     def end(self, mine: Sequence[PlannedRun], root: epath.PathLike) -> None:
-        new = [run for run in mine if run.name not in self.finished_before]
+        if work := sum(self.left.pop(run.name, 0.0) for run in mine):
+            self.seconds += time.monotonic() - self.began
+            self.work += work
         for run in mine:
-            self.costs.pop(run.name)
             if (after := state(run, root)).name == "failed":
                 self.say(f"FAILED  {run.title}: {after.reason}")
-        if new:
-            self.seconds += time.monotonic() - self.began
-            self.work += sum(map(_work, new))
+
+    def check(self, stop: StopSignals) -> None:
+        """Raises Preempted after a signal."""
+        if stop.signalled:
+            raise Preempted(f"stopped and saved after {self.done} of {self.total} runs")
 
     def time_left(self) -> str:
         """Time left at the pace so far; empty before any work is done."""
         if not self.work:
             return ""
-        left = sum(cost for name, cost in self.costs.items() if name not in self.finished_before)
-        seconds = round(self.seconds / self.work * left)
+        seconds = round(self.seconds / self.work * sum(self.left.values()))
         return f"about {datetime.timedelta(seconds=seconds)} left  "
 
 
@@ -186,11 +178,6 @@ def compiled_programs_kept(root: epath.PathLike) -> Iterator[None]:
     Runs that differ only in their seed, and a resumed sweep, then compile nothing twice. Each
     machine has its own folder, since a program for one CPU may not run on another.
     """
-    import platform
-
-    import jax
-    from jax.experimental.compilation_cache import compilation_cache
-
     keys = {
         "jax_compilation_cache_dir": str(epath.Path(root) / "compiled" / platform.node()),
         "jax_persistent_cache_min_compile_time_secs": 0.2,
