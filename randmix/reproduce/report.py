@@ -1,6 +1,7 @@
 """The report: index.html, results.csv, verdicts.json and figures/, written all at once."""
 
 import base64
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -80,78 +81,73 @@ def write(
     Returns:
         The report; None if another process is writing it.
     """
-    with locks.try_lock(root / "report.lock") as mine:
-        if not mine:
+    place = root / "report"
+    with contextlib.ExitStack() as stack:
+        if not stack.enter_context(locks.try_lock(root / "report.lock")):
             return None
-        for left in root.glob("report.new-*"):  # left by a process that was killed
-            shutil.rmtree(left)
-        folder = Path(tempfile.mkdtemp(prefix="report.new-", dir=root))
-        folder.chmod(0o755)
-        found = _fill(folder, root, preset, experiments, groups, overrides, command)
-        place, old = root / "report", root / "report.new-old"
-        if place.exists():
-            place.rename(old)
-        durable.flush_tree(folder)
-        durable.move(folder, place)
-        shutil.rmtree(old, ignore_errors=True)
-        return dataclasses.replace(found, folder=place)
+        folder = stack.enter_context(_replaced(place))
+        records = collect(groups, root, preset)
+        problems = [*_problems(groups, root)]
+        counted: list[dict[str, Any]] = []
+        if "E1" in experiments:
+            rows, bare = measurements.random_banks(root, preset)
+            records += of_banks(rows, f"pictures/{bare.name}.json")
+        if "E8" in experiments and (plain := pictures.unsmoothed(groups, root)):
+            records += of_smoothing(measurements.smoothed_filters(plain, root, preset)[0], plain)
+        if "E11" in experiments:
+            changed = sorted(map(str, overrides.items()))
+            name = f"counts-{measurements.key(preset.name, _models_key(preset), changed)}"
+            file = epath.Path(root) / "measurements" / f"{name}.json"
+            counted = measurements.kept(file, lambda: counting.rows(preset, overrides))
+            records += counting.records(counted, f"measurements/{name}.json")
+        judged = claims.judge(records, experiments)
+        drawn, missing = pictures.draw(
+            experiments, records, groups, root, preset, epath.Path(folder) / "figures"
+        )
+        problems += [f"figure {name}: {reason}" for name, reason in missing.items()]
+        (folder / "results.csv").write_text(plots.csv_text(_rows(records), _COLUMNS))
+        (folder / "verdicts.json").write_text(json.dumps(_verdicts(judged), indent=2) + "\n")
+        page = {
+            "preset": preset,
+            "sections": [
+                {
+                    "experiment": EXPERIMENTS[id],
+                    "claims": claims.of(id),
+                    "figures": [_image(folder / "figures", name) for name in drawn[id]],
+                    "tables": tables.build(id, records, counted),
+                    "data": records.where(id).values("data.name"),
+                }
+                for id in experiments
+            ],
+            "claims": CLAIMS.values(),
+            "judged": judged,
+            "method": claims.__doc__,
+            "overrides": overrides,
+            "command": command,
+            "problems": problems,
+            "checks": _failed_checks(groups, root, preset),
+            "facts": _facts(groups, root),
+            "runs": [_row(group, root) for group in groups],
+            "neighbours": neighbours.NEIGHBOURS,
+        }
+        (folder / "index.html").write_text(_environment().get_template(_TEMPLATE).render(page))
+    return Report(place, {id: verdict for id, (verdict, _) in judged.items()}, problems)
 
 
-def _fill(
-    folder: Path,
-    root: Path,
-    preset: Preset,
-    experiments: Sequence[str],
-    groups: Sequence[Group],
-    overrides: Settings,
-    command: str,
-) -> Report:
-    records = collect(groups, root, preset)
-    problems = [*_problems(groups, root)]
-    counted: list[dict[str, Any]] = []
-    if "E1" in experiments:
-        rows, bare = measurements.random_banks(root, preset)
-        records += of_banks(rows, f"pictures/{bare.name}.json")
-    if "E8" in experiments and (plain := pictures.unsmoothed(groups, root)):
-        records += of_smoothing(measurements.smoothed_filters(plain, root, preset)[0], plain)
-    if "E11" in experiments:
-        changed = sorted(map(str, overrides.items()))
-        name = f"counts-{measurements.key(preset.name, _models_key(preset), changed)}"
-        file = epath.Path(root) / "measurements" / f"{name}.json"
-        counted = measurements.kept(file, lambda: counting.rows(preset, overrides))
-        records += counting.records(counted, f"measurements/{name}.json")
-    judged = claims.judge(records, experiments)
-    drawn, missing = pictures.draw(
-        experiments, records, groups, root, preset, epath.Path(folder) / "figures"
-    )
-    problems += [f"figure {name}: {reason}" for name, reason in missing.items()]
-    (folder / "results.csv").write_text(plots.csv_text(_rows(records), _COLUMNS))
-    (folder / "verdicts.json").write_text(json.dumps(_verdicts(judged), indent=2) + "\n")
-    page = {
-        "preset": preset,
-        "sections": [
-            {
-                "experiment": EXPERIMENTS[id],
-                "claims": claims.of(id),
-                "figures": [_image(folder / "figures", name) for name in drawn[id]],
-                "tables": tables.build(id, records, counted),
-                "data": records.where(id).values("data.name"),
-            }
-            for id in experiments
-        ],
-        "claims": CLAIMS.values(),
-        "judged": judged,
-        "method": claims.__doc__,
-        "overrides": overrides,
-        "command": command,
-        "problems": problems,
-        "checks": _failed_checks(groups, root, preset),
-        "facts": _facts(groups, root),
-        "runs": [_row(group, root) for group in groups],
-        "neighbours": neighbours.NEIGHBOURS,
-    }
-    (folder / "index.html").write_text(_environment().get_template(_TEMPLATE).render(page))
-    return Report(folder, {id: verdict for id, (verdict, _) in judged.items()}, problems)
+@contextlib.contextmanager
+def _replaced(place: Path) -> Iterator[Path]:
+    """Yields a new folder, which replaces ``place`` unless an exception interrupts its writing."""
+    for left in place.parent.glob(f"{place.name}.new-*"):  # left by a process that was killed
+        shutil.rmtree(left)
+    folder = Path(tempfile.mkdtemp(prefix=f"{place.name}.new-", dir=place.parent))
+    folder.chmod(0o755)
+    yield folder
+    old = place.with_name(f"{place.name}.new-old")
+    if place.exists():
+        place.rename(old)
+    durable.flush_tree(folder)
+    durable.move(folder, place)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _models_key(preset: Preset) -> list[str]:

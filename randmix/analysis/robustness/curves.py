@@ -6,7 +6,7 @@ perturbations away and hide gradients.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -120,15 +120,33 @@ def measure(
     # faster, by a factor of 1.4.
     fewer = eval_loop.round_up(max(1, settings.batch_size // len(settings.epsilons)), mesh)
     how = {"settings": settings, "model": model, "mesh": mesh}
+    names = [name for name in settings.attacks if name != "strong"]
+
+    def outcomes(program: Program, calls: Sequence[tuple[int, Any]], what: str) -> list[Any]:
+        """The program's results on the host, for each batch index and epsilon (in pixel values)."""
+        seed = np.uint32(settings.seed)
+        return [
+            jax.device_get(program(weights, split, index, epsilon, seed))
+            for index, epsilon in track(calls, len(calls), what)
+        ]
+
     jit_quick = partial(jit_quick_curves, batch_size=fewer, **how)
     quick = once(("quick", fewer, repr(settings)), jit_quick)
-    correct = _quick_curves(quick, weights, split, settings, track, batch_size=fewer)
+    epsilons = np.asarray(settings.epsilons, np.float32) / 255
+    calls = [(index, epsilons) for index in range(-(-examples // fewer))]
+    parts = outcomes(quick, calls, ", ".join(names))
+    correct: dict[str, np.ndarray] = {
+        name: np.concatenate([part[name] for part in parts], axis=1)[:, :examples] for name in names
+    }
     missed = None
     if "strong" in settings.attacks:
-        strong = once(
-            ("strong", whole, repr(settings)), partial(jit_strong, batch_size=whole, **how)
-        )
-        alone = _strong_curve(strong, weights, split, settings, track, batch_size=whole)
+        jit = partial(jit_strong, batch_size=whole, **how)
+        strong = once(("strong", whole, repr(settings)), jit)
+        batches = range(-(-examples // whole))
+        # One epsilon after another, not all at once: where epsilon is large, the search soon stops.
+        calls = [(i, np.float32(epsilon / 255)) for epsilon in settings.epsilons for i in batches]
+        parts = outcomes(strong, calls, "strong")
+        alone = np.stack(parts).reshape(len(settings.epsilons), -1)[:, :examples]
         by_others = np.logical_and.reduce(list(correct.values()))
         missed = int((alone & ~by_others).sum())
         correct["strong"] = alone & by_others
@@ -212,51 +230,6 @@ def jit_strong(
 def _classifier(model: nn.Module, variables: Any) -> attacks.Classifier:
     # Linen's apply returns a tuple only with `mutable`, which its return type doesn't say.
     return partial(model.apply, variables, train=False)  # pyright: ignore[reportReturnType]
-
-
-def _quick_curves(
-    program: Program,
-    variables: Any,
-    data: loader.Data,
-    settings: Settings,
-    track: Track,
-    *,
-    batch_size: int,
-) -> dict[str, np.ndarray]:
-    epsilons = np.asarray(settings.epsilons, np.float32) / 255
-    examples = data["label"].shape[0]
-    batches = -(-examples // batch_size)
-    what = ", ".join(name for name in settings.attacks if name != "strong")
-    parts = [
-        jax.device_get(program(variables, data, index, epsilons, np.uint32(settings.seed)))
-        for index in track(range(batches), batches, what)
-    ]
-    return {
-        name: np.concatenate([part[name] for part in parts], axis=1)[:, :examples]
-        for name in parts[0]
-    }
-
-
-def _strong_curve(
-    program: Program,
-    variables: Any,
-    data: loader.Data,
-    settings: Settings,
-    track: Track,
-    *,
-    batch_size: int,
-) -> np.ndarray:
-    examples = data["label"].shape[0]
-    batches = -(-examples // batch_size)
-    # One epsilon after another, not all at once: where epsilon is large, the search soon stops.
-    calls = [(index, epsilon / 255) for epsilon in settings.epsilons for index in range(batches)]
-    parts = [
-        jax.device_get(
-            program(variables, data, index, np.float32(epsilon), np.uint32(settings.seed))
-        )
-        for index, epsilon in track(calls, len(calls), "strong")
-    ]
-    return np.stack(parts).reshape(len(settings.epsilons), batches * batch_size)[:, :examples]
 
 
 def _batch(
