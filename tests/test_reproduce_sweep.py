@@ -11,7 +11,7 @@ import signal
 import pytest
 
 from randmix.errors import UserError
-from randmix.reproduce import plan, presets, records, sweep, training
+from randmix.reproduce import measurements, plan, presets, records, sweep, training
 from randmix.runtime import locks
 from randmix.runtime.preemption import Preempted, StopSignals
 from randmix.workdir import artifacts
@@ -166,8 +166,6 @@ def test_seeds_are_handed_over_together(groups, tmp_path, trained, monkeypatch):
 
 
 def test_what_was_measured_and_failed_is_named(tmp_path, groups, trained, monkeypatch):
-    from randmix.reproduce import measurements
-
     execute(groups, tmp_path)
     run = groups[0][0]
     attacked = dataclasses.replace(run, experiments=("E6",))
@@ -187,8 +185,6 @@ def test_what_was_measured_and_failed_is_named(tmp_path, groups, trained, monkey
 
 
 def test_what_is_kept_is_read_and_not_computed_again(tmp_path):
-    from randmix.reproduce import measurements
-
     file = tmp_path / "measurements" / "a.json"
     assert measurements.kept(file, lambda: {"x": 1}) == {"x": 1}
     assert measurements.kept(file, lambda: pytest.fail("computed again")) == {"x": 1}

@@ -11,21 +11,19 @@ or of another run, or there is no checkpoint.
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from etils import epath
 
 from randmix.errors import UserError
 from randmix.runtime import cli
-
-if TYPE_CHECKING:
-    from etils import epath
+from randmix.training import loading, runs
+from randmix.workdir import artifacts, metrics
+from randmix.workdir import checkpoints as checkpoint
 
 
 def main(argv: list[str]) -> None:
     """Verifies the workdir that the command line names."""
-    from etils import epath
-
-    from randmix.workdir import checkpoints as checkpoint
-
     if len(argv) != 3 or argv[1] != "verify":
         raise UserError(f"expected `verify WORKDIR`, got {argv[1:]}; see --help")
     workdir = epath.Path(argv[2])
@@ -43,12 +41,8 @@ def main(argv: list[str]) -> None:
         )
 
 
-def findings(workdir: "epath.Path") -> "Iterator[tuple[epath.Path, str | None]]":
+def findings(workdir: epath.Path) -> Iterator[tuple[epath.Path, str | None]]:
     """Yields each file or checkpoint of a workdir with one line on what is wrong, or None."""
-    from randmix.training import loading, runs
-    from randmix.workdir import artifacts, metrics
-    from randmix.workdir import checkpoints as checkpoint
-
     identity = {}
     log = workdir / artifacts.METRICS
     yield workdir / artifacts.CONFIG, _error(runs.read_config, workdir)
@@ -76,7 +70,7 @@ def findings(workdir: "epath.Path") -> "Iterator[tuple[epath.Path, str | None]]"
                     yield path, checkpoints.disagreement(step)
 
 
-def _error(read: Callable[["epath.Path"], Any], workdir: "epath.Path") -> str | None:
+def _error(read: Callable[[epath.Path], Any], workdir: epath.Path) -> str | None:
     """Returns the message of the UserError that a function raises, or None."""
     try:
         read(workdir)

@@ -255,15 +255,3 @@ def reconstructions(group: Sequence[PlannedRun], root: epath.PathLike) -> epath.
 
 def _bare(file: epath.Path, ending: str = "") -> epath.Path:
     return file.parent / f"{file.name.removesuffix('.json')}{ending}"
-
-
-def provenance(results: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """The distinct devices and versions with which runs were trained, from their result.json."""
-    found: dict[str, set[str]] = {"device": set(), "versions": set()}
-    for result in results:
-        device = result["device"]
-        found["device"].add(f"{device['count']} x {device['kind']} ({device['platform']})")
-        found["versions"].add(
-            ", ".join(f"{name} {value}" for name, value in result["versions"].items())
-        )
-    return {name: sorted(values) for name, values in found.items()}

@@ -188,11 +188,9 @@ def _failed_checks(groups: Sequence[Group], root: Path, preset: Preset) -> dict[
             row[verdict] += 1
             if verdict == "failed":
                 failed.append(f"{run.name} ({run.title}): {check['claim']}: {check['detail']}")
-    more = len(failed) - _SHOWN
-    shown = (
-        [*failed[:_SHOWN], f"and {more} more, in the runs' measurements"] if more > 0 else failed
-    )
-    return {"counts": counts, "failed": shown}
+    if (more := len(failed) - _SHOWN) > 0:
+        failed[_SHOWN:] = [f"and {more} more, in the runs' measurements"]
+    return {"counts": counts, "failed": failed}
 
 
 def _facts(groups: Sequence[Group], root: Path) -> dict[str, Any]:
@@ -200,8 +198,11 @@ def _facts(groups: Sequence[Group], root: Path) -> dict[str, Any]:
     results = {run.name: artifacts.read_result(run.folder(root)) for run in runs}
     finished = [result for result in results.values() if result]
     seconds = sum(map(_seconds, finished))
+    devices = [result["device"] for result in finished]
+    versions = [result["versions"] for result in finished]
     return {
-        **measurements.provenance(finished),
+        "device": sorted({f"{d['count']} x {d['kind']} ({d['platform']})" for d in devices}),
+        "versions": sorted({", ".join(f"{k} {v}" for k, v in each.items()) for each in versions}),
         "finished": len(finished),
         "runs": len(runs),
         "seeds": sorted({run.settings["seed"] for run in runs}),
