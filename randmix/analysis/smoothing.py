@@ -158,14 +158,12 @@ def draw(folders: Sequence[epath.PathLike], attack: str, out: epath.PathLike) ->
         for curve, line in zip(curves, gains, strict=True)
         for epsilon, accuracy, gain in zip(curve.epsilons, curve.accuracies, line, strict=True)
     ]
-    percent = {
-        epsilon: 100 * gains[:, i][None]
-        for i, epsilon in enumerate(curves[0].epsilons)
-        if epsilon > 0
-    }
-    clean = [100 * c.accuracies[c.epsilons.index(0.0)] for c in curves if 0.0 in c.epsilons]
+    epsilons = np.asarray(curves[0].epsilons)
+    accuracies = np.asarray([curve.accuracies for curve in curves])
+    percent = {e: 100 * line[None] for e, line in zip(epsilons, gains.T, strict=True) if e > 0}
+    clean = 100 * accuracies.T[epsilons == 0]
     indices, ylabel = [curve.index for curve in curves], f"relative gain under {attack} (%)"
-    picture = figure(indices, percent, np.reshape(clean, (-1, len(curves))), ylabel=ylabel)
+    picture = figure(indices, percent, clean, ylabel=ylabel)
     picture.axes[0].set_title(f"{curves[0].data} examples")
     return plots.save(picture, epath.Path(out) / "smoothing", rows)
 
