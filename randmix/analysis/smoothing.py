@@ -139,6 +139,7 @@ def figure(
     return drawing
 
 
+@plots.style()
 def draw(folders: Sequence[epath.PathLike], attack: str, out: epath.PathLike) -> list[epath.Path]:
     """Draws folders of ``randmix.evaluate`` and returns the files written to ``out``.
 
