@@ -9,9 +9,10 @@ import functools
 import hashlib
 import json
 import runpy
-from collections.abc import Iterable, Mapping
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, config_dict
 
@@ -41,6 +42,263 @@ DISPLAY_KEYS = frozenset(
 )
 
 
+class Key(NamedTuple):
+    """A config key.
+
+    Attributes:
+        default: its value in ``default()``.
+        meaning: what it means and which values it takes.
+        kind: the type of its values, where the default is None.
+    """
+
+    default: Any
+    meaning: str
+    kind: type | None = None
+
+
+# The keys of every run but those of its model; an inner dict is a group.
+KEYS = {
+    "seed": Key(
+        0,
+        "Seed of the initial weights, the data order and every augmentation, 0 to 2**32 - 1.",
+    ),
+    "mode": Key(
+        "chans",
+        '"full" trains everything, "chans" all but the spatial filters, "space" all but the '
+        "channel mixing. `train` and `groups` override it.",
+    ),
+    "train": Key(
+        None,
+        "Selector of the trained parameters, such as \"~role('spatial')\"; see docs/masks.md.",
+        kind=str,
+    ),
+    "groups": Key(
+        None,
+        "Trained groups, each (label, selector, settings); see randmix/training/groups.py.",
+        kind=tuple,
+    ),
+    "task": Key(
+        "classification",
+        '"classification", or "unshuffling": restore images whose pixels were permuted.',
+    ),
+    "permutation_seed": Key(
+        0,
+        "Seed of unshuffling's pixel permutation, 0 to 2**32 - 1. It is separate from `seed` so "
+        "that runs with several seeds share one task.",
+    ),
+    "data": {
+        "name": Key(
+            "digits",
+            "Name of the data set; None only for converted weights without a data set.",
+        ),
+        "data_dir": Key(
+            None,
+            "Folder of the prepared data sets. Default: TFDS's own, ~/tensorflow_datasets.",
+            kind=str,
+        ),
+        "subset": Key(1.0, "Fraction of the training set to use, from its start, in (0, 1]."),
+        "validation": Key(
+            0.0,
+            "Fraction of that subset to hold out, from its end, in [0, 1). The checkpoint that "
+            "scores best on the held-out examples is also kept.",
+        ),
+        # Augmentation of training images, in this order; see randmix/data/augment.
+        "crop_padding": Key(
+            0,
+            "Zero padding of a random crop, in pixels; 0 disables the crop.",
+        ),
+        "crop_scale": Key(
+            1.0,
+            "Smallest area of a random resized crop, as a fraction of the image in (0, 1]; 1 "
+            "disables the crop.",
+        ),
+        "crop_aspect": Key(
+            4 / 3,
+            "Largest aspect ratio of a random resized crop, 1 (square) or more.",
+        ),
+        "flip": Key(False, "Flip images horizontally with probability 1/2."),
+        "randaugment": Key(
+            "",
+            'RandAugment policy: timm\'s, such as "rand-m9-mstd0.5-inc1" (two operations, or n3 '
+            'for three), or "torchvision-n2-m12"; "" disables it.',
+        ),
+        "color_jitter": Key(
+            0.0,
+            "Brightness, contrast and saturation factors are drawn from [1 - this, 1 + this]; 0 "
+            "disables it.",
+        ),
+        "mixup": Key(
+            0.0,
+            "Alpha of mixup's beta distribution, 0 or more; 0 disables mixup. Mixing also changes "
+            "labels; training accuracy then counts the label of the image that contributes more.",
+        ),
+        "cutmix": Key(0.0, "Alpha of CutMix's beta distribution, 0 or more; 0 disables CutMix."),
+        "mix_probability": Key(1.0, "Probability that a batch is mixed, 0 to 1."),
+        "mix_switch_probability": Key(
+            0.5,
+            "Probability that a mixed batch uses CutMix if both alphas are set, 0 to 1.",
+        ),
+        "random_erasing": Key(
+            0.0,
+            "Probability that a rectangle of an image is replaced by noise, 0 to 1.",
+        ),
+        # The rest applies to photographs, which are decoded during training.
+        "image_size": Key(
+            224,
+            "Photographs (imagenet2012, imagefolder/NAME): side of the model's input, in pixels.",
+        ),
+        "eval_crop": Key(
+            0.96,
+            "Photographs: fraction of an image's shorter side that evaluation crops to, in (0, 1].",
+        ),
+        "decoder": Key(
+            "auto",
+            'Photographs: "simplejpeg", "pillow", or "auto", which takes simplejpeg if installed.',
+        ),
+        "workers": Key(0, "Photographs: decoding threads per host; 0 means one per core."),
+        "corrupt": Key(
+            "fatal",
+            'Photographs: "fatal" stops at a damaged image, "skip" skips it; both name the file.',
+        ),
+    },
+    "batch_size": Key(128, "Global batch size, over all devices of all hosts, 1 or more."),
+    "epochs": Key(10.0, "Length of the run in epochs, more than 0; ignored if `steps` is set."),
+    "steps": Key(
+        None,
+        "Length of the run in steps, 1 or more; overrides `epochs`.",
+        kind=int,
+    ),
+    "label_smoothing": Key(
+        0.0,
+        "Share of each target that is spread evenly over all classes, in [0, 1).",
+    ),
+    # Adversarial training on FGSM samples (paper, section 4.3.1).
+    "defense": {
+        "epsilon": Key(
+            0.0,
+            "Adversarial training on FGSM samples: change of each pixel, in 1/255, 0 to 255; "
+            "0 disables it.",
+        ),
+        "share": Key(1.0, "Fraction of each batch that is attacked, in (0, 1]."),
+        "pgd_steps": Key(
+            10,
+            "Steps of the PGD attack that each evaluation of such a run also measures, as FGSM "
+            "training may yield resistance to FGSM alone, 1 or more.",
+        ),
+        "pgd_examples": Key(
+            512,
+            "Number of examples for that PGD, from the start of the test split, 1 or more.",
+        ),
+    },
+    "optimizer": {
+        "name": Key("adamw", '"adamw" or "sgd".'),
+        "learning_rate": Key(0.01, "Peak learning rate of the schedule."),
+        "weight_decay": Key(
+            0.0,
+            "Weight decay, applied to kernels only (not to biases or normalization).",
+        ),
+        "clip_norm": Key(
+            0.0,
+            "Largest global norm of all trainable gradients together; 0 disables clipping.",
+        ),
+        "b1": Key(0.9, "adamw: decay rate of the first moment."),
+        "b2": Key(0.999, "adamw: decay rate of the second moment."),
+        "eps": Key(1e-8, "adamw: what is added to the denominator."),
+        "momentum": Key(0.9, "sgd: momentum; 0 disables it."),
+        "nesterov": Key(True, "sgd: Nesterov's momentum."),
+    },
+    "schedule": {
+        "name": Key("linear", 'Learning-rate schedule: "linear", "step", "cosine" or "constant".'),
+        "points": Key(
+            ((0.0, 0.0), (0.4, 1.0), (0.8, 0.05), (1.0, 0.0)),
+            "linear: (fraction of the run, multiple of learning_rate) points, interpolated "
+            "linearly. The default is the ConvMixer repository's.",
+        ),
+        "boundaries": Key(
+            (0.5, 0.75),
+            "step: fractions of the run after which the rate is multiplied by `factor`.",
+        ),
+        "factor": Key(0.1, "step: the multiplier at each boundary."),
+        "warmup": Key(0.0, "cosine: fraction of the run with linear warm-up from zero, 0 to 1."),
+    },
+    "log_every": Key(50, "Steps between log lines, 1 or more."),
+    "eval_every": Key(
+        500,
+        "Steps between evaluations, 1 or more; the last step is always evaluated.",
+    ),
+    "checkpoint_every": Key(
+        500,
+        "Steps between checkpoints, 1 or more; the last step is always saved.",
+    ),
+    "tensorboard": Key(
+        True,
+        "Write TensorBoard events to the workdir, for `tensorboard --logdir=runs`.",
+    ),
+    "wandb_project": Key(
+        None,
+        "Weights & Biases project to log to as well; None logs to none.",
+        kind=str,
+    ),
+    "precision": Key(
+        "float32",
+        'Arithmetic of the model: "float32" or "bfloat16"; parameters are always float32.',
+    ),
+}
+
+# The keys of every model.
+_MODEL_KEYS = {
+    "filters": Key(
+        "random",
+        'Initial depthwise filters: "random", "same", "box", "identity" or "smoothed".',
+    ),
+    "smoothing_index": Key(0.0, "smoothed: strength of the smoothing, 0 or more."),
+    "smoothing_keep_norm": Key(True, "smoothed: keep the L2 norm of each filter."),
+    "depthwise_method": Key(
+        "auto",
+        'Depthwise algorithm: "auto", "grouped" or "shift_sum"; see randmix/ops/depthwise.py.',
+    ),
+    "remat": Key(False, "Recompute each block in the backward pass: less memory, more time."),
+    "scan": Key(False, "Scan over equal blocks, so that compile time doesn't grow with depth."),
+    "mean": Key(
+        (), "What is subtracted from images in [0, 1], a number per channel; () is nothing."
+    ),
+    "std": Key((), "What they are then divided by, a number per channel; () is nothing."),
+}
+
+MODEL_KEYS = {
+    "convmixer": {
+        "width": Key(64, "Number of channels."),
+        "depth": Key(4, "Number of blocks."),
+        "kernel_size": Key(5, "Side of the depthwise filters, in pixels."),
+        "patch_size": Key(1, "Side and stride of the stem's patches, in pixels."),
+        "activation": Key("gelu", '"gelu" or "relu".'),
+        **_MODEL_KEYS,
+    },
+    # Published models, whose names fix the remaining keys.
+    "convmixer_1536_20": _MODEL_KEYS,
+    "convmixer_768_32": _MODEL_KEYS,
+    "convmixer_1024_20": _MODEL_KEYS,
+    "resnet": {
+        "width": Key(16, "Number of channels in the first stage."),
+        "depth": Key(3, "Number of blocks per stage."),
+        "kernel_size": Key(
+            3,
+            "Side of the depthwise filters, in pixels; the imagenet stem has its own.",
+        ),
+        "multiplier": Key(9, "Number of depthwise filters per channel."),
+        "between": Key(
+            "none",
+            'Layers between depthwise and pointwise: "none", "relu", "bn" or "bn_relu".',
+        ),
+        "stem": Key(
+            "cifar",
+            '"cifar" has 3 stages; "imagenet" has a stride-2 7 x 7 stem, max pooling and 4 stages.',
+        ),
+        **_MODEL_KEYS,
+    },
+}
+
+
 def default(model: str = "convmixer") -> ConfigDict:
     """Returns a locked config with every key of a run, for one model.
 
@@ -51,195 +309,36 @@ def default(model: str = "convmixer") -> ConfigDict:
         UserError: an unknown model; the message suggests the nearest name.
     """
     check_choice("config.model.name", model, MODEL_KEYS)
-    return ConfigDict(
-        {
-            # Seed of the initial weights, the data order and every augmentation, 0 to 2**32 - 1.
-            "seed": 0,
-            # What is trained: `groups` if set, else `train` if set, else `mode`.
-            # The paper's mode: "full" trains everything, "chans" all but the spatial filters,
-            # "space" all but the channel mixing.
-            "mode": "chans",
-            # Selector of the trained parameters, such as "~role('spatial')"; see randmix/masks.
-            "train": config_dict.placeholder(str),
-            # Trained groups, each (label, selector, settings); see randmix/training/groups.py.
-            "groups": config_dict.placeholder(tuple),
-            # "classification", or "unshuffling": restore images whose pixels were permuted.
-            "task": "classification",
-            # Seed of unshuffling's pixel permutation, 0 to 2**32 - 1. It is separate from `seed` so
-            # that runs with several seeds share one task.
-            "permutation_seed": 0,
-            "model": {"name": model} | MODEL_KEYS[model],
-            "data": {
-                # Name of the data set; None only for converted weights without a data set.
-                "name": "digits",
-                # Folder of the prepared data sets. Default: TFDS's own, ~/tensorflow_datasets.
-                "data_dir": config_dict.placeholder(str),
-                # Fraction of the training set to use, from its start, in (0, 1].
-                "subset": 1.0,
-                # Fraction of that subset to hold out, from its end, in [0, 1). The checkpoint that
-                # scores best on the held-out examples is also kept.
-                "validation": 0.0,
-                # Augmentation of training images, in this order; see randmix/data/augment.
-                # Zero padding of a random crop, in pixels; 0 disables the crop.
-                "crop_padding": 0,
-                # Smallest area of a random resized crop, as a fraction of the image in (0, 1];
-                # 1 disables the crop.
-                "crop_scale": 1.0,
-                # Largest aspect ratio of a random resized crop, 1 (square) or more.
-                "crop_aspect": 4 / 3,
-                # Flip images horizontally with probability 1/2.
-                "flip": False,
-                # RandAugment policy: timm's, such as "rand-m9-mstd0.5-inc1" (two operations, or n3
-                # for three), or "torchvision-n2-m12"; "" disables it.
-                "randaugment": "",
-                # Brightness, contrast and saturation factors are drawn from [1 - this, 1 + this];
-                # 0 disables it.
-                "color_jitter": 0.0,
-                # Mixing also changes labels; training accuracy then counts the label of the image
-                # that contributes more.
-                # Alpha of mixup's beta distribution, 0 or more; 0 disables mixup.
-                "mixup": 0.0,
-                # Alpha of CutMix's beta distribution, 0 or more; 0 disables CutMix.
-                "cutmix": 0.0,
-                # Probability that a batch is mixed, 0 to 1.
-                "mix_probability": 1.0,
-                # Probability that a mixed batch uses CutMix if both alphas are set, 0 to 1.
-                "mix_switch_probability": 0.5,
-                # Probability that a rectangle of an image is replaced by noise, 0 to 1.
-                "random_erasing": 0.0,
-                # The rest of `data` applies to photographs, which are decoded during training:
-                # imagenet2012 and imagefolder/NAME.
-                # Side of the model's input, in pixels.
-                "image_size": 224,
-                # Fraction of an image's shorter side that evaluation crops to, in (0, 1].
-                "eval_crop": 0.96,
-                # JPEG decoder: "simplejpeg", "pillow", or "auto" (simplejpeg if it is installed).
-                "decoder": "auto",
-                # Decoding threads per host; 0 means one per core.
-                "workers": 0,
-                # "fatal" stops at a damaged image, "skip" skips it; both name the file.
-                "corrupt": "fatal",
-            },
-            # Global batch size, over all devices of all hosts, 1 or more.
-            "batch_size": 128,
-            # Length of the run in epochs, more than 0; ignored if `steps` is set.
-            "epochs": 10.0,
-            # Length of the run in steps, 1 or more; overrides `epochs`.
-            "steps": config_dict.placeholder(int),
-            # Share of each target that is spread evenly over all classes, in [0, 1).
-            "label_smoothing": 0.0,
-            # Adversarial training on FGSM samples (paper, section 4.3.1).
-            "defense": {
-                # Change of each pixel, in 1/255, 0 to 255; 0 disables adversarial training.
-                "epsilon": 0.0,
-                # Fraction of each batch that is attacked, in (0, 1].
-                "share": 1.0,
-                # FGSM training may yield resistance to FGSM alone, so each evaluation of such a run
-                # also measures PGD.
-                # Steps of that PGD, 1 or more.
-                "pgd_steps": 10,
-                # Number of examples, from the start of the test split, for that PGD, 1 or more.
-                "pgd_examples": 512,
-            },
-            "optimizer": {
-                # "adamw" or "sgd".
-                "name": "adamw",
-                # Peak learning rate of the schedule.
-                "learning_rate": 0.01,
-                # Weight decay, applied to kernels only (not to biases or normalization).
-                "weight_decay": 0.0,
-                # Largest global norm of all trainable gradients together; 0 disables clipping.
-                "clip_norm": 0.0,
-                # AdamW's decay rates of the first and second moments, and its epsilon.
-                "b1": 0.9,
-                "b2": 0.999,
-                "eps": 1e-8,
-                # SGD's momentum (0 disables it), and whether it is Nesterov's.
-                "momentum": 0.9,
-                "nesterov": True,
-            },
-            "schedule": {
-                # Learning-rate schedule: "linear", "step", "cosine" or "constant".
-                "name": "linear",
-                # linear: (fraction of the run, multiple of learning_rate) points, interpolated
-                # linearly. The default is the ConvMixer repository's.
-                "points": ((0.0, 0.0), (0.4, 1.0), (0.8, 0.05), (1.0, 0.0)),
-                # step: fractions of the run after which the rate is multiplied by `factor`.
-                "boundaries": (0.5, 0.75),
-                # step: the multiplier at each boundary.
-                "factor": 0.1,
-                # cosine: fraction of the run with linear warm-up from zero, 0 to 1.
-                "warmup": 0.0,
-            },
-            # Steps between log lines, 1 or more.
-            "log_every": 50,
-            # Steps between evaluations, 1 or more; the last step is always evaluated.
-            "eval_every": 500,
-            # Steps between checkpoints, 1 or more; the last step is always saved.
-            "checkpoint_every": 500,
-            # Write TensorBoard events to the workdir, for `tensorboard --logdir=runs`.
-            "tensorboard": True,
-            # Weights & Biases project to log to as well; None logs to none.
-            "wandb_project": config_dict.placeholder(str),
-            # Arithmetic of the model: "float32" or "bfloat16"; parameters are always float32.
-            "precision": "float32",
-        }
-    ).lock()
+    values = _defaults(KEYS) | {"model": {"name": model, **_defaults(MODEL_KEYS[model])}}
+    return ConfigDict(values).lock()
 
 
-# The keys of every model.
-_MODEL_KEYS = {
-    # Initial depthwise filters: "random", "same", "box", "identity" or "smoothed".
-    "filters": "random",
-    # smoothed: strength of the smoothing, 0 or more.
-    "smoothing_index": 0.0,
-    # smoothed: keep the L2 norm of each filter.
-    "smoothing_keep_norm": True,
-    # Depthwise algorithm: "auto", "grouped" or "shift_sum"; see randmix/ops/depthwise.py.
-    "depthwise_method": "auto",
-    # Recompute each block in the backward pass: less memory, more time.
-    "remat": False,
-    # Scan over equal blocks, so that compile time doesn't grow with depth.
-    "scan": False,
-    # Normalization of images in [0, 1], one number per channel; () disables it.
-    "mean": (),
-    "std": (),
-}
+def _defaults(keys: Mapping[str, Any]) -> dict[str, Any]:
+    defaults = {}
+    for name, key in keys.items():
+        if not isinstance(key, Key):
+            defaults[name] = _defaults(key)
+        else:
+            defaults[name] = config_dict.placeholder(key.kind) if key.kind else key.default
+    return defaults
 
-MODEL_KEYS = {
-    "convmixer": {
-        # Number of channels.
-        "width": 64,
-        # Number of blocks.
-        "depth": 4,
-        # Side of the depthwise filters, in pixels.
-        "kernel_size": 5,
-        # Side and stride of the stem's patches, in pixels.
-        "patch_size": 1,
-        # "gelu" or "relu".
-        "activation": "gelu",
-        **_MODEL_KEYS,
-    },
-    # Published models, whose names fix the remaining keys.
-    "convmixer_1536_20": _MODEL_KEYS,
-    "convmixer_768_32": _MODEL_KEYS,
-    "convmixer_1024_20": _MODEL_KEYS,
-    "resnet": {
-        # Number of channels in the first stage.
-        "width": 16,
-        # Number of blocks per stage.
-        "depth": 3,
-        # Side of the depthwise filters, in pixels; the imagenet stem has its own.
-        "kernel_size": 3,
-        # Number of depthwise filters per channel.
-        "multiplier": 9,
-        # Layers between depthwise and pointwise: "none", "relu", "bn" or "bn_relu".
-        "between": "none",
-        # "cifar" has 3 stages; "imagenet" has a stride-2 7 x 7 stem, max pooling and 4 stages.
-        "stem": "cifar",
-        **_MODEL_KEYS,
-    },
-}
+
+def describe() -> str:
+    """Returns the meaning and default of every key, for ``--help``."""
+    lines = ["Keys of a config (default), set with --config.KEY=VALUE:", *_describe(KEYS)]
+    for model in ("convmixer", "resnet"):
+        lines += ["", f"Keys of a config whose config.model.name is {model}:"]
+        lines += _describe(MODEL_KEYS[model], "model.")
+    return "\n".join(lines)
+
+
+def _describe(keys: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, key in keys.items():
+        if isinstance(key, Key):
+            yield f"  {prefix}{name} ({key.default!r})"
+            yield textwrap.fill(key.meaning, 100, initial_indent=6 * " ", subsequent_indent=6 * " ")
+        else:
+            yield from _describe(key, f"{prefix}{name}.")
 
 
 def vary(config: ConfigDict, variant: str, variants: Mapping[str, Mapping[str, Any]]) -> ConfigDict:
