@@ -1,6 +1,6 @@
 """ConvMixer-256/8, kernel 5, patch 2, on CIFAR-10: the recipe of locuslab/convmixer-cifar10.
 
-    python -m randmix.data.prepare cifar10
+    python -m randmix prepare cifar10
     python -m randmix.main --config=configs/convmixer_cifar.py --config.mode=full
     python -m randmix.main --config=configs/convmixer_cifar.py --config.mode=chans
 

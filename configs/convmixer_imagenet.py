@@ -1,7 +1,7 @@
 r"""ConvMixer-512, kernel 8, patch 7, on ImageNet at 224 x 224 pixels (the paper's section 4.2).
 
     pip install -e ".[images]"
-    python -m randmix.data.prepare imagenet2012 --manual_dir=DIR
+    python -m randmix prepare imagenet2012 --manual_dir=DIR
     python -m randmix.main --config=configs/convmixer_imagenet.py --config.mode=chans \
         --workdir=runs/imagenet-chans
 
@@ -20,7 +20,7 @@ Variants, for other machines and data; neither was measured:
 
 A folder of your own images needs no ImageNet:
 
-    python -m randmix.data.prepare imagefolder --source=DIR --name=pets
+    python -m randmix prepare imagefolder --source=DIR --name=pets
     python -m randmix.main --config=configs/convmixer_imagenet.py:laptop \
         --config.data.name=imagefolder/pets
 """

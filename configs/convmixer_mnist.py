@@ -1,8 +1,8 @@
 """ConvMixer-64/4 on MNIST or Fashion-MNIST: 60,000 training and 10,000 test images of 28 x 28.
 
-    python -m randmix.data.prepare fashion_mnist
+    python -m randmix prepare fashion_mnist
     python -m randmix.main --config=configs/convmixer_mnist.py:fashion_mnist
-    python -m randmix.data.prepare mnist
+    python -m randmix prepare mnist
     python -m randmix.main --config=configs/convmixer_mnist.py
 
 Expected accuracy on Fashion-MNIST's test set with seed 0 after 5 epochs: full 0.912, chans 0.899,

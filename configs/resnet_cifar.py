@@ -1,6 +1,6 @@
 """Separable pre-activation ResNet, 20 layers, width 16, multiplier 9, on CIFAR-10 (section 4.1).
 
-    python -m randmix.data.prepare cifar10
+    python -m randmix prepare cifar10
     python -m randmix.main --config=configs/resnet_cifar.py --config.mode=full
     python -m randmix.main --config=configs/resnet_cifar.py --config.mode=chans
 

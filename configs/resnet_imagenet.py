@@ -1,7 +1,7 @@
 r"""Separable pre-activation ResNet, 8 n + 2 layers, on ImageNet at 224 x 224 pixels (section 4.1).
 
     pip install -e ".[images]"
-    python -m randmix.data.prepare imagenet2012 --manual_dir=DIR
+    python -m randmix prepare imagenet2012 --manual_dir=DIR
     python -m randmix.main --config=configs/resnet_imagenet.py --config.mode=chans \
         --workdir=runs/imagenet-resnet
 

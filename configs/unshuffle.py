@@ -4,7 +4,7 @@ r"""Pixel un-shuffling (section 4.4): a ConvMixer restores images with permuted 
       python -m randmix.main --config=configs/unshuffle.py --config.mode=$mode \
         --workdir=runs/unshuffle-$mode
     done
-    python -m randmix.analysis.unshuffle \
+    python -m randmix unshuffle \
         --workdirs=runs/unshuffle-full,runs/unshuffle-chans,runs/unshuffle-space
 
 The default uses scikit-learn's 1,797 digits of 8 x 8 pixels. One permutation of the positions,
@@ -14,7 +14,7 @@ Expected test PSNR with seed 0: full 29.7 dB, chans 26.9 dB, space 27.4 dB, in 3
 on two CPU cores with other load. The mean training image scores 11.4 dB.
 
 Variants, as in --config=configs/unshuffle.py:mnist, of which only :tiny was measured yet;
-python -m randmix.data.prepare NAME prepares the data:
+python -m randmix prepare NAME prepares the data:
 
     :mnist           ConvMixer-64/8, kernel 7, 28 x 28 pixels
     :fashion_mnist   the same

@@ -3,9 +3,9 @@
 # process per GPU.
 #
 #     launch/local_processes.sh 2 --config=configs/digits.py --workdir=runs/two
-#     launch/local_processes.sh 2 randmix.evaluate --workdir=runs/two
+#     launch/local_processes.sh 2 randmix evaluate --workdir=runs/two
 #
-# The flags are those of randmix.main, or of the module that precedes them. Every output line is
+# The flags are those of training, or of the command that precedes them. Every output line is
 # prefixed with its process number. Ctrl-C, SIGTERM or closing the terminal stops all processes
 # after saving; the same command resumes.
 #

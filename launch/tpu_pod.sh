@@ -4,7 +4,7 @@
 #     launch/tpu_pod.sh --name=mine --zone=us-west4-a --accelerator=v5litepod-16 --spot -- \
 #       --config=configs/digits.py --workdir=gs://bucket/runs/a
 #
-# The flags after -- are those of randmix.main, or of the module that precedes them. The workdir
+# The flags after -- are those of training, or of a command: randmix COMMAND [flags]. The workdir
 # must be on gs://, or on a file system that --setup mounts. Workers get the commit of this
 # checkout, so nothing may be left to commit. The script requests a queued resource and waits for
 # it, installs the commit on all workers, and runs the same command on each. If the slice is

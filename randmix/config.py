@@ -58,10 +58,7 @@ class Key(NamedTuple):
 
 # The keys of every run but those of its model; an inner dict is a group.
 KEYS = {
-    "seed": Key(
-        0,
-        "Seed of the initial weights, the data order and every augmentation, 0 to 2**32 - 1.",
-    ),
+    "seed": Key(0, "Decides initial weights, data order and augmentation, 0 to 2**32 - 1."),
     "mode": Key(
         "chans",
         '"full" trains everything, "chans" all but the spatial filters, "space" all but the '
@@ -72,25 +69,15 @@ KEYS = {
         "Selector of the trained parameters, such as \"~role('spatial')\"; see docs/masks.md.",
         kind=str,
     ),
-    "groups": Key(
-        None,
-        "Trained groups, each (label, selector, settings); see randmix/training/groups.py.",
-        kind=tuple,
-    ),
-    "task": Key(
-        "classification",
-        '"classification", or "unshuffling": restore images whose pixels were permuted.',
-    ),
+    "groups": Key(None, "Groups to train, (label, selector, settings); see docs/masks.md.", tuple),
+    "task": Key("classification", '"classification", or "unshuffling": restore moved pixels.'),
     "permutation_seed": Key(
         0,
         "Seed of unshuffling's pixel permutation, 0 to 2**32 - 1. It is separate from `seed` so "
         "that runs with several seeds share one task.",
     ),
     "data": {
-        "name": Key(
-            "digits",
-            "Name of the data set; None only for converted weights without a data set.",
-        ),
+        "name": Key("digits", "Name of the data set; None only for converted weights."),
         "data_dir": Key(
             None,
             "Folder of the prepared data sets. Default: TFDS's own, ~/tensorflow_datasets.",
@@ -103,19 +90,13 @@ KEYS = {
             "scores best on the held-out examples is also kept.",
         ),
         # Augmentation of training images, in this order; see randmix/data/augment.
-        "crop_padding": Key(
-            0,
-            "Zero padding of a random crop, in pixels; 0 disables the crop.",
-        ),
+        "crop_padding": Key(0, "Zero padding of a random crop, in pixels; 0 disables the crop."),
         "crop_scale": Key(
             1.0,
             "Smallest area of a random resized crop, as a fraction of the image in (0, 1]; 1 "
             "disables the crop.",
         ),
-        "crop_aspect": Key(
-            4 / 3,
-            "Largest aspect ratio of a random resized crop, 1 (square) or more.",
-        ),
+        "crop_aspect": Key(4 / 3, "Largest aspect ratio of that crop, 1 (square) or more."),
         "flip": Key(False, "Flip images horizontally with probability 1/2."),
         "randaugment": Key(
             "",
@@ -134,44 +115,24 @@ KEYS = {
         ),
         "cutmix": Key(0.0, "Alpha of CutMix's beta distribution, 0 or more; 0 disables CutMix."),
         "mix_probability": Key(1.0, "Probability that a batch is mixed, 0 to 1."),
-        "mix_switch_probability": Key(
-            0.5,
-            "Probability that a mixed batch uses CutMix if both alphas are set, 0 to 1.",
-        ),
-        "random_erasing": Key(
-            0.0,
-            "Probability that a rectangle of an image is replaced by noise, 0 to 1.",
-        ),
+        "mix_switch_probability": Key(0.5, "Probability of CutMix if both alphas are set, 0 to 1."),
+        "random_erasing": Key(0.0, "Probability that a rectangle of an image is noise, 0 to 1."),
         # The rest applies to photographs, which are decoded during training.
-        "image_size": Key(
-            224,
-            "Photographs (imagenet2012, imagefolder/NAME): side of the model's input, in pixels.",
-        ),
+        "image_size": Key(224, "Photographs: side of the model's input, in pixels."),
         "eval_crop": Key(
             0.96,
             "Photographs: fraction of an image's shorter side that evaluation crops to, in (0, 1].",
         ),
-        "decoder": Key(
-            "auto",
-            'Photographs: "simplejpeg", "pillow", or "auto", which takes simplejpeg if installed.',
-        ),
+        "decoder": Key("auto", 'Photographs: "simplejpeg", "pillow", or "auto", the faster one.'),
         "workers": Key(0, "Photographs: decoding threads per host; 0 means one per core."),
         "corrupt": Key(
-            "fatal",
-            'Photographs: "fatal" stops at a damaged image, "skip" skips it; both name the file.',
+            "fatal", 'Photographs: "fatal" stops at a damaged one, "skip" leaves it out.'
         ),
     },
     "batch_size": Key(128, "Global batch size, over all devices of all hosts, 1 or more."),
     "epochs": Key(10.0, "Length of the run in epochs, more than 0; ignored if `steps` is set."),
-    "steps": Key(
-        None,
-        "Length of the run in steps, 1 or more; overrides `epochs`.",
-        kind=int,
-    ),
-    "label_smoothing": Key(
-        0.0,
-        "Share of each target that is spread evenly over all classes, in [0, 1).",
-    ),
+    "steps": Key(None, "Length of the run in steps, 1 or more; overrides `epochs`.", int),
+    "label_smoothing": Key(0.0, "Share of each target that all classes get evenly, in [0, 1)."),
     # Adversarial training on FGSM samples (paper, section 4.3.1).
     "defense": {
         "epsilon": Key(
@@ -193,14 +154,8 @@ KEYS = {
     "optimizer": {
         "name": Key("adamw", '"adamw" or "sgd".'),
         "learning_rate": Key(0.01, "Peak learning rate of the schedule."),
-        "weight_decay": Key(
-            0.0,
-            "Weight decay, applied to kernels only (not to biases or normalization).",
-        ),
-        "clip_norm": Key(
-            0.0,
-            "Largest global norm of all trainable gradients together; 0 disables clipping.",
-        ),
+        "weight_decay": Key(0.0, "Weight decay of kernels (not of biases or normalization)."),
+        "clip_norm": Key(0.0, "Largest global norm of the trained gradients; 0 disables clipping."),
         "b1": Key(0.9, "adamw: decay rate of the first moment."),
         "b2": Key(0.999, "adamw: decay rate of the second moment."),
         "eps": Key(1e-8, "adamw: what is added to the denominator."),
@@ -222,47 +177,23 @@ KEYS = {
         "warmup": Key(0.0, "cosine: fraction of the run with linear warm-up from zero, 0 to 1."),
     },
     "log_every": Key(50, "Steps between log lines, 1 or more."),
-    "eval_every": Key(
-        500,
-        "Steps between evaluations, 1 or more; the last step is always evaluated.",
-    ),
-    "checkpoint_every": Key(
-        500,
-        "Steps between checkpoints, 1 or more; the last step is always saved.",
-    ),
-    "tensorboard": Key(
-        True,
-        "Write TensorBoard events to the workdir, for `tensorboard --logdir=runs`.",
-    ),
-    "wandb_project": Key(
-        None,
-        "Weights & Biases project to log to as well; None logs to none.",
-        kind=str,
-    ),
-    "precision": Key(
-        "float32",
-        'Arithmetic of the model: "float32" or "bfloat16"; parameters are always float32.',
-    ),
+    "eval_every": Key(500, "Steps between evaluations, 1 or more; the last is evaluated, too."),
+    "checkpoint_every": Key(500, "Steps between checkpoints, 1 or more; the last is saved, too."),
+    "tensorboard": Key(True, "Write TensorBoard events to the workdir."),
+    "wandb_project": Key(None, "Weights & Biases project to log to as well.", str),
+    "precision": Key("float32", 'Arithmetic: "float32" or "bfloat16"; parameters stay float32.'),
 }
 
 # The keys of every model.
 _MODEL_KEYS = {
-    "filters": Key(
-        "random",
-        'Initial depthwise filters: "random", "same", "box", "identity" or "smoothed".',
-    ),
+    "filters": Key("random", 'Initial filters: "random", "same", "box", "identity" or "smoothed".'),
     "smoothing_index": Key(0.0, "smoothed: strength of the smoothing, 0 or more."),
     "smoothing_keep_norm": Key(True, "smoothed: keep the L2 norm of each filter."),
-    "depthwise_method": Key(
-        "auto",
-        'Depthwise algorithm: "auto", "grouped" or "shift_sum"; see randmix/ops/depthwise.py.',
-    ),
+    "depthwise_method": Key("auto", 'Depthwise algorithm: "auto", "grouped" or "shift_sum".'),
     "remat": Key(False, "Recompute each block in the backward pass: less memory, more time."),
     "scan": Key(False, "Scan over equal blocks, so that compile time doesn't grow with depth."),
-    "mean": Key(
-        (), "What is subtracted from images in [0, 1], a number per channel; () is nothing."
-    ),
-    "std": Key((), "What they are then divided by, a number per channel; () is nothing."),
+    "mean": Key((), "Mean to subtract from images in [0, 1], a number per channel; () for none."),
+    "std": Key((), "Standard deviation to divide by, a number per channel; () for none."),
 }
 
 MODEL_KEYS = {
@@ -281,10 +212,7 @@ MODEL_KEYS = {
     "resnet": {
         "width": Key(16, "Number of channels in the first stage."),
         "depth": Key(3, "Number of blocks per stage."),
-        "kernel_size": Key(
-            3,
-            "Side of the depthwise filters, in pixels; the imagenet stem has its own.",
-        ),
+        "kernel_size": Key(3, "Side of the depthwise filters, in pixels, but the imagenet stem's."),
         "multiplier": Key(9, "Number of depthwise filters per channel."),
         "between": Key(
             "none",
@@ -325,7 +253,7 @@ def _defaults(keys: Mapping[str, Any]) -> dict[str, Any]:
 
 def describe() -> str:
     """Returns the meaning and default of every key, for ``--help``."""
-    lines = ["Keys of a config (default), set with --config.KEY=VALUE:", *_describe(KEYS)]
+    lines = ["Keys of a config (default, unless the file sets another):", *_describe(KEYS)]
     for model in ("convmixer", "resnet"):
         lines += ["", f"Keys of a config whose config.model.name is {model}:"]
         lines += _describe(MODEL_KEYS[model], "model.")

@@ -1,26 +1,4 @@
-"""Convert PyTorch's ConvMixer weights to a workdir.
-
-    python -m randmix.convert CHECKPOINT --workdir=DIR [flags]
-    python -m randmix.convert convmixer_768_32.safetensors --workdir=runs/published \\
-        --activation=relu --mean=0.485,0.456,0.406 --std=0.229,0.224,0.225
-
-CHECKPOINT is a .safetensors file, or a .pth, .pt, .bin or .tar file from PyTorch, for which PyTorch
-must be installed. It contains the state dict of a ConvMixer with the weight names of its authors
-(locuslab/convmixer) or of timm, either alone or in a training checkpoint under "state_dict" or
-"model". Sizes are read from the weights, which must be dense, finite float32, float16 or bfloat16
-numbers, at most 2^30 of them. The activation and the normalisation can't be: pass them as flags.
-The models published for ImageNet use the normalisation above and gelu, except ConvMixer-768/32,
-which uses relu.
-
-DIR must be new or empty. Afterwards randmix.load("DIR") returns the model and its variables, as for
-a trained run. With --data=NAME, DIR is a run on that data set, whose images and classes must fit
-the weights; without it, DIR is a model alone, with no data to evaluate on. To convert back, in
-Python:
-
-    run = randmix.load("runs/published")
-    arrays = convert.convmixer_to_torch(run.model, run.variables, "timm")
-    safetensors.numpy.save_file(arrays, "out.safetensors")
-"""
+"""The work of ``python -m randmix convert``: a workdir from PyTorch's ConvMixer weights."""
 
 import hashlib
 import json
@@ -30,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -39,7 +16,7 @@ from randmix import masks, models
 from randmix.data import catalog
 from randmix.errors import UserError
 from randmix.models.torch_weights import NAMINGS, convmixer_from_torch, convmixer_to_torch
-from randmix.runtime import cli, durable
+from randmix.runtime import durable
 from randmix.training import runs, steps
 from randmix.workdir import artifacts
 from randmix.workdir import checkpoints as checkpoint
@@ -120,46 +97,16 @@ def _config(model: models.ConvMixer, data: str | None) -> ConfigDict:
     return config
 
 
-def define_flags() -> None:
-    """Defines the command-line flags; not on import, to leave importing programs their own."""
-    flags.DEFINE_string("workdir", None, "Folder to write; it must be new or empty.")
-    flags.DEFINE_string("activation", "gelu", "gelu | relu: the activation of the model.")
-    flags.DEFINE_list(
-        "mean",
-        [],
-        "Mean to subtract, one number per channel for images in [0, 1]. Default: no normalisation.",
-    )
-    flags.DEFINE_list("std", [], "Standard deviation to divide by, one number per channel.")
-    flags.DEFINE_string(
-        "data", None, "Data set that the weights are for, such as cifar10. Default: none."
-    )
-
-
-def main(argv: list[str]) -> None:
-    """Converts the file named on the command line."""
-    options = flags.FLAGS
-    if len(argv) != 2:
-        raise UserError(f"expected one checkpoint, got {argv[1:]}; see --help")
-    if not options.workdir:
-        raise UserError("--workdir is missing; give one, for example --workdir=runs/converted")
-    file = Path(argv[1])
+def main(options: Any) -> None:
+    """Converts a file with the options of ``commands/convert.py``."""
+    file = Path(options.checkpoint)
     model, variables = convmixer_from_torch(
-        file, activation=options.activation, mean=_numbers("mean"), std=_numbers("std")
+        file, activation=options.activation, mean=options.mean, std=options.std
     )
     with file.open("rb") as stream:
         origin = {"file": file.name, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
     write_run(options.workdir, model, variables, data=options.data, origin=origin)
     print(f"{options.workdir}: {_description(model, variables)}")
-
-
-def _numbers(name: str) -> tuple[float, ...]:
-    words: list[str] = getattr(flags.FLAGS, name)
-    try:
-        return tuple(float(word) for word in words)
-    except ValueError as error:
-        raise UserError(
-            f"--{name}={','.join(words)}: expected numbers, such as 0.5,0.5,0.5"
-        ) from error
 
 
 def _description(model: models.ConvMixer, variables: Mapping[str, Any]) -> str:
@@ -171,8 +118,3 @@ def _description(model: models.ConvMixer, variables: Mapping[str, Any]) -> str:
         f"patch {model.patch_size}, {model.activation}, {channels} channels, "
         f"{model.num_classes} classes, {count:,} parameters"
     )
-
-
-if __name__ == "__main__":
-    define_flags()
-    cli.run(main)

@@ -28,19 +28,22 @@ class Done(NamedTuple):
 
 
 def run(
-    module: str,
+    program: str,
     *arguments: object,
     env: dict[str, str] | None = None,
     cwd: Path = REPOSITORY,
     limit: float = 120,
 ) -> Done:
-    """Runs ``python -m module arguments...`` to its end, at most ``limit`` seconds."""
-    with started(module, *arguments, env=env, cwd=cwd) as program:
-        program.process.join(limit)
-        assert program.process.exitcode is not None, (
-            f"{module} {arguments}: still running after {limit} s"
+    """Runs ``python -m program arguments...`` to its end, at most ``limit`` seconds.
+
+    The program is a module, or "randmix COMMAND".
+    """
+    with started(program, *arguments, env=env, cwd=cwd) as running:
+        running.process.join(limit)
+        assert running.process.exitcode is not None, (
+            f"{program} {arguments}: still running after {limit} s"
         )
-        return Done(program.process.exitcode, program.out(), program.err())
+        return Done(running.process.exitcode, running.out(), running.err())
 
 
 class Started(NamedTuple):
@@ -61,9 +64,10 @@ class Started(NamedTuple):
 
 @contextlib.contextmanager
 def started(
-    module: str, *arguments: object, env: dict[str, str] | None = None, cwd: Path = REPOSITORY
+    program: str, *arguments: object, env: dict[str, str] | None = None, cwd: Path = REPOSITORY
 ) -> Iterator[Started]:
-    """Starts ``python -m module arguments...``; kills it if it outlives the context."""
+    """Starts ``python -m program arguments...``; kills it if it outlives the context."""
+    module, *words = [*program.split(), *map(str, arguments)]
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         environment = {
@@ -73,7 +77,7 @@ def started(
         }
         process = _PROCESSES.Process(
             target=_main,
-            args=(module, [str(a) for a in arguments], str(out), str(err), environment, str(cwd)),
+            args=(module, words, str(out), str(err), environment, str(cwd)),
         )
         process.start()
         try:

@@ -36,11 +36,11 @@ PROGRAMS = {
     "main": "randmix.main --config=configs/digits.py:tiny --workdir=WORKDIR "
     "--config.tensorboard=False --config.steps=400 --config.checkpoint_every=20 "
     "--config.eval_every=40 --config.log_every=5",
-    "evaluate": "randmix.evaluate --workdir=FOLDER/trained --attacks=fgsm --examples=64 "
+    "evaluate": "randmix evaluate --workdir=FOLDER/trained --attacks=fgsm --examples=64 "
     "--out=WORKDIR",
-    "spectrum": "randmix.analysis.spectrum --random=1,4 --seeds=2 --out=WORKDIR",
-    "prepare": "randmix.data.prepare digits --data_dir=WORKDIR",
-    "reproduce": "randmix.reproduce --preset=smoke --experiments=E9,E11 --override=steps=2 "
+    "spectrum": "randmix spectrum --random=1,4 --seeds=2 --out=WORKDIR",
+    "prepare": "randmix prepare digits --data_dir=WORKDIR",
+    "reproduce": "randmix reproduce --preset=smoke --experiments=E9,E11 --override=steps=2 "
     "--seeds=1 --workdir=WORKDIR",
 }
 RESUMES = {"main", "reproduce"}

@@ -143,11 +143,11 @@ def test_the_order_does_not_depend_on_the_number_of_shards(data_dir, tmp_path):
 
 def test_an_unprepared_set_names_the_command(monkeypatch, tmp_path):
     with pytest.raises(
-        UserError, match=r"`python -m randmix\.data\.prepare mnist --data_dir='\S+/with space'`$"
+        UserError, match=r"`python -m randmix prepare mnist --data_dir='\S+/with space'`$"
     ):
         catalog.load("mnist", "train", tmp_path / "with space")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    with pytest.raises(UserError, match=r"run `python -m randmix\.data\.prepare mnist`$"):
+    with pytest.raises(UserError, match=r"run `python -m randmix prepare mnist`$"):
         catalog.load("mnist", "train")
 
 

@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 
+import command
 import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from randmix import commands
 from randmix import config as configs
 from randmix.errors import UserError
 from randmix.runtime import cli
@@ -21,15 +23,16 @@ def get_config():
     return config_dict.ConfigDict({"seed": 0, "augment": True, "steps": steps, "model": model})
 """
 
-PROGRAM = '''"""A program for the tests.
-
-Usage: python program.py WORD
-"""
-from absl import flags
+PROGRAM = """
+from absl import app, flags
 from randmix import errors
 from randmix.runtime import cli
 
 flags.DEFINE_integer("width", 3, "how wide", lower_bound=1)
+flags.DEFINE_bool("deep", True, "how deep")
+
+def help_text():
+    return cli.flags_text(["width", "deep"])
 
 def main(argv):
     match argv[1:]:
@@ -44,8 +47,8 @@ def main(argv):
     print("width", flags.FLAGS.width, *argv[1:])
 
 if __name__ == "__main__":
-    cli.run(main)
-'''
+    cli.run(lambda: app.run(main, flags_parser=lambda argv: cli.parse(argv, help_text)))
+"""
 
 
 @pytest.fixture
@@ -56,11 +59,12 @@ def parse(tmp_path, monkeypatch):
     registry = flags.FlagValues()
     monkeypatch.setattr(flags, "FLAGS", registry)
     flags.DEFINE_integer("width", 3, "how wide", lower_bound=1, flag_values=registry)
+    flags.DEFINE_bool("deep", True, "how deep", flag_values=registry)
     holder = config_flags.DEFINE_config_file("config", flag_values=registry)
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["program", *arguments])
-        return cli.parse(sys.argv, sys.modules[__name__]), holder.value
+        return cli.parse(sys.argv, lambda: "help"), holder.value
 
     return run
 
@@ -88,6 +92,7 @@ def test_flags_overrides_and_arguments_are_parsed(parse):
         (["--wdith=3"], "unknown flag --wdith; did you mean 'width'?"),
         (["--width=0"], "--width=0: expected a positive integer"),
         (["--width=x"], "--width=x: expected a positive integer"),
+        (["--deep", "--width", "x"], "--width=x: expected a positive integer"),
         (["--width"], "Missing value for flag --width"),
         (["--config=confg.py"], "there is no config file 'confg.py'; did you mean 'config.py'?"),
         (["--config", "confg.py", "--config.seed=1"], "there is no config file 'confg.py'"),
@@ -226,10 +231,40 @@ def test_output_that_nobody_reads_is_no_bug(program):
 
 
 @pytest.mark.parametrize("option", ["--help", "--helpfull"])
-def test_help_is_the_docstring_and_the_programs_own_flags(program, option):
+def test_help_lists_the_programs_own_flags(program, option):
     done = program(option)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == (
-        "A program for the tests.\n\nUsage: python program.py WORD\n\nFlags:\n"
-        "  --width\n      how wide (default: '3')\n"
+        "Flags (default):\n  --width (3)\n      how wide\n  --[no]deep (true)\n      how deep\n"
     )
+
+
+def test_without_a_command_all_are_listed():
+    for arguments in ((), ("--help",)):
+        done = command.run("randmix", *arguments)
+        assert (done.status, done.err) == (0, "")
+        assert [line.split()[0] for line in done.out.splitlines()[2:-2]] == [*commands.SUMMARIES]
+
+
+def test_a_mistyped_command_is_one_line():
+    done = command.run("randmix", "evalute", "--workdir=x")
+    assert (done.status, done.out) == (2, "")
+    assert done.err.startswith("randmix: command: got 'evalute', allowed train, evaluate, ")
+    assert done.err.endswith("; did you mean 'evaluate'?\n")
+
+
+@pytest.mark.parametrize("name", commands.SUMMARIES)
+def test_help_of_a_command_is_enough_and_imports_no_jax(name):
+    code = (
+        f"import sys; from randmix import commands; sys.argv = ['randmix', '--help']\n"
+        f"try: commands.run({name!r})\n"
+        "except SystemExit as end: print(end.code, 'jax' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith(f"Usage: python -m randmix {name} ")
+    assert lines[2] == commands.SUMMARIES[name]
+    assert f"    python -m randmix {name} " in done.stdout
+    assert "\nExit status: 0 " in done.stdout
+    assert ("  data.mixup (0.0)\n" in done.stdout) == ("  --config\n" in done.stdout)
+    assert lines[-1] == "0 False"

@@ -39,7 +39,7 @@ def test_a_file_becomes_a_workdir_that_loads(trained, tmp_path):
     model, variables = trained
     file, workdir = tmp_path / "a.safetensors", tmp_path / "run"
     safetensors.numpy.save_file(randmix.convmixer_to_torch(model, variables, "timm"), file)
-    done = command.run("randmix.convert", file, "--activation=gelu", f"--workdir={workdir}")
+    done = command.run("randmix convert", file, "--activation=gelu", f"--workdir={workdir}")
     assert (done.status, done.err) == (0, "")
     assert "ConvMixer-6/2, kernel 3, patch 2, gelu" in done.out
     assert not masks.diff(variables, randmix.load(workdir).variables).moved
@@ -236,7 +236,7 @@ def test_the_command_refuses_a_bad_file_before_it_makes_a_folder(trained, tmp_pa
         ),
         ("b.pth", "got a pipe or a device, allowed a file of weights; give its path"),
     ]:
-        done = command.run("randmix.convert", tmp_path / name, f"--workdir={tmp_path / 'run'}")
+        done = command.run("randmix convert", tmp_path / name, f"--workdir={tmp_path / 'run'}")
         assert (done.status, done.out) == (2, "")
         assert done.err.startswith(f"randmix: {tmp_path / name}: {message}")
         assert done.err.count("\n") == 1

@@ -52,8 +52,8 @@ QUICK = {
         "--config.tensorboard=False",  # imports PyTorch where installed, which takes seconds
         "--config.data.image_size=28",
     ),
-    "randmix.evaluate": ("--examples=8", "--strong_steps=2", "--strong_restarts=1"),
-    "randmix.reproduce": (
+    "randmix evaluate": ("--examples=8", "--strong_steps=2", "--strong_restarts=1"),
+    "randmix reproduce": (
         "--experiments=E9,E11",
         "--override=steps=2",
         "--seeds=1",
@@ -151,13 +151,15 @@ class Checkout:
             return ""
         if words[0] == "python":
             module, *arguments = words[2:] if words[1] == "-m" else words[1:]
+            if module == "randmix" and not arguments[0].startswith("-"):
+                module = f"randmix {arguments.pop(0)}"
             flags = {argument.partition("=")[0] for argument in arguments}
             if LOOKS & flags:
                 return self.program(module, *arguments)
             if "--compile_for" in flags:
                 return self.program(module, *arguments, *COMPILE_FOR)
             quick = self.quick(module, arguments)
-            return self.program("stand_ins", self.archives, module, *quick)
+            return self.program("stand_ins", self.archives, *module.split(), *quick)
         return self.launch(words)
 
     def program(self, module, *arguments):
@@ -173,7 +175,7 @@ class Checkout:
             ).replace("=/data/imagenet", f"={self.archives}/imagenet2012")
             for argument in arguments
         ]
-        if module == "randmix.data.prepare" and not any("=" in a for a in arguments):
+        if module == "randmix prepare" and not any("=" in a for a in arguments):
             return [*arguments, f"--manual_dir={self.archives}/{arguments[0]}"]
         if any(a.startswith("--coordinator=") for a in arguments):
             return [*arguments, "--summary"]

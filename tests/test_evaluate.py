@@ -50,7 +50,7 @@ def workdir(tmp_path_factory):
 
 
 def evaluate(*arguments, **options):
-    return command.run("randmix.evaluate", *arguments, **options)
+    return command.run("randmix evaluate", *arguments, **options)
 
 
 def metrics_lines(workdir):
@@ -290,7 +290,7 @@ def test_the_picture_tells_the_lines_apart_and_shows_every_epsilon():
         (["--attacks="], "--attacks is empty; allowed are noise, fgsm, pgd2, pgd, strong"),
         (
             ["--attacks=fgsm", "--epsilons="],
-            "--epsilons is empty; give some, for example --epsilons=0,0.5,1,",
+            "--epsilons is empty; give some, for example --epsilons=0,2,8",
         ),
         (
             ["--attacks=fgsm", "--epsilons=8,-1"],

@@ -31,7 +31,7 @@ def test_debians_archives_become_upstreams(prefix):
 def test_the_real_fashion_mnist(tmp_path):
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "randmix.data.prepare", "fashion_mnist"),
+            *(sys.executable, "-m", "randmix", "prepare", "fashion_mnist"),
             *(f"--data_dir={tmp_path}", f"--manual_dir={DEBIAN}"),
         ],
         capture_output=True,

@@ -202,7 +202,7 @@ def test_what_is_no_file_is_named_and_not_opened(tmp_path, monkeypatch, make):
     file = source / "cat" / "x.png"
     make(file)
     done = command.run(
-        "randmix.data.prepare",
+        "randmix prepare",
         "imagefolder",
         f"--source={source}",
         f"--data_dir={tmp_path / 'data'}",
@@ -300,8 +300,7 @@ def test_tfrecords_get_the_conversion_command(tmp_path):
 
 def test_an_unprepared_folder_names_the_command(tmp_path):
     command_line = (
-        "`python -m randmix.data.prepare imagefolder --source=DIR --name=pets "
-        f"--data_dir={tmp_path}`"
+        f"`python -m randmix prepare imagefolder --source=DIR --name=pets --data_dir={tmp_path}`"
     )
     with pytest.raises(UserError) as error:
         catalog.get(NAME, tmp_path)
@@ -361,7 +360,7 @@ def test_two_processes_prepare_it_once(tmp_path):
 def test_the_command_line(tmp_path):
     source = pictures.folder(tmp_path / "source")
     arguments = ("imagefolder", f"--source={source}", f"--data_dir={tmp_path}", "--num_shards=2")
-    done = command.run("randmix.data.prepare", *arguments)
+    done = command.run("randmix prepare", *arguments)
     assert (done.status, done.err) == (0, "")
     where = (
         f"imagefolder/source: 18 train and 2 test examples in {tmp_path}/imagefolder/source/1.0.0 ("
@@ -391,7 +390,7 @@ def test_the_command_line(tmp_path):
         ): "gs://bucket/data is not a local folder",
     }
     for wrong, line in mistakes.items():
-        done = command.run("randmix.data.prepare", *wrong)
+        done = command.run("randmix prepare", *wrong)
         assert (done.status, done.out) == (2, ""), wrong
         assert done.err.startswith(f"randmix: {line}"), done.err
         assert done.err.count("\n") == 1

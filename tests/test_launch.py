@@ -186,7 +186,7 @@ GET = "in commit COMMIT of ROOT, which is what workers get;"
     ("arguments", "message"),
     [
         (RUN[:1], f"--workdir is missing, and {OWN_DISK} --workdir=gs://BUCKET/FOLDER after --"),
-        (("randmix.reproduce", "--preset=cifar"), f"--workdir is missing, and {OWN_DISK}"),
+        (("randmix", "reproduce", "--preset=cifar"), f"--workdir is missing, and {OWN_DISK}"),
         ((RUN[0], "--workdir=runs/a"), LOCAL_FOLDER),
         ((RUN[0], "--workdir", "runs/a"), LOCAL_FOLDER),
         ((*RUN, "-workdir=runs/a"), LOCAL_FOLDER),
@@ -520,13 +520,13 @@ def slurm(tmp_path, tasks, restarts=0):
         "SLURM_ARRAY_TASK_COUNT": "8",
     }
     return subprocess.Popen(
-        ["bash", LAUNCH / "slurm.sbatch", "randmix.reproduce", "--seeds=0, 1"],
+        ["bash", LAUNCH / "slurm.sbatch", "randmix", "reproduce", "--seeds=0, 1"],
         cwd=tmp_path,
         env={**os.environ, **environment},
     )
 
 
-RAN = "-u -m randmix.reproduce --seeds=0, 1 --shard=3/8"
+RAN = "-u -m randmix reproduce --seeds=0, 1 --shard=3/8"
 
 
 @pytest.mark.slow

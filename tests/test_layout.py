@@ -24,7 +24,9 @@ LAYERS = (
     {"training"},
     {"analysis"},
     {"reproduce"},
-    {"evaluate", "convert", "main"},
+    {"evaluate", "convert", "train"},
+    {"commands"},
+    {"main"},
 )
 ALONE = {"masks"}  # imports nothing of randmix
 
@@ -59,7 +61,7 @@ def test_every_unit_has_its_layer():
 
 def test_importing_randmix_imports_nothing_heavy():
     code = (
-        "import randmix, randmix.runtime.cli, randmix.config, randmix.data.catalog, sys;"
+        "import randmix, randmix.commands, randmix.main, randmix.data.catalog, sys;"
         "print([m for m in ('jax', 'flax', 'tensorflow', 'tensorflow_datasets', "
         "'orbax', 'sklearn', 'matplotlib') if m in sys.modules])"
     )

@@ -77,7 +77,7 @@ def test_without_a_workdir_each_config_has_its_own_folder(tmp_path):
 def test_help_is_enough():
     done = main("--help")
     assert done.status == 0
-    for words in ("--config", "--workdir", "configs/digits.py", "randmix/config.py", "Exit status"):
+    for words in ("--config", "--workdir", "configs/digits.py", "data.mixup (0.0)", "Exit status"):
         assert words in done.out
 
 
@@ -132,7 +132,7 @@ def test_a_summary_shows_the_parameters_and_their_cost_and_ends(tmp_path):
                 "--config.data.data_dir=/nowhere",
             ],
             "fashion_mnist is not prepared in /nowhere; "
-            "run `python -m randmix.data.prepare fashion_mnist --data_dir=/nowhere`",
+            "run `python -m randmix prepare fashion_mnist --data_dir=/nowhere`",
         ),
         (
             [DIGITS, "--workdir=/dev/null/run"],

@@ -21,13 +21,14 @@ import tensorflow_datasets as tfds
 from absl import flags
 from small_archives import SMALL, TEST, TRAIN, UNREACHABLE, in_one_order, small_mnist
 
+from randmix.commands import prepare as prepare_command
 from randmix.data import archives, builders, catalog, prepare
 from randmix.errors import UserError
 
 
 def run(*arguments):
     """Runs the command line."""
-    command = [sys.executable, "-m", "randmix.data.prepare", *map(str, arguments)]
+    command = [sys.executable, "-m", "randmix", "prepare", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -297,7 +298,7 @@ def test_the_command_line_prepares_and_says_so(tmp_path):
             ["digts"],
             "no data set is named 'digts' (did you mean 'digits'?); there are: digits, mnist, ",
         ),
-        ([], "expected one data set, got []; there are: digits, mnist, "),
+        ([], "expected DATA_SET, got nothing; see --help"),
         (["digits", "--num_shards=0"], "--num_shards=0: expected a positive integer"),
         (["digits", "--num_shards=361"], "num_shards: got 361, allowed is 1 to 360 for digits"),
         (["digits", "--data_dir=/dev/null"], "cannot prepare digits in /dev/null/digits/1.0.0: "),
@@ -316,7 +317,9 @@ def test_the_help_lists_the_catalog():
     for data_set in catalog.DATA_SETS.values():
         h, w, _ = data_set.image_shape
         (line,) = (
-            line for line in prepare.__doc__.splitlines() if line.split()[:1] == [data_set.name]
+            line
+            for line in prepare_command.HELP.splitlines()
+            if line.split()[:1] == [data_set.name]
         )
         assert f"{data_set.train_examples:,} + {data_set.test_examples:,} " in line
         assert data_set.streamed or f"{h}x{w}" in line

@@ -1,4 +1,4 @@
-"""``python -m randmix.reproduce`` with its smallest preset, to the report; and its mistakes."""
+"""``python -m randmix reproduce`` with its smallest preset, to the report; and its mistakes."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ from randmix.training import loading
 
 pytestmark = pytest.mark.slow
 
-MODULE = "randmix.reproduce"
+MODULE = "randmix reproduce"
 SMOKE = presets.get("smoke")
 
 
@@ -184,14 +184,16 @@ def test_a_sweep_that_is_stopped_or_fails_says_so_in_its_status(tmp_path, error,
 import sys
 from randmix.runtime import cli, preemption
 from randmix.reproduce import __main__ as program, training
+from randmix import commands
+from randmix.reproduce import training
+from randmix.runtime import cli, preemption
 
 
 def train(config, workdir, **rest):
     raise {error}
 training.train = train
 sys.argv = ["reproduce", "--preset=smoke", "--experiments=E9", "--seeds=1", "--workdir={root}"]
-program.define_flags()
-cli.run(program.main)
+cli.run(lambda: commands.run("reproduce"))
 """
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(

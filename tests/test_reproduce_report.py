@@ -8,7 +8,7 @@ import command
 
 def test_the_report_of_the_counts_and_the_random_banks(tmp_path):
     done = command.run(
-        "randmix.reproduce",
+        "randmix reproduce",
         *("--preset=smoke", "--experiments=E1,E11", "--seeds=1", f"--workdir={tmp_path}"),
     )
     assert done.status == 0, done.err

@@ -65,7 +65,7 @@ def test_runs_with_large_seeds(trained):
 
 def test_large_seeds_on_the_command_line(trained, tmp_path):
     done = command.run(
-        "randmix.evaluate",
+        "randmix evaluate",
         *(f"--workdir={trained[2**31]}", "--attacks=noise", "--epsilons=8", "--examples=20"),
         *("--seed=4294967295", f"--out={tmp_path}"),
     )

@@ -89,7 +89,7 @@ class Runs:
         launcher = command.REPOSITORY / "launch" / "local_processes.sh"
         began = time.monotonic()
         done = subprocess.run(
-            [launcher, str(count), module, *flags],
+            [launcher, str(count), *module.split(), *flags],
             capture_output=True,
             text=True,
             env=environment,
@@ -201,7 +201,7 @@ def test_a_mistake_that_one_process_sees_ends_all(runs, tmp_path):
 
 def test_two_evaluate_every_example_once(runs, reference):
     flags = (f"--workdir={reference}", "--batch_size=100")  # 360 examples: the last batch is padded
-    done, _ = runs.launch(2, "randmix.evaluate", flags)
+    done, _ = runs.launch(2, "randmix evaluate", flags)
     assert done.returncode == 0, done.stderr
     spoken = [line.removeprefix("[0] ") for line in done.stdout.splitlines() if "Gloo" not in line]
-    assert spoken == command.run("randmix.evaluate", *flags, env=runs.environment).out.splitlines()
+    assert spoken == command.run("randmix evaluate", *flags, env=runs.environment).out.splitlines()

@@ -43,7 +43,7 @@ def test_it_shows_what_training_is_shown_in_that_step():
 @pytest.mark.slow
 def test_from_the_command_line_to_a_picture(tmp_path):
     arguments = ("--config.data.crop_padding=1", f"--out={tmp_path}", "--examples=3")
-    done = command.run("randmix.analysis.augmented", "--config=configs/digits.py", *arguments)
+    done = command.run("randmix show", "--config=configs/digits.py", *arguments)
     assert done.status == 0, done.err
     assert sorted(done.out.splitlines()) == [str(tmp_path / name) for name in FILES]
     with (tmp_path / FILES[0]).open() as file:
@@ -105,6 +105,6 @@ def test_a_mistake_is_named(overrides, arguments, message, tmp_path):
     ],
 )
 def test_a_mistake_in_the_command_is_one_line_and_status_2(arguments, message):
-    done = command.run("randmix.analysis.augmented", *arguments)
+    done = command.run("randmix show", *arguments)
     assert (done.status, done.err.count("\n")) == (2, 1), done.err
     assert message in done.err

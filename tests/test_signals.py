@@ -62,9 +62,9 @@ def send_after_a_line():
     print("buffered")
     send()
 
-def main(argv):
+def main():
     print("began", flush=True)
-    match argv[1]:
+    match sys.argv[1]:
         case "atexit":
             atexit.register(send)
         case "shutdown":
@@ -116,6 +116,24 @@ def test_a_signal_while_a_program_starts_ends_it_in_one_line(site, module, name)
     assert out == ""
 
 
+def test_a_signal_while_the_installed_script_starts_ends_it_in_one_line(site, tmp_path):
+    script = tmp_path / "randmix"
+    script.write_text("from randmix.__main__ import main\n\nmain()\n")  # as installers write it
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{site}:{command.REPOSITORY}",
+        "SIGNAL_AT": "absl",
+        "SIGNAL": "SIGTERM",
+    }
+    done = subprocess.run(
+        ["env", "--default-signal=INT,TERM,HUP", sys.executable, script, "verify", "run"],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == ENDS["SIGTERM"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ENDS)
 @pytest.mark.parametrize("module", ["jaxlib.xla_client", "flax.linen", "orbax.checkpoint"])
@@ -129,7 +147,7 @@ def test_a_signal_while_jax_is_imported_ends_a_program_in_one_line(site, module,
 @pytest.mark.parametrize("name", ENDS)
 def test_an_interrupted_preparation_leaves_nothing(site, name, tmp_path):
     # scikit-learn has the digits, so it is imported while the data set is written.
-    words = ("randmix.data.prepare", "digits", f"--data_dir={tmp_path}")
+    words = ("randmix", "prepare", "digits", f"--data_dir={tmp_path}")
     status, _, err = signalled_at(site, "sklearn.datasets", name, *words)
     assert (status, err) == ENDS[name]
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [".lock"]
@@ -200,7 +218,9 @@ def test_a_library_leaves_signals_alone(tmp_path):
     ("argv", "orig_argv", "ours"),
     [
         (["-m", "--x"], ["python", "-m", "randmix.main", "--x"], True),
-        (["-m"], ["python", "-um", "randmix.data.prepare"], True),
+        (["-m", "prepare"], ["python", "-um", "randmix", "prepare"], True),
+        (["bin/randmix", "prepare"], ["python", "bin/randmix", "prepare"], True),
+        (["pytest", "randmix"], ["python", "bin/pytest", "randmix"], False),
         (["-m"], ["python", "-mrandmix.main"], True),
         (["-m"], ["python", "-m", "randmix"], True),
         (["-m", "randmix.main"], ["python", "-m", "mine", "randmix.main"], False),

@@ -55,13 +55,13 @@ def test_the_gain_is_relative_to_the_unsmoothed_run(folders, tmp_path):
 
 def test_the_command_line(folders, tmp_path):
     done = command.run(
-        "randmix.analysis.smoothing",
+        "randmix spectrum",
         f"--folders={folders[0]},{folders[1]}",
         f"--out={tmp_path / 'out'}",
     )
     assert done.status == 0, done.err
     assert done.out.splitlines()[0] == f"{tmp_path / 'out' / 'smoothing.png'}"
-    done = command.run("randmix.analysis.smoothing", f"--folders={folders[0]}")
+    done = command.run("randmix spectrum", f"--folders={folders[0]}")
     assert (done.status, done.err) == (
         2,
         "randmix: --folders: got 1, allowed two or more; for example --folders=runs/s0,runs/s2\n",
@@ -88,6 +88,6 @@ def test_what_cannot_be_compared(folders, tmp_path):
     )
     empty = tmp_path / "empty"
     assert message(zero, empty) == (
-        f"{empty}: no accuracies under attack there; first run python -m randmix.evaluate "
+        f"{empty}: no accuracies under attack there; first run python -m randmix evaluate "
         "--workdir=... --attacks=fgsm"
     )

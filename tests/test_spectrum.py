@@ -267,7 +267,7 @@ def test_smoothing_a_model_smooths_its_depthwise_filters_and_nothing_else(keep_n
 
 
 def program(*arguments, **options):
-    return command.run("randmix.analysis.spectrum", *arguments, **options)
+    return command.run("randmix spectrum", *arguments, **options)
 
 
 def table(file):
@@ -353,10 +353,10 @@ RANDOM = "allowed are whole numbers from 1 to 1,000,000, separated by commas"
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give either --workdir=RUN or --random=1,4,16,64,256; see --help"),
+        ([], "give one of --workdir=RUN, --random=1,4,16,64,256 and --folders=RUN,RUN; see --help"),
         (
             ["--workdir=x", "--random=1"],
-            "give either --workdir=RUN or --random=1,4,16,64,256; see --help",
+            "give one of --workdir=RUN, --random=1,4,16,64,256 and --folders=RUN,RUN; see --help",
         ),
         (["--random=0"], f"--random=0: {RANDOM}"),
         (["--random=4,many"], f"--random=4,many: {RANDOM}"),
@@ -376,7 +376,7 @@ RANDOM = "allowed are whole numbers from 1 to 1,000,000, separated by commas"
         ),
         (
             ["--workdir=x", "--kernel_size=3"],
-            "--kernel_size applies to --random only; the filters of --workdir are fixed",
+            "--kernel_size applies to --random only, got --workdir",
         ),
         (
             ["--workdir=/nowhere/run"],

@@ -118,17 +118,17 @@ def test_the_run_is_loaded_without_its_data(whole, tmp_path, monkeypatch):
 def test_evaluation_by_the_command_line_clean_and_under_attack(whole, tmp_path):
     workdir, result = whole
     flags = (f"--workdir={workdir}", f"--out={tmp_path}")
-    done = command.run("randmix.evaluate", *flags)
+    done = command.run("randmix evaluate", *flags)
     assert (done.status, done.err) == (0, "")
     assert f"{result['metrics']['test_accuracy']:.4f}" in done.out
-    done = command.run("randmix.evaluate", *flags, "--attacks=fgsm", "--epsilons=0,8")
+    done = command.run("randmix evaluate", *flags, "--attacks=fgsm", "--epsilons=0,8")
     assert done.status == 2
     assert (
         f"{NAME} may not fit in memory; use only the first examples, for example --examples=1000"
         in done.err
     )
     done = command.run(
-        "randmix.evaluate", *flags, "--attacks=fgsm", "--epsilons=0,8", "--examples=3"
+        "randmix evaluate", *flags, "--attacks=fgsm", "--epsilons=0,8", "--examples=3"
     )
     assert (done.status, done.err) == (0, "")
     assert "the first 3 of 4" in done.out

@@ -132,7 +132,7 @@ def test_a_batch_that_the_chips_cannot_share(tmp_path):
         "import randmix, jax; randmix.load; jax.devices()",
         "import jax, libtpu, randmix; randmix.load; jax.devices()",
         "import randmix.analysis.augmented, jax; from randmix.runtime import cli; "
-        "cli.run(lambda argv: jax.devices() and None)",
+        "cli.run(lambda: jax.devices() and None)",
     ],
 )
 def test_without_a_tpu_libtpu_prints_nothing(code):

@@ -117,9 +117,7 @@ def test_from_the_command_line_to_a_picture_of_two_runs(whole, tmp_path):
 
     workdirs = [workdir, whole[0]]
     argument = f"--workdirs={workdirs[0]},{workdirs[1]}"
-    done = command.run(
-        "randmix.analysis.unshuffle", argument, "--examples=3", f"--out={tmp_path / 'both'}"
-    )
+    done = command.run("randmix unshuffle", argument, "--examples=3", f"--out={tmp_path / 'both'}")
     assert done.status == 0, done.err
     assert sorted(done.out.splitlines()) == [str(tmp_path / "both" / name) for name in FILES]
     with (tmp_path / "both" / FILES[0]).open() as file:
@@ -243,13 +241,13 @@ def test_runs_that_do_not_fit_into_one_picture(whole, tmp_path):
 @pytest.mark.parametrize(
     ("module", "arguments", "message"),
     [
-        ("randmix.analysis.unshuffle", [], "--workdirs is missing; list the runs' folders"),
+        ("randmix unshuffle", [], "--workdirs is missing; list the runs' folders"),
         (
-            "randmix.analysis.unshuffle",
+            "randmix unshuffle",
             ["--workdirs=/nowhere"],
             "/nowhere: no run there (config.json is missing)",
         ),
-        ("randmix.analysis.unshuffle", ["--workdirs=a", "--examples=0"], "--examples=0"),
+        ("randmix unshuffle", ["--workdirs=a", "--examples=0"], "--examples=0"),
         ("randmix.main", [f"{CONFIG}:minst"], "variant: got 'minst'"),
         ("randmix.main", [CONFIG, "--config.task=shuffling"], "did you mean 'unshuffling'?"),
     ],

@@ -81,17 +81,17 @@ def test_verify_from_the_command_line(workdir):
         "checkpoints/4",
     ]
     lines = [f"{workdir}/{name}: intact\n" for name in [*names, f"best/{best}"]]
-    assert command("randmix.analysis.verify", "verify", workdir) == (0, "".join(lines), "")
+    assert command("randmix verify", workdir) == (0, "".join(lines), "")
     (workdir / "checkpoints" / "2" / "default" / "_METADATA").write_text("x")
-    done = command("randmix.analysis.verify", "verify", workdir)
+    done = command("randmix verify", workdir)
     assert done.status == 2
     assert done.out.startswith("".join(lines[:4]) + f"{workdir}/checkpoints/2: default/_METADATA ")
     assert done.err == (
         f"randmix: {workdir}: 1 of its files and checkpoints can't be used; what is damaged is set "
         f"aside and made anew when you remove {workdir}/result.json and train this workdir again\n"
     )
-    assert command("randmix.analysis.verify", "check", workdir).err == (
-        f"randmix: expected `verify WORKDIR`, got ['check', '{workdir}']; see --help\n"
+    assert command("randmix verify", "check", workdir).err == (
+        f"randmix: expected WORKDIR, got check {workdir}; see --help\n"
     )
 
 

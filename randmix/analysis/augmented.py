@@ -1,34 +1,22 @@
-r"""Figure of training images before and after augmentation.
-
-    python -m randmix.analysis.augmented --config=configs/convmixer_cifar.py
-    python -m randmix.analysis.augmented --config=configs/convmixer_cifar.py --examples=8 \
-        --step=100 --out=figures
-
-Draws the first examples of a step's batch with their classes: above as they are in the data set
-(photographs after cropping), below as the model receives them in that step. A mixed image shows
-both classes and their weights. Writes augmented.png, augmented.svg and augmented.csv, which lists
-the labels, to --out. Exit status: 0 done, 2 a mistake in the command.
-"""
+"""Figure of training images before and after augmentation."""
 
 import contextlib
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from etils import epath
-from ml_collections import config_flags
 
 from randmix.analysis import plots
 from randmix.config import Config
 from randmix.data import catalog, feeds, loader
 from randmix.data.augment import Augmentation
 from randmix.errors import UserError
-from randmix.runtime import cli, sharding
+from randmix.runtime import sharding
 from randmix.training import runs
 
 if TYPE_CHECKING:
@@ -166,30 +154,7 @@ def _after_title(shown: Shown, i: int, names: Sequence[str]) -> str:
     return f"{weight:.2f} {label}\n{1 - weight:.2f} {mixed}"
 
 
-def define_flags() -> None:
-    """Defines the command-line flags; not at import, so any program can import this module."""
-    config_flags.DEFINE_config_file(
-        "config",
-        help_string="The config file, for example configs/digits.py or configs/NAME.py:VARIANT.",
-    )
-    flags.DEFINE_string("out", "runs/augmented", "The folder to write to.")
-    flags.DEFINE_integer(
-        "examples", 16, "Number of images, up to the batch size.", lower_bound=1, upper_bound=64
-    )
-    flags.DEFINE_integer("step", 0, "Steps taken before the one that is shown.", lower_bound=0)
-
-
-def main(argv: list[str]) -> None:
-    """Draws the figure that the flags describe, and prints the files written."""
-    options = flags.FLAGS
-    if len(argv) > 1:
-        raise UserError(f"got {argv[1]!r}, allowed are flags only; see --help")
-    if options.config is None:
-        raise UserError("--config is missing; give one, for example --config=configs/digits.py")
+def main(options: Any) -> None:
+    """Draws the figure with the options of ``commands/show.py`` and prints the files written."""
     for file in draw(options.config, options.out, examples=options.examples, step=options.step):
         print(file)
-
-
-if __name__ == "__main__":
-    define_flags()
-    cli.run(main)

@@ -1,27 +1,14 @@
-"""Accuracy gained under attack by smoothing frozen filters (section 4.3.3, Figure 7).
-
-    python -m randmix.evaluate --workdir=runs/s0 --attacks=fgsm,pgd2        # model.filters=random
-    python -m randmix.evaluate --workdir=runs/s2 --attacks=fgsm,pgd2        # smoothed, index 2
-    python -m randmix.analysis.smoothing --folders=runs/s0,runs/s2 --attack=fgsm
-
-Each folder holds what randmix.evaluate measured under attack: of runs trained with smoothed
-filters, or of one run whose filters were smoothed after training (randmix.evaluate --smoothing=2).
-Exactly one folder must have smoothing index 0, the baseline. The figure shows the relative gain in
-accuracy over the baseline against the smoothing index, one line per epsilon, and the clean
-accuracy. Writes smoothing.png, .svg and .csv to --out. Exit status: 0 done, 2 a usage error.
-"""
+"""Accuracy gained under attack by smoothing frozen filters (section 4.3.3, Figure 7)."""
 
 import csv
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from absl import flags
 from etils import epath
 
 from randmix.analysis import plots
 from randmix.errors import UserError, check_choice
-from randmix.runtime import cli
 from randmix.workdir import json_files
 
 if TYPE_CHECKING:
@@ -45,7 +32,7 @@ class Curve(NamedTuple):
 
 
 def read(folder: epath.PathLike, attack: str) -> Curve:
-    """Reads the accuracies that ``randmix.evaluate`` wrote to a folder.
+    """Reads the accuracies that ``python -m randmix evaluate`` wrote to a folder.
 
     Raises:
         UserError: the folder has no accuracies under attack, or none for this attack.
@@ -54,7 +41,7 @@ def read(folder: epath.PathLike, attack: str) -> Curve:
     files = [folder / name for name in ("attacks.csv", "attacks.json")]
     if not all(file.exists() for file in files):
         raise UserError(
-            f"{folder}: no accuracies under attack there; first run python -m randmix.evaluate "
+            f"{folder}: no accuracies under attack there; first run python -m randmix evaluate "
             f"--workdir=... --attacks={attack}"
         )
     try:
@@ -141,7 +128,7 @@ def figure(
 
 @plots.style()
 def draw(folders: Sequence[epath.PathLike], attack: str, out: epath.PathLike) -> list[epath.Path]:
-    """Draws folders of ``randmix.evaluate`` and returns the files written to ``out``.
+    """Draws folders of accuracies under attack and returns the files written to ``out``.
 
     Raises:
         UserError: as `read` and `relative_gains` do, or ``out`` can't be written.
@@ -167,29 +154,3 @@ def draw(folders: Sequence[epath.PathLike], attack: str, out: epath.PathLike) ->
     picture = figure(indices, percent, clean, ylabel=ylabel)
     picture.axes[0].set_title(f"{curves[0].data} examples")
     return plots.save(picture, epath.Path(out) / "smoothing", rows)
-
-
-def define_flags() -> None:
-    """Defines the command-line flags; not at import, so that any program can import this module."""
-    flags.DEFINE_list("folders", [], "Folders of randmix.evaluate, one per smoothing index.")
-    flags.DEFINE_string("attack", "fgsm", "The attack to plot; it must have been measured.")
-    flags.DEFINE_string("out", "runs/smoothing", "Folder to write to.")
-
-
-def main(argv: list[str]) -> None:
-    """Draws the folders named on the command line and prints the files written."""
-    options = flags.FLAGS
-    if len(argv) > 1:
-        raise UserError(f"got {argv[1]!r}, allowed are flags only; see --help")
-    if len(options.folders) < 2:
-        raise UserError(
-            f"--folders: got {len(options.folders)}, allowed two or more; "
-            "for example --folders=runs/s0,runs/s2"
-        )
-    for file in draw(options.folders, options.attack, options.out):
-        print(file)
-
-
-if __name__ == "__main__":
-    define_flags()
-    cli.run(main)

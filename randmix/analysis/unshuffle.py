@@ -1,34 +1,20 @@
-"""Pictures of pixel un-shuffling: test images, their shuffled versions and the reconstructions.
-
-    python -m randmix.analysis.unshuffle --workdirs=runs/full
-    python -m randmix.analysis.unshuffle --workdirs=runs/full,runs/chans,runs/space --out=figures
-
-Each column is a test image; they are the first ones in the data set's own order, in which classes
-are mixed. Below the rows "original" and "shuffled" there is one row per run, with the PSNR under
-each image and the mean over the entire test split beside the row. Pixels are clipped to [0, 1] for
-display; the PSNR is that of the unclipped output. All runs in one picture must share the data set
-and the permutation.
-
-Writes reconstructions.png, .svg and, with every PSNR, .csv. randmix.main draws the
-picture of a run with the task "unshuffling" when it ends. Exit status: 0 done, 2 a usage error.
-"""
+"""Pictures of pixel un-shuffling: test images, their shuffled versions and the reconstructions."""
 
 import dataclasses
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from etils import epath
 
 from randmix import config as configs
 from randmix.analysis import plots
 from randmix.data import catalog, feeds
 from randmix.errors import UserError
-from randmix.runtime import cli, distributed
+from randmix.runtime import distributed
 from randmix.training import groups, loading, runs, tasks
 from randmix.workdir import artifacts
 
@@ -183,31 +169,7 @@ def _reconstruct(
     return Row(label, np.asarray(outputs), np.asarray(psnr))
 
 
-def define_flags() -> None:
-    """Defines the command-line flags; not at import, so that any program can import this module."""
-    flags.DEFINE_list("workdirs", [], "The runs' folders, in the order of their rows.")
-    flags.DEFINE_string(
-        "out",
-        None,
-        "Folder to write to. Default: the run's folder for a single run, else runs/unshuffle.",
-    )
-    flags.DEFINE_integer("examples", 8, "Number of test images.", lower_bound=1, upper_bound=32)
-
-
-def main(argv: list[str]) -> None:
-    """Draws the runs named on the command line and prints the files written."""
-    options = flags.FLAGS
-    if len(argv) > 1:
-        raise UserError(f"got {argv[1]!r}, allowed are flags only; see --help")
-    if not options.workdirs:
-        raise UserError(
-            "--workdirs is missing; list the runs' folders, for example --workdirs=runs/a,runs/b"
-        )
-    out = options.out or (options.workdirs[0] if len(options.workdirs) == 1 else "runs/unshuffle")
-    for file in draw(options.workdirs, out, examples=options.examples):
+def main(options: Any) -> None:
+    """Draws runs with the options of ``commands/unshuffle.py`` and prints the files written."""
+    for file in draw(options.workdirs, options.out, examples=options.examples):
         print(file)
-
-
-if __name__ == "__main__":
-    define_flags()
-    cli.run(main)

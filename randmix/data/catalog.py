@@ -1,7 +1,7 @@
 """Catalog of data sets: their properties, whether they are prepared, and loading into memory.
 
 Importing this module is cheap; the first `load` imports TFDS. A data directory can be any path that
-etils' epath supports, including gs://bucket/folder; only `randmix.data.prepare` needs a local one.
+etils' epath supports, including gs://bucket/folder; only preparing data needs a local one.
 """
 
 import contextlib
@@ -192,11 +192,11 @@ def prepare_command(name: str, data_dir: epath.PathLike | None = None) -> str:
     """The command line that prepares a data set.
 
     >>> prepare_command("fashion_mnist")
-    'python -m randmix.data.prepare fashion_mnist'
+    'python -m randmix prepare fashion_mnist'
     >>> prepare_command("imagefolder/pets")
-    'python -m randmix.data.prepare imagefolder --source=DIR --name=pets'
+    'python -m randmix prepare imagefolder --source=DIR --name=pets'
     >>> prepare_command("imagenet2012")
-    'python -m randmix.data.prepare imagenet2012 --manual_dir=DIR'
+    'python -m randmix prepare imagenet2012 --manual_dir=DIR'
     """
     where = resolve_data_dir(data_dir)
     option = "" if where == default_data_dir() else f" --data_dir={shlex.quote(os.fspath(where))}"
@@ -204,7 +204,7 @@ def prepare_command(name: str, data_dir: epath.PathLike | None = None) -> str:
         name = f"{FOLDER} --source=DIR --name={name.removeprefix(f'{FOLDER}/')}"
     elif name == "imagenet2012":
         name += " --manual_dir=DIR"
-    return f"python -m randmix.data.prepare {name}{option}"
+    return f"python -m randmix prepare {name}{option}"
 
 
 # Splits kept by `keep_in_memory`; None outside it.

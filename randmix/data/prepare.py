@@ -1,33 +1,4 @@
-"""Prepares a data set for training: archives in, ArrayRecord files out, without TensorFlow.
-
-    python -m randmix.data.prepare NAME [flags]
-    python -m randmix.data.prepare fashion_mnist
-    python -m randmix.data.prepare fashion_mnist --manual_dir=/usr/share/datasets/fashion-mnist
-    python -m randmix.data.prepare cifar10 --data_dir=/data/tfds --num_shards=4
-    python -m randmix.data.prepare imagenet2012 --manual_dir=/data/imagenet
-    python -m randmix.data.prepare imagefolder --source=/data/pets --name=pets
-
-NAME is one of
-    digits          1,437 + 360 handwritten digits of 8x8 pixels, from scikit-learn
-    mnist           60,000 + 10,000 handwritten digits of 28x28 pixels
-    fashion_mnist   60,000 + 10,000 articles of clothing of 28x28 pixels
-    cifar10         50,000 + 10,000 colour photographs of 32x32 pixels, 10 classes
-    cifar100        50,000 + 10,000 colour photographs of 32x32 pixels, 100 classes
-    imagenet2012    1,281,167 + 50,000 photographs of any size, 1,000 classes; needs --manual_dir
-                    with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, and 320 GB of space
-    imagefolder     your own images, JPEG or PNG, from --source=DIR: DIR/train/CLASS/*.jpg and
-                    DIR/test/CLASS/*.jpg (or val), or DIR/CLASS/*.jpg, of which a tenth becomes the
-                    test split. The data set is named imagefolder/NAME, where NAME is --name or by
-                    default the folder's name
-
-Archives are downloaded to <data_dir>/downloads/<NAME> and kept, or read from --manual_dir, which
-must contain them under their original names and is never written to. They are verified against
-TFDS's checksums (ImageNet's against their sizes and the number of images).
-`randmix/data/imagefolder.py` describes which images of an imagefolder are converted and which are
-refused.
-The result is the same as TFDS's own: `tfds.data_source(NAME, split="train")` reads it. An
-interrupted preparation leaves no incomplete data set; run the command again.
-"""
+"""Prepares a data set for training: archives in, ArrayRecord files out, without TensorFlow."""
 
 import contextlib
 import errno
@@ -41,50 +12,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from absl import flags
+import tensorflow_datasets as tfds
 from etils import epath
 from tqdm import tqdm
 
-from randmix.data import archives, catalog
+from randmix.data import archives, builders, catalog, imagefolder
 from randmix.errors import UserError
-from randmix.runtime import cli, durable, locks, signals
+from randmix.runtime import durable, locks, signals
 
 _POLL_SECONDS = 0.2  # between looks at another process's lock
 
 
-def define_flags() -> None:
-    """Defines the command-line flags; not at import, since `catalog.load` imports this module."""
-    flags.DEFINE_string(
-        "data_dir",
-        None,
-        "TFDS's data directory (default: $TFDS_DATA_DIR, or ~/tensorflow_datasets)",
-    )
-    flags.DEFINE_string(
-        "manual_dir",
-        None,
-        "directory with the data set's original archives, instead of downloading them",
-    )
-    flags.DEFINE_string("source", None, "imagefolder: the folder with the images")
-    flags.DEFINE_string(
-        "name", None, "imagefolder: the data set's name (default: the folder's name)"
-    )
-    flags.DEFINE_integer(
-        "num_shards",
-        None,
-        "number of files per split (default: TFDS chooses by size)",
-        lower_bound=1,
-    )
-
-
-def main(argv: list[str]) -> None:
-    """Prepares the data set named on the command line."""
-    if len(argv) != 2:
-        raise UserError(
-            f"expected one data set, got {argv[1:]}; there are: {', '.join(catalog.DATA_SETS)}"
-        )
-    options, start = flags.FLAGS, time.monotonic()
-    _local(catalog.resolve_data_dir(options.data_dir), argv[1])
-    if argv[1] == catalog.FOLDER:
+def main(options: Any) -> None:
+    """Prepares a data set with the options of ``commands/prepare.py``."""
+    start, data_set = time.monotonic(), options.data_set
+    _local(catalog.resolve_data_dir(options.data_dir), data_set)
+    if data_set == catalog.FOLDER:
         if options.manual_dir:
             raise UserError(
                 "--manual_dir is for archives; give the folder of an imagefolder with --source=DIR"
@@ -100,17 +43,17 @@ def main(argv: list[str]) -> None:
         prepare_folder(options.source, name, options.data_dir, num_shards=options.num_shards)
     else:
         if options.source or options.name:
-            raise UserError(f"--source and --name are for imagefolder, got the data set {argv[1]}")
-        name = catalog.get(argv[1]).name
+            raise UserError(f"--source and --name are for imagefolder, got the data set {data_set}")
+        name = catalog.get(data_set).name
         already = catalog.is_prepared(name, options.data_dir)
         prepare(
             name, options.data_dir, manual_dir=options.manual_dir, num_shards=options.num_shards
         )
-    data_set = catalog.get(name, options.data_dir)
+    prepared = catalog.get(name, options.data_dir)
     took = "already prepared" if already else f"{time.monotonic() - start:.1f} s"
     print(
-        f"{name}: {data_set.train_examples:,} train and {data_set.test_examples:,} test examples "
-        f"in {data_set.directory(options.data_dir)} ({took})"
+        f"{name}: {prepared.train_examples:,} train and {prepared.test_examples:,} test examples "
+        f"in {prepared.directory(options.data_dir)} ({took})"
     )
 
 
@@ -146,8 +89,6 @@ def prepare(
     target = _local(data_set.directory(data_dir), name)
 
     def make_builder(scratch: Path, staged: Path) -> Any:
-        from randmix.data import builders
-
         builder = builders.BUILDERS[name](data_dir=scratch, file_format="array_record")
         if data_set.embedded:
             return builder
@@ -194,8 +135,6 @@ def prepare_folder(
         UserError: the folder's layout is wrong, or an image is refused; the name is in use for
             other images; the directory can't be written.
     """
-    from randmix.data import imagefolder
-
     folder_name = imagefolder.check_name(name.removeprefix(f"{catalog.FOLDER}/"))
     files = imagefolder.find(Path(source).expanduser())
     examples = imagefolder.count(files)
@@ -286,8 +225,6 @@ def _build(
     if target.exists():
         catalog.require_array_record(epath.Path(target))
         raise UserError(f"{target} is not a complete data set; remove it and try again")
-    import tensorflow_datasets as tfds
-
     with _scratch(target.with_name("incomplete.randmix")) as scratch, catalog.quiet_tfds():
         staged = scratch / "archives"
         staged.mkdir()
@@ -341,8 +278,3 @@ def _scratch(path: Path) -> Iterator[Path]:
             yield path
         finally:
             remove()
-
-
-if __name__ == "__main__":
-    define_flags()
-    cli.run(main)

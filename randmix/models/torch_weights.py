@@ -84,8 +84,9 @@ def convmixer_from_torch(
     Args:
         state_dict: float32, float16 or bfloat16 arrays or tensors by name, as returned by
             ``model.state_dict()``, with the names of locuslab/convmixer or of timm; or the path of
-            a file that contains them, see ``randmix.convert``. ``num_batches_tracked`` may be
-            missing and isn't kept, because BatchNorm doesn't count batches here.
+            a file that contains them, see ``python -m randmix convert --help``.
+            ``num_batches_tracked`` may be missing and isn't kept, because BatchNorm doesn't count
+            batches here.
         activation: "gelu" or "relu"; it can't be inferred from the weights.
         mean: one number per channel for images in [0, 1]: the normalisation that was applied before
             PyTorch's model and is part of this one. Empty: no normalisation.

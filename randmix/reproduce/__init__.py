@@ -1,6 +1,6 @@
 """Reproduction of the paper's experiments, from configs to a report.
 
-    python -m randmix.reproduce --preset=digits --workdir=...
+    python -m randmix reproduce --preset=digits --workdir=...
 
 Modules, from the bottom up:
 
@@ -15,5 +15,5 @@ Modules, from the bottom up:
 - `claims`: the paper's claims, the rules that judge them, and the verdicts.
 - `experiments`, `figures`, `pictures`, `tables`, `neighbours`: the contents of the report.
 - `report`: the page, its data and its figures.
-- `__main__`: the command line.
+- `command`: the work of ``python -m randmix reproduce``.
 """

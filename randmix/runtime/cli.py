@@ -1,11 +1,6 @@
-"""Shared command-line entry point: flags, help, one-line errors and exit statuses.
+"""Shared command-line behaviour: flags, help, one-line mistakes and exit statuses.
 
-    def main(argv: list[str]) -> int | None: ...
-
-    if __name__ == "__main__":
-        cli.run(main)
-
-The exit status is what `main` returns (None means 0), 2 for a user's mistake, 75 and 130 if a
+The exit status is what the program returns (None means 0), 2 for a user's mistake, 75 and 130 if a
 signal ends the program (see `randmix.runtime.signals`), 141 if the reader of the output has gone
 (`... | head`), and 1 for a bug. A mistake prints one line to stderr; a bug keeps its traceback.
 Mistakes are `UserError`, flag errors from absl and ml_collections, and any failure inside a config
@@ -13,43 +8,35 @@ file.
 """
 
 import atexit
-import difflib
-import inspect
 import os
 import re
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from types import ModuleType
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_dict
 from ml_collections.config_flags import config_flags
 
 from randmix import config as configs
-from randmix.errors import UserError
+from randmix.errors import UserError, did_you_mean
 from randmix.runtime import host, signals
 
-_HELP = re.compile(r"--?(help|helpfull|helpshort|h|\?)")
+HELP = frozenset(f"{dashes}{word}" for dashes in ("-", "--") for word in ("help", "helpfull", "h"))
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
-def run(main: Callable[[list[str]], int | None]) -> None:
-    """Parses `sys.argv`, runs `main` and exits, by the rules in the module's docstring.
-
-    Args:
-        main: called with [program, *positional arguments] after the flags are parsed. `--help`
-            prints the docstring of its module and the flags defined there.
-    """
+def run(program: Callable[[], int | None]) -> None:
+    """Runs a program to its end and exits by the rules in the module's docstring."""
     signals.listen()
     signals.watch()
     atexit.register(signals.ignore)  # first, to be called last
     host.leave_libtpu_alone()
     try:
         try:
-            app.run(main, flags_parser=lambda argv: parse(argv, sys.modules[main.__module__]))
+            sys.exit(program())
         finally:
             sys.stdout.flush()  # here a closed pipe can still be handled
     except SystemExit as end:
@@ -81,7 +68,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         os._exit(1)
 
 
-def parse(argv: list[str], module: ModuleType) -> list[str]:
+def parse(argv: list[str], help_text: Callable[[], str]) -> list[str]:
     """Parses the flags, including config files and their overrides.
 
     A config file configs/NAME that isn't in the current folder is the one that randmix ships, whose
@@ -89,7 +76,7 @@ def parse(argv: list[str], module: ModuleType) -> list[str]:
 
     Args:
         argv: the command line, program first; must equal `sys.argv`, which ml_collections reads.
-        module: the module whose docstring and flags `--help` prints.
+        help_text: returns what `--help` prints.
 
     Returns:
         The program and the positional arguments.
@@ -100,58 +87,61 @@ def parse(argv: list[str], module: ModuleType) -> list[str]:
         SystemExit: after `--help`, with status 0.
     """
     options = argv[1 : argv.index("--")] if "--" in argv else argv[1:]
-    if any(_HELP.fullmatch(option) for option in options):
-        print(help_text(module))
+    if HELP.intersection(options):
+        print(help_text())
         sys.exit(0)
-    files = list(_config_files(options))
+    for name, typed in _values(options):
+        if config_flags.is_config_flag(flags.FLAGS[name]):
+            path = _shipped(typed) or typed
+            if path != typed:
+                print(f"config: {path}", flush=True)
+            _check_exists(path)
+            config = _load(name, path)
+            _check_overrides(name, config, options)
+            flags.FLAGS[name].parser = _Loaded(config)
     try:
-        for name, _ in files:
-            flags.FLAGS[name].parser = _ConfigFiles(name)
         arguments = flags.FLAGS(argv)
-        for name, _ in files:
-            # A config file that couldn't be read raises on first use.
-            getattr(flags.FLAGS[name].value, "is_locked", None)
-        if "verbosity" in flags.FLAGS and flags.FLAGS["verbosity"].using_default_value:
-            # At INFO, absl prints dozens of lines per save.
-            flags.FLAGS.verbosity = logging.WARNING
-        return arguments
-    except Exception as error:
-        mistake = error
-    # absl and ml_collections raise a dozen error types, so find the cause here.
-    for name, typed in files:
-        path = _shipped(typed) or typed
-        _check_exists(path)
-        _check_overrides(name, _load(name, path), options)
-    raise UserError(_flag_message(mistake)) from mistake
+    except Exception as error:  # absl and ml_collections raise a dozen types
+        raise UserError(_flag_message(error, options)) from error
+    if "verbosity" in flags.FLAGS and flags.FLAGS["verbosity"].using_default_value:
+        # At INFO, absl prints dozens of lines per save.
+        flags.FLAGS.verbosity = logging.WARNING
+    return arguments
 
 
-def help_text(module: ModuleType) -> str:
-    """Returns a module's docstring and the flags that it defines, without those of libraries."""
-    lines = [inspect.getdoc(module) or "", "", "Flags:"]
-    for flag in sorted(flags.FLAGS.get_key_flags_for_module(module), key=lambda flag: flag.name):
-        default = "" if flag.default is None else f" (default: {flag.default_as_str})"
-        lines.append(f"  --{flag.name}")
-        lines.append(flags.text_wrap(flag.help + default, length=100, indent="      "))
+def flags_text(names: list[str]) -> str:
+    """Returns the meaning and default of each flag, for ``--help``."""
+    lines = ["Flags (default):"]
+    for flag in (flags.FLAGS[name] for name in names):
+        name = f"[no]{flag.name}" if flag.boolean else flag.name
+        without = flag.default is None or flag.default == []
+        default = "" if without else f" ({flag.default_as_str})".replace("'", "")
+        lines.append(f"  --{name}{default}")
+        lines.append(flags.text_wrap(flag.help, length=100, indent="      "))
     return "\n".join(lines)
 
 
-def _config_files(options: list[str]) -> Iterator[tuple[str, str]]:
-    """Yields (flag, path) of each config file on the command line."""
-    names = [name for name in flags.FLAGS if config_flags.is_config_flag(flags.FLAGS[name])]
+class _Loaded(flags.ArgumentParser):
+    """Gives absl a config that is loaded already, as absl would hide errors in the file."""
+
+    def __init__(self, config: Any):
+        self.config = config
+
+    def parse(self, argument: str) -> Any:
+        """Returns the config, whatever the argument."""
+        return self.config
+
+
+def _values(options: list[str]) -> Iterator[tuple[str, str]]:
+    """Yields the (name, value) of each ``--name=value`` or ``--name value`` of a known flag."""
     for i, option in enumerate(options):
         name, equals, value = option.lstrip("-").partition("=")
-        if option.startswith("-") and name in names and (equals or i + 1 < len(options)):
-            yield name, value if equals else options[i + 1]
-
-
-class _ConfigFiles(config_flags.ConfigFileFlagParser):
-    """Loads config files, those that randmix ships from any folder."""
-
-    def parse(self, path: str) -> Any:
-        """Returns the config of ``FILE`` or ``FILE:VARIANT``."""
-        if shipped := _shipped(path):
-            print(f"config: {shipped}", flush=True)
-        return super().parse(shipped or path)
+        if not option.startswith("-") or name not in flags.FLAGS:
+            continue
+        if equals:
+            yield name, value
+        elif not flags.FLAGS[name].boolean and i + 1 < len(options):
+            yield name, options[i + 1]
 
 
 def _shipped(path: str) -> str | None:
@@ -170,7 +160,7 @@ def _check_exists(path: str) -> None:
         siblings = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
         known = [os.path.join(folder, name) for name in siblings if name.endswith(".py")]
         known += [f"configs/{shipped.name}" for shipped in configs.RECIPES.glob("*.py")]
-        nearest = _nearest(file, known)
+        nearest = did_you_mean(file, known)
         raise UserError(f"there is no config file {file!r}{nearest}")
 
 
@@ -190,7 +180,7 @@ def _load(name: str, path: str):
             chain.append(inner)
         reason = next((link for link in chain if _frames_from(link, file)), chain[-1])
         frames = _frames_from(reason, file)
-        if any(frame.filename.startswith(_PACKAGE) for frame in frames) and not isinstance(
+        if any(frame.filename.startswith(_PACKAGE) for frame in frames[1:]) and not isinstance(
             reason, UserError
         ):
             raise reason from None
@@ -213,21 +203,25 @@ def _frames_from(error: BaseException, file: str) -> list[traceback.FrameSummary
 
 def _message(error: BaseException) -> str:
     """Returns an exception's type and text, without ml_collections' nesting of key errors."""
+    # ml_collections says which key was wrong in this text alone.
     if typo := re.search(r'Did you mean "(.+)" instead of "(.+)"', str(error)):
         return f"unknown key {typo[2]!r}; did you mean {typo[1]!r}?"
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
-def _check_overrides(name: str, config, options: list[str]) -> None:
+def _check_overrides(name: str, config: Any, options: list[str]) -> None:
     """Raises a UserError for the first --name.key that isn't in the config."""
+    keys = list(_keys(config))
     for option in options:
-        match = re.match(rf"--?(?:no)?{re.escape(name)}\.([^=\[]+)", option)
-        if match and match[1] not in (keys := list(_keys(config))):
-            nearest = _nearest(match[1], keys) or f"; it has: {', '.join(config)}"
-            raise UserError(f"--{name}.{match[1]}: the config has no such key{nearest}")
+        flag = option.lstrip("-").partition("=")[0].partition("[")[0]
+        if option.startswith("-") and flag.startswith((f"{name}.", f"no{name}.")):
+            key = flag.partition(".")[2]
+            if key not in keys:
+                nearest = did_you_mean(key, keys) or f"; it has: {', '.join(config)}"
+                raise UserError(f"--{name}.{key}: the config has no such key{nearest}")
 
 
-def _keys(config, prefix: str = "") -> Iterator[str]:
+def _keys(config: Any, prefix: str = "") -> Iterator[str]:
     """Yields all dotted keys of a ConfigDict, including those of its groups."""
     for key in config:
         yield f"{prefix}{key}"
@@ -235,26 +229,25 @@ def _keys(config, prefix: str = "") -> Iterator[str]:
             yield from _keys(config[key], f"{prefix}{key}.")
 
 
-def _flag_message(error: Exception) -> str:
-    """Returns absl's message, or the expected value where absl only quotes Python's `int()`."""
-    match = re.match(r"flag --([^=\s]+)=(.*?): ", str(error), re.DOTALL)
-    if match and match[1] in flags.FLAGS:
-        name, value = match.groups()
-        if value == "None":
-            return f"--{name} is required; see --help"
-        flag = flags.FLAGS[name]
-        takes = {"bool": "true or false"}.get(flag.flag_type(), flag.parser.syntactic_help)
-        return f"--{name}={value}: expected {takes}" if takes else str(error)
+def _flag_message(error: Exception, options: list[str]) -> str:
+    """Returns the expected value of the first bad one, or else the error's own message."""
     if isinstance(error, flags.UnrecognizedFlagError):
         name, dot, _ = error.flagname.partition(".")
         if dot and name in flags.FLAGS:
             return f"--{error.flagname} changes a key of --{name}=FILE, which isn't given"
-        nearest = _nearest(error.flagname, list(flags.FLAGS))
+        nearest = did_you_mean(error.flagname, list(flags.FLAGS))
         return f"unknown flag --{error.flagname}{nearest}; see --help"
+    if isinstance(error, flags.IllegalFlagValueError):
+        for name, value in _values(options):
+            if expected := _expected(flags.FLAGS[name], value):
+                return f"--{name}={value}: expected {expected}"
     return f"{error}; see --help"
 
 
-def _nearest(word: str, choices: list[str]) -> str:
-    """Returns '; did you mean ...?' if one of the choices is close."""
-    nearest = difflib.get_close_matches(word, choices, n=1)
-    return f"; did you mean {nearest[0]!r}?" if nearest else ""
+def _expected(flag: flags.Flag, value: str) -> str:
+    """Returns what a flag takes if it doesn't take the value, or "" if it does."""
+    try:
+        flag.parser.parse(value)
+    except (TypeError, ValueError, flags.Error):
+        return "true or false" if flag.boolean else flag.parser.syntactic_help
+    return ""

@@ -9,93 +9,60 @@ import hashlib
 import importlib.util
 import json
 import os
-import re
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
-from absl import flags
+import jax
+import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 
 from randmix.errors import UserError
 
-flags.disclaim_key_flags()  # the flags belong to the program that defines them, and its --help
-
 Result = TypeVar("Result")
 
-_FLAGS = ("coordinator", "num_processes", "process_id")
-_ADDRESS = re.compile(r".+:\d{1,5}")
 _LONGEST = 2048  # bytes of text that processes exchange
 
 
-def define_flags() -> None:
-    """Defines the flags that `start` reads."""
-    flags.DEFINE_string(
-        "coordinator",
-        None,
-        "HOST:PORT of process 0. With --num_processes and --process_id, this process is one of "
-        "several. Default: detected on Cloud TPU, SLURM, GKE and Open MPI; a single process "
-        "elsewhere.",
-    )
-    flags.DEFINE_integer("num_processes", None, "Number of processes.", lower_bound=1)
-    flags.DEFINE_integer("process_id", None, "Number of this process, from 0.", lower_bound=0)
-    flags.DEFINE_integer(
-        "heartbeat_timeout",
-        60,
-        "Seconds without a heartbeat after which a process counts as dead and the others exit.",
-        lower_bound=1,
-    )
-
-
-def start(*, saves_when_stopped: bool) -> None:
+def start(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    heartbeat_timeout: int = 60,
+    saves_when_stopped: bool,
+) -> None:
     """Starts jax.distributed if this is one of several processes; then only process 0 prints.
 
     Args:
+        coordinator: HOST:PORT of process 0.
+        num_processes: number of processes.
+        process_id: number of this process, from 0. Give all of these three, or none: then JAX
+            finds the other processes on Cloud TPU, SLURM, GKE and Open MPI; elsewhere there are
+            none.
+        heartbeat_timeout: seconds without a heartbeat after which a process counts as dead.
         saves_when_stopped: whether the program uses `preemption.StopSignals`. SIGTERM then no
             longer ends the process; JAX tells all processes at which step to stop.
-
-    Raises:
-        UserError: the flags contradict each other.
     """
-    arguments = _explicit(*(flags.FLAGS[name].value for name in _FLAGS))
-    import jax  # after the flags, so that a mistake in them is reported at once
-
-    if arguments is None and _started_as_one_of_several(os.environ):
+    if coordinator is not None:
+        arguments = {
+            "coordinator_address": coordinator,
+            "num_processes": num_processes,
+            "process_id": process_id,
+            "cluster_detection_method": "deactivate",  # it would choose this process's devices
+        }
+    elif _started_as_one_of_several(os.environ):
         arguments = {}  # JAX detects them
-    if arguments is None:
+    else:
         return
     jax.config.update("jax_enable_preemption_service", saves_when_stopped)
-    jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=flags.FLAGS.heartbeat_timeout)
+    jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=heartbeat_timeout)
     if not is_primary():
+        # Every print in this package, in libraries and in the user's own code is the same on all
+        # processes; asking each of them for the process number would miss some.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)
-
-
-def _explicit(
-    coordinator: str | None, num_processes: int | None, process_id: int | None
-) -> dict | None:
-    """Returns the arguments of jax.distributed.initialize set by flags; None if no flag is set."""
-    given = dict(zip(_FLAGS, (coordinator, num_processes, process_id), strict=True))
-    missing = [name for name, value in given.items() if value is None]
-    if len(missing) == len(given):
-        return None
-    if coordinator is None or num_processes is None or process_id is None:
-        raise UserError(
-            f"--{missing[0]} is missing; give all of --coordinator, --num_processes and "
-            "--process_id, or none"
-        )
-    if not _ADDRESS.fullmatch(coordinator):
-        raise UserError(
-            f"--coordinator: got {coordinator!r}, allowed HOST:PORT, for example 10.0.0.2:8476"
-        )
-    if process_id >= num_processes:
-        raise UserError(f"--process_id: got {process_id}, allowed 0 to {num_processes - 1}")
-    return {
-        "coordinator_address": coordinator,
-        "num_processes": num_processes,
-        "process_id": process_id,
-        "cluster_detection_method": "deactivate",  # it would choose this process's devices
-    }
 
 
 def _started_as_one_of_several(environment: Mapping[str, str]) -> bool:
@@ -128,15 +95,11 @@ def _number(environment: Mapping[str, str], *names: str) -> int:
 
 
 def _alone() -> bool:
-    import jax
-
     return jax.process_count() == 1
 
 
 def is_primary() -> bool:
     """Whether this is process 0, which writes files and prints."""
-    import jax
-
     return jax.process_index() == 0
 
 
@@ -218,9 +181,6 @@ def require_shared(folder: epath.Path) -> None:
 
 def _broadcast(text: str) -> str:
     """Returns process 0's text on all processes."""
-    import numpy as np
-    from jax.experimental import multihost_utils
-
     encoded = text.encode()
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(encoded))))
     row = np.zeros(-(-size // _LONGEST) * _LONGEST, np.uint8)  # few lengths, few compilations
@@ -233,9 +193,6 @@ def _gather(text: str) -> list[str]:
     """Returns every process's text, in process order, each cut after `_LONGEST` bytes."""
     if _alone():
         return [text]
-    import numpy as np
-    from jax.experimental import multihost_utils
-
     row = np.zeros(_LONGEST, np.uint8)
     encoded = text.encode()[:_LONGEST]
     row[: len(encoded)] = list(encoded)

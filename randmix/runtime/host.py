@@ -30,7 +30,9 @@ _COMPILE_ONLY = {
 }
 _DETERMINISTIC = "--xla_gpu_deterministic_ops"
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
-_GOOGLE = "0x1ae0"  # the PCI vendor by which JAX also recognizes a TPU
+# Google's PCI vendor number, by which JAX recognizes a TPU. A TPU without a device file, as when
+# its driver is missing, must fail with libtpu's own message, not train on the CPU unnoticed.
+_GOOGLE = "0x1ae0"
 _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*", "/dev/kfd")
 
 

@@ -8,8 +8,9 @@ SIGHUP, keeps ignoring it.
 The exit status is 130 for Ctrl-C; 75, "start me again", for SIGTERM and SIGHUP, which come from a
 machine that is needed elsewhere, and for Ctrl-C if something has been saved.
 
-``python -m randmix.X`` imports the package before anything else of X, and the package imports this
-module first, so it imports little. In any other process nothing happens until ``listen``.
+``python -m randmix COMMAND``, ``python -m randmix.main`` and the script ``randmix`` import the
+package before anything else of it, and the package imports this module first, so it imports little.
+In any other process nothing happens until ``listen``.
 """
 
 import contextlib
@@ -33,11 +34,11 @@ _ending = False
 
 
 def is_program() -> bool:
-    """Whether Python is about to run a module of this package, ``python -m randmix.X``."""
-    # Until it has found the module, sys.argv[0] is "-m".
-    return sys.argv[:1] == ["-m"] and (
-        sys.orig_argv[-len(sys.argv)].removeprefix("-m").partition(".")[0] == "randmix"
-    )
+    """Whether this process is the script ``randmix``, or ``python -m`` with a module of ours."""
+    if sys.argv[:1] == ["-m"]:  # so it is until Python has found the module
+        module = sys.orig_argv[-len(sys.argv)].removeprefix("-m")
+        return module.partition(".")[0] == "randmix"
+    return bool(sys.argv) and os.path.basename(sys.argv[0]) == "randmix"
 
 
 def listen() -> None:

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 
 def program(*arguments):
-    return command.run("randmix.convert", *arguments)
+    return command.run("randmix convert", *arguments)
 
 
 def test_the_command_line_makes_a_workdir_that_loads(tmp_path):
@@ -125,7 +125,7 @@ def test_mistakes_on_the_command_line(tmp_path):
         (("a.pth",), "--workdir is missing; give one, for example --workdir=runs/converted"),
         (
             ("a.pth", "b.pth", "--workdir=x"),
-            "expected one checkpoint, got ['a.pth', 'b.pth']; see --help",
+            "expected CHECKPOINT, got a.pth b.pth; see --help",
         ),
         (
             (tmp_path / "a.safetensors", "--workdir=x", "--mean=half", "--std=1"),

@@ -12,7 +12,7 @@ Modules, from the bottom up:
 - `envelopes`: spectral envelopes of arrays of filters, and their measures.
 - `variables`: the depthwise filters among a model's variables.
 - `figures`: the figures.
-- `__main__`: the command ``python -m randmix.analysis.spectrum``.
+- `command`: the work of ``python -m randmix spectrum``.
 """
 
 from randmix.analysis.spectrum.envelopes import (

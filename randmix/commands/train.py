@@ -1,0 +1,88 @@
+"""``python -m randmix train``."""
+
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from randmix import config as configs
+from randmix.commands import Command, shared
+from randmix.runtime import host
+
+HELP = """
+    python -m randmix train --config=configs/digits.py
+    python -m randmix train --config=configs/digits.py --config.mode=full --config.model.depth=8
+    python -m randmix train --config=configs/digits.py --summary
+    python -m randmix train --config=configs/digits.py --compile_for=v5e:4x4
+
+python -m randmix.main is the same command. Set any of the config's keys, listed below, with
+--config.KEY=VALUE. Without --workdir, a run goes to runs/NAME-DIGITS, one folder per config, which
+is printed first. The same command resumes a run that was stopped, and does nothing for a finished
+one.
+
+On several hosts, start the same command on each. The processes find each other on Cloud TPU, SLURM
+and GKE; elsewhere, set --coordinator, --num_processes and --process_id. The scripts in launch/ do
+this and restart what was stopped.
+
+--compile_for trains nothing. It compiles the run's steps for a Cloud TPU slice, on any machine with
+libtpu, prints what they need of each chip and writes it to WORKDIR/compile.json.
+
+Exit status: 0 done, 2 a mistake in the command or a step that doesn't fit the slice, 75 stopped by
+a signal (the same command resumes), 130 stopped by Ctrl-C with nothing new to save.
+"""
+
+
+def define_flags() -> None:
+    """Defines the flags of the command."""
+    shared.config()
+    shared.workdir("The run's folder. Default: runs/NAME-DIGITS.")
+    flags.DEFINE_bool(
+        "summary",
+        False,
+        "Print every parameter with its role, label, count and multiply-adds, and exit.",
+    )
+    flags.DEFINE_string(
+        "compile_for",
+        None,
+        "Compile the steps for this Cloud TPU slice, for example v5e:4x4, print what they need, "
+        "and exit.",
+    )
+    flags.DEFINE_bool(
+        "deterministic",
+        False,
+        "Produce the same bits every time on a GPU too, at some cost in speed; a CPU and a TPU "
+        "always do.",
+    )
+    flags.DEFINE_string(
+        "compiled",
+        None,
+        "Folder in which compiled programs are kept for later runs, or off. Default: .compiled "
+        "next to the workdir on a GPU or TPU, off on a CPU.",
+    )
+    shared.host_settings()
+    shared.processes()
+
+
+def prepare(options: Any) -> None:
+    """Makes the host settings; sets the default workdir, and notes what ``compiled`` came to."""
+    shared.require(options, "config", "configs/digits.py")
+    shared.check_processes(options)
+    options.workdir = options.workdir or f"runs/{_name()}-{configs.fingerprint(options.config)}"
+    if options.compile_for is None:
+        options.host_settings = shared.tune_host(options)
+    else:
+        host.only_compile_for_tpu()  # and no settings for a CPU
+    if options.deterministic:
+        host.make_deterministic()
+    options.compiled = host.keep_compiled(
+        options.compiled, default=f"{options.workdir.rpartition('/')[0] or '.'}/.compiled"
+    )
+
+
+def _name() -> str:
+    path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    return "-".join(filter(None, (Path(path).stem, variant)))
+
+
+COMMAND = Command(HELP, "randmix.train", define_flags, prepare=prepare)

@@ -1,0 +1,56 @@
+"""The work of ``python -m randmix train``: the run itself, its summary, or its compilation."""
+
+import dataclasses
+import sys
+from typing import Any
+
+from randmix.analysis import unshuffle
+from randmix.config import Config
+from randmix.models import counts
+from randmix.runtime import distributed, progress, signals
+from randmix.runtime.preemption import Preempted
+from randmix.training import aot, loop, runs, tpu
+
+
+def main(options: Any) -> int:
+    """Trains with the options of ``commands/train.py`` and returns the exit status."""
+    if options.summary:
+        print(summary(options.config))
+        return 0
+    if options.compile_for is not None:
+        print(f"workdir: {options.workdir}", flush=True)
+        print(
+            aot.report(
+                runs.assemble(options.config), tpu.parse(options.compile_for), options.workdir
+            )
+        )
+        return 0
+    distributed.start(
+        options.coordinator,
+        options.num_processes,
+        options.process_id,
+        heartbeat_timeout=options.heartbeat_timeout,
+        saves_when_stopped=True,
+    )
+    print(f"workdir: {options.workdir}\nhost settings: {options.host_settings}", flush=True)
+    if options.compiled:
+        print(f"compiled programs: kept in {options.compiled}", flush=True)
+    try:
+        result = loop.train(options.config, options.workdir)
+    except Preempted as stopped:
+        what = "resumes from there" if stopped.saved else "starts again"
+        print(f"randmix: {stopped}; the same command {what}", file=sys.stderr)
+        return stopped.status
+    if options.config.task == "unshuffling":
+        unshuffle.draw_missing(options.workdir)
+    signals.saved()
+    print(progress.result_table(result))
+    return 0
+
+
+def summary(config: Config) -> str:
+    """Returns the table of initial parameters, with the multiply-adds per image."""
+    parts = runs.assemble(config)
+    costs = counts.multiply_adds(parts.step.model, parts.data.dataset.image_shape)
+    table = dataclasses.replace(parts.record.summary, columns={"multiply-adds per image": costs})
+    return dataclasses.replace(parts.record, summary=table).description
