@@ -4,7 +4,6 @@ import dataclasses
 import sys
 from typing import Any
 
-from randmix.analysis import unshuffle
 from randmix.config import Config
 from randmix.models import counts
 from randmix.runtime import distributed, progress, signals
@@ -42,6 +41,8 @@ def main(options: Any) -> int:
         print(f"randmix: {stopped}; the same command {what}", file=sys.stderr)
         return stopped.status
     if options.config.task == "unshuffling":
+        from randmix.analysis import unshuffle  # other tasks need no Matplotlib
+
         unshuffle.draw_missing(options.workdir)
     signals.saved()
     print(progress.result_table(result))

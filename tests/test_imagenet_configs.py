@@ -12,15 +12,15 @@ def test_the_convmixer():
     # norms, classifier.
     stem, norm, head = 7 * 7 * 3 * 512 + 512, 2 * 512, 512 * 1000 + 1000
     block = 8 * 8 * 512 + 512 + 512 * 512 + 512 + 2 * norm
-    assert convmixer.summary.trainable + convmixer.summary.frozen == stem + norm + 16 * block + head
-    assert (convmixer.steps_per_epoch, convmixer.total_steps) == (2001, 300_150)
-    assert convmixer.dataset.image_shape == (224, 224, 3)
-    assert convmixer.augmentation.crop_scale == 1.0  # it is cropped where it is decoded
-    assert convmixer.augmentation.mixup == 0.5
+    assert convmixer.record.summary.trainable + convmixer.record.summary.frozen == stem + norm + 16 * block + head
+    assert (convmixer.loop.steps_per_epoch, convmixer.loop.total_steps) == (2001, 300_150)
+    assert convmixer.data.dataset.image_shape == (224, 224, 3)
+    assert convmixer.step.augmentation.crop_scale == 1.0  # it is cropped where it is decoded
+    assert convmixer.step.augmentation.mixup == 0.5
 
 
 def test_the_resnet():
     resnet = runs.assemble(configs.recipe("resnet_imagenet"))
-    assert resnet.steps_per_epoch == 5004
-    rates = [float(resnet.schedule(epoch * 5004)) for epoch in (0, 29, 31, 59, 61, 89)]
+    assert resnet.loop.steps_per_epoch == 5004
+    rates = [float(resnet.loop.schedule(epoch * 5004)) for epoch in (0, 29, 31, 59, 61, 89)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])

@@ -59,6 +59,12 @@ def test_every_unit_has_its_layer():
     assert units - {"__init__", "__main__", "__pycache__"} == set.union(*LAYERS) - {"__version__"}
 
 
+def test_training_imports_no_matplotlib():
+    code = "import randmix.train, sys; print('matplotlib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 def test_importing_randmix_imports_nothing_heavy():
     code = (
         "import randmix, randmix.commands, randmix.main, randmix.data.catalog, sys;"

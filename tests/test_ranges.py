@@ -249,4 +249,4 @@ def test_more_steps_than_an_int32_counts_are_refused():
     ],
 )
 def test_the_ends_of_the_ranges_make_runs(overrides):
-    assert runs.assemble(small.config(**overrides)).total_steps
+    assert runs.assemble(small.config(**overrides)).loop.total_steps

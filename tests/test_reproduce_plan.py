@@ -121,7 +121,7 @@ def test_fractions_are_of_the_spatial_filters():
     shares = [plan.learned_share(run) for run in SMOKE.runs["E12"]]
     assert shares == [0, 0.5, 1]
     parts = [runs.assemble(plan.make_config({**run, "seed": 0})) for run in SMOKE.runs["E12"]]
-    trainable = [part.summary.trainable for part in parts]
+    trainable = [part.record.summary.trainable for part in parts]
     assert trainable[0] < trainable[1] < trainable[2]
 
 

@@ -115,9 +115,9 @@ def test_initial_values_are_pytorchs_uniform_by_fan_in():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"multiplier": 0}, "multiplier: got 0, allowed an integer of at least 1"),
-        ({"width": 0}, "width: got 0, allowed an integer of at least 1"),
-        ({"depth": 0}, "depth: got 0, allowed an integer of at least 1"),
+        ({"multiplier": 0}, "multiplier: got 0, allowed 1 to 1024"),
+        ({"width": 0}, "width: got 0, allowed 1 to 65536"),
+        ({"depth": 0}, "depth: got 0, allowed 1 to 1000"),
         (
             {"between": "bn-relu"},
             "between: got 'bn-relu', allowed none, relu, bn, bn_relu; did you mean 'bn_relu'?",
@@ -126,7 +126,7 @@ def test_initial_values_are_pytorchs_uniform_by_fan_in():
             {"stem": "cifar10"},
             "stem: got 'cifar10', allowed cifar, imagenet; did you mean 'cifar'?",
         ),
-        ({"num_classes": 0}, "num_classes: got 0, allowed an integer of at least 1"),
+        ({"num_classes": 0}, "num_classes: got 0, allowed 1 to 2147483647"),
     ],
 )
 def test_invalid_arguments_of_a_resnet_are_refused(arguments, message):

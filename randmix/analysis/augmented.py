@@ -4,12 +4,13 @@ import contextlib
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from matplotlib.figure import Figure
 
 from randmix.analysis import plots
 from randmix.config import Config
@@ -18,9 +19,6 @@ from randmix.data.augment import Augmentation
 from randmix.errors import UserError
 from randmix.runtime import sharding
 from randmix.training import runs
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _NAME = "augmented"
 _COLUMNS = 8
@@ -126,7 +124,7 @@ def at_step(parts: runs.Parts, step: int, examples: int) -> Shown:
 
 
 @plots.style()
-def figure(shown: Shown, names: Sequence[str]) -> "Figure":
+def figure(shown: Shown, names: Sequence[str]) -> Figure:
     """Figure with pairs of rows, before and after, of up to eight examples each."""
     n = len(shown.labels)
     columns = min(n, _COLUMNS)

@@ -14,24 +14,23 @@
 
 Figures must be legible in greyscale: series differ in lightness, line style and marker, and the
 lightness of image colour maps increases with the value. Nothing here uses pyplot, whose figures are
-global state. Matplotlib is imported only when a figure is drawn, so training works without it.
+global state.
 """
 
 import contextlib
 import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import matplotlib
 import numpy as np
 from etils import epath
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from randmix.errors import UserError
 from randmix.runtime import durable
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 # CIE lightness 18, 42, 54, 65 and 77 of 100, in an order that colour-blind readers can also tell.
 COLORS = ("#0b2a5b", "#b8323a", "#2f8f8b", "#df892f", "#a9c1dd")
@@ -74,8 +73,6 @@ _METADATA = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 @contextlib.contextmanager
 def style() -> Iterator[None]:
     """Applies the figures' Matplotlib settings; a context manager, or a decorator ``@style()``."""
-    import matplotlib
-
     # Matplotlib's hints ask for literal keys, which a dict[str, Any] doesn't have.
     with matplotlib.rc_context(_STYLE):  # pyright: ignore[reportArgumentType]
         yield
@@ -83,14 +80,12 @@ def style() -> Iterator[None]:
 
 def new_figure(
     width: float, height: float, layout: Literal["constrained", "compressed"] = "constrained"
-) -> "Figure":
+) -> Figure:
     """Returns an empty figure, its size in inches, whose layout keeps labels inside.
 
     Draw on it within `style`. The layout "compressed" suits grids of images, whose aspect ratio is
     fixed.
     """
-    from matplotlib.figure import Figure
-
     return Figure(figsize=(width, height), layout=layout)
 
 
@@ -109,7 +104,7 @@ def series(index: int) -> dict[str, Any]:
 
 
 def mean_and_spread(
-    axes: "Axes", x: Sequence[float], values: np.ndarray, *, label: str, **appearance: Any
+    axes: Axes, x: Sequence[float], values: np.ndarray, *, label: str, **appearance: Any
 ) -> None:
     """Draws the mean over seeds as a line within a band of one sample standard deviation.
 
@@ -147,7 +142,7 @@ def tile(images: np.ndarray, *, gap: int = 1) -> np.ndarray:
 
 
 def save(
-    figure: "Figure", path: epath.PathLike, rows: Sequence[Mapping[str, Any]] = ()
+    figure: Figure, path: epath.PathLike, rows: Sequence[Mapping[str, Any]] = ()
 ) -> list[epath.Path]:
     """Writes a figure and the data that it shows; creates missing folders.
 
@@ -201,7 +196,7 @@ def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = 
     return text.getvalue()
 
 
-def show_image(axes: "Axes", image: np.ndarray) -> None:
+def show_image(axes: Axes, image: np.ndarray) -> None:
     """Shows an image [H, W, 1] or [H, W, 3] with values in [0, 1], clipped, and hides the axes."""
     image = np.clip(image, 0, 1)
     gray = image.shape[-1] == 1

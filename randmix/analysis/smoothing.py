@@ -2,17 +2,15 @@
 
 import csv
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
+from matplotlib.figure import Figure
 
 from randmix.analysis import plots
 from randmix.errors import UserError, check_choice
 from randmix.workdir import json_files
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class Curve(NamedTuple):
@@ -102,7 +100,7 @@ def figure(
     clean: np.ndarray,
     *,
     ylabel: str,
-) -> "Figure":
+) -> Figure:
     """Relative gain against the smoothing index, one line per epsilon, above the clean accuracy.
 
     Args:

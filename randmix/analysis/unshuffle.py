@@ -3,12 +3,13 @@
 import dataclasses
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from matplotlib.figure import Figure
 
 from randmix import config as configs
 from randmix.analysis import plots
@@ -17,9 +18,6 @@ from randmix.errors import UserError
 from randmix.runtime import distributed
 from randmix.training import groups, loading, runs, tasks
 from randmix.workdir import artifacts
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _NAME = "reconstructions"
 _SHARED_KEYS = ("data.name", "permutation_seed")
@@ -105,7 +103,7 @@ def reconstructions(workdirs: Sequence[epath.PathLike], *, examples: int) -> lis
 
 
 @plots.style()
-def figure(rows: Sequence[Row]) -> "Figure":
+def figure(rows: Sequence[Row]) -> Figure:
     """Lays out the rows, one column per image."""
     columns = len(rows[0].images)
     figure = plots.new_figure(1.6 + 0.8 * columns, 0.95 * len(rows))

@@ -3,6 +3,7 @@
 Files come from anywhere, so what they claim is checked before memory is allocated for it.
 """
 
+import argparse
 import math
 import re
 import reprlib
@@ -13,7 +14,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ml_dtypes  # noqa: F401 (JAX depends on it; registers bfloat16 with NumPy)
+
 from randmix.errors import UserError
+
+try:
+    import safetensors.numpy
+except ImportError:  # the extra "convert"
+    safetensors = None
 
 # Prefixes that wrappers add to every key: DataParallel, a model as an attribute, torch.compile.
 _PREFIXES = ("module.", "model.", "_orig_mod.")
@@ -65,17 +73,10 @@ def read(path: Path, check: Callable[[Any], object]) -> Any:
 
 
 def _read_safetensors(path: Path, check: Callable[[Any], object]) -> dict[str, Any]:
+    if safetensors is None:
+        raise UserError(f"{path}: reading it requires safetensors; run `pip install safetensors`")
     try:
-        from safetensors import SafetensorError, safe_open
-        from safetensors.numpy import load_file
-    except ImportError as error:
-        raise UserError(
-            f"{path}: reading it requires safetensors; run `pip install safetensors`"
-        ) from error
-    import ml_dtypes  # noqa: F401 (JAX depends on it; registers bfloat16 with NumPy)
-
-    try:
-        with safe_open(path, "numpy") as file:
+        with safetensors.safe_open(path, "numpy") as file:
             stored = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no dict)
             check(
                 {
@@ -83,8 +84,8 @@ def _read_safetensors(path: Path, check: Callable[[Any], object]) -> dict[str, A
                     for name, one in stored.items()
                 }
             )
-        return load_file(path)
-    except (SafetensorError, OSError, TypeError, KeyError) as error:
+        return safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, OSError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: can't be read ({reason}); download it again") from error
 
@@ -103,7 +104,6 @@ def _read_torch(path: Path, check: Callable[[Any], object]) -> Any:
             f"{path}: reading it requires PyTorch; run `pip install torch`, or give a .safetensors "
             "file"
         ) from error
-    import argparse
 
     def load(mmap: bool) -> Any:
         # Runs no code from the file. timm's training checkpoints store their flags in a Namespace.

@@ -8,17 +8,15 @@ by ``spectrum`` and ``unshuffle`` and stored by ``measurements``.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from randmix.analysis import plots, smoothing
 from randmix.analysis.spectrum.figures import Picture
 from randmix.reproduce import claims
 from randmix.reproduce.records import BANKS, MODES, Records
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 DATA = {
     "digits": "Digits",
@@ -268,7 +266,7 @@ def _panels(
 
 
 def _lines(
-    axes: "Axes",
+    axes: Axes,
     records: Records,
     x: str,
     by: str,

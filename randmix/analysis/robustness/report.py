@@ -3,10 +3,11 @@
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 from etils import epath
+from matplotlib.figure import Figure
 
 from randmix.analysis import plots
 from randmix.analysis.robustness import sanity
@@ -14,9 +15,6 @@ from randmix.analysis.robustness.curves import Curves
 from randmix.errors import UserError
 from randmix.runtime import durable, progress
 from randmix.workdir import artifacts
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _NAME = "attacks"
 # In the order of ``plots.series``, so that an attack looks the same in every figure.
@@ -94,7 +92,7 @@ def text(curves: Curves) -> str:
 
 
 @plots.style()
-def figure(curves: Curves, title: str) -> "Figure":
+def figure(curves: Curves, title: str) -> Figure:
     """Accuracy against epsilon, one line per attack.
 
     The axis of epsilon is linear up to the smallest positive epsilon, then logarithmic.

@@ -9,11 +9,13 @@ import functools
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from randmix.analysis import plots
 from randmix.analysis.spectrum.envelopes import (
@@ -26,10 +28,6 @@ from randmix.analysis.spectrum.envelopes import (
 )
 from randmix.models import filters
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 _PANEL = 1.35  # inches
 _COLUMNS = 8  # most panels side by side
 _SAMPLE = 25  # most filters shown per bank
@@ -39,7 +37,7 @@ _SCALE = "weight / largest weight of the filter: black -1, light grey 1"
 class Picture(NamedTuple):
     """A figure, and the data that it shows as table rows."""
 
-    figure: "Figure"
+    figure: Figure
     rows: Sequence[Mapping[str, Any]] = ()
 
 
@@ -188,7 +186,7 @@ def _growing_envelopes(bank: np.ndarray, counts: Sequence[int]) -> list[np.ndarr
     return found
 
 
-def _panels(count: int, rows: int | None = None) -> tuple["Figure", list["Axes"]]:
+def _panels(count: int, rows: int | None = None) -> tuple[Figure, list[Axes]]:
     """A figure with that many square panels, in rows of nearly equal length, at most 8."""
     rows = rows or -(-count // _COLUMNS)
     columns = -(-count // rows)
@@ -204,7 +202,7 @@ def _panels(count: int, rows: int | None = None) -> tuple["Figure", list["Axes"]
 
 
 def _draw_coverage(
-    axes: "Axes", rows: Sequence[Mapping[str, Any]], counts: Sequence[int], *, seeds: int
+    axes: Axes, rows: Sequence[Mapping[str, Any]], counts: Sequence[int], *, seeds: int
 ) -> None:
     """Plots coverage against the size of the bank."""
     labels = {
@@ -224,7 +222,7 @@ def _draw_coverage(
     axes.legend(loc="lower right")
 
 
-def _draw_envelope(axes: "Axes", values: np.ndarray, title: str) -> None:
+def _draw_envelope(axes: Axes, values: np.ndarray, title: str) -> None:
     peak = values.max() or 1
     # This order of the extent puts the lowest vertical frequency, the first row, at the top.
     axes.imshow(
@@ -235,7 +233,7 @@ def _draw_envelope(axes: "Axes", values: np.ndarray, title: str) -> None:
     axes.grid(False)
 
 
-def _finish_envelopes(panels: Sequence["Axes"]) -> None:
+def _finish_envelopes(panels: Sequence[Axes]) -> None:
     """Labels the outer panels' axes, and adds one colour bar beside the first row."""
     grid = panels[0].get_gridspec()
     assert grid is not None, "panels come from _panels or random_banks, in a grid"
@@ -249,7 +247,7 @@ def _finish_envelopes(panels: Sequence["Axes"]) -> None:
     corner.figure.colorbar(corner.images[0], cax=scale, label="envelope / maximum")
 
 
-def _draw_filters(axes: "Axes", bank: Sequence[np.ndarray], title: str) -> None:
+def _draw_filters(axes: Axes, bank: Sequence[np.ndarray], title: str) -> None:
     """Draws up to 25 filters, spaced evenly over the bank, as a square grid."""
     shown = _sample(bank)
     side = math.isqrt(len(shown) - 1) + 1
