@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
-from ml_collections import ConfigDict
 
 from randmix import config as configs
 from randmix import masks, models
@@ -86,7 +85,7 @@ def _check_fits(data: str, model: models.ConvMixer, variables: Mapping[str, Any]
     model.check_image_shape(data_set.image_shape)
 
 
-def _config(model: models.ConvMixer, data: str | None) -> ConfigDict:
+def _config(model: models.ConvMixer, data: str | None) -> configs.Config:
     """Config of a run that ends with this model, with everything learned."""
     config = configs.default("convmixer")
     config.mode = "full"

@@ -121,7 +121,7 @@ def tuples(*ranges: Range) -> Tuples:
 
 
 def shown(got: Any) -> str:
-    """The repr of a value in one line; that of a ConfigDict has several."""
+    """The repr of a value in one line; that of a config has several."""
     return " ".join(repr(got).split("\n"))
 
 

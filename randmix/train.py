@@ -4,7 +4,6 @@ import dataclasses
 import sys
 from typing import Any
 
-from randmix.config import Config
 from randmix.models import counts
 from randmix.runtime import distributed, progress, signals
 from randmix.runtime.preemption import Preempted
@@ -14,7 +13,7 @@ from randmix.training import aot, loop, runs, tpu
 def main(options: Any) -> int:
     """Trains with the options of ``commands/train.py`` and returns the exit status."""
     if options.summary:
-        print(summary(options.config))
+        print(summary(runs.assemble(options.config)))
         return 0
     if options.compile_for is not None:
         print(f"workdir: {options.workdir}", flush=True)
@@ -49,9 +48,8 @@ def main(options: Any) -> int:
     return 0
 
 
-def summary(config: Config) -> str:
+def summary(parts: runs.Parts) -> str:
     """Returns the table of initial parameters, with the multiply-adds per image."""
-    parts = runs.assemble(config)
     costs = counts.multiply_adds(parts.step.model, parts.data.dataset.image_shape)
     table = dataclasses.replace(parts.record.summary, columns={"multiply-adds per image": costs})
     return dataclasses.replace(parts.record, summary=table).description

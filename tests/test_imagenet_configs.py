@@ -12,7 +12,10 @@ def test_the_convmixer():
     # norms, classifier.
     stem, norm, head = 7 * 7 * 3 * 512 + 512, 2 * 512, 512 * 1000 + 1000
     block = 8 * 8 * 512 + 512 + 512 * 512 + 512 + 2 * norm
-    assert convmixer.record.summary.trainable + convmixer.record.summary.frozen == stem + norm + 16 * block + head
+    assert (
+        convmixer.record.summary.trainable + convmixer.record.summary.frozen
+        == stem + norm + 16 * block + head
+    )
     assert (convmixer.loop.steps_per_epoch, convmixer.loop.total_steps) == (2001, 300_150)
     assert convmixer.data.dataset.image_shape == (224, 224, 3)
     assert convmixer.step.augmentation.crop_scale == 1.0  # it is cropped where it is decoded

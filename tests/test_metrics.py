@@ -35,7 +35,7 @@ def opened_by(config, workdir, start_step):
         start_step,
         tensorboard=config.tensorboard,
         wandb_project=config.wandb_project,
-        config=config.to_dict(),
+        values=config.to_dict(),
     )
 
 

@@ -55,7 +55,8 @@ def rows(preset: Preset, overrides: Settings) -> list[dict[str, Any]]:
                 "kernel_size": config.model.kernel_size,
                 **trainable,
                 "standard": trainable["full"] + dense if separable else None,
-                "differs": trainable != counts.trainable(_closed_form(config, params, dataset)),
+                "differs": trainable
+                != counts.trainable(_closed_form(config.model, params, dataset)),
             }
         )
     return found
@@ -97,13 +98,13 @@ def _leaves(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _closed_form(
-    config: Any, params: Mapping[str, Any], dataset: catalog.DataSet
+    settings: Mapping[str, Any], params: Mapping[str, Any], dataset: catalog.DataSet
 ) -> dict[str, int]:
     """Parameters by role: from the equations; those of norms, shortcuts and heads by shape."""
-    if config.model.name == "convmixer":
+    if settings["name"] == "convmixer":
         keys = ("width", "depth", "kernel_size", "patch_size")
         return counts.convmixer(
-            **{key: config.model[key] for key in keys},
+            **{key: settings[key] for key in keys},
             channels=dataset.image_shape[-1],
             num_classes=dataset.num_classes,
         )

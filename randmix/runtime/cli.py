@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from absl import flags, logging
-from ml_collections import config_dict
 from ml_collections.config_flags import config_flags
 
 from randmix import config as configs
@@ -222,10 +221,10 @@ def _check_overrides(name: str, config: Any, options: list[str]) -> None:
 
 
 def _keys(config: Any, prefix: str = "") -> Iterator[str]:
-    """Yields all dotted keys of a ConfigDict, including those of its groups."""
+    """Yields all dotted keys of a config, including those of its groups."""
     for key in config:
         yield f"{prefix}{key}"
-        if config.get_type(key) is config_dict.ConfigDict:
+        if config.get_type(key) is configs.Config:
             yield from _keys(config[key], f"{prefix}{key}.")
 
 

@@ -106,8 +106,12 @@ def load(workdir: epath.PathLike, *, best: bool = False) -> Run:
     classifier = variables["head"].get("classifier")
     num_classes = None if classifier is None else classifier["bias"].shape[0]
     model = runs.build_model(config, num_classes)
-    _check_fits(workdir, config, model, variables)
-    _check_labels(workdir, config, variables, about)
+    if config.data.name is None:  # one patch [p, p, C] of a converted ConvMixer's stem
+        image_shape = variables["spatial"]["stem"]["kernel"].shape[:3]
+    else:
+        image_shape = catalog.image_shape(config.data.name, config.data.image_size)
+    _check_fits(workdir, model, image_shape, variables)
+    _check_labels(workdir, runs.labels_and_masks(config, variables)[0], about)
     result = _readable_result(workdir)
     return Run(
         config=config,
@@ -131,13 +135,12 @@ def _last_evaluation(
 
 
 def _check_fits(
-    workdir: epath.PathLike, config: Config, model: nn.Module, saved: dict[str, Any]
+    workdir: epath.PathLike,
+    model: nn.Module,
+    image_shape: tuple[int, int, int],
+    saved: dict[str, Any],
 ) -> None:
     """Raises a UserError if a checkpoint doesn't hold the variables of the config's model."""
-    if config.data.name is None:  # one patch [p, p, C] of a converted ConvMixer's stem
-        image_shape = saved["spatial"]["stem"]["kernel"].shape[:3]
-    else:
-        image_shape = catalog.image_shape(config.data.name, config.data.image_size)
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     expected = jax.eval_shape(model.init, jax.random.key(0), images)
     got, allowed = _shapes(saved), _shapes(expected)
@@ -150,15 +153,13 @@ def _check_fits(
             )
 
 
-def _check_labels(
-    workdir: epath.PathLike, config: Config, variables: dict[str, Any], about: dict[str, Any]
-) -> None:
+def _check_labels(workdir: epath.PathLike, labels: Any, about: dict[str, Any]) -> None:
     """Raises a UserError if a checkpoint's parameters had other labels than the config's now."""
-    labels = runs.labels_hash(runs.labels_and_masks(config, variables)[0])
-    if about.get("labels", labels) != labels:
+    now = runs.labels_hash(labels)
+    if about.get("labels", now) != now:
         raise UserError(
             f"{workdir}: step {about['step']} was trained with other labels (hash "
-            f"{about['labels']}) than the config gives now ({labels}); "
+            f"{about['labels']}) than the config gives now ({now}); "
             "use the version of randmix that it was trained with"
         )
 

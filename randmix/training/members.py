@@ -157,7 +157,7 @@ def open_log(member: Member, start: int) -> Iterator[None]:
             start,
             tensorboard=primary and record.tensorboard,
             wandb_project=record.wandb_project if primary else None,
-            config=record.config,
+            values=record.config,
         ) as trackers,
         MetricsLog(
             member.workdir / artifacts.METRICS, start, writes=primary, trackers=trackers

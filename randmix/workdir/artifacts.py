@@ -60,7 +60,7 @@ _RESULT = {
 @contextlib.contextmanager
 def open_workdir(
     workdir: epath.Path,
-    config: Mapping[str, Any],
+    values: Mapping[str, Any],
     summary: object,
     data: Mapping[str, Any] | None = None,
 ) -> Iterator[dict[str, Any] | None]:
@@ -80,10 +80,10 @@ def open_workdir(
         UserError: the folder can't be written, another process is training there, it holds a run
             with another config (the message names the keys that differ), or the processes disagree.
     """
-    distributed.require_same("config", configs.to_json(config))
+    distributed.require_same("config", configs.to_json(values))
     with contextlib.ExitStack() as held:
         result = distributed.decided_by_primary(
-            lambda: _make_workdir(workdir, config, summary, data, held)
+            lambda: _make_workdir(workdir, values, summary, data, held)
         )
         distributed.require_shared(workdir)
         yield result
@@ -91,7 +91,7 @@ def open_workdir(
 
 def _make_workdir(
     workdir: epath.Path,
-    config: Mapping[str, Any],
+    values: Mapping[str, Any],
     summary: object,
     data: Mapping[str, Any] | None,
     held: contextlib.ExitStack,
@@ -107,7 +107,7 @@ def _make_workdir(
                     f"{workdir}: another process is training in this workdir "
                     f"({locks.holder(lock)}); wait for it, or give another --workdir"
                 )
-        _claim(workdir, config)
+        _claim(workdir, values)
         if data is not None:
             _claim_data(workdir, data)
         result = _usable_result(workdir)
@@ -123,7 +123,7 @@ def _make_workdir(
         raise UserError(f"{workdir}: {error}; pip install 'randmix[gcs]' for gs://") from error
 
 
-def _claim(workdir: epath.Path, config: Mapping[str, Any]) -> None:
+def _claim(workdir: epath.Path, values: Mapping[str, Any]) -> None:
     """Writes config.json, or checks that it is of the same run."""
     file, old, lost = workdir / CONFIG, None, f"{workdir / CONFIG} is missing"
     if file.exists():
@@ -132,9 +132,9 @@ def _claim(workdir: epath.Path, config: Mapping[str, Any]) -> None:
         except json_files.Damaged as damaged:
             lost = str(damaged).partition(";")[0]
     if old is not None:
-        _require_same_run(workdir, old, config)
+        _require_same_run(workdir, old, values)
         return
-    saved, own = newest_fingerprint(workdir), configs.fingerprint(config)
+    saved, own = newest_fingerprint(workdir), configs.fingerprint(values)
     if saved not in (None, own):
         raise UserError(
             f"{lost}, and the checkpoints are of a config with the fingerprint {saved}, while this "
@@ -143,13 +143,13 @@ def _claim(workdir: epath.Path, config: Mapping[str, Any]) -> None:
     if file.exists():
         place = set_aside(file, workdir)
         logging.getLogger(__name__).warning("%s; moved to %s and written anew", lost, place)
-    durable.write(file, configs.to_json(config) + "\n")
+    durable.write(file, configs.to_json(values) + "\n")
 
 
 def _require_same_run(
-    workdir: epath.PathLike, old: dict[str, Any], config: Mapping[str, Any]
+    workdir: epath.PathLike, old: dict[str, Any], values: Mapping[str, Any]
 ) -> None:
-    if differences := configs.differences(old, config):
+    if differences := configs.differences(old, values):
         raise UserError(
             f"{workdir}: holds a run with another config ({'; '.join(differences)}); "
             "give another --workdir, or the old values"
@@ -226,13 +226,13 @@ def read_data(workdir: epath.PathLike) -> dict[str, Any] | None:
 
 
 def read_result(
-    workdir: epath.PathLike, config: Mapping[str, Any] | None = None
+    workdir: epath.PathLike, values: Mapping[str, Any] | None = None
 ) -> dict[str, Any] | None:
     """Returns the contents of ``result.json``, or None if the run hasn't finished.
 
     Args:
         workdir: the run's folder.
-        config: the config that the run must have; None for any.
+        values: the config's values that the run must have; None for any.
 
     Raises:
         UserError: it is damaged, of another run than ``config.json``, or that is another config.
@@ -241,8 +241,8 @@ def read_result(
     if result is None:
         return None
     written = read_config_values(workdir)
-    if config is not None:
-        _require_same_run(workdir, written, config)
+    if values is not None:
+        _require_same_run(workdir, written, values)
     if written["seed"] != result["seed"]:
         raise UserError(
             f"{epath.Path(workdir) / RESULT}: seed is {result['seed']}, but {written['seed']} in "

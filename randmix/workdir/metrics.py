@@ -134,7 +134,7 @@ def open_trackers(
     *,
     tensorboard: bool,
     wandb_project: str | None,
-    config: Mapping[str, Any],
+    values: Mapping[str, Any],
 ) -> Iterator[list[Tracker]]:
     """Opens the trackers that a run asks for, and closes them at the end.
 
@@ -143,7 +143,7 @@ def open_trackers(
         start_step: the step at which the run starts.
         tensorboard: whether to write TensorBoard's events.
         wandb_project: the project at Weights & Biases, or None.
-        config: the run's config, for Weights & Biases to show.
+        values: the config's values, for Weights & Biases to show.
 
     Raises:
         UserError: Weights & Biases is requested but not installed.
@@ -153,7 +153,7 @@ def open_trackers(
         if tensorboard:
             trackers.append(stack.enter_context(_tensorboard(workdir / TENSORBOARD, start_step)))
         if wandb_project is not None:
-            trackers.append(stack.enter_context(_wandb(wandb_project, workdir, config)))
+            trackers.append(stack.enter_context(_wandb(wandb_project, workdir, values)))
         yield trackers
 
 
@@ -179,7 +179,7 @@ def _tensorboard(folder: epath.Path, start_step: int) -> Iterator[Tracker]:
 
 
 @contextlib.contextmanager
-def _wandb(project: str, workdir: epath.Path, config: Mapping[str, Any]) -> Iterator[Tracker]:
+def _wandb(project: str, workdir: epath.Path, values: Mapping[str, Any]) -> Iterator[Tracker]:
     try:
         import wandb  # pyright: ignore[reportMissingImports] (an optional package)
     except ImportError as error:
@@ -193,7 +193,7 @@ def _wandb(project: str, workdir: epath.Path, config: Mapping[str, Any]) -> Iter
         id=workdir.name,
         name=workdir.name,
         resume="allow",
-        config=dict(config),
+        config=dict(values),
         dir=str(workdir),
     )
     try:
