@@ -132,10 +132,15 @@ def open_source(data_dir):
 
 
 def iterate(source, *, workers, start, steps):
-    positions = stream.train_positions(
-        source, seed=0, batch_size=BATCH, rows=range(BATCH), start=start, stop=start + steps
+    return stream.train_batches(
+        source,
+        seed=0,
+        batch_size=BATCH,
+        rows=range(BATCH),
+        steps=range(start, start + steps),
+        put=lambda batch: batch,
+        workers=workers,
     )
-    return stream.batches(positions, BATCH, lambda batch: batch, workers=workers)
 
 
 def streamed(data_dir, workers, images):

@@ -48,7 +48,7 @@ def pytest_report_header():
 
 @pytest.fixture(scope="session", autouse=True)
 def data_dir(tmp_path_factory):
-    """An empty TFDS folder for this process; the digits are prepared into it on first use."""
+    """An empty TFDS folder for this process."""
     folder = tmp_path_factory.mktemp("tensorflow_datasets")
     os.environ["TFDS_DATA_DIR"] = str(folder)
     return folder

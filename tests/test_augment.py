@@ -230,12 +230,12 @@ def test_magnitudes_by_hand(text, expected):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("rand-m11", "got m11 in 'rand-m11', allowed is up to 10; raise the limit with mmax"),
+        ("rand-m11", "got m11, allowed is up to 10; raise the limit with mmax"),
         ("rand-m9-m9", "got 'm9' in 'rand-m9-m9'"),
         ("rand-m9-w0", "got 'w0'"),
-        ("rand-m9-n2.5", "allowed is an integer from 1 to 8 for n"),
+        ("rand-m9-n2.5", "n in 'rand-m9-n2.5': got 2.5, allowed an integer, 1 to 8"),
         ("rand-m", "got 'm' in 'rand-m'"),
-        ("torchvision-m31", "allowed is an integer from 0 to 30 for m"),
+        ("torchvision-m31", "m in 'torchvision-m31': got 31, allowed 0 to 30"),
         ("autoaugment", "got 'autoaugment', allowed \"\" for none, timm's"),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 from sklearn.datasets import load_digits
 
-from randmix.data import builders, catalog, prepare
+from randmix.data import builders, catalog, digits, prepare
 from randmix.errors import UserError
 
 # SHA-256 of the training images and labels in the order of `load`.
@@ -21,16 +21,23 @@ DIGITS_TRAIN = "febb5c638f49a6c35b759fa7e16ac10bbe5b74be7500c9b9dc21caedb67501b3
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """A data directory with digits, prepared by the first load."""
+    """A data directory with digits."""
     path = tmp_path_factory.mktemp("tfds")
     assert not catalog.is_prepared("digits", path)
-    catalog.load("digits", "test", path)
+    prepare.prepare("digits", path, progress=False)
     assert catalog.is_prepared("digits", path)
     return path
 
 
 @pytest.fixture
-def damaged_dir(data_dir, tmp_path):
+def from_files(monkeypatch):
+    """Makes `load` read the digits from prepared files, as any other set."""
+    other = dataclasses.replace(catalog.get("digits"), embedded=False)
+    monkeypatch.setitem(catalog.DATA_SETS, "digits", other)
+
+
+@pytest.fixture
+def damaged_dir(data_dir, tmp_path, from_files):
     """A copy of the data directory to damage, and the digits' directory in it."""
     shutil.copytree(data_dir, tmp_path, dirs_exist_ok=True)
     return tmp_path, tmp_path / "digits" / "1.0.0"
@@ -74,7 +81,7 @@ def test_the_builders_are_the_stock_ones_to_tfds(name, stock):
 def test_an_unknown_name_gets_the_nearest_and_the_list():
     with pytest.raises(
         UserError,
-        match=r"'fashon_mnist' \(did you mean 'fashion_mnist'\?\); there are: digits, mnist",
+        match=r"'fashon_mnist'; there are: digits, mnist.*; did you mean 'fashion_mnist'\?$",
     ):
         catalog.get("fashon_mnist")
     with pytest.raises(UserError, match=r"'svhn'; there are.*imagefolder/NAME"):
@@ -100,19 +107,24 @@ def test_digits_are_scikit_learns(data_dir, split):
     assert arrays["label"].dtype == np.int32
     assert arrays["image"].flags.c_contiguous
     assert arrays["image"].shape == (catalog.get("digits").examples(split), 8, 8, 1)
-    values = np.rint(
-        arrays["image"][..., 0] * (16 / 255)
-    )  # the inverse, independent of pixels_to_digits
-    np.testing.assert_array_equal(values, truth.images[rows])
-    np.testing.assert_array_equal(
-        builders.pixels_to_digits(arrays["image"][..., 0]), truth.images[rows]
-    )
+    np.testing.assert_array_equal(np.rint(arrays["image"][..., 0] * (16 / 255)), truth.images[rows])
     np.testing.assert_array_equal(arrays["label"], truth.target[rows])
+
+
+@pytest.mark.parametrize("split", catalog.SPLITS)
+def test_digits_need_no_files_and_are_those_of_the_files(data_dir, split, request):
+    embedded = catalog.load("digits", split, "/nowhere")
+    request.getfixturevalue("from_files")
+    stored = catalog.load("digits", split, data_dir)
+    for name, array in embedded.items():
+        assert array.dtype == stored[name].dtype
+        assert array.flags.c_contiguous
+        np.testing.assert_array_equal(array, stored[name])
 
 
 def test_digits_are_split_once_and_by_class():
     labels = load_digits().target
-    test = builders.digits_test_rows(labels)
+    test = digits.split_rows(labels)["test"]
     assert np.bincount(labels[test]).tolist() == [36] * 10
     assert np.unique(test).size == 360
     # Every number published on the digits depends on this split: it must never change.
@@ -124,12 +136,11 @@ def test_digits_are_split_once_and_by_class():
 
 
 def test_the_order_is_the_same_on_every_machine(data_dir):
-    train, again = (catalog.load("digits", "train", data_dir) for _ in range(2))
+    train = catalog.load("digits", "train", data_dir)
     assert digest(train["image"], train["label"].astype("<i4")) == DIGITS_TRAIN
-    assert digest(again["image"], again["label"].astype("<i4")) == DIGITS_TRAIN
 
 
-def test_the_order_does_not_depend_on_the_number_of_shards(data_dir, tmp_path):
+def test_the_order_does_not_depend_on_the_number_of_shards(data_dir, tmp_path, from_files):
     directory = prepare.prepare("digits", tmp_path, num_shards=3, progress=False)
     assert len(list(directory.glob("digits-train.array_record-*-of-00003"))) == 3
     for split in catalog.SPLITS:
@@ -161,19 +172,19 @@ def test_a_data_dir_that_cannot_be_written_is_one_line(tmp_path):
     with pytest.raises(
         UserError, match=r"cannot prepare digits in .*Not a directory.*; choose another data_dir$"
     ):
-        catalog.load("digits", "train", tmp_path / "file")
+        prepare.prepare("digits", tmp_path / "file")
 
 
 def test_tfrecords_get_the_conversion_command(damaged_dir):
-    data_dir, digits = damaged_dir
-    info = json.loads((digits / "dataset_info.json").read_text())
-    (digits / "dataset_info.json").write_text(json.dumps(info | {"fileFormat": "tfrecord"}))
+    data_dir, folder = damaged_dir
+    info = json.loads((folder / "dataset_info.json").read_text())
+    (folder / "dataset_info.json").write_text(json.dumps(info | {"fileFormat": "tfrecord"}))
     assert not catalog.is_prepared("digits", data_dir)
-    command = f"`tfds convert_format --dataset_version_dir={digits} --out_file_format=array_record`"
+    command = f"`tfds convert_format --dataset_version_dir={folder} --out_file_format=array_record`"
     with pytest.raises(UserError, match="holds tfrecord files") as error:
         catalog.load("digits", "train", data_dir)
     assert command in str(error.value)
-    (digits / "dataset_info.json").write_text(
+    (folder / "dataset_info.json").write_text(
         json.dumps(info | {"fileFormat": "tfrecord", "alternativeFileFormats": ["array_record"]})
     )
     assert catalog.load("digits", "test", data_dir)["label"].shape == (360,)  # converted in place
@@ -194,8 +205,8 @@ def test_the_digits_classes_are_those_of_the_prepared_files(data_dir, tmp_path):
 
 @pytest.mark.parametrize("how", ["missing", "cut", "flipped"])
 def test_damaged_records_are_noticed(damaged_dir, how):
-    data_dir, digits = damaged_dir
-    (records,) = digits.glob("digits-train.array_record-*")
+    data_dir, folder = damaged_dir
+    (records,) = folder.glob("digits-train.array_record-*")
     data = bytearray(records.read_bytes())
     data[len(data) // 3] ^= 4
     {
@@ -207,30 +218,36 @@ def test_damaged_records_are_noticed(damaged_dir, how):
         catalog.load("digits", "train", data_dir)
 
 
-def test_a_wrong_number_of_examples_is_noticed(data_dir, monkeypatch):
+def test_a_wrong_number_of_examples_is_noticed(data_dir, monkeypatch, from_files):
     larger = dataclasses.replace(catalog.get("digits"), train_examples=1438)
     monkeypatch.setitem(catalog.DATA_SETS, "digits", larger)
     with pytest.raises(UserError, match="found 1437 train examples, expected 1438"):
         catalog.load("digits", "train", data_dir)
 
 
-def test_importing_is_light_and_loading_quiet_and_without_tensorflow(tmp_path):
-    program = f"""
+def test_importing_and_loading_digits_is_light_and_quiet():
+    program = """
 import sys
 from randmix.data import catalog
-heavy = {{"tensorflow", "tensorflow_datasets", "jax", "grain", "sklearn", "PIL"}}
+catalog.load("digits", "train")
+heavy = {"tensorflow_datasets", "jax", "grain", "sklearn", "randmix.data.prepare"}
 assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
-from absl import logging
-logging.set_verbosity(logging.INFO)
-logging.use_absl_handler()
-images = catalog.load("digits", "train", {str(tmp_path)!r})["image"]
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_loading_files_is_quiet_and_without_tensorflow(data_dir):
+    program = f"""
+import dataclasses, sys
+from randmix.data import catalog
+catalog.DATA_SETS["digits"] = dataclasses.replace(catalog.get("digits"), embedded=False)
+catalog.load("digits", "train", {str(data_dir)!r})
 assert not {{"tensorflow", "jax", "grain"}} & sys.modules.keys()
 """
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    (line,) = [
-        line for line in done.stderr.splitlines() if "Logging before flag parsing" not in line
-    ]
-    assert line.endswith(f"preparing digits in {tmp_path}")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -26,7 +26,7 @@ from test_launch import GCLOUD, SRUN, commit_launchers
 
 import randmix
 from randmix import models
-from randmix.data import catalog, imagenet
+from randmix.data import imagenet
 
 FENCE = re.compile(r"""^```(\w*)(?: title="([\w.]+)")?\n(.*?)^```$""", re.DOTALL | re.MULTILINE)
 DOCS = command.REPOSITORY / "docs"
@@ -129,7 +129,6 @@ class Checkout:
         (folder / "benchmarks").symlink_to(command.REPOSITORY / "benchmarks")
         pictures.folder(folder / "photos" / "pets")
         (folder / "tfds").mkdir()
-        (folder / "tfds" / "digits").symlink_to(archives / "tfds" / "digits")
         self.log = folder / "started"
         (folder / "bin").mkdir()
         for name, text in {
@@ -233,7 +232,7 @@ def is_output(printed, shown):
 
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory):
-    """Small archives of every data set that needs a network, and the digits prepared."""
+    """Small archives of every data set that needs a network."""
     folder = tmp_path_factory.mktemp("archives")
     for name, make in SMALL.items():
         make().write(folder / name)
@@ -248,7 +247,6 @@ def archives(tmp_path_factory):
     (folder / "imagenet2012").mkdir()
     (folder / "imagenet2012" / imagenet.TRAIN).write_bytes(pictures.tar(classes))
     (folder / "imagenet2012" / imagenet.VALIDATION).write_bytes(pictures.tar(validation))
-    catalog.load("digits", "test", folder / "tfds")
     return folder
 
 

@@ -14,7 +14,7 @@ import small
 from randmix import attacks, config
 from randmix.analysis import plots, robustness, spectrum
 from randmix.analysis.robustness import report, sanity
-from randmix.data import arrays, catalog
+from randmix.data import arrays, catalog, prepare
 from randmix.errors import UserError
 from randmix.runtime import sharding
 from randmix.training import evaluation as eval_loop
@@ -194,7 +194,7 @@ def test_curves_depend_neither_on_batches_nor_on_devices(workdir):
             model=run.model, task=runs.assemble(run.config).step.task, mesh=mesh, batch_size=45
         ),
         run.variables,
-        arrays.EvalArrays(data, batch_size=45, mesh=mesh),
+        arrays.eval_arrays(data, batch_size=45, mesh=mesh),
     )
     assert one.clean == expected["accuracy"] == one.accuracy("strong")[0]
     assert [check.passed for check in sanity.checks(one)] == [True, True, True, True, True, True]
@@ -351,7 +351,7 @@ def test_the_picture_tells_the_lines_apart_and_shows_every_epsilon():
             "give --data one that it fits, or --force\n",
         ),
         (["--data=mnist", "--force"], "mnist is not prepared in "),
-        (["--data=digit"], "no data set is named 'digit' (did you mean 'digits'?)"),
+        (["--data=digit"], "no data set is named 'digit'; there are: digits, "),
         (
             ["--attacks=fgsm", "--out=/dev/null/x"],
             "/dev/null/x: can't be written (Not a directory)",
@@ -391,7 +391,8 @@ def digits_like(data_dir, tmp_path, monkeypatch):
     """Adds a data set with the digits' images, but other properties or class names."""
 
     def add(classes=DIGITS, **properties):
-        files = shutil.copytree(data_dir / "digits" / "1.0.0", tmp_path / "other" / "1.0.0")
+        digits = prepare.prepare("digits", data_dir, progress=False)
+        files = shutil.copytree(digits, tmp_path / "other" / "1.0.0")
         (files / "label.labels.txt").write_text("".join(f"{name}\n" for name in classes))
         like = dataclasses.replace(catalog.get("digits"), name="other", embedded=False)
         other = dataclasses.replace(like, **properties)

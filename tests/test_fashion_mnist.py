@@ -11,21 +11,13 @@ import pytest
 import tensorflow_datasets as tfds
 from small_archives import in_one_order
 
-from randmix.data import archives, builders, catalog
+from randmix.data import catalog
 
 pytestmark = pytest.mark.slow
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 # SHA-256 of the test labels in the order of TFDS's own class, prepared with TensorFlow.
 TEST_LABELS = "85e2be1b62985fe36ef293a029e9559c3f6822643be932622c5042b8a1654a94"
-
-
-@pytest.mark.parametrize("prefix", ["train", "t10k"])
-def test_debians_archives_become_upstreams(prefix):
-    archive = DEBIAN / f"{prefix}-labels-idx1-ubyte.gz"
-    (info,) = (i for i in builders.FashionMNIST.url_infos.values() if i.filename == archive.name)
-    restored = archives.restore_gzip_header(archive)
-    assert (len(restored), hashlib.sha256(restored).hexdigest()) == (info.size, info.checksum)
 
 
 def test_the_real_fashion_mnist(tmp_path):

@@ -146,9 +146,9 @@ def test_a_signal_while_jax_is_imported_ends_a_program_in_one_line(site, module,
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ENDS)
 def test_an_interrupted_preparation_leaves_nothing(site, name, tmp_path):
-    # scikit-learn has the digits, so it is imported while the data set is written.
+    # TFDS imports it while the data set is written.
     words = ("randmix", "prepare", "digits", f"--data_dir={tmp_path}")
-    status, _, err = signalled_at(site, "sklearn.datasets", name, *words)
+    status, _, err = signalled_at(site, "array_record.python.array_record_module", name, *words)
     assert (status, err) == ENDS[name]
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [".lock"]
     assert not list(tmp_path.rglob("incomplete*"))

@@ -158,7 +158,7 @@ def test_evaluation_counts_no_padding():
         model=parts.step.model, task=parts.step.task, mesh=mesh, batch_size=112
     )
     got = eval_loop.evaluate_split(
-        eval_step, variables, arrays.EvalArrays(test_set, batch_size=112, mesh=mesh)
+        eval_step, variables, arrays.eval_arrays(test_set, batch_size=112, mesh=mesh)
     )
     logits = jax.jit(parts.step.model.apply)(variables, test_set["image"].astype(np.float32) / 255)
     logits = np.asarray(logits, np.float64)

@@ -40,18 +40,10 @@ def photographs(data_dir, split="train", reading=READING, **options):
     return stream.Photographs(data_set, split, data_dir, reading, **options)
 
 
-def take(dataset, size):
-    """The batches of a dataset of examples, as arrays."""
-    examples = [dataset[k] for k in range(len(dataset))]
-    parts = [examples[k : k + size] for k in range(0, len(examples), size)]
-    return [{name: np.stack([x[name] for x in part]) for name in part[0]} for part in parts]
-
-
 def train(data_dir, *, seed=0, rows=range(BATCH), start=0, stop=12):
-    positions = stream.train_positions(
-        photographs(data_dir), seed=seed, batch_size=BATCH, rows=rows, start=start, stop=stop
-    )
-    return take(positions, len(rows))
+    options = {"rows": rows, "steps": range(start, stop), "put": dict, "workers": 2}
+    batches = stream.train_batches(photographs(data_dir), seed=seed, batch_size=BATCH, **options)
+    return list(batches)
 
 
 def equal(one, other):
@@ -81,9 +73,8 @@ def test_evaluation_sees_each_example_exactly_once(data_dir, processes, batch_si
     seen = []
     for p in range(processes):
         rows = range(p * size, (p + 1) * size)
-        batches = take(
-            stream.eval_positions(photographs(data_dir), batch_size=batch_size, rows=rows), size
-        )
+        options = {"rows": rows, "put": dict, "workers": 2}
+        batches = list(stream.eval_batches(photographs(data_dir), batch_size=batch_size, **options))
         # equally many on each process, or the others would wait forever
         assert len(batches) == -(-N // batch_size)
         for b, batch in enumerate(batches):

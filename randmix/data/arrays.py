@@ -1,6 +1,6 @@
 """In-memory data sets for the loops, replicated on every device."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 
 import jax
@@ -57,14 +57,11 @@ class TrainArrays:
         """Does nothing: no threads read ahead."""
 
 
-class EvalArrays:
-    """In-memory ``feeds.EvalFeed``; ``stream.EvalStream`` is its streamed counterpart."""
+def eval_arrays(
+    data: Mapping[str, np.ndarray], *, batch_size: int, mesh: jax.sharding.Mesh
+) -> list[loader.Data]:
+    """Returns the first argument of ``loader.eval_batch`` for each batch of a pass: the entire set.
 
-    def __init__(self, data: Mapping[str, np.ndarray], *, batch_size: int, mesh: jax.sharding.Mesh):
-        """Copies the set to every device; see ``TrainArrays`` for the arguments."""
-        self._batches = -(-len(data["label"]) // batch_size)
-        self._data = sharding.replicate(data, mesh)
-
-    def __iter__(self) -> Iterator[loader.Data]:
-        """Yields the first argument of ``loader.eval_batch``, once per batch of a pass."""
-        return iter([self._data] * self._batches)
+    ``stream.EvalStream`` is its streamed counterpart; see ``TrainArrays`` for the arguments.
+    """
+    return [sharding.replicate(data, mesh)] * -(-len(data["label"]) // batch_size)

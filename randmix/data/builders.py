@@ -6,66 +6,21 @@ checksums, but open the archives with the standard library and yield PIL images,
 without TensorFlow. They therefore write the same records as the stock builders, once decoded, and
 ``tfds.data_source`` reads them without any code of this project.
 
-`Digits` is this project's own builder, for the images included in scikit-learn.
+`Digits` is this project's own builder, for the images that come with scikit-learn.
 """
 
 import gzip
-import hashlib
 import tarfile
-from collections.abc import Iterator
-from typing import Any, cast
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.image_classification import cifar, mnist
 
+from randmix.data import digits
 from randmix.data.imagenet import Imagenet2012
-
-# Rows per class of scikit-learn's digits in the test split: 10 x 36 = 360 of 1,797.
-DIGITS_TEST_EXAMPLES_PER_CLASS = 36
-
-
-def digits_to_pixels(values: np.ndarray) -> np.ndarray:
-    """Maps ink counts of scikit-learn's digits to pixels: v -> 255 v / 16, rounded half up.
-
-    Args:
-        values: integers in 0..16, any shape.
-
-    Returns:
-        uint8 of the same shape; 0 maps to 0 and 16 to 255, the full range as in other data sets.
-
-    >>> digits_to_pixels(np.array([0, 8, 16]))
-    array([  0, 128, 255], dtype=uint8)
-    """
-    return ((np.asarray(values).astype(np.int32) * 255 + 8) // 16).astype(np.uint8)
-
-
-def pixels_to_digits(pixels: np.ndarray) -> np.ndarray:
-    """Exact inverse of `digits_to_pixels`: uint8 pixels to int32 ink counts in 0..16.
-
-    >>> pixels_to_digits(np.array([0, 128, 255], np.uint8))
-    array([ 0,  8, 16], dtype=int32)
-    """
-    return (np.asarray(pixels).astype(np.int32) * 16 + 127) // 255
-
-
-def digits_test_rows(labels: np.ndarray) -> np.ndarray:
-    """Rows of scikit-learn's digits that form the test split.
-
-    In each class these are the 36 rows whose row number, written in decimal, has the smallest
-    SHA-256. A random generator would tie the split to a library's version; this rule can be
-    reproduced in any language.
-
-    Args:
-        labels: [N] integer classes in scikit-learn's order.
-
-    Returns:
-        [10 * 36] int64 row numbers, ascending.
-    """
-    rank = np.argsort([hashlib.sha256(str(row).encode()).hexdigest() for row in range(len(labels))])
-    by_class = [rank[labels[rank] == k][:DIGITS_TEST_EXAMPLES_PER_CLASS] for k in np.unique(labels)]
-    return np.sort(np.concatenate(by_class))
 
 
 class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -99,40 +54,31 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _split_generators(self, dl_manager):
-        from sklearn.datasets import load_digits
-        from sklearn.utils import Bunch
+        return {split: self._generate_examples(split) for split in ("train", "test")}
 
-        digits = cast(Bunch, load_digits())  # a tuple only with return_X_y
-        images, labels = digits_to_pixels(digits.images), digits.target
-        test = digits_test_rows(labels)
-        train = np.setdiff1d(np.arange(len(labels)), test)
-        return {
-            "train": self._generate_examples(images, labels, train),
-            "test": self._generate_examples(images, labels, test),
-        }
-
-    def _generate_examples(self, images, labels, rows):
-        for row in rows.tolist():
-            yield (
-                row,
-                {"image": Image.fromarray(images[row]), "label": int(labels[row]), "index": row},
-            )
+    def _generate_examples(self, split):
+        for row, image, label in digits.examples(split):
+            yield row, {"image": Image.fromarray(image), "label": label, "index": row}
 
 
-class _FromIdx:
+class _FromArchives:
+    """A builder that reads verified archives instead of downloading them.
+
+    Attributes:
+        archives: file name -> path, from ``archives.locate``; set before the data set is prepared.
+    """
+
+    archives: Mapping[str, Path]
+
+
+class _FromIdx(_FromArchives):
     """Replaces the stock reader of the MNIST family's four IDX archives."""
 
-    url_infos: dict[str, Any] | None
-
     def _split_generators(self, dl_manager):
-        assert self.url_infos is not None
-        archives = dl_manager.download([*self.url_infos])
-        paths = {
-            url.rsplit("/", 1)[1]: path for url, path in zip(self.url_infos, archives, strict=True)
-        }
         return {
             split: self._generate_examples(
-                paths[f"{prefix}-images-idx3-ubyte.gz"], paths[f"{prefix}-labels-idx1-ubyte.gz"]
+                self.archives[f"{prefix}-images-idx3-ubyte.gz"],
+                self.archives[f"{prefix}-labels-idx1-ubyte.gz"],
             )
             for split, prefix in (("train", "train"), ("test", "t10k"))
         }
@@ -157,19 +103,16 @@ class FashionMNIST(_FromIdx, mnist.FashionMNIST, skip_registration=True):
     url_infos = mnist.FashionMNIST.url_infos
 
 
-class _FromTar:
+class _FromTar(_FromArchives):
     """Replaces the stock reader of the CIFAR family's binary archive."""
 
     info: tfds.core.DatasetInfo
-    url_infos: dict[str, Any] | None
     _cifar_info: cifar.CifarInfo
 
     def _split_generators(self, dl_manager):
         layout = self._cifar_info
-        assert self.url_infos is not None
         assert isinstance(self.info.features, tfds.features.FeaturesDict)
-        (url,) = self.url_infos
-        archive = dl_manager.download(url)
+        (archive,) = self.archives.values()
         with tarfile.open(archive) as tar:
             for key, member in zip(layout.label_keys, layout.label_files, strict=True):
                 names = _read_member(tar, layout.prefix + member).decode().split("\n")

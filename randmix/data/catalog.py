@@ -1,24 +1,22 @@
 """Catalog of data sets: their properties, whether they are prepared, and loading into memory.
 
-Importing this module is cheap; the first `load` imports TFDS. A data directory can be any path that
-etils' epath supports, including gs://bucket/folder; only preparing data needs a local one.
+A data directory can be any path that etils' epath supports, including gs://bucket/folder; only
+`randmix.data.prepare` needs a local one.
 """
 
-import contextlib
 import dataclasses
-import difflib
 import io
 import json
-import logging
 import os
 import shlex
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from etils import epath
+from PIL import Image
 
-from randmix.errors import UserError
+from randmix.data import digits
+from randmix.errors import UserError, did_you_mean
 
 SPLITS = ("train", "test")
 FOLDER = "imagefolder"  # user data sets are named imagefolder/NAME
@@ -37,13 +35,10 @@ class DataSet:
         train_examples: size of the train split.
         test_examples: size of the test split.
         version: the version that TFDS prepares and `load` reads.
-        embedded: whether an installed package includes it, so that `load` prepares it on first use.
+        embedded: whether it comes with an installed package; `load` then needs no prepared files.
         streamed: whether it consists of photographs of any size, too many for memory;
             `randmix.data.stream` decodes and crops them during training.
         evaluation_split: TFDS's name of the split that is called "test" here.
-        mean: commonly used mean of the training pixels in [0, 1], one number per channel; () if
-            there is none.
-        std: their standard deviation, likewise.
     """
 
     name: str
@@ -55,8 +50,6 @@ class DataSet:
     embedded: bool = False
     streamed: bool = False
     evaluation_split: str = "test"
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
 
     def examples(self, split: str) -> int:
         """The number of examples in a split, 'train' or 'test'."""
@@ -75,30 +68,10 @@ DATA_SETS = {
     data_set.name: data_set
     for data_set in (
         DataSet("digits", (8, 8, 1), 10, 1437, 360, "1.0.0", embedded=True),
-        DataSet("mnist", (28, 28, 1), 10, 60_000, 10_000, "3.0.1", mean=(0.1307,), std=(0.3081,)),
-        DataSet(
-            "fashion_mnist", (28, 28, 1), 10, 60_000, 10_000, "3.0.1", mean=(0.286,), std=(0.353,)
-        ),
-        DataSet(
-            "cifar10",
-            (32, 32, 3),
-            10,
-            50_000,
-            10_000,
-            "3.0.2",
-            mean=(0.4914, 0.4822, 0.4465),
-            std=(0.2471, 0.2435, 0.2616),
-        ),
-        DataSet(
-            "cifar100",
-            (32, 32, 3),
-            100,
-            50_000,
-            10_000,
-            "3.0.2",
-            mean=(0.5071, 0.4867, 0.4408),
-            std=(0.2675, 0.2565, 0.2761),
-        ),
+        DataSet("mnist", (28, 28, 1), 10, 60_000, 10_000, "3.0.1"),
+        DataSet("fashion_mnist", (28, 28, 1), 10, 60_000, 10_000, "3.0.1"),
+        DataSet("cifar10", (32, 32, 3), 10, 50_000, 10_000, "3.0.2"),
+        DataSet("cifar100", (32, 32, 3), 100, 50_000, 10_000, "3.0.2"),
         DataSet(
             "imagenet2012",
             (IMAGE_SIZE, IMAGE_SIZE, 3),
@@ -108,10 +81,18 @@ DATA_SETS = {
             "5.1.0",
             streamed=True,
             evaluation_split="validation",
-            mean=(0.485, 0.456, 0.406),
-            std=(0.229, 0.224, 0.225),
         ),
     )
+}
+
+# Commonly used mean and standard deviation of the training pixels in [0, 1], per channel.
+_STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "digits": ((), ()),
+    "mnist": ((0.1307,), (0.3081,)),
+    "fashion_mnist": ((0.286,), (0.353,)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    "imagenet2012": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 
 
@@ -121,7 +102,7 @@ def channel_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]
     >>> channel_statistics("mnist")
     ((0.1307,), (0.3081,))
     """
-    return DATA_SETS[name].mean, DATA_SETS[name].std
+    return _STATISTICS[name]
 
 
 def get(
@@ -148,10 +129,9 @@ def get(
     elif name in DATA_SETS:
         data_set = DATA_SETS[name]
     else:
-        nearest = difflib.get_close_matches(str(name), DATA_SETS, n=1)
-        hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
         raise UserError(
-            f"no data set is named {name!r}{hint}; there are: {', '.join(DATA_SETS)}, {FOLDER}/NAME"
+            f"no data set is named {name!r}; there are: {', '.join(DATA_SETS)}, {FOLDER}/NAME"
+            f"{did_you_mean(name, DATA_SETS)}"
         )
     if data_set.streamed and image_size is not None:
         return dataclasses.replace(data_set, image_shape=(image_size, image_size, 3))
@@ -181,11 +161,7 @@ def is_prepared(name: str, data_dir: epath.PathLike | None = None) -> bool:
     TFDS writes to a temporary directory, dataset_info.json last, and renames it at the end, so an
     interrupted preparation never counts as complete.
     """
-    if name.startswith(f"{FOLDER}/"):
-        directory = resolve_data_dir(data_dir) / name / FOLDER_VERSION
-    else:
-        directory = get(name).directory(data_dir)
-    return "array_record" in _file_formats(directory)
+    return "array_record" in _file_formats(_directory(name, data_dir))
 
 
 def prepare_command(name: str, data_dir: epath.PathLike | None = None) -> str:
@@ -207,30 +183,12 @@ def prepare_command(name: str, data_dir: epath.PathLike | None = None) -> str:
     return f"python -m randmix prepare {name}{option}"
 
 
-# Splits kept by `keep_in_memory`; None outside it.
-_kept: dict[tuple[str, str], dict[str, np.ndarray]] | None = None
-
-
-@contextlib.contextmanager
-def keep_in_memory() -> Iterator[None]:
-    """Context in which `load` reads each split once and returns the same read-only arrays again.
-
-    Meant for many runs on few data sets.
-    """
-    global _kept
-    outer, _kept = _kept, {} if _kept is None else _kept
-    try:
-        yield
-    finally:
-        _kept = outer
-
-
 def load(name: str, split: str, data_dir: epath.PathLike | None = None) -> dict[str, np.ndarray]:
     """Reads an entire split into memory.
 
     Examples are in the order of the records, which TFDS determines from a hash of each example's
-    key: it is well mixed, and the same on every machine and for every number of shards. An
-    embedded data set is prepared first if necessary.
+    key: it is well mixed, and the same on every machine and for every number of shards. The digits
+    come from scikit-learn's file in the same order, whether they are prepared or not.
 
     Args:
         name: a data set of this catalog that isn't streamed.
@@ -248,20 +206,9 @@ def load(name: str, split: str, data_dir: epath.PathLike | None = None) -> dict[
     assert not data_set.streamed, f"{name} may not fit in memory; see randmix.data.stream"
     if split not in SPLITS:
         raise UserError(f"{name} has no split {split!r}; it has: {', '.join(SPLITS)}")
-    if data_set.embedded and not is_prepared(name, data_dir):
-        from randmix.data import prepare
-
-        logging.getLogger(__name__).info("preparing %s in %s", name, resolve_data_dir(data_dir))
-        prepare.prepare(name, data_dir, progress=False)
-    require_prepared(name, data_dir)
-    if _kept is None:
-        return _read(data_set, split, data_dir)
-    key = (str(data_set.directory(data_dir)), split)
-    if key not in _kept:
-        _kept[key] = _read(data_set, split, data_dir)
-        for array in _kept[key].values():
-            array.setflags(write=False)
-    return dict(_kept[key])
+    if data_set.embedded:
+        return digits.load(split)
+    return _read(data_set, split, data_dir)
 
 
 def describe(data_set: DataSet, data_dir: epath.PathLike | None = None) -> dict[str, Any]:
@@ -296,23 +243,17 @@ def class_names(name: str, data_dir: epath.PathLike | None = None) -> list[str]:
     data_set = get(name, data_dir)
     if data_set.embedded:
         return [str(label) for label in range(data_set.num_classes)]
-    import tensorflow_datasets as tfds
-
     require_prepared(name, data_dir)
-    with quiet_tfds():
-        builder = tfds.builder_from_directory(data_set.directory(data_dir))
-    features = builder.info.features
-    assert isinstance(features, tfds.features.FeaturesDict)
-    label = features["label"]
-    assert isinstance(label, tfds.features.ClassLabel)
-    return list(label.names)
+    names = data_set.directory(data_dir) / "label.labels.txt"  # TFDS writes it if there are names
+    if not names.exists():
+        return [str(label) for label in range(data_set.num_classes)]
+    return [name.strip() for name in names.read_text().split("\n") if name.strip()]
 
 
 def require_prepared(name: str, data_dir: epath.PathLike | None = None) -> None:
     """Raises a UserError with the command that prepares the data set, unless `is_prepared`."""
     if not is_prepared(name, data_dir):
-        if not name.startswith(f"{FOLDER}/"):
-            require_array_record(get(name).directory(data_dir))
+        require_array_record(_directory(name, data_dir))
         raise UserError(
             f"{name} is not prepared in {resolve_data_dir(data_dir)}; "
             f"run `{prepare_command(name, data_dir)}`"
@@ -332,34 +273,20 @@ def require_array_record(directory: epath.Path) -> None:
         )
 
 
-@contextlib.contextmanager
-def quiet_tfds() -> Iterator[None]:
-    """Context that silences TFDS's output, progress bars and logs below warnings."""
-    import tensorflow_datasets as tfds
-    from absl import logging as absl_logging
-
-    verbosity = absl_logging.get_verbosity()
-    absl_logging.set_verbosity(absl_logging.WARNING)
-    tfds.disable_progress_bar()
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        tfds.enable_progress_bar()
-        absl_logging.set_verbosity(verbosity)
+def _directory(name: str, data_dir: epath.PathLike | None) -> epath.Path:
+    """The directory of a data set that may not be prepared."""
+    version = FOLDER_VERSION if name.startswith(f"{FOLDER}/") else get(name).version
+    return resolve_data_dir(data_dir) / name / version
 
 
 def _image_folder(name: str, data_dir: epath.PathLike | None) -> DataSet:
     """Reads an imagefolder's properties from its prepared files."""
-    directory = resolve_data_dir(data_dir) / name / FOLDER_VERSION
+    require_prepared(name, data_dir)
+    directory = _directory(name, data_dir)
     info = _read_json(directory / "dataset_info.json")
     features = _read_json(directory / "features.json")
-    if not info or not features:
-        raise UserError(
-            f"{name} is not prepared in {resolve_data_dir(data_dir)}; "
-            f"run `{prepare_command(name, data_dir)}`"
-        )
-    require_array_record(directory)
+    if not features:
+        raise damaged(directory, "features.json can't be read")
     examples = {split["name"]: sum(map(int, split["shardLengths"])) for split in info["splits"]}
     evaluation_split = "test" if "test" in examples else "validation"
     label = features["featuresDict"]["features"]["label"]
@@ -397,53 +324,56 @@ def open_source(data_set: DataSet, split: str, data_dir: epath.PathLike | None =
     """Opens a prepared split as TFDS's random-access source, with undecoded images.
 
     Args:
-        data_set: from `get`; it must be prepared.
+        data_set: from `get`.
         split: 'train' or 'test'.
         data_dir: TFDS's data directory; None for its default.
 
     Returns:
         A sequence of {"image": bytes, "label": int, ...}; `__getitems__` reads several rows at
-        once.
+        once. Reading raises a RuntimeError if records are damaged, since ArrayRecord checksums each
+        chunk; see `damaged`.
 
     Raises:
-        RuntimeError: files are missing or damaged, or the number of examples is wrong.
+        UserError: the data set isn't prepared, files are missing or damaged, or the number of
+            examples is wrong.
     """
+    # Not at the top: TFDS takes a second to import, and --help and the digits don't need it.
     import tensorflow_datasets as tfds
 
-    with quiet_tfds():
-        builder = tfds.builder_from_directory(data_set.directory(data_dir))
+    require_prepared(data_set.name, data_dir)
+    directory = data_set.directory(data_dir)
+    try:
         # TFDS's own decoding is slower, and warns if OpenCV is missing.
-        source = builder.as_data_source(
+        source = tfds.builder_from_directory(directory).as_data_source(
             data_set.tfds_split(split),  # pyright: ignore[reportCallIssue]  # decorator hides it
             file_format="array_record",
             decoders={"image": tfds.decode.SkipDecoding()},
         )
+    except RuntimeError as error:
+        raise damaged(directory, error) from error
     n = data_set.examples(split)
     if len(source) != n:
-        raise RuntimeError(f"found {len(source)} {split} examples, expected {n}")
+        raise damaged(directory, f"found {len(source)} {split} examples, expected {n}")
     return source
 
 
-def damaged(directory: epath.Path, error: Exception) -> UserError:
-    """Error for records that can't be read."""
-    return UserError(f"{directory} is damaged ({error}); remove it and prepare it again")
+def damaged(directory: epath.Path, reason: object) -> UserError:
+    """Error for files that can't be read."""
+    return UserError(f"{directory} is damaged ({reason}); remove it and prepare it again")
 
 
 def _read(data_set: DataSet, split: str, data_dir: epath.PathLike | None) -> dict[str, np.ndarray]:
     """Reads and decodes a split, 128 records per call: single reads take four times as long."""
-    from PIL import Image
-
-    n = data_set.examples(split)
+    source, n = open_source(data_set, split, data_dir), data_set.examples(split)
     images = np.empty((n, *data_set.image_shape), np.uint8)
     labels = np.empty(n, np.int32)
     try:
-        source = open_source(data_set, split, data_dir)
         for start in range(0, n, 128):
             rows = range(start, min(start + 128, n))
             for row, example in zip(rows, source.__getitems__(rows), strict=True):
                 pixels = np.asarray(Image.open(io.BytesIO(example["image"])))
                 images[row] = pixels.reshape(data_set.image_shape)
                 labels[row] = example["label"]
-    except RuntimeError as error:  # from ArrayRecord, which checksums each chunk
+    except RuntimeError as error:
         raise damaged(data_set.directory(data_dir), error) from error
     return {"image": images, "label": labels}

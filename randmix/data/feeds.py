@@ -6,7 +6,7 @@ are the same for both kinds of feed.
 """
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import jax
@@ -18,6 +18,7 @@ from randmix.errors import UserError, check_choice
 from randmix.runtime import sharding
 
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
+EvalFeed = Iterable[loader.Data]  # the first arguments of ``loader.eval_batch`` in a pass
 
 
 class TrainFeed(Protocol):
@@ -33,14 +34,6 @@ class TrainFeed(Protocol):
 
     def close(self) -> None:
         """Stops reading ahead."""
-
-
-class EvalFeed(Protocol):
-    """The batches of a pass over a split."""
-
-    def __iter__(self) -> Iterator[loader.Data]:
-        """Yields the first argument of ``loader.eval_batch``, batch by batch."""
-        ...
 
 
 def train_shapes(
@@ -164,7 +157,7 @@ class Split:
         stop = self.examples(None if examples is None else start + examples)
         if self._arrays is not None:
             part = {name: array[start:stop] for name, array in self._arrays.items()}
-            return arrays.EvalArrays(part, batch_size=batch_size, mesh=mesh)
+            return arrays.eval_arrays(part, batch_size=batch_size, mesh=mesh)
         return stream.EvalStream(
             self._open(examples=stop),
             start=start,

@@ -28,10 +28,9 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 from PIL import Image
 
-from randmix.data import catalog
+from randmix.data import catalog, photographs
 from randmix.errors import UserError
 
 _EXTENSIONS = (".jpg", ".jpeg", ".png")
@@ -39,8 +38,6 @@ _LEFT_BY_FILE_MANAGERS = {"thumbs.db", "desktop.ini"}
 _SPLIT_FOLDERS = {"train": "train", "test": "test", "val": "validation", "validation": "validation"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _UNDECODED = re.compile("[\ud800-\udfff]")  # what Python makes of bytes that aren't UTF-8
-# Pillow's errors for a bad file.
-_OPENED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 Splits = Mapping[str, Mapping[str, Sequence[Path]]]  # split -> class -> files
 
@@ -54,12 +51,7 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def __init__(self, *, files: Splits, folder_name: str, **kwargs):
         self._files = files
         config = tfds.core.BuilderConfig(name=folder_name, version=self.VERSION)
-        verbosity = logging.get_verbosity()
-        logging.set_verbosity(logging.ERROR)  # TFDS warns about a config that no class lists
-        try:
-            super().__init__(config=config, **kwargs)
-        finally:
-            logging.set_verbosity(verbosity)
+        super().__init__(config=config, **kwargs)
 
     def _info(self):
         return tfds.core.DatasetInfo(
@@ -159,7 +151,7 @@ def rgb_bytes(file: Path) -> bytes:
     try:
         image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
         image.load()
-    except _OPENED as error:
+    except photographs.BAD_IMAGE as error:
         reason = "not a JPEG or PNG" if isinstance(error, Image.UnidentifiedImageError) else error
         raise UserError(
             f"{file} is not a complete image ({reason}); remove or replace it"

@@ -9,7 +9,7 @@ settings, whose input differs by about one level.
 import dataclasses
 import io
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -37,11 +37,12 @@ class Imagenet2012(stock.Builder, skip_registration=True):
     pkg_dir_path = stock.Builder.pkg_dir_path or tfds.core.tfds_path("datasets/imagenet2012")
     url_infos = _ARCHIVES
 
+    archives: Mapping[str, Path]  # file name -> path; set before the data set is prepared
+
     def _split_generators(self, dl_manager):
-        manual_dir = Path(dl_manager.manual_dir)
         return {
-            "train": self._generate_examples(manual_dir / TRAIN),
-            "validation": self._generate_examples(manual_dir / VALIDATION),
+            "train": self._generate_examples(self.archives[TRAIN]),
+            "validation": self._generate_examples(self.archives[VALIDATION]),
         }
 
     def _generate_examples(self, archive):

@@ -2,7 +2,8 @@
 
 Two decoders are equivalent: simplejpeg with OpenCV, and Pillow alone, which is half as fast but
 always installed. Both use libjpeg-turbo, so evaluation crops are equal bit for bit; training crops
-differ by rounding, by at most 1 of 255 levels (a test checks it).
+differ by rounding, by at most 1 of 255 levels (a test checks it). The optional packages are
+imported where they are used: photographs alone need them.
 
 A training crop is resized bilinearly. If it is at least twice the requested size, the JPEG is
 decoded at 1/2, 1/4 or 1/8, which libjpeg does in the frequency domain: this is faster and skips no
@@ -11,8 +12,6 @@ with antialiasing to image_size / crop on the shorter side, then the centre crop
 """
 
 import contextlib
-import functools
-import importlib.util
 import io
 from typing import NamedTuple
 
@@ -22,7 +21,6 @@ from PIL import Image
 from randmix.errors import UserError
 
 DECODERS = ("auto", "simplejpeg", "pillow")
-_PACKAGES = ("simplejpeg", "cv2")
 _ATTEMPTS = 10
 # Pillow's errors for a bad file.
 BAD_IMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -40,16 +38,25 @@ class Box(NamedTuple):
 def choose_decoder(name: str) -> str:
     """Resolves a config's ``data.decoder`` to an installed one, 'simplejpeg' or 'pillow'.
 
+    OpenCV then starts no threads of its own.
+
     Raises:
         UserError: simplejpeg is requested and not installed.
     """
-    missing = [package for package in _PACKAGES if importlib.util.find_spec(package) is None]
-    if name == "simplejpeg" and missing:
+    if name == "pillow":
+        return name
+    try:
+        import cv2
+        import simplejpeg  # noqa: F401
+    except ImportError as error:
+        if name == "auto":
+            return "pillow"
         raise UserError(
-            f"config.data.decoder: got 'simplejpeg', but {' and '.join(missing)} can't be "
-            "imported; run `pip install simplejpeg opencv-python-headless`, or set auto or pillow"
-        )
-    return "pillow" if missing or name == "pillow" else "simplejpeg"
+            f"config.data.decoder: got 'simplejpeg', but {error.name} can't be imported; "
+            "run `pip install simplejpeg opencv-python-headless`, or set auto or pillow"
+        ) from error
+    cv2.setNumThreads(0)  # the stream's threads decode one image each
+    return "simplejpeg"
 
 
 def random_box(draws: np.ndarray, width: int, height: int, *, scale: float, aspect: float) -> Box:
@@ -108,7 +115,9 @@ def random_crop(
     size = (image_size, image_size)
     pixels = _decode_by_simplejpeg(data, shrink) if decoder == "simplejpeg" else None
     if pixels is not None:
-        return _cv2().resize(pixels[top:bottom, left:right], size)
+        import cv2
+
+        return cv2.resize(pixels[top:bottom, left:right], size)
     part = _decode_by_pillow(data, shrink).crop((left, top, right, bottom))
     # Uses only the four nearest pixels, as OpenCV does, unlike Image.resize.
     return np.asarray(
@@ -192,11 +201,3 @@ def _jpeg_header(data: bytes) -> tuple[int, int, str, str] | None:
         if colour_space not in ("CMYK", "YCCK"):
             return int(height), int(width), colour_space, subsampling
     return None
-
-
-@functools.cache
-def _cv2():
-    import cv2
-
-    cv2.setNumThreads(0)  # the stream's threads decode one image each
-    return cv2

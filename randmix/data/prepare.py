@@ -3,24 +3,26 @@
 import contextlib
 import errno
 import functools
+import io
 import json
 import logging
 import os
 import shutil
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
+from absl import logging as absl_logging
 from etils import epath
-from tqdm import tqdm
 
 from randmix.data import archives, builders, catalog, imagefolder
 from randmix.errors import UserError
 from randmix.runtime import durable, locks, signals
 
-_POLL_SECONDS = 0.2  # between looks at another process's lock
+_POLL = 0.2  # seconds between two tries to take a lock
 
 
 def main(options: Any) -> None:
@@ -88,26 +90,20 @@ def prepare(
     _check_num_shards(name, num_shards, data_set.test_examples)
     target = _local(data_set.directory(data_dir), name)
 
-    def make_builder(scratch: Path, staged: Path) -> Any:
-        builder = builders.BUILDERS[name](data_dir=scratch, file_format="array_record")
-        if data_set.embedded:
-            return builder
-        assert builder.url_infos is not None
-        if data_set.streamed:
-            archives.stage_manual(name, builder.url_infos, staged, manual_dir=manual_dir)
-        else:
-            archives.stage(
-                name,
-                builder.url_infos,
-                staged,
-                downloads=target.parent.parent / "downloads" / name,
-                manual_dir=manual_dir,
-                progress=progress,
-            )
-        return builder
-
     examples = {data_set.tfds_split(split): data_set.examples(split) for split in catalog.SPLITS}
-    _prepare_once(name, target, make_builder, examples, num_shards, progress)
+    with _preparing(name, target, progress) as scratch:
+        if scratch:
+            builder: Any = builders.BUILDERS[name](data_dir=scratch, file_format="array_record")
+            if builder.url_infos:
+                kept = None if data_set.streamed else target.parent.parent / "downloads" / name
+                builder.archives = archives.locate(
+                    name,
+                    builder.url_infos,
+                    downloads=kept,
+                    manual_dir=manual_dir,
+                    progress=progress,
+                )
+            _write(builder, examples, target, num_shards)
     return target
 
 
@@ -141,12 +137,12 @@ def prepare_folder(
     _check_num_shards(name, num_shards, min(examples.values()))
     target = _local(catalog.resolve_data_dir(data_dir) / name / catalog.FOLDER_VERSION, name)
 
-    def make_builder(scratch: Path, staged: Path) -> Any:
-        return imagefolder.ImageFolder(
-            files=files, folder_name=folder_name, data_dir=scratch, file_format="array_record"
-        )
-
-    _prepare_once(name, target, make_builder, examples, num_shards, progress)
+    with _preparing(name, target, progress) as scratch:
+        if scratch:
+            builder = imagefolder.ImageFolder(
+                files=files, folder_name=folder_name, data_dir=scratch, file_format="array_record"
+            )
+            _write(builder, examples, target, num_shards)
     prepared_from = json.loads((target / "metadata.json").read_text())["files"]
     if prepared_from != imagefolder.fingerprint(files):
         raise UserError(
@@ -171,38 +167,22 @@ def _check_num_shards(name: str, num_shards: int | None, most: int) -> None:
         raise UserError(f"num_shards: got {num_shards}, allowed is 1 to {most} for {name}")
 
 
-def _prepare_once(
-    name: str,
-    target: Path,
-    make_builder: Callable[[Path, Path], Any],
-    examples: dict[str, int],
-    num_shards: int | None,
-    progress: bool,
-) -> None:
-    """Prepares `target` under a lock unless it is complete; disk errors become UserErrors.
+@contextlib.contextmanager
+def _preparing(name: str, target: Path, progress: bool) -> Iterator[Path | None]:
+    """Yields an empty folder next to ``target``, under a lock, or None if ``target`` is complete.
 
-    Args:
-        name: the data set's name.
-        target: its directory.
-        make_builder: makes the TFDS builder, given its data directory and one for archives.
-        examples: number of examples per split.
-        num_shards, progress: see `prepare`.
+    Disk errors become UserErrors.
     """
-    data_dir = os.fspath(target).removesuffix(f"/{name}/{target.name}")
+    data_dir, scratch = target.parents[name.count("/") + 1], None
     try:
-        waiting = False
-        while not catalog.is_prepared(name, data_dir):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with locks.try_lock(target.with_name(".lock")) as mine:
-                if mine and not catalog.is_prepared(name, data_dir):
-                    _build(name, target, make_builder, examples, num_shards, progress)
-            if not mine:
-                if not waiting:
-                    logging.getLogger(__name__).warning(
-                        "another process is preparing %s; waiting for it", name
-                    )
-                waiting = True
-                time.sleep(_POLL_SECONDS)
+        with contextlib.ExitStack() as stack:
+            if not catalog.is_prepared(name, data_dir):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(_lock(target.with_name(".lock"), name))
+                if not catalog.is_prepared(name, data_dir):  # by the lock's previous holder
+                    scratch = stack.enter_context(_scratch(target))
+                    stack.enter_context(_quiet_tfds(progress))
+            yield scratch
     except (OSError, RuntimeError) as error:
         full = os.strerror(errno.ENOSPC)  # ArrayRecord's RuntimeError; any other one is a bug
         if isinstance(error, RuntimeError) and full not in str(error):
@@ -213,68 +193,72 @@ def _prepare_once(
         ) from error
 
 
-def _build(
-    name: str,
-    target: Path,
-    make_builder: Callable[[Path, Path], Any],
+def _write(
+    builder: tfds.core.DatasetBuilder,
     examples: dict[str, int],
+    target: Path,
     num_shards: int | None,
-    progress: bool,
 ) -> None:
-    """Builds atomically: in a scratch directory next to `target`, renamed at the end."""
-    if target.exists():
-        catalog.require_array_record(epath.Path(target))
-        raise UserError(f"{target} is not a complete data set; remove it and try again")
-    with _scratch(target.with_name("incomplete.randmix")) as scratch, catalog.quiet_tfds():
-        staged = scratch / "archives"
-        staged.mkdir()
-        builder = make_builder(scratch, staged)
-        config = tfds.download.DownloadConfig(
-            manual_dir=staged,
-            force_checksums_validation=True,
-            try_download_gcs=False,
-            num_shards=num_shards,
-        )
-        # disable=None shows the bar only on a terminal.
-        with tqdm(
-            desc=name,
-            unit=" images",
-            total=sum(examples.values()),
-            leave=False,
-            disable=None if progress else True,
-        ) as bar:
-            _count_examples(builder, bar)
-            builder.download_and_prepare(download_config=config)
-        for split, expected in examples.items():
-            if (found := builder.info.splits[split].num_examples) != expected:
-                raise UserError(
-                    f"{name}: its archives contain {found:,} {split} images, "
-                    f"expected {expected:,}; download them again"
-                )
-        durable.flush_tree(builder.data_dir)
-        durable.move(builder.data_dir, target)
-
-
-def _count_examples(builder, bar: tqdm) -> None:
-    """Advances the bar at each example; TFDS would show several bars with file name patterns."""
-    generate = builder._generate_examples
-
-    def counted(*args):
-        for example in generate(*args):
-            bar.update()
-            yield example
-
-    builder._generate_examples = counted
+    """Writes a data set to the builder's own folder, and moves it to ``target`` when complete."""
+    config = tfds.download.DownloadConfig(try_download_gcs=False, num_shards=num_shards)
+    builder.download_and_prepare(download_config=config)
+    for split, expected in examples.items():
+        if (found := builder.info.splits[split].num_examples) != expected:
+            raise UserError(
+                f"{builder.name}: its archives contain {found:,} {split} images, "
+                f"expected {expected:,}; download them again"
+            )
+    durable.flush_tree(builder.data_dir)
+    durable.move(builder.data_dir, target)
 
 
 @contextlib.contextmanager
-def _scratch(path: Path) -> Iterator[Path]:
-    """Empty directory, removed at the end; leftovers of a killed process are removed first."""
-    remove = functools.partial(shutil.rmtree, path, ignore_errors=True)
+def _quiet_tfds(progress: bool) -> Iterator[None]:
+    """Keeps TFDS's announcements and its warning about new configs off the command line's output.
+
+    Its progress bars remain, on a terminal. TFDS has no argument for any of this.
+    """
+    verbosity = absl_logging.get_verbosity()
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    if not (progress and sys.stderr.isatty()):
+        tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tfds.enable_progress_bar()
+        absl_logging.set_verbosity(verbosity)
+
+
+@contextlib.contextmanager
+def _lock(file: Path, name: str) -> Iterator[None]:
+    """Waits for a lock and holds it."""
+    told = False
+    while True:
+        with locks.try_lock(file) as mine:
+            if mine:
+                yield
+                return
+        if not told:
+            logging.getLogger(__name__).warning(
+                "another process is preparing %s; waiting for it", name
+            )
+        told = True
+        time.sleep(_POLL)
+
+
+@contextlib.contextmanager
+def _scratch(target: Path) -> Iterator[Path]:
+    """Empty folder, removed at the end; leftovers of a killed process are removed first."""
+    if target.exists():
+        catalog.require_array_record(epath.Path(target))
+        raise UserError(f"{target} is not a complete data set; remove it and try again")
+    folder = target.with_name("incomplete.randmix")
+    remove = functools.partial(shutil.rmtree, folder, ignore_errors=True)
     remove()
-    path.mkdir()
+    folder.mkdir()
     with signals.clean_up(remove):
         try:
-            yield path
+            yield folder
         finally:
             remove()

@@ -97,17 +97,13 @@ class Photographs:
             UserError: the split isn't prepared, its files are damaged, or the decoder isn't
                 installed.
         """
-        catalog.require_prepared(data_set.name, data_dir)
         self._name = f"{data_set.name}, {data_set.tfds_split(split)}"
         self._directory = data_set.directory(data_dir)
         self._reading = reading
         self._decoder = photographs.choose_decoder(reading.decoder)
         self._lock = threading.Lock()
         self.corrupt: dict[int, str] = {}
-        try:
-            self._source = catalog.open_source(data_set, split, data_dir)
-        except RuntimeError as error:
-            raise catalog.damaged(self._directory, error) from error
+        self._source = catalog.open_source(data_set, split, data_dir)
         self.examples = len(self._source) if examples is None else examples
 
     def for_training(self, row: int, draws: np.ndarray) -> Example:
@@ -163,7 +159,7 @@ class Photographs:
         """Reads a record and crops its image; None if it is damaged and skipped, logged once."""
         try:
             record = self._source[row]
-        except RuntimeError as error:  # from ArrayRecord, which checksums each chunk
+        except RuntimeError as error:
             raise catalog.damaged(self._directory, error) from error
         try:
             return {"image": crop(record["image"]), "label": np.int32(record["label"])}
@@ -184,122 +180,80 @@ class Photographs:
             logging.getLogger(__name__).warning("%s; skipped, %d so far", what, count)
 
 
-@dataclasses.dataclass(frozen=True)
-class Positions(Sequence[Example]):
-    """Lazy sequence of examples, each made on access, on any thread.
-
-    Attributes:
-        length: the number of examples.
-        example: makes the example of a position.
-    """
-
-    length: int
-    example: Callable[[int], Example]
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, position: int) -> Example:
-        if not 0 <= position < self.length:
-            raise IndexError(f"position {position} of {self.length}")
-        return self.example(position)
-
-
-def train_positions(
+def train_batches(
     photographs: Photographs,
     *,
     seed: int,
     batch_size: int,
     rows: Sequence[int],
-    start: int,
-    stop: int,
-) -> Positions:
-    """A process's examples in the global batches of a range of steps.
+    steps: range,
+    put: Callable[[Batch], Any],
+    workers: int,
+) -> grain.DatasetIterator:
+    """A process's parts of the global batches of some steps; an epoch's incomplete one is dropped.
 
     Args:
         photographs: the training split.
         seed: the run's seed, in 0 .. 2**32 - 1.
         batch_size: examples per global batch.
         rows: rows of the batch that this process reads.
-        start, stop: the first step, and the one after the last.
+        steps: the steps; each batch depends on its own step only.
+        put: applied to each part: ``image`` [len(rows), image_size, image_size, 3] uint8 and
+            ``label`` [len(rows)] int32.
+        workers: see ``Reading``.
 
     Returns:
-        len(rows) examples per step, ``image`` [image_size, image_size, 3] uint8 and ``label`` []
-        int32. An epoch's last incomplete batch is dropped.
+        An iterator over the results of ``put``. Its ``close()`` ends the threads.
     """
-    n, rows = photographs.examples, tuple(rows)
+    n = photographs.examples
 
-    def example(position: int) -> Example:
-        later, i = divmod(position, len(rows))
-        step = start + later
-        row = _train_row(step, rows[i], n=n, seed=seed, batch_size=batch_size)
-        return photographs.for_training(row, _uniform(seed, step * batch_size + rows[i]))
+    def example(step: int, i: int) -> Example:
+        row = _train_row(step, i, n=n, seed=seed, batch_size=batch_size)
+        return photographs.for_training(row, _uniform(seed, step * batch_size + i))
 
-    return Positions((stop - start) * len(rows), example)
+    return _batches(example, rows, steps, put, workers=workers)
 
 
-def eval_positions(
-    photographs: Photographs, *, batch_size: int, rows: Sequence[int], start: int = 0
-) -> Positions:
-    """A process's examples in the batches of one pass; see ``train_positions``, plus ``mask``.
+def eval_batches(
+    photographs: Photographs,
+    *,
+    batch_size: int,
+    rows: Sequence[int],
+    put: Callable[[Batch], Any],
+    workers: int,
+    start: int = 0,
+) -> Iterator[Any]:
+    """A process's parts of the batches of one pass; see ``train_batches``, plus ``mask``.
 
     ``ceil((examples - start) / batch_size)`` batches contain every example from row ``start`` on
     exactly once; the last is padded.
     """
-    rows = tuple(rows)
-    batches = -(-(photographs.examples - start) // batch_size)
+    batches = range(-(-(photographs.examples - start) // batch_size))
+    iterator = _batches(
+        lambda batch, i: photographs.for_evaluation(start + batch * batch_size + i),
+        rows,
+        batches,
+        put,
+        workers=workers,
+    )
+    try:
+        yield from iterator
+    finally:
+        iterator.close()
 
-    def example(position: int) -> Example:
-        batch, i = divmod(position, len(rows))
-        return photographs.for_evaluation(start + batch * batch_size + rows[i])
 
-    return Positions(batches * len(rows), example)
-
-
-def batches(
-    examples: Positions, size: int, put: Callable[[Batch], Any], *, workers: int
-) -> grain.DatasetIterator:
-    """Reads batches ahead: threads make the examples in order, another one puts them on devices.
-
-    Args:
-        examples: this process's examples, in complete batches.
-        size: number of examples in this process's part of a batch.
-        put: applied to that part, arrays with first axis ``size``.
-        workers: see ``Reading``.
+def load(photographs: Photographs, *, workers: int = 0) -> Batch:
+    """Loads all examples into memory with the images that evaluation uses.
 
     Returns:
-        An iterator over the results of ``put``, batch by batch. Its ``close()`` ends the threads.
+        ``image`` [N, image_size, image_size, 3] uint8 and ``label`` [N] int32, as in
+        ``catalog.load``, without damaged examples that are skipped.
     """
-    workers = workers or len(os.sched_getaffinity(0))
-    together = math.gcd(size, _TOGETHER)
-
-    def piece(index: int) -> list[Example]:
-        return [examples[position] for position in range(index * together, (index + 1) * together)]
-
-    def join(pieces: Sequence[list[Example]]) -> Batch:
-        whole = [example for piece in pieces for example in piece]
-        return {name: np.stack([example[name] for example in whole]) for name in whole[0]}
-
-    pieces = grain.MapDataset.range(len(examples) // together).map(piece)
-    options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=_BUFFERED * workers)
-    on_devices = pieces.to_iter_dataset(options).batch(size // together, batch_fn=join).map(put)
-    return iter(
-        grain.experimental.ThreadPrefetchIterDataset(
-            on_devices, prefetch_buffer_size=_BATCHES_AHEAD
-        )
+    n = photographs.examples
+    (batch,) = eval_batches(
+        photographs, batch_size=n, rows=range(n), put=lambda batch: batch, workers=workers
     )
-
-
-def to_devices(split_batch: jax.sharding.NamedSharding) -> Callable[[Batch], dict[str, jax.Array]]:
-    """Returns a function that assembles global arrays from each process's rows."""
-
-    def put(batch: Batch) -> dict[str, jax.Array]:
-        return {
-            name: jax.make_array_from_process_local_data(split_batch, array)
-            for name, array in batch.items()
-        }
-
-    return put
+    return {name: batch[name][batch["mask"]] for name in ("image", "label")}
 
 
 def rows_of_this_process(batch_size: int, split_batch: jax.sharding.NamedSharding) -> list[int]:
@@ -335,22 +289,19 @@ class TrainStream:
             workers: see ``Reading``.
             split_batch: sharding of a batch over the devices.
         """
-        self.photographs = photographs
-        rows = rows_of_this_process(batch_size, split_batch)
-        examples = functools.partial(
-            train_positions,
+        self._batches = functools.partial(
+            train_batches,
             photographs,
             seed=seed,
             batch_size=batch_size,
-            rows=rows,
-            stop=total_steps,
+            rows=rows_of_this_process(batch_size, split_batch),
+            put=functools.partial(_to_devices, split_batch=split_batch),
+            workers=workers,
         )
         self._row = functools.partial(
             _train_row, n=photographs.examples, seed=seed, batch_size=batch_size
         )
-        self._batch_size = batch_size
-        put = to_devices(split_batch)
-        self._from = lambda step: batches(examples(start=step), len(rows), put, workers=workers)
+        self._batch_size, self._total_steps = batch_size, total_steps
         self._iterator: grain.DatasetIterator | None = None
         self._next = 0
 
@@ -358,7 +309,7 @@ class TrainStream:
         """Returns the batch after ``step`` steps, and None as order; fast for successive steps."""
         if self._iterator is None or step != self._next:
             self.close()
-            self._iterator = self._from(step)
+            self._iterator = self._batches(steps=range(step, self._total_steps))
         self._next = step + 1
         return next(self._iterator), None
 
@@ -373,62 +324,69 @@ class TrainStream:
             self._iterator = None
 
 
+@dataclasses.dataclass(frozen=True)
 class EvalStream:
-    """Streamed ``feeds.EvalFeed``; ``arrays.EvalArrays`` is its in-memory counterpart."""
+    """Streamed evaluation batches; nothing is read before iteration, which can be repeated.
 
-    def __init__(
-        self,
-        photographs: Photographs,
-        *,
-        batch_size: int,
-        workers: int,
-        split_batch: jax.sharding.NamedSharding,
-        start: int = 0,
-    ):
-        """Sets up the stream; nothing is read before iteration.
+    Attributes:
+        photographs, batch_size, workers, split_batch: see ``TrainStream``.
+        start: row of the first example.
+    """
 
-        Args:
-            photographs, batch_size, workers, split_batch: see ``TrainStream``.
-            start: row of the first example.
-        """
-        self._start = start
-        self._photographs, self._workers = photographs, workers
-        self._batch_size, self._split_batch = batch_size, split_batch
+    photographs: Photographs
+    batch_size: int
+    workers: int
+    split_batch: jax.sharding.NamedSharding
+    start: int = 0
 
     def __iter__(self) -> Iterator[dict[str, jax.Array]]:
         """Yields the batches of a pass: ``image``, ``label`` and ``mask``."""
-        rows = rows_of_this_process(self._batch_size, self._split_batch)
-        examples = eval_positions(
-            self._photographs, batch_size=self._batch_size, rows=rows, start=self._start
+        return eval_batches(
+            self.photographs,
+            batch_size=self.batch_size,
+            rows=rows_of_this_process(self.batch_size, self.split_batch),
+            put=functools.partial(_to_devices, split_batch=self.split_batch),
+            workers=self.workers,
+            start=self.start,
         )
-        iterator = batches(
-            examples, len(rows), to_devices(self._split_batch), workers=self._workers
+
+
+def _batches(
+    example: Callable[[int, int], Example],
+    rows: Sequence[int],
+    steps: range,
+    put: Callable[[Batch], Any],
+    *,
+    workers: int,
+) -> grain.DatasetIterator:
+    """Reads ahead: threads call ``example(step, row)``, another one puts batches on devices."""
+    workers = workers or len(os.sched_getaffinity(0))
+    together = math.gcd(len(rows), _TOGETHER)
+
+    def piece(index: int) -> list[Example]:
+        places = (divmod(index * together + i, len(rows)) for i in range(together))
+        return [example(steps[step], rows[i]) for step, i in places]
+
+    def join(pieces: Sequence[list[Example]]) -> Batch:
+        whole = [example for piece in pieces for example in piece]
+        return {name: np.stack([example[name] for example in whole]) for name in whole[0]}
+
+    pieces = grain.MapDataset.range(len(steps) * len(rows) // together).map(piece)
+    options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=_BUFFERED * workers)
+    batches = pieces.to_iter_dataset(options).batch(len(rows) // together, batch_fn=join)
+    return iter(
+        grain.experimental.ThreadPrefetchIterDataset(
+            batches.map(put), prefetch_buffer_size=_BATCHES_AHEAD
         )
-        try:
-            yield from iterator
-        finally:
-            iterator.close()
-
-
-def load(photographs: Photographs, *, workers: int = 0) -> Batch:
-    """Loads all examples into memory with the images that evaluation uses.
-
-    Returns:
-        ``image`` [N, image_size, image_size, 3] uint8 and ``label`` [N] int32, as in
-        ``catalog.load``, without damaged examples that are skipped.
-    """
-    n = photographs.examples
-    iterator = batches(
-        eval_positions(photographs, batch_size=n, rows=range(n)),
-        n,
-        lambda batch: batch,
-        workers=workers,
     )
-    try:
-        batch = next(iterator)
-    finally:
-        iterator.close()
-    return {name: batch[name][batch["mask"]] for name in ("image", "label")}
+
+
+def _to_devices(batch: Batch, split_batch: jax.sharding.NamedSharding) -> dict[str, jax.Array]:
+    """Assembles global arrays from each process's rows."""
+    return {
+        name: jax.make_array_from_process_local_data(split_batch, array)
+        for name, array in batch.items()
+    }
 
 
 def _train_row(step: int, i: int, *, n: int, seed: int, batch_size: int) -> int:

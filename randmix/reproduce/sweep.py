@@ -21,7 +21,6 @@ import jax
 from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
 
-from randmix.data import catalog
 from randmix.reproduce.plan import Group, PlannedRun
 from randmix.reproduce.training import train_seeds
 from randmix.runtime import durable, locks, signals
@@ -79,7 +78,7 @@ def execute(
         Preempted: a signal arrived; everything is saved, and the same call resumes.
     """
     progress = _Progress(groups, root, say)
-    with StopSignals() as stop, catalog.keep_in_memory():
+    with StopSignals() as stop:
         for group in groups:
             with contextlib.ExitStack() as stack:
                 mine = [run for run in group if stack.enter_context(_try_lock(run.folder(root)))]

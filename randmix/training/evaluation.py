@@ -70,7 +70,7 @@ def evaluate_split(
     Args:
         eval_step: from ``jit_eval_step``.
         variables: parameters by role and ``batch_stats``.
-        data: the step's data, batch by batch: ``arrays.EvalArrays`` or ``stream.EvalStream``.
+        data: the step's data, batch by batch: ``arrays.eval_arrays`` or ``stream.EvalStream``.
         stop: called before each batch; if it returns True, the evaluation is abandoned.
 
     Returns:

@@ -95,7 +95,7 @@ def test_a_model_of_no_data_set_loads_too(tmp_path):
             {"patch_size": 3},
             "patch_size: got 3, which doesn't divide the image's 8 x 8 pixels",
         ),
-        ("digit", {}, "no data set is named 'digit' (did you mean 'digits'?)"),
+        ("digit", {}, "no data set is named 'digit'; there are: digits, "),
     ],
 )
 def test_a_data_set_that_does_not_fit_the_weights(tmp_path, data, sizes, message):

@@ -112,7 +112,7 @@ def measure(
     whole = eval_loop.round_up(min(settings.batch_size, examples), mesh)
     one_batch = {"model": model, "mesh": mesh, "batch_size": whole}
     jit_clean = partial(eval_loop.jit_eval_step, task=tasks.CLASSIFICATION, **one_batch)
-    batches = arrays.EvalArrays(data, batch_size=whole, mesh=mesh)
+    batches = arrays.eval_arrays(data, batch_size=whole, mesh=mesh)
     clean = eval_loop.evaluate_split(once(("clean", whole), jit_clean), weights, batches)[
         "accuracy"
     ]

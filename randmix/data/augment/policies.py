@@ -26,26 +26,16 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from randmix import ranges
 from randmix.data.augment import warp
+from randmix.data.augment.warp import Number
 from randmix.errors import UserError
-
-Number = float | jax.Array
 
 _KEY = "config.data.randaugment"
 _ALLOWED = (
     '"" for none, timm\'s "rand-m9-mstd0.5-inc1" (parts m, n, mstd, mmax, inc1) or '
     '"torchvision-n2-m12" (parts n, m)'
 )
-_TIMM = (
-    "autocontrast", "equalize", "invert", "rotate", "posterize", "solarize", "solarize_add",
-    "color", "contrast", "brightness", "sharpness", "shear_x", "shear_y", "translate_x",
-    "translate_y",
-)  # fmt: skip
-_TORCHVISION = (
-    "identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color",
-    "contrast", "sharpness", "posterize", "solarize", "autocontrast", "equalize",
-)  # fmt: skip
-_ENHANCE = ("color", "contrast", "brightness", "sharpness")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +45,13 @@ class Timm:
     Attributes:
         magnitude: strength of the operations, in 0..maximum.
         count: operations per image, drawn with replacement.
-        magnitude_std: standard deviation of the normal distribution of magnitudes; infinity means
-            uniform in 0..magnitude.
+        magnitude_std: standard deviation of the normal distribution of magnitudes; above 100 they
+            are uniform in 0..magnitude.
         maximum: upper limit that magnitudes are clipped to.
         increasing: whether every operation gets stronger with the magnitude.
+
+    Raises:
+        UserError: the magnitude is above the maximum.
     """
 
     magnitude: float = 10.0
@@ -67,9 +60,15 @@ class Timm:
     maximum: float = 10.0
     increasing: bool = False
 
-    operations = _TIMM
     probability = 0.5
     interpolation = warp.BILINEAR
+
+    def __post_init__(self):
+        if self.magnitude > self.maximum:
+            raise UserError(
+                f"{_KEY}: got m{self.magnitude:g}, allowed is up to {self.maximum:g}; "
+                "raise the limit with mmax, or lower m"
+            )
 
     @property
     def steepest(self) -> float:
@@ -78,7 +77,7 @@ class Timm:
 
     def draw_level(self, key: jax.Array) -> Number:
         """Draws the magnitude of one operation, [] float32 in 0..maximum."""
-        if self.magnitude_std == float("inf"):
+        if self.magnitude_std > 100:
             return jax.random.uniform(key, maxval=self.magnitude)
         level = self.magnitude + self.magnitude_std * jax.random.normal(key)
         return jnp.clip(level, 0.0, self.maximum)
@@ -86,7 +85,7 @@ class Timm:
     def arguments(
         self, level: Number, sign: Number, height: int, width: int
     ) -> Mapping[str, Number]:
-        """Arguments of the operations that have one, in the units of ``randaugment.OPERATIONS``.
+        """The operations, and their arguments in the units of ``randaugment.OPERATIONS``.
 
         Args:
             level: the magnitude.
@@ -94,7 +93,7 @@ class Timm:
             height, width: the image's size in pixels.
 
         Returns:
-            Operation name -> argument.
+            Operation name -> argument, 0 if it has none. Draws depend on the order.
         """
         bits, threshold = _whole(level * 0.4), _whole(level * 25.6)
         if self.increasing:
@@ -103,11 +102,12 @@ class Timm:
         else:
             factor = 0.1 + level * 0.18
         return {
+            **dict.fromkeys(("autocontrast", "equalize", "invert"), 0.0),
             "rotate": sign * level * 3.0,
             "posterize": bits,
             "solarize": threshold,
             "solarize_add": _whole(level * 11.0),
-            **dict.fromkeys(_ENHANCE, factor),
+            **dict.fromkeys(("color", "contrast", "brightness", "sharpness"), factor),
             "shear_x": sign * level * 0.03,
             "shear_y": sign * level * 0.03,
             "translate_x": sign * level * 0.045 * width,
@@ -131,7 +131,6 @@ class Torchvision:
     magnitude: int = 9
     count: int = 2
 
-    operations = _TORCHVISION
     probability = 1.0
     interpolation = warp.NEAREST
 
@@ -149,21 +148,46 @@ class Torchvision:
     ) -> Mapping[str, Number]:
         """See ``Timm.arguments``."""
         share = level / 30
+        factor = 1 + sign * share * 0.9
         return {
+            "identity": 0.0,
             "shear_x": sign * share * 0.3,
             "shear_y": sign * share * 0.3,
             "translate_x": sign * _whole(share * 150 / 331 * width),
             "translate_y": sign * _whole(share * 150 / 331 * height),
             "rotate": sign * share * 30,
-            **dict.fromkeys(_ENHANCE, 1 + sign * share * 0.9),
+            **dict.fromkeys(("brightness", "color", "contrast", "sharpness"), factor),
             "posterize": 8 - jnp.round(share * 4),
             # An integer is below the ceiling if and only if it is below the number itself.
             "solarize": jnp.ceil(255 - share * 255),
+            **dict.fromkeys(("autocontrast", "equalize"), 0.0),
         }
 
     def fill(self, mean: tuple[float, ...], channels: int) -> tuple[int, ...]:
         """Colour outside the image: black."""
         return (0,) * channels
+
+
+# Family -> (policy, part -> (attribute, its type, allowed numbers)).
+_FAMILIES = {
+    "rand": (
+        Timm,
+        {
+            "m": ("magnitude", float, ranges.numbers(0, 30)),
+            "n": ("count", int, ranges.integers(1, 8)),
+            "mstd": ("magnitude_std", float, ranges.numbers()),
+            "mmax": ("maximum", float, ranges.numbers(1, 30)),
+            "inc": ("increasing", bool, ranges.integers(1, 1)),
+        },
+    ),
+    "torchvision": (
+        Torchvision,
+        {
+            "m": ("magnitude", int, ranges.integers(0, 30)),
+            "n": ("count", int, ranges.integers(1, 8)),
+        },
+    ),
+}
 
 
 def parse(text: str) -> Timm | Torchvision | None:
@@ -179,62 +203,21 @@ def parse(text: str) -> Timm | Torchvision | None:
     """
     if not text:
         return None
-    family, *parts = text.split("-")
-    if family not in ("rand", "torchvision"):
+    family, *given = text.split("-")
+    if family not in _FAMILIES:
         raise UserError(f"{_KEY}: got {text!r}, allowed {_ALLOWED}")
-    given = {}
-    for part in parts:
+    policy, parts = _FAMILIES[family]
+    settings = {}
+    for part in given:
         match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?)", part)
-        name = match[1] if match else part
-        if not match or name not in _READERS[family] or name in given:
+        if not match or match[1] not in parts or parts[match[1]][0] in settings:
             raise UserError(f"{_KEY}: got {part!r} in {text!r}, allowed {_ALLOWED}, each part once")
-        given[name] = _number(name, match[2], text)
-    return (_timm if family == "rand" else _torchvision)(given, text)
-
-
-# Part -> (integers only, lowest, highest).
-_READERS = {
-    "rand": {
-        "m": (False, 0, 30),
-        "n": (True, 1, 8),
-        "mstd": (False, 0, float("inf")),
-        "mmax": (False, 1, 30),
-        "inc": (True, 1, 1),
-    },
-    "torchvision": {"m": (True, 0, 30), "n": (True, 1, 8)},
-}
-
-
-def _number(name: str, digits: str, text: str) -> float:
-    whole, least, most = _READERS[text.split("-")[0]][name]
-    value = float(digits)
-    if not least <= value <= most or (whole and value != int(value)):
-        kind = "an integer from " if whole else ""
-        raise UserError(
-            f"{_KEY}: got {name}{digits} in {text!r}, allowed is {kind}{least} to {most} for {name}"
-        )
-    return value
-
-
-def _timm(given: Mapping[str, float], text: str) -> Timm:
-    std, maximum = given.get("mstd", 0.0), given.get("mmax", 10.0)
-    magnitude = given.get("m", 10.0)
-    if magnitude > maximum:
-        raise UserError(
-            f"{_KEY}: got m{magnitude:g} in {text!r}, allowed is up to {maximum:g}; "
-            "raise the limit with mmax, or lower m"
-        )
-    return Timm(
-        magnitude=magnitude,
-        count=int(given.get("n", 2)),
-        magnitude_std=float("inf") if std > 100 else std,
-        maximum=maximum,
-        increasing="inc" in given,
-    )
-
-
-def _torchvision(given: Mapping[str, float], text: str) -> Torchvision:
-    return Torchvision(magnitude=int(given.get("m", 9)), count=int(given.get("n", 2)))
+        name, kind, allowed = parts[match[1]]
+        number = float(match[2])
+        number = int(number) if number.is_integer() else number
+        ranges.check(f"{_KEY}: {match[1]} in {text!r}", number, allowed)
+        settings[name] = kind(number)
+    return policy(**settings)
 
 
 def _whole(value: Number) -> Number:

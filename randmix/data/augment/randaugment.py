@@ -10,15 +10,13 @@ that recomputes the first passes for each neighbour that a later pass reads.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from randmix.data.augment import enhance, lookup, policies, warp
-
-Number = float | jax.Array
-
+from randmix.data.augment.warp import Number
 
 LOOKUP, ENHANCE, WARP = range(3)
 
@@ -27,30 +25,17 @@ class Parameters(NamedTuple):
     """An image's pass, and the parameters of all three; the defaults change nothing.
 
     ``taken`` is LOOKUP, ENHANCE or WARP. See ``lookup.apply``, ``enhance.apply`` and ``warp.apply``
-    for the others.
+    for the others. They are numbers in ``OPERATIONS``, and arrays after ``pack``.
     """
 
-    taken: Number = LOOKUP
-    stretch: Number = lookup.NONE
-    add: Number = 0
-    threshold: Number = 256
-    bits: Number = 8
-    degenerate: Number = enhance.BLACK
-    factor: Number = 1.0
-    matrix: warp.Matrix = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
-
-
-class Drawn(NamedTuple):
-    """``Parameters`` as arrays, float32 for ``factor`` and ``matrix`` [6], else int32."""
-
-    taken: jax.Array
-    stretch: jax.Array
-    add: jax.Array
-    threshold: jax.Array
-    bits: jax.Array
-    degenerate: jax.Array
-    factor: jax.Array
-    matrix: jax.Array
+    taken: Any = LOOKUP
+    stretch: Any = lookup.NONE
+    add: Any = 0
+    threshold: Any = 256
+    bits: Any = 8
+    degenerate: Any = enhance.BLACK
+    factor: Any = 1.0
+    matrix: Any = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
 # (argument, height, width) -> parameters. Units of the arguments: rotate: degrees; posterize: bits;
@@ -74,8 +59,6 @@ OPERATIONS: dict[str, Callable[[Number, int, int], Parameters]] = {
     "translate_x": lambda pixels, h, w: Parameters(WARP, matrix=warp.translation(pixels, 0.0)),
     "translate_y": lambda pixels, h, w: Parameters(WARP, matrix=warp.translation(0.0, pixels)),
 }
-
-_WHOLE = ("taken", "stretch", "add", "threshold", "bits", "degenerate")
 
 
 def randaugment(
@@ -112,37 +95,35 @@ def randaugment(
 
 def draw(
     key: jax.Array, *, policy: policies.Timm | policies.Torchvision, height: int, width: int
-) -> Drawn:
+) -> Parameters:
     """Draws one operation with magnitude and sign, or no operation: scalars and a matrix [6]."""
     uniform_key, level_key = jax.random.split(key)
     which, used, signed = jax.random.uniform(uniform_key, (3,))
     sign = jnp.where(signed < 0.5, -1.0, 1.0)
     arguments = policy.arguments(policy.draw_level(level_key), sign, height, width)
     choices = [
-        pack(OPERATIONS[name](arguments.get(name, 0.0), height, width))
-        for name in ("identity", *policy.operations)
+        pack(OPERATIONS[name](argument, height, width))
+        for name, argument in [("identity", 0.0), *arguments.items()]
     ]
     index = 1 + jnp.floor(which * (len(choices) - 1)).astype(jnp.int32)
     index = jnp.where(used < policy.probability, index, 0)
     return jax.tree.map(lambda *leaves: jnp.stack(leaves)[index], *choices)
 
 
-def pack(parameters: Parameters) -> Drawn:
-    """Converts parameters to arrays."""
-    kinds = {name: jnp.int32 if name in _WHOLE else jnp.float32 for name in Parameters._fields}
+def pack(parameters: Parameters) -> Parameters:
+    """Converts parameters to arrays: float32 for ``factor`` and ``matrix`` [6], else int32."""
     packed = {
-        name: jnp.asarray(value, kinds[name])
+        name: jnp.asarray(value, jnp.float32 if name == "factor" else jnp.int32)
         for name, value in parameters._asdict().items()
         if name != "matrix"
     }
-    return Drawn(
-        **packed, matrix=jnp.stack([jnp.asarray(m, jnp.float32) for m in parameters.matrix])
-    )
+    matrix = jnp.stack([jnp.asarray(number, jnp.float32) for number in parameters.matrix])
+    return Parameters(**packed, matrix=matrix)
 
 
 def apply(
     images: jax.Array,
-    drawn: Drawn,
+    drawn: Parameters,
     *,
     fill: tuple[int, ...],
     interpolation: str,
