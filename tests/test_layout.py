@@ -59,6 +59,44 @@ def test_every_unit_has_its_layer():
     assert units - {"__init__", "__main__", "__pycache__"} == set.union(*LAYERS) - {"__version__"}
 
 
+def test_few_imports_stand_inside_functions():
+    def inner(node, inside=False):
+        for child in ast.iter_child_nodes(node):
+            if inside and isinstance(child, ast.Import | ast.ImportFrom):
+                yield ast.unparse(child)
+            function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            yield from inner(child, inside or function)
+
+    found = [
+        f"{file.relative_to(PACKAGE)}: {line}"
+        for file in PACKAGE.rglob("*.py")
+        for line in inner(ast.parse(file.read_text()))
+    ]
+    assert len(found) <= 10, found
+
+
+def test_no_module_imports_itself_by_a_detour():
+    graph = {module(file): set(modules_imported(file)) for file in PACKAGE.rglob("*.py")}
+    while leaves := {name for name, needs in graph.items() if not needs & graph.keys()}:
+        graph = {name: needs for name, needs in graph.items() if name not in leaves}
+    assert not graph  # what is left is in a circle, or above one
+
+
+def module(file):
+    """The dotted name of a file's module."""
+    return ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts)
+
+
+def modules_imported(file):
+    """Yields the modules of randmix that a file imports, not the packages around them."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "randmix":
+            for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
+                path = PACKAGE.parent / name.replace(".", "/")
+                if path.with_suffix(".py").exists():
+                    yield name
+
+
 def test_training_imports_no_matplotlib():
     code = "import randmix.train, sys; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -2,8 +2,7 @@
 
 Two decoders are equivalent: simplejpeg with OpenCV, and Pillow alone, which is half as fast but
 always installed. Both use libjpeg-turbo, so evaluation crops are equal bit for bit; training crops
-differ by rounding, by at most 1 of 255 levels (a test checks it). The optional packages are
-imported where they are used: photographs alone need them.
+differ by rounding, by at most 1 of 255 levels (a test checks it).
 
 A training crop is resized bilinearly. If it is at least twice the requested size, the JPEG is
 decoded at 1/2, 1/4 or 1/8, which libjpeg does in the frequency domain: this is faster and skips no
@@ -13,7 +12,7 @@ with antialiasing to image_size / crop on the shorter side, then the centre crop
 
 import contextlib
 import io
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -46,8 +45,7 @@ def choose_decoder(name: str) -> str:
     if name == "pillow":
         return name
     try:
-        import cv2
-        import simplejpeg  # noqa: F401
+        cv2, _ = _fast_libraries()
     except ImportError as error:
         if name == "auto":
             return "pillow"
@@ -57,6 +55,14 @@ def choose_decoder(name: str) -> str:
         ) from error
     cv2.setNumThreads(0)  # the stream's threads decode one image each
     return "simplejpeg"
+
+
+def _fast_libraries() -> tuple[Any, Any]:
+    """Returns OpenCV and simplejpeg, which are optional and which photographs alone need."""
+    import cv2
+    import simplejpeg
+
+    return cv2, simplejpeg
 
 
 def random_box(draws: np.ndarray, width: int, height: int, *, scale: float, aspect: float) -> Box:
@@ -115,8 +121,7 @@ def random_crop(
     size = (image_size, image_size)
     pixels = _decode_by_simplejpeg(data, shrink) if decoder == "simplejpeg" else None
     if pixels is not None:
-        import cv2
-
+        cv2, _ = _fast_libraries()
         return cv2.resize(pixels[top:bottom, left:right], size)
     part = _decode_by_pillow(data, shrink).crop((left, top, right, bottom))
     # Uses only the four nearest pixels, as OpenCV does, unlike Image.resize.
@@ -170,8 +175,7 @@ def _size(data: bytes, decoder: str) -> tuple[int, int]:
 
 def _decode_by_simplejpeg(data: bytes, shrink: int = 1) -> np.ndarray | None:
     """Decodes to [H, W, 3] uint8, sides ceil(side / shrink); None for files left to Pillow."""
-    import simplejpeg
-
+    _, simplejpeg = _fast_libraries()
     if header := _jpeg_header(data):
         height, width = (-(-side // shrink) for side in header[:2])
         # simplejpeg also raises on harmless warnings; Pillow decides then.
@@ -194,8 +198,7 @@ def _jpeg_header(data: bytes) -> tuple[int, int, str, str] | None:
 
     Also None for colour spaces that simplejpeg can't convert to RGB.
     """
-    import simplejpeg
-
+    _, simplejpeg = _fast_libraries()
     with contextlib.suppress(ValueError):
         height, width, colour_space, subsampling = simplejpeg.decode_jpeg_header(data)
         if colour_space not in ("CMYK", "YCCK"):
