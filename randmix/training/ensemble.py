@@ -61,7 +61,7 @@ def train(
     began, size = time.monotonic(), len(all_parts)
     runs_in = list(zip(all_parts, map(epath.Path, workdirs), strict=True))
     with StopSignals() as stop, contextlib.ExitStack() as locks:
-        session = Session.open(all_parts[0], devices, programs, stop, members=size)
+        session = Session.build(all_parts[0], devices, programs, stop, size)
         splits = all_parts[0].data.open()
         for parts, workdir in runs_in:
             if locks.enter_context(open_workdir(parts, workdir)) is not None:

@@ -20,12 +20,12 @@ from randmix.training.members import (
     Member,
     Session,
     by_member,
+    drop_failed,
     log_interval,
     open_log,
     open_member,
     open_workdir,
-    record_test,
-    require_finite,
+    record_evaluation,
     save,
 )
 from randmix.workdir import artifacts
@@ -61,7 +61,7 @@ def train(
     with StopSignals() as stop:
         with distributed.shared_errors():
             parts = runs.assemble(config)
-            session = Session.open(parts, devices, programs, stop)
+            session = Session.build(parts, devices, programs, stop)
             splits = parts.data.open()
         with open_workdir(parts, workdir) as result:
             if result is not None:
@@ -105,14 +105,14 @@ def fit(
     state = first_state(members, session)
     start = int(np.max(state.step))  # all members are at the same step
     seeds = np.asarray([member.parts.seed for member in members], np.uint32)
-    seeds = seeds[0] if session.members is None else seeds
+    seeds = seeds[0] if session.size is None else seeds
     seed = sharding.replicate(seeds, session.mesh)
     passes = evaluation_passes(parts, splits, session)
     with contextlib.ExitStack() as stack:
         for member in members:
             stack.enter_context(open_log(member, start))
         report = stack.enter_context(Reporter(total, start))
-        if session.members is not None:
+        if session.size is not None:
             report.say(f"{len(members)} seeds together from step {start}; showing their means")
         elif start:
             report.say(f"{members[0].workdir}: resuming from step {start}")
@@ -134,7 +134,7 @@ def fit(
             test = evaluate(state.variables, passes, session)
             if test is None:
                 raise Preempted(f"stopped in the evaluation after step {start} of {total}")
-            record_test(members, start, state, test, session, report)
+            record_evaluation(members, start, state, test, session, report)
         for step in range(start + 1, total + 1):
             began = time.monotonic()
             data, order = feed.arguments(step - 1)
@@ -145,6 +145,7 @@ def fit(
             assert train_step is not None
             state, metrics = train_step(state, data, order, seed)
             # The host stays one step ahead, so the device never waits and a signal acts at once.
+            # What is logged is summed in the state.
             jax.block_until_ready(previous)
             previous = metrics
             seconds += time.monotonic() - began
@@ -152,7 +153,7 @@ def fit(
             report.step(step)
             last = step == total
             if last or step % options.log_every == 0:
-                require_finite(members, state, feed)
+                drop_failed(members, state, feed)
                 began = time.monotonic()
                 totals = jax.device_get(state.totals)  # waits for the step
                 seconds += time.monotonic() - began
@@ -163,10 +164,10 @@ def fit(
             if options.evaluates_after(step):
                 test = evaluate(state.variables, passes, session)
                 if test is not None:
-                    record_test(members, step, state, test, session, report)
+                    record_evaluation(members, step, state, test, session, report)
             stopping = stop.requested(step)
             if last or stopping or step % options.checkpoint_every == 0:
-                require_finite(members, state, feed)
+                drop_failed(members, state, feed)
                 save(members, step, state, session)
             if stopping and not (last and test):
                 raise Preempted(f"stopped and saved at step {step} of {total}")
@@ -214,10 +215,10 @@ def compile_step(
 
     Reports the time that it took, and what is trained if there are several phases.
     """
-    name, began = ("train", phase.start_step, session.members), time.monotonic()
+    name, began = ("train", phase.start_step, session.size), time.monotonic()
 
     def compiled() -> TrainStep:
-        train_step = jit_train_step(parts.step, phase, session.mesh, session.members)
+        train_step = jit_train_step(parts.step, phase, session.mesh, session.size)
         return train_step.lower(*arguments).compile()
 
     made_before = name in session.programs
@@ -237,8 +238,8 @@ def evaluation_passes(
 ) -> dict[str, tuple[evaluation.EvalStep, feeds.EvalFeed]]:
     """Returns the passes of an evaluation: test split, its part for PGD, and held-out examples."""
     eval_steps = session.programs.once(
-        ("eval", session.members),
-        lambda: jit_eval_steps(parts.step, session.mesh, session.members),
+        ("eval", session.size),
+        lambda: jit_eval_steps(parts.step, session.mesh, session.size),
     )
     data, (train_split, test_split) = parts.data, splits
     passes = {"test": (eval_steps["eval"], test_split, {})}
@@ -273,7 +274,7 @@ def evaluate(
             return None
         metrics |= {f"{name}_{metric}": mean for metric, mean in means.items()}
     metrics.pop("test_pgd_loss", None)
-    return by_member(metrics, session.members or 1)
+    return by_member(metrics, session.size or 1)
 
 
 def summarize(

@@ -34,6 +34,9 @@ _NOT_FINITE = (
 )
 
 
+_all_finite = jax.jit(steps.all_finite)
+
+
 @dataclasses.dataclass(frozen=True)
 class Session:
     """What the runs of one loop share.
@@ -42,28 +45,28 @@ class Session:
         mesh: the devices that share each batch.
         programs: the compiled programs.
         stop: the signals that stop the loop.
-        members: None for a single run, or the size of an ensemble, whose state, seeds, order and
-            metrics then have a leading axis of that length.
+        size: None for a single run, or the number of members of an ensemble, whose state, seeds,
+            order and metrics then have a leading axis of that length.
     """
 
     mesh: jax.sharding.Mesh
     programs: Programs
     stop: StopSignals
-    members: int | None = None
+    size: int | None = None
 
     @classmethod
-    def open(
+    def build(
         cls,
         parts: runs.Parts,
         devices: list[jax.Device] | None,
         programs: Programs | None,
         stop: StopSignals,
-        members: int | None = None,
+        size: int | None = None,
     ) -> "Session":
         """Builds the mesh; raises a UserError if it can't share the run's batches evenly."""
         mesh = sharding.make_mesh(devices)
         sharding.check_batch_size(parts.step.batch_size, mesh)
-        return cls(mesh, programs or Programs(), stop, members)
+        return cls(mesh, programs or Programs(), stop, size)
 
     def require_no_signal(self) -> None:
         """Raises Preempted if a signal came before the first step."""
@@ -72,27 +75,27 @@ class Session:
 
     def stack(self, trees: Sequence[Any]) -> Any:
         """Returns the members' trees as one, with their leading axis."""
-        if self.members is None:
+        if self.size is None:
             return trees[0]
 
         def stacked(trees: Sequence[Any]) -> Any:
             return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
         whole = sharding.replicated(self.mesh)
-        name = ("stack", self.members)
+        name = ("stack", self.size)
         return self.programs.once(name, lambda: jax.jit(stacked, out_shardings=whole))(trees)
 
     def unstack(self, tree: Any) -> list[Any]:
         """Reverses ``stack``."""
-        members = self.members
-        if members is None:
+        size = self.size
+        if size is None:
             return [tree]
 
         def unstacked(tree: Any) -> list[Any]:
-            return [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(members)]
+            return [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(size)]
 
         whole = sharding.replicated(self.mesh)
-        name = ("unstack", members)
+        name = ("unstack", size)
         return self.programs.once(name, lambda: jax.jit(unstacked, out_shardings=whole))(tree)
 
 
@@ -106,7 +109,7 @@ class Member:
         checkpoints: the latest checkpoints.
         best: the checkpoint that scored best on held-out examples.
         best_score: its score.
-        log: metrics.jsonl and the trackers.
+        log: metrics.jsonl and the trackers; set by ``open_log``.
         failure: why it dropped out, or None while it trains.
     """
 
@@ -192,7 +195,7 @@ def log_interval(
     report.train(step, **_mean(members, means), images_per_second=images_per_second)
 
 
-def record_test(
+def record_evaluation(
     members: Sequence[Member],
     step: int,
     state: steps.TrainState,
@@ -214,7 +217,7 @@ def record_test(
 def save(members: Sequence[Member], step: int, state: steps.TrainState, session: Session) -> None:
     """Starts each member's checkpoint; a non-finite one would displace a good one."""
     for member, own in zip(members, session.unstack(state), strict=True):
-        if member.failure is None and not all_finite((own.params, own.batch_stats)):
+        if member.failure is None and not _all_finite((own.params, own.batch_stats)):
             drop(
                 members,
                 member,
@@ -227,9 +230,7 @@ def save(members: Sequence[Member], step: int, state: steps.TrainState, session:
             member.checkpoints.save(step, own)
 
 
-def require_finite(
-    members: Sequence[Member], state: steps.TrainState, feed: feeds.TrainFeed
-) -> None:
+def drop_failed(members: Sequence[Member], state: steps.TrainState, feed: feeds.TrainFeed) -> None:
     """Drops the members that had a non-finite step, and records which examples it was given."""
     failed = np.atleast_1d(jax.device_get(state.failed_step)).tolist()
     for i, (member, before) in enumerate(zip(members, failed, strict=True)):
@@ -256,17 +257,12 @@ def drop(members: Sequence[Member], member: Member, error: UserError) -> None:
     print(f"seed {member.parts.seed}: {error}", flush=True)
 
 
-@jax.jit
-def all_finite(tree: Any) -> jax.Array:
-    """Whether every number of a tree is finite, [] bool."""
-    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
-
-
 def by_member(metrics: Mapping[str, Any], members: int) -> list[dict[str, float]]:
-    """Each member's own metrics; those of several are lists with one number per member."""
-    if members == 1:
-        return [dict(metrics)]
-    return [{name: x[i] for name, x in metrics.items()} for i in range(members)]
+    """Each member's own metrics; an ensemble's are lists with one number per member."""
+    return [
+        {name: x[i] if isinstance(x, list) else x for name, x in metrics.items()}
+        for i in range(members)
+    ]
 
 
 def _mean(members: Sequence[Member], metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -113,26 +113,37 @@ def _descent(
     options: OptimizerOptions, schedule: Callable[[float], optax.Schedule], group: Group
 ) -> optax.GradientTransformation:
     options = dataclasses.replace(options, **group.optimizer)
-    check_choice("config.optimizer.name", options.name, ("adamw", "sgd"))
+    check_choice("config.optimizer.name", options.name, _OPTIMIZERS)
     of_run = schedule(options.learning_rate * group.lr_scale)
 
     def learning_rate(count: ArrayLike) -> ArrayLike:
         # A group counts its own steps; the schedule counts the run's.
         return of_run(count + group.start_step)
 
-    if options.name == "adamw":
-        return optax.adamw(
-            learning_rate,
-            b1=options.b1,
-            b2=options.b2,
-            eps=options.eps,
-            weight_decay=options.weight_decay,
-            mask=kernels_only,
-        )
+    return _OPTIMIZERS[options.name](options, learning_rate)
+
+
+def _adamw(
+    options: OptimizerOptions, learning_rate: optax.Schedule
+) -> optax.GradientTransformation:
+    return optax.adamw(
+        learning_rate,
+        b1=options.b1,
+        b2=options.b2,
+        eps=options.eps,
+        weight_decay=options.weight_decay,
+        mask=kernels_only,
+    )
+
+
+def _sgd(options: OptimizerOptions, learning_rate: optax.Schedule) -> optax.GradientTransformation:
     return optax.chain(
         optax.add_decayed_weights(options.weight_decay, kernels_only),
         optax.sgd(learning_rate, options.momentum or None, nesterov=options.nesterov),
     )
+
+
+_OPTIMIZERS = {"adamw": _adamw, "sgd": _sgd}
 
 
 def _paused(inner: optax.GradientTransformation) -> optax.GradientTransformation:

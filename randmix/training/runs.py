@@ -1,4 +1,4 @@
-"""Assembly of a run from its config: the one place where a config is read."""
+"""Assembly of a run from its config: the one place where a config becomes a run."""
 
 import dataclasses
 import hashlib
@@ -24,8 +24,7 @@ from randmix.errors import UserError
 from randmix.models import stack
 from randmix.runtime import sharding
 from randmix.training import groups, optim, steps, tasks
-from randmix.workdir import artifacts
-from randmix.workdir.manifest import CONFIG, VALUES
+from randmix.workdir import artifacts, manifest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +187,7 @@ class Parts:
         )
 
     def phase_at(self, step: int) -> Phase:
-        """Returns the phase of the step that follows ``step`` others."""
+        """Returns the phase of the run once ``step`` steps have been taken."""
         return [phase for phase in self.step.phases if phase.start_step <= step][-1]
 
     def abstract_state(self, mesh: jax.sharding.Mesh) -> steps.TrainState:
@@ -314,10 +313,10 @@ def _attacks(config: ConfigDict) -> tuple[attacks.Perturb | None, attacks.Pertur
     defense = config.defense
     if not defense.epsilon:
         return None, None
-    epsilon, count = defense.epsilon / 255, defense.pgd_steps
+    epsilon, pgd_steps = defense.epsilon / 255, defense.pgd_steps
     return (
         partial(attacks.fgsm_on_share, epsilon=epsilon, share=defense.share),
-        partial(attacks.pgd, epsilon=epsilon, steps=count, step_size=2.5 / count),
+        partial(attacks.pgd, epsilon=epsilon, steps=pgd_steps, step_size=2.5 / pgd_steps),
     )
 
 
@@ -346,8 +345,8 @@ def identity(config: Mapping[str, Any], labels: Any = None) -> dict[str, Any]:
     """
     return {
         "seed": config["seed"],
-        CONFIG: configs.fingerprint(config),
-        VALUES: configs.identity(config),
+        manifest.CONFIG: configs.fingerprint(config),
+        manifest.VALUES: configs.identity(config),
         **({} if labels is None else {"labels": labels_hash(labels)}),
     }
 

@@ -128,7 +128,7 @@ def train_step(
     with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an int32 count
         updates, opt_state = optimizer.update(gradients, state.opt_state, trainable)
     trainable = masks.blend(channel_masks, optax.apply_updates(trainable, updates), trainable)
-    failed = (state.failed_step < 0) & ~_all_finite((metrics["loss"], gradients))
+    failed = (state.failed_step < 0) & ~all_finite((metrics["loss"], gradients))
     increments = {**metrics, "steps": jnp.ones((), jnp.float32)}
     state = TrainState(
         step=state.step + 1,
@@ -141,7 +141,8 @@ def train_step(
     return state, metrics
 
 
-def _all_finite(tree: Any) -> jax.Array:
+def all_finite(tree: Any) -> jax.Array:
+    """Whether every number of a tree is finite, [] bool."""
     # Leaf by leaf, since a norm may overflow although every number is finite.
     return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
 
