@@ -61,8 +61,8 @@ KEYS = {
     "seed": Key(0, "Decides initial weights, data order and augmentation, 0 to 2**32 - 1."),
     "mode": Key(
         "chans",
-        '"full" trains everything, "chans" all but the spatial filters, "space" all but the '
-        "channel mixing. `train` and `groups` override it.",
+        '"full" trains everything, "chans" all but spatial mixing (depthwise filters, patch '
+        'embedding), "space" all but channel mixing. `train` and `groups` override it.',
     ),
     "train": Key(
         None,
@@ -177,8 +177,10 @@ KEYS = {
         "warmup": Key(0.0, "cosine: fraction of the run with linear warm-up from zero, 0 to 1."),
     },
     "log_every": Key(50, "Steps between log lines, 1 or more."),
-    "eval_every": Key(500, "Steps between evaluations, 1 or more; the last is evaluated, too."),
-    "checkpoint_every": Key(500, "Steps between checkpoints, 1 or more; the last is saved, too."),
+    "eval_every": Key(500, "Steps between evaluations, 1 or more; the last step is always one."),
+    "checkpoint_every": Key(
+        500, "Steps between checkpoints, 1 or more; the last step is always one."
+    ),
     "tensorboard": Key(True, "Write TensorBoard events to the workdir."),
     "wandb_project": Key(None, "Weights & Biases project to log to as well.", str),
     "precision": Key("float32", 'Arithmetic: "float32" or "bfloat16"; parameters stay float32.'),
@@ -212,7 +214,7 @@ MODEL_KEYS = {
     "resnet": {
         "width": Key(16, "Number of channels in the first stage."),
         "depth": Key(3, "Number of blocks per stage."),
-        "kernel_size": Key(3, "Side of the depthwise filters, in pixels, but the imagenet stem's."),
+        "kernel_size": Key(3, "Side of the depthwise filters, in pixels; the imagenet stem has 7."),
         "multiplier": Key(9, "Number of depthwise filters per channel."),
         "between": Key(
             "none",

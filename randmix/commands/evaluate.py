@@ -14,9 +14,9 @@ HELP = """
     python -m randmix evaluate --workdir=runs/a --attacks=strong --epsilons=0,2,8 --examples=500
     python -m randmix evaluate --workdir=runs/converted --data=cifar10
 
-Without --attacks, prints the metrics of the latest checkpoint over every example of the split and
-writes nothing. With --attacks, measures the accuracy at each epsilon (in 1/255, on pixels in
-[0, 1]) and writes to --out
+Without --attacks, prints the metrics of the latest checkpoint (with --best, of the best one) over
+every example of the split and writes nothing. With --attacks, measures the accuracy at each epsilon
+(in 1/255, on pixels in [0, 1]) and writes to --out
 
     attacks.csv         attack, epsilon, accuracy
     attacks.png, .svg   the curves
@@ -27,13 +27,14 @@ Attacks:
     fgsm     one step of size epsilon along the sign of the gradient
     pgd2     the paper's PGD-2: two such steps from the clean image, projected onto the ball
     pgd      projected gradient descent, configured by the --pgd_* flags
-    strong   many steps and restarts on two losses; counts the worst result, other attacks included
+    strong   many steps and restarts on two losses; an example counts as right only if no attack
+             that is measured changes that
 
 --data names another data set, whose images and classes must be those that the run was trained on;
 --force accepts other class names and another image size.
 
---smoothing=2 first smooths the run's spatial filters, and writes to a separate folder;
-python -m randmix spectrum --folders plots the effect of smoothing.
+--smoothing=2 first smooths the run's spatial filters; with --attacks, the results then go to
+WORKDIR/smoothing_2, and python -m randmix spectrum --folders plots the effect of smoothing.
 
 FGSM and PGD-2 measure sensitivity; robustness is the accuracy that remains under the strong attack.
 That attack takes about 2 * steps * restarts passes through the model per example and epsilon, so

@@ -16,6 +16,8 @@ HELP = """
     python -m randmix spectrum --random=128 --smoothing=0,2,4
     python -m randmix spectrum --folders=runs/s0,runs/s2 --attack=fgsm
 
+Give one of --workdir, --random and --folders; with --smoothing, --random takes one size.
+
 The envelope of a bank is the largest magnitude, over its filters, of the Fourier transform of each
 filter padded to 512 x 512. Its coverage is the share of frequencies at which it exceeds half of its
 maximum; mean_coverage averages that share over all thresholds; mean_frequency is the mean

@@ -17,8 +17,8 @@ HELP = """
     python -m randmix train --config=configs/digits.py --compile_for=v5e:4x4
 
 python -m randmix.main is the same command. Set any of the config's keys, listed below, with
---config.KEY=VALUE. Without --workdir, a run goes to runs/NAME-DIGITS, one folder per config, which
-is printed first. The same command resumes a run that was stopped, and does nothing for a finished
+--config.KEY=VALUE. Without --workdir, a run goes to runs/NAME-HASH, one folder per config, which is
+printed first. The same command resumes a run that was stopped, and does nothing for a finished
 one.
 
 On several hosts, start the same command on each. The processes find each other on Cloud TPU, SLURM
@@ -36,7 +36,7 @@ a signal (the same command resumes), 130 stopped by Ctrl-C with nothing new to s
 def define_flags() -> None:
     """Defines the flags of the command."""
     shared.config()
-    shared.workdir("The run's folder. Default: runs/NAME-DIGITS.")
+    shared.workdir("The run's folder. Default: runs/NAME-HASH, with the config file's name.")
     flags.DEFINE_bool(
         "summary",
         False,
