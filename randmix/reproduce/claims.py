@@ -1,5 +1,20 @@
 """The paper's claims as rules: effect, threshold and verdict, fixed before any result was seen.
 
+``METHOD`` says how; the report prints it.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from randmix.reproduce import statistics
+from randmix.reproduce.records import BANKS, MODES, Records
+from randmix.reproduce.statistics import CONFIDENCE, Interval, t_interval
+
+METHOD = """\
 A claim is judged by one or several *effects*. An effect has one value per seed; where two models
 are compared, it is the difference between their runs of that seed. Its 95 % confidence interval
 over seeds is Student's t. The effect is confirmed if the entire interval lies on the claim's side
@@ -21,18 +36,6 @@ The paper's words, in numbers:
     over 25 %     relative to the unsmoothed model's accuracy, at the largest epsilon at which that
                   accuracy is at least 5 %
 """
-
-import dataclasses
-import itertools
-import math
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
-
-from randmix.reproduce import statistics
-from randmix.reproduce.records import BANKS, MODES, Records
-from randmix.reproduce.statistics import CONFIDENCE, Interval, t_interval
-
 NEAR, FAR, NOTHING, NEAR_DB = 5.0, 10.0, 1.0, 1.0
 GAIN, LEFT = 25.0, 0.05
 _SIZES = ("model.width", "model.depth", "model.kernel_size")

@@ -121,7 +121,7 @@ def write(
             ],
             "claims": CLAIMS.values(),
             "judged": judged,
-            "method": claims.__doc__,
+            "method": claims.METHOD,
             "overrides": overrides,
             "command": command,
             "problems": problems,
