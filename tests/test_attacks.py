@@ -382,17 +382,17 @@ def test_a_defended_step_is_a_step_on_fgsm_samples_of_the_model_in_eval_mode():
     @jax.jit
     @jax.grad
     def gradient(images):
-        logits = run.model.apply(before.variables, images, train=False)
+        logits = run.step.model.apply(before.variables, images, train=False)
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).sum()
 
     moved = jnp.clip(batch["image"] + 16 / 255 * jnp.sign(gradient(batch["image"])), 0, 1)
     images = jnp.concatenate([moved[:24], batch["image"][24:]])
     plain_step = partial(
         steps.train_step,
-        model=run.model,
-        task=run.task,
-        optimizer=run.phases[0].optimizer,
-        labels=run.labels,
+        model=run.step.model,
+        task=run.step.task,
+        optimizer=run.step.phases[0].optimizer,
+        labels=run.step.labels,
     )
     expected, _ = jax.jit(plain_step)(before, {**batch, "image": images})
     # The statistics moved once, in the step itself, not in the pass that made the samples.

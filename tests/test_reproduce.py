@@ -182,8 +182,6 @@ def test_a_sweep_that_is_stopped_or_fails_says_so_in_its_status(tmp_path, error,
     root = tmp_path / "sweep"
     code = f"""
 import sys
-from randmix.runtime import cli, preemption
-from randmix.reproduce import __main__ as program, training
 from randmix import commands
 from randmix.reproduce import training
 from randmix.runtime import cli, preemption

@@ -14,6 +14,7 @@ from torch_convmixers import arrays, module
 
 from randmix import masks, models
 from randmix.errors import UserError
+from randmix.models import torch_files
 from randmix.models.torch_weights import NAMINGS, convmixer_from_torch, convmixer_to_torch
 
 # PyTorch warns that "same" padding of even kernels may copy.
@@ -414,7 +415,9 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
             convmixer_from_torch(tmp_path / name)
         assert str(error.value).startswith(f"{tmp_path / name}: {message}")
         assert "\n" not in str(error.value)
+    # As if they weren't installed.
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr(torch_files, "safetensors", None)
     for package, name in (("torch", "bad.pth"), ("safetensors", "bad.safetensors")):
-        monkeypatch.setitem(sys.modules, package, None)  # as if it weren't installed
         with pytest.raises(UserError, match=f"reading it requires .*; run `pip install {package}`"):
             convmixer_from_torch(tmp_path / name)
