@@ -2,7 +2,8 @@
 
 A config file defines ``get_config()``, which starts from ``default()`` and sets what differs. The
 dict is locked and typed: an unknown key is an error, in a file as on the command line.
-``randmix/ranges.py`` has the exact range of every number.
+``randmix/ranges.py`` has the exact range of every number. Most of this file is the table of keys,
+hence its length.
 """
 
 import functools

@@ -1,6 +1,7 @@
 """The paper's claims as rules: effect, threshold and verdict, fixed before any result was seen.
 
-``METHOD`` says how; the report prints it.
+``METHOD`` says how; the report prints it. All claims are in one file, despite its length, so that
+they can be compared.
 """
 
 import dataclasses
