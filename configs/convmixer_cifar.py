@@ -11,7 +11,7 @@ is closest) and decays all parameters; here only kernels decay.
 
 Variants, which combine, as in --config=configs/convmixer_cifar.py:cifar100-laptop:
 
-    :cifar100   CIFAR-100, with its own mean and deviation
+    :cifar100   CIFAR-100
     :long       100 epochs, colour jitter 0.2, erasing 0.2: above 94 % (the same repository)
     :paper      128 channels, kernel 8, patch 1, as in section 3.3; not yet measured
     :laptop     ConvMixer-64/4 on a fifth of the images, a few minutes
@@ -19,7 +19,6 @@ Variants, which combine, as in --config=configs/convmixer_cifar.py:cifar100-lapt
 """
 
 from randmix.config import default, vary
-from randmix.data import catalog
 
 VARIANTS = {
     "cifar100": {"data.name": "cifar100"},
@@ -53,6 +52,4 @@ def get_config(variant=""):
     config.log_every = 97
     config.eval_every = 485
     config.checkpoint_every = 485
-    vary(config, variant, VARIANTS)
-    config.model.mean, config.model.std = catalog.channel_statistics(config.data.name)
-    return config
+    return vary(config, variant, VARIANTS)

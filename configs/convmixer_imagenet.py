@@ -26,7 +26,6 @@ A folder of your own images needs no ImageNet:
 """
 
 from randmix.config import default, vary
-from randmix.data import catalog
 
 _LAPTOP = {
     "data.image_size": 64,
@@ -57,7 +56,6 @@ def get_config(variant=""):
     config.model.depth = 16
     config.model.kernel_size = 8
     config.model.patch_size = 7
-    config.model.mean, config.model.std = catalog.channel_statistics("imagenet2012")
     config.batch_size = 640
     config.epochs = 150.0
     config.label_smoothing = 0.1

@@ -18,7 +18,6 @@ Variants, which combine, as in --config=configs/convmixer_mnist.py:fashion_mnist
 """
 
 from randmix.config import default, vary
-from randmix.data import catalog
 
 VARIANTS = {
     "fashion_mnist": {"data.name": "fashion_mnist", "data.flip": True},
@@ -42,6 +41,4 @@ def get_config(variant=""):
     config.log_every = 100
     config.eval_every = 468
     config.checkpoint_every = 468
-    vary(config, variant, VARIANTS)
-    config.model.mean, config.model.std = catalog.channel_statistics(config.data.name)
-    return config
+    return vary(config, variant, VARIANTS)

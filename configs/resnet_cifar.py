@@ -19,7 +19,6 @@ Variants, which combine, as in --config=configs/resnet_cifar.py:cifar100-laptop:
 """
 
 from randmix.config import default, vary
-from randmix.data import catalog
 
 VARIANTS = {
     "cifar100": {"data.name": "cifar100"},
@@ -59,6 +58,4 @@ def get_config(variant=""):
     config.log_every = 100
     config.eval_every = 3900
     config.checkpoint_every = 3900
-    vary(config, variant, VARIANTS)
-    config.model.mean, config.model.std = catalog.channel_statistics(config.data.name)
-    return config
+    return vary(config, variant, VARIANTS)

@@ -25,7 +25,6 @@ A folder of your own images needs no ImageNet; see configs/convmixer_imagenet.py
 """
 
 from randmix.config import default, vary
-from randmix.data import catalog
 
 _TINY = {"data.image_size": 32, "model.width": 4, "model.depth": 1, "batch_size": 8, "steps": 4}
 VARIANTS = {
@@ -49,7 +48,6 @@ def get_config(variant=""):
     config.model.stem = "imagenet"
     config.model.width = 64
     config.model.depth = 2
-    config.model.mean, config.model.std = catalog.channel_statistics("imagenet2012")
     config.batch_size = 256
     config.epochs = 90.0
     config.optimizer.name = "sgd"

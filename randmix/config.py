@@ -78,11 +78,21 @@ KEYS = {
         "that runs with several seeds share one task.",
     ),
     "data": {
-        "name": Key("digits", "Name of the data set; None only for converted weights."),
+        "name": Key(
+            "digits",
+            "The data set: digits, mnist, fashion_mnist, cifar10, cifar100, imagenet2012, "
+            "imagefolder/NAME, imagenet2012/NAME, tfds/NAME, arrays/NAME or MODULE:FUNCTION; see "
+            "docs/data.md. None only for converted weights.",
+        ),
         "data_dir": Key(
             None,
             "Folder of the prepared data sets. Default: TFDS's own, ~/tensorflow_datasets.",
             kind=str,
+        ),
+        "in_memory": Key(
+            "auto",
+            'Prepared images of one shape: "on" holds them in memory at that size, "off" decodes '
+            'and crops them during training, "auto" holds them if they are small and few.',
         ),
         "subset": Key(1.0, "Fraction of the training set to use, from its start, in (0, 1]."),
         "validation": Key(
@@ -119,7 +129,9 @@ KEYS = {
         "mix_switch_probability": Key(0.5, "Probability of CutMix if both alphas are set, 0 to 1."),
         "random_erasing": Key(0.0, "Probability that a rectangle of an image is noise, 0 to 1."),
         # The rest applies to photographs, which are decoded during training.
-        "image_size": Key(224, "Photographs: side of the model's input, in pixels."),
+        "image_size": Key(
+            None, "Photographs: side of the model's input, in pixels. Default: 224.", int
+        ),
         "eval_crop": Key(
             0.96,
             "Photographs: fraction of an image's shorter side that evaluation crops to, in (0, 1].",
@@ -195,8 +207,18 @@ _MODEL_KEYS = {
     "depthwise_method": Key("auto", 'Depthwise algorithm: "auto", "grouped" or "shift_sum".'),
     "remat": Key(False, "Recompute each block in the backward pass: less memory, more time."),
     "scan": Key(False, "Scan over equal blocks, so that compile time doesn't grow with depth."),
-    "mean": Key((), "Mean to subtract from images in [0, 1], a number per channel; () for none."),
-    "std": Key((), "Standard deviation to divide by, a number per channel; () for none."),
+    "mean": Key(
+        None,
+        "Mean to subtract from images in [0, 1], a number per channel; () for none. Default: the "
+        "training images'.",
+        tuple,
+    ),
+    "std": Key(
+        None,
+        "Standard deviation to divide by, a number per channel; () for none. Default: the training "
+        "images'.",
+        tuple,
+    ),
 }
 
 MODEL_KEYS = {
@@ -391,6 +413,7 @@ def check(config: ConfigDict) -> None:
         _require_zero(config, _MIXING, "config.defense.epsilon")
     check_choice("config.precision", config.precision, ("float32", "bfloat16"))
     check_choice("config.data.decoder", config.data.decoder, ("auto", "simplejpeg", "pillow"))
+    check_choice("config.data.in_memory", config.data.in_memory, ("auto", "on", "off"))
     check_choice("config.data.corrupt", config.data.corrupt, ("fatal", "skip"))
 
 
@@ -417,12 +440,12 @@ def _check_keys(config: ConfigDict, defaults: ConfigDict, group: str = "") -> No
         if key not in config:
             raise UserError(f"config.{name}: missing; {_START}")
         got, expected = config[key], defaults.get_type(key)
-        if name in ranges.CONFIG:
+        if got is None and (defaults[key] is None or name == "data.name"):
+            pass
+        elif name in ranges.CONFIG:
             ranges.check(f"config.{name}", got, ranges.CONFIG[name])
         elif expected is ConfigDict and isinstance(got, ConfigDict):
             _check_keys(got, defaults[key], f"{name}.")
-        elif got is None and (defaults[key] is None or name == "data.name"):
-            pass
         elif not isinstance(got, expected):
             raise UserError(f"config.{name}: got {ranges.shown(got)}, allowed {_TYPES[expected]}")
 

@@ -172,7 +172,7 @@ CONFIG: dict[str, Range | Tuples] = {
     "data.mix_probability": numbers(0, 1),
     "data.mix_switch_probability": numbers(0, 1),
     "data.random_erasing": numbers(0, 1),
-    "data.image_size": integers(1, 65_535),  # the largest side of a JPEG
+    "data.image_size": integers(1, 65_535, optional=True),  # the largest side of a JPEG
     "data.eval_crop": numbers(above=0, high=1),
     "data.workers": integers(0, 1024),
     "defense.epsilon": numbers(0, 255, unit=" (in 1/255)"),

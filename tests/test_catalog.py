@@ -12,7 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 from sklearn.datasets import load_digits
 
-from randmix.data import builders, catalog, digits, prepare
+from randmix.data import builders, catalog, digits, prepare, records
 from randmix.errors import UserError
 
 # SHA-256 of the training images and labels in the order of `load`.
@@ -90,11 +90,11 @@ def test_an_unknown_name_gets_the_nearest_and_the_list():
 
 def test_the_default_data_dir_is_tfdss(monkeypatch, tmp_path):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    assert catalog.default_data_dir() == tmp_path
-    assert str(catalog.default_data_dir()) == tfds.core.constants.get_default_data_dir()
+    assert records.default_data_dir() == tmp_path
+    assert str(records.default_data_dir()) == tfds.core.constants.get_default_data_dir()
     monkeypatch.delenv("TFDS_DATA_DIR")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert str(catalog.default_data_dir()) == tfds.core.constants.get_default_data_dir()
+    assert str(records.default_data_dir()) == tfds.core.constants.get_default_data_dir()
 
 
 @pytest.mark.parametrize("split", catalog.SPLITS)
@@ -221,7 +221,7 @@ def test_damaged_records_are_noticed(damaged_dir, how):
 def test_a_wrong_number_of_examples_is_noticed(data_dir, monkeypatch, from_files):
     larger = dataclasses.replace(catalog.get("digits"), train_examples=1438)
     monkeypatch.setitem(catalog.DATA_SETS, "digits", larger)
-    with pytest.raises(UserError, match="found 1437 train examples, expected 1438"):
+    with pytest.raises(UserError, match="found 1437 examples in train, expected 1438"):
         catalog.load("digits", "train", data_dir)
 
 

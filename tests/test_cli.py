@@ -175,8 +175,8 @@ def test_a_mistake_in_a_config_file_names_its_line(parse, tmp_path, line, messag
 
 def test_a_bug_of_ours_under_a_config_file_keeps_its_traceback(parse, tmp_path):
     (tmp_path / "config.py").write_text(
-        "from randmix.data import catalog\n\ndef get_config():\n"
-        "    return catalog.resolve_data_dir(3)\n"
+        "from randmix.data import records\n\ndef get_config():\n"
+        "    return records.resolve_data_dir(3)\n"
     )
     with pytest.raises(TypeError) as error:
         parse("--config=config.py")

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import shutil
+import string
 
 import command
 import jax
@@ -11,10 +12,10 @@ import numpy as np
 import pytest
 import small
 
-from randmix import attacks, config
+from randmix import attacks, config, data
 from randmix.analysis import plots, robustness, spectrum
 from randmix.analysis.robustness import report, sanity
-from randmix.data import arrays, catalog, prepare
+from randmix.data import arrays
 from randmix.errors import UserError
 from randmix.runtime import sharding
 from randmix.training import evaluation as eval_loop
@@ -387,19 +388,18 @@ DIGITS = [str(digit) for digit in range(10)]
 
 
 @pytest.fixture
-def digits_like(data_dir, tmp_path, monkeypatch):
-    """Adds a data set with the digits' images, but other properties or class names."""
+def digits_like(tmp_path):
+    """Makes a data set that differs from the digits by its images' shape or its classes."""
 
-    def add(classes=DIGITS, **properties):
-        digits = prepare.prepare("digits", data_dir, progress=False)
-        files = shutil.copytree(digits, tmp_path / "other" / "1.0.0")
-        (files / "label.labels.txt").write_text("".join(f"{name}\n" for name in classes))
-        like = dataclasses.replace(catalog.get("digits"), name="other", embedded=False)
-        other = dataclasses.replace(like, **properties)
-        monkeypatch.setitem(catalog.DATA_SETS, "other", other)
-        return {"name": "other", "data_dir": str(tmp_path)}
+    def make(classes=DIGITS, image_shape=(8, 8, 1)):
+        images = np.random.default_rng(0).integers(0, 256, (360, *image_shape), np.uint8)
+        pair = images, np.arange(360) % len(classes)
+        name = data.from_arrays(
+            f"of_{len(classes)}", train=pair, test=pair, classes=classes, data_dir=tmp_path
+        )
+        return {"name": name, "data_dir": str(tmp_path)}
 
-    return add
+    return make
 
 
 @pytest.mark.parametrize("recorded", [True, False])
@@ -423,7 +423,7 @@ def digits_like(data_dir, tmp_path, monkeypatch):
             True,
         ),
         ({"image_shape": (8, 8, 3)}, "its images are 8 x 8 x 3, the model's 8 x 8 x 1", False),
-        ({"num_classes": 26}, "it has 26 classes, the model 10", False),
+        ({"classes": string.ascii_lowercase}, "it has 26 classes, the model 10", False),
     ],
 )
 def test_another_data_set_must_have_the_runs_images_and_classes(
@@ -435,7 +435,7 @@ def test_another_data_set_must_have_the_runs_images_and_classes(
     run, other = loading.load(workdir), digits_like(**properties)
     with pytest.raises(UserError) as error:
         eval_loop.open_split(run, "test", **other)
-    message = f"data set other: {difference}; give --data one that it fits"
+    message = f"data set {other['name']}: {difference}; give --data one that it fits"
     assert str(error.value) == message + (", or --force" if forcible else "")
     if forcible:
         split = eval_loop.open_split(run, "test", **other, force=True)
@@ -471,12 +471,11 @@ def test_without_a_record_and_an_entry_the_weights_decide(workdir, digits_like, 
     run = loading.load(workdir)
     run.config.data.name = "imagefolder/gone"
     assert eval_loop.open_split(run, "test", **digits_like("abcdefghij")).examples() == 360
-    catalog.DATA_SETS["other"] = dataclasses.replace(catalog.DATA_SETS["other"], num_classes=26)
     with pytest.raises(UserError) as error:
-        eval_loop.open_split(run, "test", name="other", data_dir=str(tmp_path))
+        eval_loop.open_split(run, "test", **digits_like(string.ascii_lowercase))
     assert str(error.value) == (
-        "data set other: got 8 x 8 x 1 images in 26 classes, but the model is for 10 classes; "
-        "give --data one that it fits"
+        "data set arrays/of_26: got 8 x 8 x 1 images in 26 classes, but the model is for 10 "
+        "classes; give --data one that it fits"
     )
 
 

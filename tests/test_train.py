@@ -214,7 +214,7 @@ def test_the_files_of_a_finished_run(whole):
 def test_load_returns_a_model_that_reproduces_the_result(whole):
     workdir, result = whole
     loaded = randmix.load(workdir)
-    assert loaded.config.to_dict() == small.config().to_dict()
+    assert loaded.config.to_dict() == small.parts("chans").record.config
     assert loaded.step == 6
     test_set = small.parts("chans").data.open()[1].arrays()
     logits = jax.jit(loaded.model.apply)(

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from randmix import config as configs
 from randmix.analysis import plots
-from randmix.data import catalog, feeds
+from randmix.data import feeds
 from randmix.errors import UserError
 from randmix.runtime import distributed
 from randmix.training import groups, loading, runs, tasks
@@ -84,10 +84,8 @@ def reconstructions(workdirs: Sequence[epath.PathLike], *, examples: int) -> lis
     run_configs = [_read_config(workdir) for workdir in workdirs]
     _check_comparable(workdirs, run_configs)
     config = run_configs[0]
-    data_set = catalog.get(
-        config.data.name, config.data.data_dir, image_size=config.data.image_size
-    )
-    split = feeds.Split(data_set, "test", config.data.data_dir, runs.reading(config))
+    data_set = runs.find_dataset(config)
+    split = feeds.Split(data_set, "test", config.data.data_dir, runs.reading(config, data_set))
     images = split.arrays(examples)["image"]
     images = images.astype(np.float32) / 255
     _, height, width, _ = images.shape

@@ -1,27 +1,46 @@
 """Catalog of data sets: their properties, whether they are prepared, and loading into memory.
 
-A data directory can be any path that etils' epath supports, including gs://bucket/folder; only
-`randmix.data.prepare` needs a local one.
+A name in a config is one of ``DATA_SETS`` or leads to a set of the user's own:
+
+    imagefolder/NAME            a folder of images, after `randmix prepare imagefolder`
+    imagenet2012/NAME           a part of ImageNet, after `randmix prepare imagenet2012`
+    tfds/NAME[/CONFIG][:VERSION]    what TFDS prepared
+    arrays/NAME                 arrays or an .npz file; see `randmix.data.own`
+    MODULE:FUNCTION             a function that returns arrays; see `randmix.data.own`
 """
 
 import dataclasses
-import io
-import json
+import math
 import os
+import re
 import shlex
 from typing import Any
 
 import numpy as np
 from etils import epath
-from PIL import Image
 
-from randmix.data import digits
-from randmix.errors import UserError, did_you_mean
+from randmix.data import digits, own, records
+from randmix.errors import UserError, check_choice, did_you_mean
 
 SPLITS = ("train", "test")
-FOLDER = "imagefolder"  # user data sets are named imagefolder/NAME
-FOLDER_VERSION = "1.0.0"
+FOLDER, FOLDER_VERSION = "imagefolder", "1.0.0"
+IMAGENET = "imagenet2012"
 IMAGE_SIZE = 224  # default side of cropped photographs, in pixels
+IN_MEMORY = ("auto", "on", "off")
+# What `auto` holds in memory: images of one shape that are no larger than this, in pixels and in
+# all. The limits are fixed, not the machine's, so that a run is the same on every machine.
+SMALL_SIDE, SMALL_BYTES = 128, 2 * 2**30
+
+_TFDS_NAME = re.compile(r"tfds/(?P<folder>\w+(?:/[\w.-]+)?)(?::(?P<version>\d+\.\d+\.\d+))?")
+_FUNCTION_NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_OTHER_NAMES = (
+    f"{FOLDER}/NAME",
+    f"{IMAGENET}/NAME",
+    "tfds/NAME",
+    f"{own.ARRAYS}/NAME",
+    "MODULE:FUNCTION",
+)
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,16 +48,22 @@ class DataSet:
     """A data set of labelled images.
 
     Attributes:
-        name: the name in TFDS and in a config.
+        name: the name in a config.
         image_shape: (height, width, channels) of a model's input.
         num_classes: the number of classes; labels are 0 .. num_classes - 1.
-        train_examples: size of the train split.
+        train_examples: size of the train split; 0 if there is none.
         test_examples: size of the test split.
-        version: the version that TFDS prepares and `load` reads.
-        embedded: whether it comes with an installed package; `load` then needs no prepared files.
-        streamed: whether it consists of photographs of any size, too many for memory;
+        version: the version that is read; of arrays, their hash.
+        embedded: whether it needs no prepared files.
+        streamed: whether it consists of photographs of any size, or too many for memory;
             `randmix.data.stream` decodes and crops them during training.
-        evaluation_split: TFDS's name of the split that is called "test" here.
+        train_split, evaluation_split: TFDS's names of the splits that are called "train" and
+            "test" here.
+        image_key, label_key: TFDS's names of the features.
+        statistics: mean and standard deviation of the training pixels in [0, 1], per channel; None
+            if they are unknown.
+        shorter_side: median of the images' shorter sides in pixels, of a streamed set; None if it
+            is unknown.
     """
 
     name: str
@@ -49,7 +74,12 @@ class DataSet:
     version: str
     embedded: bool = False
     streamed: bool = False
+    train_split: str = "train"
     evaluation_split: str = "test"
+    image_key: str = "image"
+    label_key: str = "label"
+    statistics: Statistics | None = None
+    shorter_side: int | None = None
 
     def examples(self, split: str) -> int:
         """The number of examples in a split, 'train' or 'test'."""
@@ -57,23 +87,51 @@ class DataSet:
 
     def tfds_split(self, split: str) -> str:
         """TFDS's name of a split, 'train' or 'test'."""
-        return self.evaluation_split if split == "test" else split
+        return {"train": self.train_split, "test": self.evaluation_split}[split]
 
     def directory(self, data_dir: epath.PathLike | None = None) -> epath.Path:
         """The data set's directory: <data_dir>/<name>/<version>."""
-        return resolve_data_dir(data_dir) / self.name / self.version
+        folder = self.name.removeprefix("tfds/").partition(":")[0]
+        return records.resolve_data_dir(data_dir) / folder / self.version
 
 
+# The statistics are those in common use.
 DATA_SETS = {
     data_set.name: data_set
     for data_set in (
-        DataSet("digits", (8, 8, 1), 10, 1437, 360, "1.0.0", embedded=True),
-        DataSet("mnist", (28, 28, 1), 10, 60_000, 10_000, "3.0.1"),
-        DataSet("fashion_mnist", (28, 28, 1), 10, 60_000, 10_000, "3.0.1"),
-        DataSet("cifar10", (32, 32, 3), 10, 50_000, 10_000, "3.0.2"),
-        DataSet("cifar100", (32, 32, 3), 100, 50_000, 10_000, "3.0.2"),
+        DataSet("digits", (8, 8, 1), 10, 1437, 360, "1.0.0", embedded=True, statistics=((), ())),
         DataSet(
-            "imagenet2012",
+            "mnist", (28, 28, 1), 10, 60_000, 10_000, "3.0.1", statistics=((0.1307,), (0.3081,))
+        ),
+        DataSet(
+            "fashion_mnist",
+            (28, 28, 1),
+            10,
+            60_000,
+            10_000,
+            "3.0.1",
+            statistics=((0.286,), (0.353,)),
+        ),
+        DataSet(
+            "cifar10",
+            (32, 32, 3),
+            10,
+            50_000,
+            10_000,
+            "3.0.2",
+            statistics=((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
+        ),
+        DataSet(
+            "cifar100",
+            (32, 32, 3),
+            100,
+            50_000,
+            10_000,
+            "3.0.2",
+            statistics=((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+        ),
+        DataSet(
+            IMAGENET,
             (IMAGE_SIZE, IMAGE_SIZE, 3),
             1000,
             1_281_167,
@@ -81,87 +139,87 @@ DATA_SETS = {
             "5.1.0",
             streamed=True,
             evaluation_split="validation",
+            statistics=((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         ),
     )
 }
 
-# Commonly used mean and standard deviation of the training pixels in [0, 1], per channel.
-_STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "digits": ((), ()),
-    "mnist": ((0.1307,), (0.3081,)),
-    "fashion_mnist": ((0.286,), (0.353,)),
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
-    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
-    "imagenet2012": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
-
-
-def channel_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the training pixels, for ``model.mean`` and ``model.std``.
-
-    >>> channel_statistics("mnist")
-    ((0.1307,), (0.3081,))
-    """
-    return _STATISTICS[name]
-
 
 def get(
-    name: str, data_dir: epath.PathLike | None = None, *, image_size: int | None = None
+    name: str,
+    data_dir: epath.PathLike | None = None,
+    *,
+    image_size: int | None = None,
+    in_memory: str = "auto",
 ) -> DataSet:
     """Looks up a data set by name.
 
     Args:
-        name: one of `DATA_SETS`, or imagefolder/NAME.
-        data_dir: TFDS's data directory; None for its default. An imagefolder must be prepared
-            there, since only its files record its size and classes.
+        name: see this module's docstring.
+        data_dir: TFDS's data directory; None for its default. A set that isn't in `DATA_SETS` must
+            be prepared there, since only its files record its size and classes.
         image_size: side in pixels that photographs of a streamed set are cropped to; None for 224.
+        in_memory: "on" holds a prepared set whose images have one shape in memory, at that size;
+            "off" streams it; "auto" holds it if its images are small and few (`SMALL_SIDE` pixels,
+            `SMALL_BYTES`) and `image_size` doesn't ask for another size.
 
     Raises:
-        UserError: there is no such data set (the message lists them), or no such imagefolder.
+        UserError: there is no such data set (the message lists them), it isn't prepared, or it
+            can't be held in memory or streamed.
 
     >>> get("digits").image_shape
     (8, 8, 1)
     >>> get("imagenet2012", image_size=64).image_shape
     (64, 64, 3)
     """
-    if isinstance(name, str) and name.startswith(f"{FOLDER}/"):
-        data_set = _image_folder(name, data_dir)
-    elif name in DATA_SETS:
+    check_choice("config.data.in_memory", in_memory, IN_MEMORY)
+    if not isinstance(name, str):
+        raise _unknown(name)
+    if name in DATA_SETS:
         data_set = DATA_SETS[name]
-    else:
-        raise UserError(
-            f"no data set is named {name!r}; there are: {', '.join(DATA_SETS)}, {FOLDER}/NAME"
-            f"{did_you_mean(name, DATA_SETS)}"
+        _require_possible(data_set, in_memory)
+        if data_set.streamed and image_size is not None:
+            return dataclasses.replace(data_set, image_shape=(image_size, image_size, 3))
+        return data_set
+    if name.startswith((f"{FOLDER}/", f"{IMAGENET}/", "tfds/")):
+        return _prepared(name, data_dir, image_size, in_memory)
+    if name.startswith(f"{own.ARRAYS}/") or _FUNCTION_NAME.fullmatch(name):
+        about = own.about(name, records.resolve_data_dir(data_dir))
+        data_set = DataSet(
+            name,
+            about.image_shape,
+            about.num_classes,
+            about.train_examples,
+            about.test_examples,
+            about.digest,
+            embedded=True,
+            statistics=about.statistics,
         )
-    if data_set.streamed and image_size is not None:
-        return dataclasses.replace(data_set, image_shape=(image_size, image_size, 3))
-    return data_set
+        _require_possible(data_set, in_memory)
+        return data_set
+    raise _unknown(name)
 
 
-def image_shape(name: str, image_size: int | None = None) -> tuple[int, int, int]:
-    """Image shape (height, width, channels) of `get`, without reading an imagefolder's files."""
-    if name.startswith(f"{FOLDER}/"):
-        return (image_size or IMAGE_SIZE, image_size or IMAGE_SIZE, 3)
-    return get(name, image_size=image_size).image_shape
+def _unknown(name: object) -> UserError:
+    return UserError(
+        f"no data set is named {name!r}; there are: {', '.join((*DATA_SETS, *_OTHER_NAMES))}"
+        f"{did_you_mean(name, DATA_SETS)}"
+    )
 
 
-def default_data_dir() -> epath.Path:
-    """TFDS's default data directory: $TFDS_DATA_DIR, or ~/tensorflow_datasets."""
-    return epath.Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
-
-
-def resolve_data_dir(data_dir: epath.PathLike | None) -> epath.Path:
-    """Returns `data_dir` with ~ expanded, or the default if it is None or empty."""
-    return epath.Path(data_dir).expanduser() if data_dir else default_data_dir()
+def _require_possible(data_set: DataSet, in_memory: str) -> None:
+    """Raises a UserError if a set of fixed kind is asked to be of the other kind."""
+    possible = "off" if data_set.streamed else "on"
+    if in_memory not in ("auto", possible):
+        raise UserError(
+            f"config.data.in_memory: got {in_memory!r}, allowed with {data_set.name} are auto and "
+            f"{possible}"
+        )
 
 
 def is_prepared(name: str, data_dir: epath.PathLike | None = None) -> bool:
-    """Whether a data set can be read: complete, and in the ArrayRecord format.
-
-    TFDS writes to a temporary directory, dataset_info.json last, and renames it at the end, so an
-    interrupted preparation never counts as complete.
-    """
-    return "array_record" in _file_formats(_directory(name, data_dir))
+    """Whether a data set of TFDS's kind is complete, and in the ArrayRecord format."""
+    return records.is_complete(_directory(name, data_dir))
 
 
 def prepare_command(name: str, data_dir: epath.PathLike | None = None) -> str:
@@ -173,12 +231,22 @@ def prepare_command(name: str, data_dir: epath.PathLike | None = None) -> str:
     'python -m randmix prepare imagefolder --source=DIR --name=pets'
     >>> prepare_command("imagenet2012")
     'python -m randmix prepare imagenet2012 --manual_dir=DIR'
+    >>> prepare_command("imagenet2012/imagenette")
+    'python -m randmix prepare imagenet2012 --source=DIR --allow_subset --name=imagenette'
+    >>> prepare_command("tfds/svhn_cropped")
+    'tfds build svhn_cropped --file_format=array_record'
     """
-    where = resolve_data_dir(data_dir)
-    option = "" if where == default_data_dir() else f" --data_dir={shlex.quote(os.fspath(where))}"
+    where = records.resolve_data_dir(data_dir)
+    default = records.default_data_dir()
+    option = "" if where == default else f" --data_dir={shlex.quote(os.fspath(where))}"
+    if match := _TFDS_NAME.fullmatch(name):
+        return f"tfds build {match['folder']} --file_format=array_record{option}"
     if name.startswith(f"{FOLDER}/"):
         name = f"{FOLDER} --source=DIR --name={name.removeprefix(f'{FOLDER}/')}"
-    elif name == "imagenet2012":
+    elif name.startswith(f"{IMAGENET}/"):
+        part = name.removeprefix(f"{IMAGENET}/")
+        name = f"{IMAGENET} --source=DIR --allow_subset --name={part}"
+    elif name == IMAGENET:
         name += " --manual_dir=DIR"
     return f"python -m randmix prepare {name}{option}"
 
@@ -186,12 +254,12 @@ def prepare_command(name: str, data_dir: epath.PathLike | None = None) -> str:
 def load(name: str, split: str, data_dir: epath.PathLike | None = None) -> dict[str, np.ndarray]:
     """Reads an entire split into memory.
 
-    Examples are in the order of the records, which TFDS determines from a hash of each example's
-    key: it is well mixed, and the same on every machine and for every number of shards. The digits
-    come from scikit-learn's file in the same order, whether they are prepared or not.
+    Examples of a prepared set are in the order of the records, which TFDS determines from a hash of
+    each example's key: it is well mixed, and the same on every machine and for every number of
+    shards. The digits come from scikit-learn's file in the same order.
 
     Args:
-        name: a data set of this catalog that isn't streamed.
+        name: a data set whose images have one shape.
         split: 'train' or 'test'.
         data_dir: TFDS's data directory; None for its default.
 
@@ -200,15 +268,45 @@ def load(name: str, split: str, data_dir: epath.PathLike | None = None) -> dict[
 
     Raises:
         UserError: there is no such data set or split, it isn't prepared (the message contains the
-            command that prepares it), or its files are damaged.
+            command that prepares it), its images have many sizes, or its files are damaged.
     """
-    data_set = get(name)
-    assert not data_set.streamed, f"{name} may not fit in memory; see randmix.data.stream"
-    if split not in SPLITS:
-        raise UserError(f"{name} has no split {split!r}; it has: {', '.join(SPLITS)}")
+    return read(get(name, data_dir, in_memory="on"), split, data_dir)
+
+
+def read(
+    data_set: DataSet, split: str, data_dir: epath.PathLike | None = None
+) -> dict[str, np.ndarray]:
+    """Reads an entire split of a set that isn't streamed; see `load`.
+
+    Args:
+        data_set: from `get`.
+        split, data_dir: see `load`.
+    """
+    require_split(data_set, split)
     if data_set.embedded:
-        return digits.load(split)
-    return _read(data_set, split, data_dir)
+        if data_set.name == "digits":
+            return digits.load(split)
+        return own.load(data_set.name, split, records.resolve_data_dir(data_dir))
+    require_prepared(data_set.name, data_dir)
+    directory = data_set.directory(data_dir)
+    return records.read_arrays(
+        directory,
+        data_set.tfds_split(split),
+        examples=data_set.examples(split),
+        held=records.contents(directory),
+        shape=data_set.image_shape,
+    )
+
+
+def require_split(data_set: DataSet, split: str) -> None:
+    """Raises a UserError unless the data set has that split, 'train' or 'test'."""
+    if split not in SPLITS:
+        raise UserError(f"{data_set.name} has no split {split!r}; it has: {', '.join(SPLITS)}")
+    if not data_set.examples(split):
+        raise UserError(
+            f"{data_set.name} has no examples to {'train on' if split == 'train' else 'test on'}; "
+            "give another data set"
+        )
 
 
 def describe(data_set: DataSet, data_dir: epath.PathLike | None = None) -> dict[str, Any]:
@@ -233,147 +331,153 @@ def describe(data_set: DataSet, data_dir: epath.PathLike | None = None) -> dict[
 
 
 def class_names(name: str, data_dir: epath.PathLike | None = None) -> list[str]:
-    """TFDS's class names of a prepared data set, by label; the numbers as text if it has no names.
-
-    An embedded data set, the digits, needn't be prepared.
+    """Class names of a data set, by label; the numbers as text if it has no names.
 
     Raises:
         UserError: there is no such data set, or it isn't prepared.
     """
+    if name == "digits":
+        return [str(label) for label in range(10)]
     data_set = get(name, data_dir)
     if data_set.embedded:
-        return [str(label) for label in range(data_set.num_classes)]
+        return list(own.about(name, records.resolve_data_dir(data_dir)).classes)
     require_prepared(name, data_dir)
-    names = data_set.directory(data_dir) / "label.labels.txt"  # TFDS writes it if there are names
-    if not names.exists():
-        return [str(label) for label in range(data_set.num_classes)]
-    return [name.strip() for name in names.read_text().split("\n") if name.strip()]
+    directory = data_set.directory(data_dir)
+    return records.class_names(directory, records.contents(directory))
 
 
 def require_prepared(name: str, data_dir: epath.PathLike | None = None) -> None:
     """Raises a UserError with the command that prepares the data set, unless `is_prepared`."""
-    if not is_prepared(name, data_dir):
-        require_array_record(_directory(name, data_dir))
-        raise UserError(
-            f"{name} is not prepared in {resolve_data_dir(data_dir)}; "
-            f"run `{prepare_command(name, data_dir)}`"
-        )
-
-
-def require_array_record(directory: epath.Path) -> None:
-    """Raises a UserError with TFDS's conversion command if a data set lacks ArrayRecord files."""
-    formats = _file_formats(directory)
-    if formats and "array_record" not in formats:
-        raise UserError(
-            f"{directory} holds {' and '.join(formats)} files, not array_record; "
-            "choose another data_dir and prepare it there, or run "
-            f"`tfds convert_format --dataset_version_dir={shlex.quote(str(directory))} "
-            "--out_file_format=array_record` where TensorFlow, apache-beam and mlcroissant are "
-            "installed"
-        )
-
-
-def _directory(name: str, data_dir: epath.PathLike | None) -> epath.Path:
-    """The directory of a data set that may not be prepared."""
-    version = FOLDER_VERSION if name.startswith(f"{FOLDER}/") else get(name).version
-    return resolve_data_dir(data_dir) / name / version
-
-
-def _image_folder(name: str, data_dir: epath.PathLike | None) -> DataSet:
-    """Reads an imagefolder's properties from its prepared files."""
-    require_prepared(name, data_dir)
     directory = _directory(name, data_dir)
-    info = _read_json(directory / "dataset_info.json")
-    features = _read_json(directory / "features.json")
-    if not features:
-        raise damaged(directory, "features.json can't be read")
-    examples = {split["name"]: sum(map(int, split["shardLengths"])) for split in info["splits"]}
-    evaluation_split = "test" if "test" in examples else "validation"
-    label = features["featuresDict"]["features"]["label"]
-    return DataSet(
-        name,
-        (IMAGE_SIZE, IMAGE_SIZE, 3),
-        int(label["classLabel"]["numClasses"]),
-        examples["train"],
-        examples[evaluation_split],
-        FOLDER_VERSION,
-        streamed=True,
-        evaluation_split=evaluation_split,
+    if records.is_complete(directory):
+        return
+    records.require_array_record(directory)
+    where = records.resolve_data_dir(data_dir)
+    configs = sorted(
+        child.name
+        for child in (directory.iterdir() if directory.is_dir() else ())
+        if records.newest_version(child)
     )
-
-
-def _read_json(file: epath.Path) -> dict[str, Any]:
-    """Parses a JSON file of TFDS; {} if it is missing or incomplete."""
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {}
-    except ImportError as error:  # from epath, for a bucket whose library isn't installed
-        raise UserError(f"{file} is unreachable: {error}") from error
-
-
-def _file_formats(directory: epath.Path) -> list[str]:
-    """Record formats of a prepared data set; [] if it isn't one."""
-    info = _read_json(directory / "dataset_info.json")
-    if not info:
-        return []
-    return [info.get("fileFormat", "tfrecord"), *info.get("alternativeFileFormats", [])]
+    if name.startswith("tfds/") and configs:
+        raise UserError(
+            f"{name} in {where} has the configs {', '.join(configs)}; "
+            f"name one, for example {name.partition(':')[0]}/{configs[0]}"
+        )
+    raise UserError(f"{name} is not prepared in {where}; run `{prepare_command(name, data_dir)}`")
 
 
 def open_source(data_set: DataSet, split: str, data_dir: epath.PathLike | None = None) -> Any:
-    """Opens a prepared split as TFDS's random-access source, with undecoded images.
+    """Opens a prepared split as TFDS's random-access source; see `records.open_source`.
 
     Args:
         data_set: from `get`.
         split: 'train' or 'test'.
         data_dir: TFDS's data directory; None for its default.
 
-    Returns:
-        A sequence of {"image": bytes, "label": int, ...}; `__getitems__` reads several rows at
-        once. Reading raises a RuntimeError if records are damaged, since ArrayRecord checksums each
-        chunk; see `damaged`.
-
     Raises:
-        UserError: the data set isn't prepared, files are missing or damaged, or the number of
-            examples is wrong.
+        UserError: as `records.open_source` does, or the data set isn't prepared.
     """
-    # Not at the top: TFDS takes a second to import, and --help and the digits don't need it.
-    import tensorflow_datasets as tfds
-
     require_prepared(data_set.name, data_dir)
-    directory = data_set.directory(data_dir)
-    try:
-        # TFDS's own decoding is slower, and warns if OpenCV is missing.
-        source = tfds.builder_from_directory(directory).as_data_source(
-            data_set.tfds_split(split),  # pyright: ignore[reportCallIssue]  # decorator hides it
-            file_format="array_record",
-            decoders={"image": tfds.decode.SkipDecoding()},
+    require_split(data_set, split)
+    return records.open_source(
+        data_set.directory(data_dir),
+        data_set.tfds_split(split),
+        examples=data_set.examples(split),
+        image_key=data_set.image_key,
+    )
+
+
+def _directory(name: str, data_dir: epath.PathLike | None) -> epath.Path:
+    """The directory of a data set of TFDS's kind, which may not be prepared."""
+    where = records.resolve_data_dir(data_dir)
+    if name.startswith("tfds/"):
+        if not (match := _TFDS_NAME.fullmatch(name)):
+            raise UserError(
+                f"data set: got {name!r}, allowed are tfds/NAME, tfds/NAME/CONFIG, and either with "
+                ":VERSION, for example tfds/svhn_cropped:3.0.0"
+            )
+        folder = where / match["folder"]
+        version = match["version"] or records.newest_version(folder)
+        return folder / version if version else folder
+    if name.startswith(f"{FOLDER}/"):
+        return where / name / FOLDER_VERSION
+    whole = IMAGENET if name.startswith(f"{IMAGENET}/") else name
+    if whole not in DATA_SETS:
+        raise _unknown(name)
+    return where / name / DATA_SETS[whole].version
+
+
+def _prepared(
+    name: str, data_dir: epath.PathLike | None, image_size: int | None, in_memory: str
+) -> DataSet:
+    """Reads a data set's properties from its prepared files."""
+    require_prepared(name, data_dir)
+    directory = _directory(name, data_dir)
+    held = records.contents(directory)
+    size = image_size or IMAGE_SIZE
+    shape = held.image_shape if _fits_in_memory(name, held, image_size, in_memory) else None
+    data_set = DataSet(
+        name,
+        shape or (size, size, 3),
+        held.num_classes,
+        train_examples=held.examples.get("train", 0),
+        test_examples=0,
+        version=directory.name,
+        streamed=shape is None,
+        image_key=held.image_key,
+        label_key=held.label_key,
+        statistics=_statistics(name, held),
+        shorter_side=held.survey.get("shorter_side"),
+    )
+    for split in ("test", "validation"):
+        if count := held.examples.get(split):
+            return dataclasses.replace(data_set, evaluation_split=split, test_examples=count)
+    if data_set.train_examples < 2:
+        raise UserError(
+            f"{name}: got the splits {', '.join(held.examples)}, needed is train, test or "
+            "validation; give another data set"
         )
-    except RuntimeError as error:
-        raise damaged(directory, error) from error
-    n = data_set.examples(split)
-    if len(source) != n:
-        raise damaged(directory, f"found {len(source)} {split} examples, expected {n}")
-    return source
+    # TFDS mixed the records, so the last tenth is a fair sample.
+    cut = data_set.train_examples - max(1, round(data_set.train_examples / 10))
+    return dataclasses.replace(
+        data_set,
+        train_examples=cut,
+        test_examples=data_set.train_examples - cut,
+        train_split=f"train[:{cut}]",
+        evaluation_split=f"train[{cut}:]",
+    )
 
 
-def damaged(directory: epath.Path, reason: object) -> UserError:
-    """Error for files that can't be read."""
-    return UserError(f"{directory} is damaged ({reason}); remove it and prepare it again")
+def _statistics(name: str, held: records.Contents) -> Statistics | None:
+    if name.startswith(f"{IMAGENET}/"):
+        return DATA_SETS[IMAGENET].statistics
+    if mean := held.survey.get("mean"):
+        return tuple(mean), tuple(held.survey["std"])
+    return None
 
 
-def _read(data_set: DataSet, split: str, data_dir: epath.PathLike | None) -> dict[str, np.ndarray]:
-    """Reads and decodes a split, 128 records per call: single reads take four times as long."""
-    source, n = open_source(data_set, split, data_dir), data_set.examples(split)
-    images = np.empty((n, *data_set.image_shape), np.uint8)
-    labels = np.empty(n, np.int32)
-    try:
-        for start in range(0, n, 128):
-            rows = range(start, min(start + 128, n))
-            for row, example in zip(rows, source.__getitems__(rows), strict=True):
-                pixels = np.asarray(Image.open(io.BytesIO(example["image"])))
-                images[row] = pixels.reshape(data_set.image_shape)
-                labels[row] = example["label"]
-    except RuntimeError as error:
-        raise damaged(data_set.directory(data_dir), error) from error
-    return {"image": images, "label": labels}
+def _fits_in_memory(
+    name: str, held: records.Contents, image_size: int | None, in_memory: str
+) -> bool:
+    """Whether a prepared set is held in memory; see `get`."""
+    shape, got = held.image_shape, f"config.data.in_memory: got {in_memory!r}"
+    if in_memory == "off":
+        return False
+    if in_memory == "on":
+        if shape is None:
+            raise UserError(
+                f"{got}, but the images of {name} have many sizes, or nobody has looked at them; "
+                "set off, or resize the images and prepare them again"
+            )
+        if image_size is not None and shape[:2] != (image_size, image_size):
+            raise UserError(
+                f"{got} and config.data.image_size {image_size}, but the images of {name} have "
+                f"{shape[0]} x {shape[1]} pixels; leave image_size out, or set in_memory to off"
+            )
+        return True
+    return (
+        shape is not None
+        and max(shape[:2]) <= SMALL_SIDE
+        and sum(held.examples.values()) * math.prod(shape) <= SMALL_BYTES
+        and (image_size is None or shape[:2] == (image_size, image_size))
+    )

@@ -100,7 +100,7 @@ class Split:
             self._open = functools.partial(stream.Photographs, data_set, split, data_dir, reading)
             self._total = self._open().examples
         else:
-            self._arrays = catalog.load(data_set.name, split, data_dir)
+            self._arrays = catalog.read(data_set, split, data_dir)
             self._total = len(self._arrays["label"])
 
     def examples(self, first: int | None = None) -> int:

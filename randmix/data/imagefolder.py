@@ -206,12 +206,15 @@ def _require_two(folder: Path, classes: dict[str, list[Path]]) -> dict[str, list
 
 
 def _folders(folder: Path) -> list[Path]:
-    """Subfolders of a folder, which must contain nothing else."""
+    """Subfolders of a folder; of files beside them, only those such as a README are ignored."""
     children = _visible(folder)
     for child in children:
-        if not child.is_dir():
-            raise UserError(f"--source: {child} is next to folders; only folders are allowed there")
-    return children
+        if not child.is_dir() and (not child.is_file() or child.suffix.lower() in _EXTENSIONS):
+            raise UserError(
+                f"--source: {child} is next to folders; only folders, and files that aren't "
+                "images, are allowed there"
+            )
+    return [child for child in children if child.is_dir()]
 
 
 def _images(folder: Path) -> list[Path]:

@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from absl import logging as absl_logging
 from etils import epath
 
-from randmix.data import archives, builders, catalog, imagefolder
+from randmix.data import archives, builders, catalog, imagefolder, records, survey
 from randmix.errors import UserError
 from randmix.runtime import durable, locks, signals
 
@@ -28,7 +28,7 @@ _POLL = 0.2  # seconds between two tries to take a lock
 def main(options: Any) -> None:
     """Prepares a data set with the options of ``commands/prepare.py``."""
     start, data_set = time.monotonic(), options.data_set
-    _local(catalog.resolve_data_dir(options.data_dir), data_set)
+    _local(records.resolve_data_dir(options.data_dir), data_set)
     if data_set == catalog.FOLDER:
         if options.manual_dir:
             raise UserError(
@@ -103,7 +103,7 @@ def prepare(
                     manual_dir=manual_dir,
                     progress=progress,
                 )
-            _write(builder, examples, target, num_shards)
+            _write(builder, examples, target, num_shards, progress=progress)
     return target
 
 
@@ -135,14 +135,14 @@ def prepare_folder(
     files = imagefolder.find(Path(source).expanduser())
     examples = imagefolder.count(files)
     _check_num_shards(name, num_shards, min(examples.values()))
-    target = _local(catalog.resolve_data_dir(data_dir) / name / catalog.FOLDER_VERSION, name)
+    target = _local(records.resolve_data_dir(data_dir) / name / catalog.FOLDER_VERSION, name)
 
     with _preparing(name, target, progress) as scratch:
         if scratch:
             builder = imagefolder.ImageFolder(
                 files=files, folder_name=folder_name, data_dir=scratch, file_format="array_record"
             )
-            _write(builder, examples, target, num_shards)
+            _write(builder, examples, target, num_shards, progress=progress)
     prepared_from = json.loads((target / "metadata.json").read_text())["files"]
     if prepared_from != imagefolder.fingerprint(files):
         raise UserError(
@@ -198,6 +198,8 @@ def _write(
     examples: dict[str, int],
     target: Path,
     num_shards: int | None,
+    *,
+    progress: bool,
 ) -> None:
     """Writes a data set to the builder's own folder, and moves it to ``target`` when complete."""
     config = tfds.download.DownloadConfig(try_download_gcs=False, num_shards=num_shards)
@@ -208,6 +210,9 @@ def _write(
                 f"{builder.name}: its archives contain {found:,} {split} images, "
                 f"expected {expected:,}; download them again"
             )
+    if isinstance(builder, imagefolder.ImageFolder):  # what the others hold is known
+        directory = epath.Path(builder.data_dir)
+        survey.write(directory, survey.survey(directory, show_progress=progress))
     durable.flush_tree(builder.data_dir)
     durable.move(builder.data_dir, target)
 
@@ -251,7 +256,7 @@ def _lock(file: Path, name: str) -> Iterator[None]:
 def _scratch(target: Path) -> Iterator[Path]:
     """Empty folder, removed at the end; leftovers of a killed process are removed first."""
     if target.exists():
-        catalog.require_array_record(epath.Path(target))
+        records.require_array_record(epath.Path(target))
         raise UserError(f"{target} is not a complete data set; remove it and try again")
     folder = target.with_name("incomplete.randmix")
     remove = functools.partial(shutil.rmtree, folder, ignore_errors=True)

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from randmix.data import catalog, photographs
+from randmix.data import catalog, photographs, records
 from randmix.errors import UserError
 
 # Images that a thread decodes before it hands them over. Handing over single images costs 0.3 ms
@@ -99,6 +99,7 @@ class Photographs:
         """
         self._name = f"{data_set.name}, {data_set.tfds_split(split)}"
         self._directory = data_set.directory(data_dir)
+        self._image, self._label = data_set.image_key, data_set.label_key
         self._reading = reading
         self._decoder = photographs.choose_decoder(reading.decoder)
         self._lock = threading.Lock()
@@ -160,9 +161,9 @@ class Photographs:
         try:
             record = self._source[row]
         except RuntimeError as error:
-            raise catalog.damaged(self._directory, error) from error
+            raise records.damaged(self._directory, error) from error
         try:
-            return {"image": crop(record["image"]), "label": np.int32(record["label"])}
+            return {"image": crop(record[self._image]), "label": np.int32(record[self._label])}
         except photographs.BAD_IMAGE as error:
             self._found_corrupt(row, record.get("file_name", b"an image").decode(), error)
             return None

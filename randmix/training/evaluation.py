@@ -141,11 +141,17 @@ def open_split(
             "give one, for example --data=cifar10"
         )
     data_dir = data_dir or config.data_dir
-    dataset = catalog.get(name or config.name, data_dir, image_size=config.image_size)
-    if trained_on := _trained_on(run):
+    trained_on = _trained_on(run)
+    if name is None:
+        size, in_memory = config.image_size, config.in_memory
+    else:  # photographs are cropped to the size that the model knows
+        size = trained_on["image_shape"][0] if trained_on else config.image_size
+        in_memory = "auto"
+    dataset = catalog.get(name or config.name, data_dir, image_size=size, in_memory=in_memory)
+    if trained_on:
         _check_same_kind(run, catalog.describe(dataset, data_dir), trained_on, force=force)
     _check_fits(run, dataset)
-    return feeds.Split(dataset, split, data_dir, runs.reading(run.config))
+    return feeds.Split(dataset, split, data_dir, runs.reading(run.config, dataset))
 
 
 def _trained_on(run: loading.Run) -> Mapping[str, Any] | None:
@@ -154,8 +160,7 @@ def _trained_on(run: loading.Run) -> Mapping[str, Any] | None:
         return saved
     config = run.config.data
     try:
-        own = catalog.get(config.name, config.data_dir, image_size=config.image_size)
-        return catalog.describe(own, config.data_dir)
+        return catalog.describe(runs.find_dataset(run.config), config.data_dir)
     except UserError:
         return None
 

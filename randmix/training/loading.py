@@ -1,5 +1,6 @@
 """Loading of a trained run from its workdir."""
 
+import contextlib
 import dataclasses
 import html
 import logging
@@ -13,7 +14,6 @@ from flax.traverse_util import flatten_dict
 
 from randmix import masks, models
 from randmix.config import Config
-from randmix.data import catalog
 from randmix.errors import UserError
 from randmix.runtime import progress
 from randmix.training import runs
@@ -109,7 +109,7 @@ def load(workdir: epath.PathLike, *, best: bool = False) -> Run:
     if config.data.name is None:  # one patch [p, p, C] of a converted ConvMixer's stem
         image_shape = variables["spatial"]["stem"]["kernel"].shape[:3]
     else:
-        image_shape = catalog.image_shape(config.data.name, config.data.image_size)
+        image_shape = _image_shape(config, workdir)
     _check_fits(workdir, model, image_shape, variables)
     _check_labels(workdir, runs.labels_and_masks(config, variables)[0], about)
     result = _readable_result(workdir)
@@ -122,6 +122,15 @@ def load(workdir: epath.PathLike, *, best: bool = False) -> Run:
         total_steps=config.steps or result.get("step"),
         evaluation=_last_evaluation(epath.Path(workdir), step, result),
     )
+
+
+def _image_shape(config: Config, workdir: epath.PathLike) -> tuple[int, int, int]:
+    """The shape of the images that the run was trained on; its own record needs no data set."""
+    with contextlib.suppress(json_files.Damaged):
+        if saved := artifacts.read_data(workdir):
+            height, width, channels = saved["image_shape"]
+            return height, width, channels
+    return runs.find_dataset(config).image_shape
 
 
 def _last_evaluation(

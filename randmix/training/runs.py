@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import logging
 import sys
 from collections.abc import Mapping
 from functools import partial
@@ -18,7 +19,7 @@ from ml_collections import ConfigDict
 
 from randmix import attacks, masks, models
 from randmix import config as configs
-from randmix.data import catalog, feeds, stream
+from randmix.data import catalog, feeds, photographs, stream
 from randmix.data.augment import Augmentation
 from randmix.errors import UserError
 from randmix.models import stack
@@ -204,7 +205,8 @@ def assemble(config: ConfigDict) -> Parts:
         UserError: a value that isn't allowed; the message names its key.
     """
     configs.check(config)
-    data = _data_options(config)
+    config, dataset = _resolve(config)
+    data = _data_options(config, dataset)
     image_shape = data.dataset.image_shape
     task = tasks.build(
         config.task, image_shape=image_shape, permutation_seed=config.permutation_seed
@@ -271,8 +273,55 @@ def assemble(config: ConfigDict) -> Parts:
     )
 
 
-def _data_options(config: ConfigDict) -> DataOptions:
-    dataset = catalog.get(config.data.name, config.data.data_dir, image_size=config.data.image_size)
+def find_dataset(config: ConfigDict) -> catalog.DataSet:
+    """Looks up a config's data set.
+
+    Raises:
+        UserError: as ``catalog.get`` does.
+    """
+    data = config.data
+    return catalog.get(
+        data.name, data.data_dir, image_size=data.image_size, in_memory=data.in_memory
+    )
+
+
+def _resolve(config: ConfigDict) -> tuple[ConfigDict, catalog.DataSet]:
+    """Returns a copy of a config in which nothing is left for the data or the machine to decide.
+
+    What was decided is then part of the run: where it can't be had again, a resumed run is refused.
+    """
+    dataset = find_dataset(config)
+    resolved = config.copy_and_resolve_references()
+    data, model = resolved.data, resolved.model
+    data.in_memory = "off" if dataset.streamed else "on"
+    if dataset.streamed:
+        data.image_size = dataset.image_shape[0]
+        data.decoder = photographs.choose_decoder(data.decoder)
+    given = model.mean is not None and model.std is not None
+    if dataset.statistics is None and not given:
+        logging.getLogger(__name__).warning(
+            "the channel statistics of %s are unknown, so images aren't normalised; "
+            "`python -m randmix prepare %s` records them, or set config.model.mean and std",
+            dataset.name,
+            dataset.name,
+        )
+    mean, std = dataset.statistics or ((), ())
+    model.mean, model.std = model.mean if given else mean, model.std if given else std
+    return resolved, dataset
+
+
+def _data_options(config: ConfigDict, dataset: catalog.DataSet) -> DataOptions:
+    catalog.require_split(dataset, "train")
+    side, size = dataset.shorter_side, dataset.image_shape[0]
+    if dataset.streamed and side is not None and 2 * side < size:
+        logging.getLogger(__name__).warning(
+            "half of the images of %s have a side of %d pixels or less, and are enlarged to %d x "
+            "%d; set config.data.image_size",
+            dataset.name,
+            side,
+            size,
+            size,
+        )
     used = max(1, round(config.data.subset * dataset.train_examples))
     held_out = round(config.data.validation * used)
     if config.data.validation and not held_out:
@@ -283,16 +332,17 @@ def _data_options(config: ConfigDict) -> DataOptions:
     return DataOptions(
         dataset=dataset,
         data_dir=config.data.data_dir,
-        reading=reading(config),
+        reading=reading(config, dataset),
         train_examples=used - held_out,
         validation_examples=held_out,
         pgd_examples=config.defense.pgd_examples,
     )
 
 
-def reading(config: ConfigDict) -> stream.Reading:
-    """Returns how a config reads photographs."""
-    return stream.Reading(**_fields(stream.Reading, config.data))
+def reading(config: ConfigDict, dataset: catalog.DataSet) -> stream.Reading:
+    """Returns how a config reads the photographs of a data set."""
+    values = {**config.data, "image_size": dataset.image_shape[0]}
+    return stream.Reading(**_fields(stream.Reading, values))
 
 
 def augmentation(config: ConfigDict, dataset: catalog.DataSet) -> Augmentation:
@@ -366,6 +416,7 @@ def build_model(config: ConfigDict, num_classes: int | None) -> nn.Module:
     readout = tasks.model_arguments(config.task, num_classes)
     # The blocks to scan over are only known once there are parameters.
     arguments = {key: value for key, value in config.model.items() if key != "scan"}
+    arguments |= {name: arguments[name] or () for name in ("mean", "std")}
     return models.build(dtype=config.precision, **readout, **arguments)
 
 

@@ -1,0 +1,251 @@
+"""Data sets on disk as TFDS lays them out: where they are, what they hold, and their records.
+
+A data directory can be any path that etils' epath supports, including gs://bucket/folder; only
+`randmix.data.prepare` needs a local one.
+"""
+
+import dataclasses
+import io
+import json
+import os
+import re
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from randmix.errors import UserError
+
+SURVEY = "randmix.json"  # next to dataset_info.json; see `randmix.data.survey`
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What a prepared data set holds, from its own files.
+
+    Attributes:
+        examples: split -> number of examples, as TFDS names the splits.
+        image_key, label_key: names of the two features.
+        image_shape: (height, width, channels); None if the images have many sizes, or their sizes
+            are unknown.
+        channels: 1 or 3.
+        num_classes: the number of classes.
+        survey: the content of ``SURVEY``; {} if there is none.
+    """
+
+    examples: Mapping[str, int]
+    image_key: str
+    label_key: str
+    image_shape: tuple[int, int, int] | None
+    channels: int
+    num_classes: int
+    survey: Mapping[str, Any]
+
+
+def default_data_dir() -> epath.Path:
+    """TFDS's default data directory: $TFDS_DATA_DIR, or ~/tensorflow_datasets."""
+    return epath.Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def resolve_data_dir(data_dir: epath.PathLike | None) -> epath.Path:
+    """Returns `data_dir` with ~ expanded, or the default if it is None or empty."""
+    return epath.Path(data_dir).expanduser() if data_dir else default_data_dir()
+
+
+def is_complete(directory: epath.Path) -> bool:
+    """Whether a data set can be read: complete, and in the ArrayRecord format.
+
+    TFDS writes to a temporary directory, dataset_info.json last, and renames it at the end, so an
+    interrupted preparation never counts as complete.
+    """
+    return "array_record" in _file_formats(directory)
+
+
+def newest_version(folder: epath.Path) -> str | None:
+    """The highest version among a data set's folders, such as '3.0.1'; None if there is none."""
+    try:
+        names = [child.name for child in folder.iterdir()]
+    except OSError:
+        return None
+    versions = [name for name in names if re.fullmatch(r"\d+\.\d+\.\d+", name)]
+    return max(versions, key=lambda text: tuple(map(int, text.split("."))), default=None)
+
+
+def require_array_record(directory: epath.Path) -> None:
+    """Raises a UserError with TFDS's conversion command if a data set lacks ArrayRecord files."""
+    formats = _file_formats(directory)
+    if formats and "array_record" not in formats:
+        raise UserError(
+            f"{directory} holds {' and '.join(formats)} files, not array_record; "
+            "choose another data_dir and prepare it there, or run "
+            f"`tfds convert_format --dataset_version_dir={shlex.quote(str(directory))} "
+            "--out_file_format=array_record` where TensorFlow, apache-beam and mlcroissant are "
+            "installed"
+        )
+
+
+def contents(directory: epath.Path) -> Contents:
+    """Reads what a complete data set holds.
+
+    Raises:
+        UserError: its description is damaged, or it doesn't hold labelled images of 8 bits.
+    """
+    features = _features(directory)
+    info = _read_json(directory / "dataset_info.json")
+    named = info.get("supervisedKeys", {}).get("tuple", {}).get("items", [])
+    preferred = [item.get("featureKey") for item in named]
+    image_key = _feature(directory, features, "image", preferred)
+    label_key = _feature(directory, features, "classLabel", preferred)
+    image = features[image_key]["image"]
+    if image.get("dtype", "uint8") != "uint8":
+        raise UserError(
+            f"{directory}: the feature {image_key!r} has the type {image['dtype']}, allowed is "
+            "uint8; convert the images as their values require"
+        )
+    dimensions = [int(size) for size in image.get("shape", {}).get("dimensions", [])] or [-1] * 3
+    survey = _read_json(directory / SURVEY)
+    shape = survey.get("image_shape") or (dimensions if min(dimensions) > 0 else None)
+    return Contents(
+        examples={
+            split["name"]: sum(map(int, split.get("shardLengths", []))) for split in info["splits"]
+        },
+        image_key=image_key,
+        label_key=label_key,
+        image_shape=None if shape is None else (shape[0], shape[1], shape[2]),
+        channels=1 if dimensions[-1] == 1 else 3,
+        num_classes=int(features[label_key]["classLabel"]["numClasses"]),
+        survey=survey,
+    )
+
+
+def open_source(directory: epath.Path, split: str, *, examples: int, image_key: str) -> Any:
+    """Opens a split as TFDS's random-access source, with undecoded images.
+
+    Args:
+        directory: of a complete data set.
+        split: TFDS's name of a split or of a part of it.
+        examples: the number of examples that it must have.
+        image_key: the feature that isn't decoded.
+
+    Returns:
+        A sequence of {"image": bytes, "label": int, ...}; `__getitems__` reads several rows at
+        once. Reading raises a RuntimeError if records are damaged, since ArrayRecord checksums each
+        chunk; see `damaged`.
+
+    Raises:
+        UserError: files are missing or damaged, or the number of examples is wrong.
+    """
+    # Not at the top: TFDS takes a second to import, and --help and the digits don't need it.
+    import tensorflow_datasets as tfds
+
+    _features(directory)
+    try:
+        # TFDS's own decoding is slower, and warns if OpenCV is missing.
+        source = tfds.builder_from_directory(directory).as_data_source(
+            split,  # pyright: ignore[reportCallIssue]  # decorator hides it
+            file_format="array_record",
+            decoders={image_key: tfds.decode.SkipDecoding()},
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        raise damaged(directory, str(error).splitlines()[0]) from error
+    if len(source) != examples:
+        raise damaged(directory, f"found {len(source)} examples in {split}, expected {examples}")
+    return source
+
+
+def damaged(directory: epath.Path, reason: object) -> UserError:
+    """Error for files that can't be read."""
+    return UserError(f"{directory} is damaged ({reason}); remove it and prepare it again")
+
+
+def read_arrays(
+    directory: epath.Path, split: str, *, examples: int, held: Contents, shape: tuple[int, int, int]
+) -> dict[str, np.ndarray]:
+    """Reads and decodes a split whose images have one shape.
+
+    Args:
+        directory, split, examples: see `open_source`.
+        held: from `contents`.
+        shape: (height, width, channels) of every image.
+
+    Returns:
+        {"image": [N, H, W, C] uint8 in 0..255, "label": [N] int32}, C-contiguous.
+
+    Raises:
+        UserError: as `open_source` does, or an image can't be decoded or has another shape.
+    """
+    source = open_source(directory, split, examples=examples, image_key=held.image_key)
+    images = np.empty((examples, *shape), np.uint8)
+    labels = np.empty(examples, np.int32)
+    mode = "L" if shape[-1] == 1 else "RGB"
+    row = 0
+    try:
+        for start in range(0, examples, 128):  # single reads take four times as long
+            rows = range(start, min(start + 128, examples))
+            for row, example in zip(rows, source.__getitems__(rows), strict=True):
+                image = Image.open(io.BytesIO(example[held.image_key]))
+                if (image.height, image.width) != shape[:2]:
+                    raise ValueError(f"{image.width} x {image.height} pixels")
+                images[row] = np.asarray(image.convert(mode)).reshape(shape)
+                labels[row] = example[held.label_key]
+    except RuntimeError as error:
+        raise damaged(directory, error) from error
+    except BAD_IMAGE as error:
+        raise damaged(directory, f"{split}, record {row}: {error}") from error
+    return {"image": images, "label": labels}
+
+
+def class_names(directory: epath.Path, held: Contents) -> list[str]:
+    """Class names by label; the numbers as text if there are none."""
+    names = directory / f"{held.label_key}.labels.txt"  # TFDS writes it if there are names
+    if not names.exists():
+        return [str(label) for label in range(held.num_classes)]
+    return [name.strip() for name in names.read_text().split("\n") if name.strip()]
+
+
+# Pillow's errors for a bad file.
+BAD_IMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+def _features(directory: epath.Path) -> dict[str, Any]:
+    """The features by name, from features.json."""
+    features = _read_json(directory / "features.json").get("featuresDict", {}).get("features")
+    if not features:
+        raise damaged(directory, "features.json can't be read")
+    return features
+
+
+def _feature(
+    directory: epath.Path, features: Mapping[str, Any], kind: str, preferred: list[str]
+) -> str:
+    """The name of the one feature of a kind, or of the supervised one if there are several."""
+    names = [name for name, feature in features.items() if kind in feature]
+    chosen = [name for name in names if name in preferred] if len(names) > 1 else names
+    if len(chosen) != 1:
+        what = {"image": "an image", "classLabel": "a class label"}[kind]
+        raise UserError(
+            f"{directory}: got the features {', '.join(features)}, {len(names)} of them {what}; "
+            "allowed are data sets with one image and one class label"
+        )
+    return chosen[0]
+
+
+def _read_json(file: epath.Path) -> dict[str, Any]:
+    """Parses a JSON file; {} if it is missing or incomplete."""
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    except ImportError as error:  # from epath, for a bucket whose library isn't installed
+        raise UserError(f"{file} is unreachable: {error}") from error
+
+
+def _file_formats(directory: epath.Path) -> list[str]:
+    """Record formats of a prepared data set; [] if it isn't one."""
+    info = _read_json(directory / "dataset_info.json")
+    if not info:
+        return []
+    return [info.get("fileFormat", "tfrecord"), *info.get("alternativeFileFormats", [])]
