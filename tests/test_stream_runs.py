@@ -11,7 +11,7 @@ import small
 
 import randmix
 from randmix import masks
-from randmix.data import catalog, photographs, prepare
+from randmix.data import catalog, photographs, prepare, records
 from randmix.errors import UserError
 from randmix.runtime.preemption import Preempted
 from randmix.training import evaluation as eval_loop
@@ -110,7 +110,7 @@ def test_the_result_is_of_every_test_example(whole, data_dir):
 @pytest.mark.slow
 def test_the_run_is_loaded_without_its_data(whole, tmp_path, monkeypatch):
     workdir, _ = whole
-    monkeypatch.setattr(catalog, "resolve_data_dir", lambda data_dir: tmp_path)
+    monkeypatch.setattr(records, "resolve_data_dir", lambda data_dir: tmp_path)
     assert randmix.load(workdir).step == 4
 
 
