@@ -17,10 +17,12 @@ from typing import NamedTuple
 import command
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pictures
 import pytest
 import safetensors.numpy
 import stand_ins
+import tfds_sets
 from small_archives import SMALL
 from test_launch import GCLOUD, SRUN, commit_launchers
 
@@ -128,7 +130,14 @@ class Checkout:
         commit_launchers(folder)  # tpu_pod.sh refuses changes, and the repository may have some
         (folder / "benchmarks").symlink_to(command.REPOSITORY / "benchmarks")
         pictures.folder(folder / "photos" / "pets")
+        pictures.folder(folder / "photos" / "cifar10", width=32, height=32)
         (folder / "tfds").mkdir()
+        images, labels = np.zeros((8, 28, 28), np.uint8), np.arange(8)
+        np.savez(
+            folder / "pathmnist.npz",
+            **{"train_images": images, "train_labels": labels},
+            **{"test_images": images, "test_labels": labels},
+        )
         self.log = folder / "started"
         (folder / "bin").mkdir()
         for name, text in {
@@ -174,7 +183,7 @@ class Checkout:
             ).replace("=/data/imagenet", f"={self.archives}/imagenet2012")
             for argument in arguments
         ]
-        if module == "randmix prepare" and not any("=" in a for a in arguments):
+        if module == "randmix prepare" and arguments[0] in SMALL and len(arguments) == 1:
             return [*arguments, f"--manual_dir={self.archives}/{arguments[0]}"]
         if any(a.startswith("--coordinator=") for a in arguments):
             return [*arguments, "--summary"]
@@ -265,6 +274,9 @@ def published_weights(path):
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [p for p in PAGES if not p.startswith("api/")])
 def test_the_page_runs(page, checkout, monkeypatch, capsys):
+    if page == "data.md":
+        tfds_sets.prepare("svhn_cropped", checkout.folder / "tfds")
+        tfds_sets.prepare("cifar10_corrupted", checkout.folder / "tfds", config="fog_1")
     if page == "models.md":
         published_weights(checkout.folder / "convmixer_768_32.safetensors")
     monkeypatch.chdir(checkout.folder)

@@ -71,6 +71,7 @@ def test_small_images_are_read_into_memory_as_tfds_reads_them(name, stored, trai
     whole = tfds_sets.SETS[stored.partition("/")[0]]
     assert (data_set.image_shape, data_set.num_classes) == whole[:2]
     assert not data_set.streamed
+    assert catalog.class_names(name, data_dir) == tfds_sets.class_names(stored.partition("/")[0])
     for split, theirs in (("train", train), ("test", test)):
         if theirs is None:
             with pytest.raises(UserError, match=f"{name} has no examples to train on"):

@@ -34,9 +34,13 @@ def label(name, split, row):
     return -1 if split == "unlabelled" else row % SETS[name][1]
 
 
+def class_names(name):
+    return [f"class {k}" for k in range(SETS[name][1])]
+
+
 def prepare(name, data_dir, *, version="3.0.0", config=None, **features):
     """Writes a set to DATA_DIR/NAME[/CONFIG]/VERSION and returns that folder."""
-    shape, num_classes, more, splits = SETS[name]
+    shape, _, more, splits = SETS[name]
     set_name = name
 
     class Set(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -50,7 +54,7 @@ def prepare(name, data_dir, *, version="3.0.0", config=None, **features):
                 features=tfds.features.FeaturesDict(
                     {
                         "image": tfds.features.Image(shape=shape),
-                        "label": tfds.features.ClassLabel(num_classes=num_classes),
+                        "label": tfds.features.ClassLabel(names=class_names(name)),
                         **more,
                         **features,
                     }

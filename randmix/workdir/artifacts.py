@@ -81,6 +81,7 @@ def open_workdir(
             with another config (the message names the keys that differ), or the processes disagree.
     """
     distributed.require_same("config", configs.to_json(values))
+    distributed.require_same("data set", json.dumps(data))
     with contextlib.ExitStack() as held:
         result = distributed.decided_by_primary(
             lambda: _make_workdir(workdir, values, summary, data, held)
