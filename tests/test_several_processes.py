@@ -13,9 +13,11 @@ import time
 import command
 import numpy as np
 import pytest
+import tfds_sets
 from flax.traverse_util import flatten_dict
 
 import randmix
+from randmix import data
 
 pytestmark = pytest.mark.slow
 
@@ -205,3 +207,32 @@ def test_two_evaluate_every_example_once(runs, reference):
     assert done.returncode == 0, done.stderr
     spoken = [line.removeprefix("[0] ") for line in done.stdout.splitlines() if "Gloo" not in line]
     assert spoken == command.run("randmix evaluate", *flags, env=runs.environment).out.splitlines()
+
+
+@pytest.mark.parametrize(("count", "name"), [(2, "my_data:make"), (4, "tfds/oxford_flowers102")])
+def test_several_see_the_batches_that_one_sees_from_any_source(count, name, runs, tmp_path):
+    tfds_sets.prepare("oxford_flowers102", tmp_path)
+    rng = np.random.default_rng(0)
+    pair = rng.integers(0, 256, (40, 8, 8, 3), np.uint8), np.arange(40) % 3
+    data.from_arrays("mine", train=pair, test=pair, data_dir=tmp_path)
+    (tmp_path / "my_data.py").write_text(
+        "from randmix.data import catalog\n\ndef make():\n    splits = {}\n"
+        '    for split in ("train", "test"):\n'
+        f'        arrays = catalog.load("arrays/mine", split, {str(tmp_path)!r})\n'
+        '        splits[split] = arrays["image"], arrays["label"]\n'
+        "    return splits\n"
+    )
+    flags = (
+        f"--config.data.name={name}",
+        f"--config.data.data_dir={tmp_path}",
+        "--config.steps=6",
+        "--config.batch_size=8",
+        "--config.data.crop_padding=0",
+        *(["--config.data.image_size=16"] if name.startswith("tfds") else []),
+    )
+    done, _ = runs.several(count, tmp_path / "several", *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    command_line = runs.flags(tmp_path / "one", *flags)
+    one = command.run("randmix.main", *command_line, env=runs.environment, cwd=tmp_path)
+    assert one.status == 0, one.err
+    assert_agree(tmp_path / "several", tmp_path / "one")
