@@ -373,7 +373,9 @@ def test_the_command_line(tmp_path):
             f"--source={source}",
             "--name=a b",
         ): "--name: got 'a b', allowed are letters, digits, _ and -",
-        ("imagefolder", f"--source={source}", "--manual_dir=x"): "--manual_dir is for archives",
+        ("imagefolder", f"--source={source}", "--manual_dir=x"): "--manual_dir is not a flag of "
+        "imagefolder; its flags are: --source --name --num_shards",
+        ("imagefolder", f"--source={source}", "--allow_subset"): "--allow_subset is not a flag of",
         (
             "imagefolder",
             f"--source={source}",

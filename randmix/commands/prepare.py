@@ -44,9 +44,18 @@ def define_flags() -> None:
         None,
         "Folder with the data set's original archives, instead of downloading them.",
     )
-    flags.DEFINE_string("source", None, "imagefolder: the folder with the images.")
     flags.DEFINE_string(
-        "name", None, "imagefolder: the data set's name. Default: the folder's name."
+        "source", None, "imagefolder, imagenet2012: the folder with the (extracted) images."
+    )
+    flags.DEFINE_bool(
+        "allow_subset",
+        False,
+        "imagenet2012: take what --source holds, as the data set imagenet2012/NAME.",
+    )
+    flags.DEFINE_string(
+        "name",
+        None,
+        "The NAME of imagefolder/NAME or imagenet2012/NAME. Default: the folder's name.",
     )
     flags.DEFINE_integer(
         "num_shards",

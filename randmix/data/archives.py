@@ -83,7 +83,8 @@ def locate(
     else:
         raise UserError(
             f"{name} needs {' and '.join(names)}, which only registered users can download "
-            "(https://image-net.org/download-images); give their directory with --manual_dir=DIR"
+            "(https://image-net.org/download-images); give their directory with --manual_dir=DIR, "
+            "or that of the extracted images with --source=DIR"
         )
     for info in url_infos.values():
         _verify(name, folder / info.filename, info, by_size=downloads is None)

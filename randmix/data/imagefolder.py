@@ -207,7 +207,7 @@ def _require_two(folder: Path, classes: dict[str, list[Path]]) -> dict[str, list
 
 def _folders(folder: Path) -> list[Path]:
     """Subfolders of a folder; of files beside them, only those such as a README are ignored."""
-    children = _visible(folder)
+    children = visible(folder)
     for child in children:
         if not child.is_dir() and (not child.is_file() or child.suffix.lower() in _EXTENSIONS):
             raise UserError(
@@ -219,7 +219,7 @@ def _folders(folder: Path) -> list[Path]:
 
 def _images(folder: Path) -> list[Path]:
     """Images in a class folder, which must contain nothing else."""
-    children = _visible(folder)
+    children = visible(folder)
     for child in children:
         if child.is_dir() or child.suffix.lower() not in _EXTENSIONS:
             raise UserError(
@@ -236,7 +236,8 @@ def _images(folder: Path) -> list[Path]:
     return children
 
 
-def _visible(folder: Path) -> list[Path]:
+def visible(folder: Path) -> list[Path]:
+    """Sorted content of a folder, without hidden files and those of file managers."""
     try:
         children = sorted(folder.iterdir())
     except OSError as error:

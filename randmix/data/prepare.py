@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import time
@@ -18,45 +19,76 @@ import tensorflow_datasets as tfds
 from absl import logging as absl_logging
 from etils import epath
 
-from randmix.data import archives, builders, catalog, imagefolder, records, survey
+from randmix.data import (
+    archives,
+    builders,
+    catalog,
+    imagefolder,
+    imagenet,
+    imagenet_tree,
+    records,
+    survey,
+)
 from randmix.errors import UserError
 from randmix.runtime import durable, locks, signals
 
 _POLL = 0.2  # seconds between two tries to take a lock
+# The flags that data sets take, by the first word of their names; _OTHERS is for the other sets.
+_FLAGS = {
+    catalog.FOLDER: ("source", "name", "num_shards"),
+    catalog.IMAGENET: ("manual_dir", "source", "allow_subset", "name", "num_shards"),
+}
+_OTHERS = ("manual_dir", "num_shards")
 
 
 def main(options: Any) -> None:
     """Prepares a data set with the options of ``commands/prepare.py``."""
-    start, data_set = time.monotonic(), options.data_set
-    _local(records.resolve_data_dir(options.data_dir), data_set)
-    if data_set == catalog.FOLDER:
-        if options.manual_dir:
-            raise UserError(
-                "--manual_dir is for archives; give the folder of an imagefolder with --source=DIR"
-            )
+    start, data_dir = time.monotonic(), options.data_dir
+    _local(records.resolve_data_dir(data_dir), options.data_set)
+    name = _name(options)
+    already = catalog.is_prepared(name, data_dir)
+    if "/" in options.data_set:
+        catalog.require_prepared(name, data_dir)  # says how to prepare it
+    elif "/" in name:
+        prepare_folder(options.source, name, data_dir, num_shards=options.num_shards)
+    else:
+        prepare(
+            name,
+            data_dir,
+            manual_dir=options.manual_dir,
+            source=options.source,
+            num_shards=options.num_shards,
+        )
+    prepared = catalog.get(name, data_dir)
+    took = "already prepared" if already else f"{time.monotonic() - start:.1f} s"
+    print(
+        f"{name}: {prepared.train_examples:,} train and {prepared.test_examples:,} test examples "
+        f"in {prepared.directory(data_dir)} ({took})"
+    )
+
+
+def _name(options: Any) -> str:
+    """The full name of the data set to prepare; raises a UserError if the flags don't fit it."""
+    name = options.data_set
+    allowed = _FLAGS.get(name.partition("/")[0], _OTHERS)
+    for flag in ("manual_dir", "source", "allow_subset", "name", "num_shards"):
+        if getattr(options, flag) and flag not in allowed:
+            takes = " ".join(f"--{each}" for each in allowed) or "none of its own"
+            raise UserError(f"--{flag} is not a flag of {name}; its flags are: {takes}")
+    if options.source and options.manual_dir:
+        raise UserError("got --source and --manual_dir, allowed is one of them; leave one out")
+    if name == catalog.FOLDER or options.allow_subset:
         if not options.source:
             raise UserError(
                 "--source is missing; give the folder with the images, for example --source=photos"
             )
-        name = (
-            f"{catalog.FOLDER}/{options.name or Path(options.source).expanduser().resolve().name}"
-        )
-        already = catalog.is_prepared(name, options.data_dir)
-        prepare_folder(options.source, name, options.data_dir, num_shards=options.num_shards)
-    else:
-        if options.source or options.name:
-            raise UserError(f"--source and --name are for imagefolder, got the data set {data_set}")
-        name = catalog.get(data_set).name
-        already = catalog.is_prepared(name, options.data_dir)
-        prepare(
-            name, options.data_dir, manual_dir=options.manual_dir, num_shards=options.num_shards
-        )
-    prepared = catalog.get(name, options.data_dir)
-    took = "already prepared" if already else f"{time.monotonic() - start:.1f} s"
-    print(
-        f"{name}: {prepared.train_examples:,} train and {prepared.test_examples:,} test examples "
-        f"in {prepared.directory(options.data_dir)} ({took})"
-    )
+        folder = Path(options.source).expanduser().resolve().name
+        if options.allow_subset:
+            folder = re.sub("[^A-Za-z0-9_-]+", "-", folder).strip("-_")
+        return f"{name}/{options.name or folder}"
+    if options.name and name == catalog.IMAGENET:
+        raise UserError("--name is for a part of ImageNet; add --allow_subset, or leave it out")
+    return name
 
 
 def prepare(
@@ -64,6 +96,7 @@ def prepare(
     data_dir: epath.PathLike | None = None,
     *,
     manual_dir: str | os.PathLike | None = None,
+    source: str | os.PathLike | None = None,
     num_shards: int | None = None,
     progress: bool = True,
 ) -> Path:
@@ -75,6 +108,8 @@ def prepare(
         name: a data set of the catalog.
         data_dir: TFDS's data directory, a local path; None for its default.
         manual_dir: a directory with all the original archives; None to download them.
+        source: imagenet2012: the folder with the extracted images instead; see
+            `randmix.data.imagenet_tree`.
         num_shards: number of files per split; None lets TFDS choose. The order of the examples
             doesn't depend on it.
         progress: whether to show a progress bar, if stderr is a terminal.
@@ -83,8 +118,8 @@ def prepare(
         The directory of the prepared data set, <data_dir>/<name>/<version>.
 
     Raises:
-        UserError: there is no such data set; its archives are missing, damaged or unreachable; the
-            directory can't be written, or contains the data set in another format.
+        UserError: there is no such data set; its archives or images are missing, damaged or
+            unreachable; the directory can't be written, or contains the data set in another format.
     """
     data_set = catalog.get(name)
     _check_num_shards(name, num_shards, data_set.test_examples)
@@ -94,7 +129,9 @@ def prepare(
     with _preparing(name, target, progress) as scratch:
         if scratch:
             builder: Any = builders.BUILDERS[name](data_dir=scratch, file_format="array_record")
-            if builder.url_infos:
+            if source is not None:
+                builder.files = imagenet_tree.find_all(Path(source).expanduser())
+            elif builder.url_infos:
                 kept = None if data_set.streamed else target.parent.parent / "downloads" / name
                 builder.archives = archives.locate(
                     name,
@@ -103,7 +140,8 @@ def prepare(
                     manual_dir=manual_dir,
                     progress=progress,
                 )
-            _write(builder, examples, target, num_shards, progress=progress)
+            _build(builder, examples, num_shards)
+            _keep(builder, target)
     return target
 
 
@@ -120,29 +158,40 @@ def prepare_folder(
     One process prepares it; others wait.
 
     Args:
-        source: the folder with the images; see `randmix.data.imagefolder`.
-        name: imagefolder/NAME.
+        source: the folder with the images; see `randmix.data.imagefolder` and
+            `randmix.data.imagenet_tree`.
+        name: imagefolder/NAME, or imagenet2012/NAME for a part of ImageNet.
         data_dir, num_shards, progress: see `prepare`.
 
     Returns:
-        The directory of the prepared data set, <data_dir>/imagefolder/NAME/1.0.0.
+        The directory of the prepared data set, <data_dir>/<name>/<version>.
 
     Raises:
         UserError: the folder's layout is wrong, or an image is refused; the name is in use for
             other images; the directory can't be written.
     """
-    folder_name = imagefolder.check_name(name.removeprefix(f"{catalog.FOLDER}/"))
-    files = imagefolder.find(Path(source).expanduser())
+    kind, _, folder_name = name.partition("/")
+    imagefolder.check_name(folder_name)
+    find, build = {
+        catalog.FOLDER: (imagefolder.find, imagefolder.ImageFolder),
+        catalog.IMAGENET: (imagenet_tree.find, imagenet.ImagenetSubset),
+    }[kind]
+    files = find(Path(source).expanduser())
     examples = imagefolder.count(files)
     _check_num_shards(name, num_shards, min(examples.values()))
-    target = _local(records.resolve_data_dir(data_dir) / name / catalog.FOLDER_VERSION, name)
+    target = _local(records.resolve_data_dir(data_dir) / name / str(build.VERSION), name)
 
+    found = None
     with _preparing(name, target, progress) as scratch:
         if scratch:
-            builder = imagefolder.ImageFolder(
+            builder = build(
                 files=files, folder_name=folder_name, data_dir=scratch, file_format="array_record"
             )
-            _write(builder, examples, target, num_shards, progress=progress)
+            _build(builder, examples, num_shards)
+            found = _look(epath.Path(builder.data_dir), progress)
+            _keep(builder, target)
+    if found is not None:
+        _warn_of_damage(name, found)
     prepared_from = json.loads((target / "metadata.json").read_text())["files"]
     if prepared_from != imagefolder.fingerprint(files):
         raise UserError(
@@ -150,6 +199,24 @@ def prepare_folder(
             "choose another --name, or remove it"
         )
     return target
+
+
+def _look(directory: epath.Path, progress: bool) -> survey.Survey:
+    """Looks at every image of a data set, and writes what they are like."""
+    found = survey.survey(directory, show_progress=progress)
+    survey.write(directory, found)
+    return found
+
+
+def _warn_of_damage(name: str, found: survey.Survey) -> None:
+    if found.damaged:
+        first = found.damaged[0]
+        logging.getLogger(__name__).warning(
+            "%s: %d of %d records are damaged, the first of them record %d of %s (%s); training "
+            "stops at one unless config.data.corrupt is skip; `python -m randmix verify %s` lists "
+            "them",
+            *(name, len(found.damaged), found.examples, first.row, first.split, first.reason, name),
+        )
 
 
 def _local(target: epath.Path, name: str) -> Path:
@@ -171,15 +238,20 @@ def _check_num_shards(name: str, num_shards: int | None, most: int) -> None:
 def _preparing(name: str, target: Path, progress: bool) -> Iterator[Path | None]:
     """Yields an empty folder next to ``target``, under a lock, or None if ``target`` is complete.
 
-    Disk errors become UserErrors.
+    There may be no incomplete ``target``. Disk errors become UserErrors.
     """
-    data_dir, scratch = target.parents[name.count("/") + 1], None
+    directory, scratch = epath.Path(target), None
     try:
         with contextlib.ExitStack() as stack:
-            if not catalog.is_prepared(name, data_dir):
+            if not records.is_complete(directory):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(_lock(target.with_name(".lock"), name))
-                if not catalog.is_prepared(name, data_dir):  # by the lock's previous holder
+                if not records.is_complete(directory):  # by the lock's previous holder
+                    if target.exists():
+                        records.require_array_record(directory)
+                        raise UserError(
+                            f"{target} is not a complete data set; remove it and try again"
+                        )
                     scratch = stack.enter_context(_scratch(target))
                     stack.enter_context(_quiet_tfds(progress))
             yield scratch
@@ -193,15 +265,10 @@ def _preparing(name: str, target: Path, progress: bool) -> Iterator[Path | None]
         ) from error
 
 
-def _write(
-    builder: tfds.core.DatasetBuilder,
-    examples: dict[str, int],
-    target: Path,
-    num_shards: int | None,
-    *,
-    progress: bool,
+def _build(
+    builder: tfds.core.DatasetBuilder, examples: dict[str, int], num_shards: int | None
 ) -> None:
-    """Writes a data set to the builder's own folder, and moves it to ``target`` when complete."""
+    """Writes a data set to the builder's own folder, and checks the sizes of its splits."""
     config = tfds.download.DownloadConfig(try_download_gcs=False, num_shards=num_shards)
     builder.download_and_prepare(download_config=config)
     for split, expected in examples.items():
@@ -210,9 +277,10 @@ def _write(
                 f"{builder.name}: its archives contain {found:,} {split} images, "
                 f"expected {expected:,}; download them again"
             )
-    if isinstance(builder, imagefolder.ImageFolder):  # what the others hold is known
-        directory = epath.Path(builder.data_dir)
-        survey.write(directory, survey.survey(directory, show_progress=progress))
+
+
+def _keep(builder: tfds.core.DatasetBuilder, target: Path) -> None:
+    """Moves a complete data set to ``target``."""
     durable.flush_tree(builder.data_dir)
     durable.move(builder.data_dir, target)
 
@@ -255,9 +323,6 @@ def _lock(file: Path, name: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _scratch(target: Path) -> Iterator[Path]:
     """Empty folder, removed at the end; leftovers of a killed process are removed first."""
-    if target.exists():
-        records.require_array_record(epath.Path(target))
-        raise UserError(f"{target} is not a complete data set; remove it and try again")
     folder = target.with_name("incomplete.randmix")
     remove = functools.partial(shutil.rmtree, folder, ignore_errors=True)
     remove()
