@@ -219,7 +219,7 @@ def _require_possible(data_set: DataSet, in_memory: str) -> None:
 
 def is_prepared(name: str, data_dir: epath.PathLike | None = None) -> bool:
     """Whether a data set of TFDS's kind is complete, and in the ArrayRecord format."""
-    return records.is_complete(_directory(name, data_dir))
+    return records.is_complete(directory_of(name, data_dir))
 
 
 def prepare_command(name: str, data_dir: epath.PathLike | None = None) -> str:
@@ -348,7 +348,7 @@ def class_names(name: str, data_dir: epath.PathLike | None = None) -> list[str]:
 
 def require_prepared(name: str, data_dir: epath.PathLike | None = None) -> None:
     """Raises a UserError with the command that prepares the data set, unless `is_prepared`."""
-    directory = _directory(name, data_dir)
+    directory = directory_of(name, data_dir)
     if records.is_complete(directory):
         return
     records.require_array_record(directory)
@@ -387,7 +387,7 @@ def open_source(data_set: DataSet, split: str, data_dir: epath.PathLike | None =
     )
 
 
-def _directory(name: str, data_dir: epath.PathLike | None) -> epath.Path:
+def directory_of(name: str, data_dir: epath.PathLike | None) -> epath.Path:
     """The directory of a data set of TFDS's kind, which may not be prepared."""
     where = records.resolve_data_dir(data_dir)
     if name.startswith("tfds/"):
@@ -412,7 +412,7 @@ def _prepared(
 ) -> DataSet:
     """Reads a data set's properties from its prepared files."""
     require_prepared(name, data_dir)
-    directory = _directory(name, data_dir)
+    directory = directory_of(name, data_dir)
     held = records.contents(directory)
     size = image_size or IMAGE_SIZE
     shape = held.image_shape if _fits_in_memory(name, held, image_size, in_memory) else None

@@ -28,6 +28,7 @@ from randmix.data import (
     imagenet_tree,
     records,
     survey,
+    tfrecords,
 )
 from randmix.errors import UserError
 from randmix.runtime import durable, locks, signals
@@ -37,6 +38,7 @@ _POLL = 0.2  # seconds between two tries to take a lock
 _FLAGS = {
     catalog.FOLDER: ("source", "name", "num_shards"),
     catalog.IMAGENET: ("manual_dir", "source", "allow_subset", "name", "num_shards"),
+    "tfds": (),
 }
 _OTHERS = ("manual_dir", "num_shards")
 
@@ -47,7 +49,9 @@ def main(options: Any) -> None:
     _local(records.resolve_data_dir(data_dir), options.data_set)
     name = _name(options)
     already = catalog.is_prepared(name, data_dir)
-    if "/" in options.data_set:
+    if name.startswith("tfds/"):
+        convert(name, data_dir)
+    elif "/" in options.data_set:
         catalog.require_prepared(name, data_dir)  # says how to prepare it
     elif "/" in name:
         prepare_folder(options.source, name, data_dir, num_shards=options.num_shards)
@@ -201,6 +205,38 @@ def prepare_folder(
     return target
 
 
+def convert(name: str, data_dir: epath.PathLike | None = None, *, progress: bool = True) -> Path:
+    """Makes a set that TFDS prepared readable here: in the ArrayRecord format, and surveyed.
+
+    TFRecord files are copied to ArrayRecord files beside them unless this was done before. One
+    process does it; others wait.
+
+    Args:
+        name: tfds/NAME[/CONFIG][:VERSION].
+        data_dir, progress: see `prepare`.
+
+    Returns:
+        The directory of the prepared data set, <data_dir>/NAME[/CONFIG]/VERSION.
+
+    Raises:
+        UserError: TFDS hasn't prepared such a set; it doesn't hold labelled images; its files are
+            missing or damaged; the directory can't be written.
+    """
+    directory = catalog.directory_of(name, data_dir)
+    if "tfrecord" not in records.file_formats(directory):
+        catalog.require_prepared(name, data_dir)
+    records.contents(directory)
+    target, found = _local(directory, name), None
+    with _preparing(name, target, progress, existing=True) as scratch:
+        if scratch:
+            tfrecords.convert(target, scratch, progress=progress)
+        if not (target / records.SURVEY).exists():
+            found = _look(directory, progress)
+    if found is not None:
+        _warn_of_damage(name, found)
+    return target
+
+
 def _look(directory: epath.Path, progress: bool) -> survey.Survey:
     """Looks at every image of a data set, and writes what they are like."""
     found = survey.survey(directory, show_progress=progress)
@@ -235,10 +271,12 @@ def _check_num_shards(name: str, num_shards: int | None, most: int) -> None:
 
 
 @contextlib.contextmanager
-def _preparing(name: str, target: Path, progress: bool) -> Iterator[Path | None]:
+def _preparing(
+    name: str, target: Path, progress: bool, *, existing: bool = False
+) -> Iterator[Path | None]:
     """Yields an empty folder next to ``target``, under a lock, or None if ``target`` is complete.
 
-    There may be no incomplete ``target``. Disk errors become UserErrors.
+    Unless ``existing``, there may be no incomplete ``target``. Disk errors become UserErrors.
     """
     directory, scratch = epath.Path(target), None
     try:
@@ -247,7 +285,7 @@ def _preparing(name: str, target: Path, progress: bool) -> Iterator[Path | None]
                 target.parent.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(_lock(target.with_name(".lock"), name))
                 if not records.is_complete(directory):  # by the lock's previous holder
-                    if target.exists():
+                    if target.exists() and not existing:
                         records.require_array_record(directory)
                         raise UserError(
                             f"{target} is not a complete data set; remove it and try again"

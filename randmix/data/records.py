@@ -61,7 +61,7 @@ def is_complete(directory: epath.Path) -> bool:
     TFDS writes to a temporary directory, dataset_info.json last, and renames it at the end, so an
     interrupted preparation never counts as complete.
     """
-    return "array_record" in _file_formats(directory)
+    return "array_record" in file_formats(directory)
 
 
 def newest_version(folder: epath.Path) -> str | None:
@@ -76,7 +76,7 @@ def newest_version(folder: epath.Path) -> str | None:
 
 def require_array_record(directory: epath.Path) -> None:
     """Raises a UserError with TFDS's conversion command if a data set lacks ArrayRecord files."""
-    formats = _file_formats(directory)
+    formats = file_formats(directory)
     if formats and "array_record" not in formats:
         raise UserError(
             f"{directory} holds {' and '.join(formats)} files, not array_record; "
@@ -243,7 +243,7 @@ def _read_json(file: epath.Path) -> dict[str, Any]:
         raise UserError(f"{file} is unreachable: {error}") from error
 
 
-def _file_formats(directory: epath.Path) -> list[str]:
+def file_formats(directory: epath.Path) -> list[str]:
     """Record formats of a prepared data set; [] if it isn't one."""
     info = _read_json(directory / "dataset_info.json")
     if not info:
