@@ -180,7 +180,7 @@ def test_tfrecords_get_the_conversion_command(damaged_dir):
     info = json.loads((folder / "dataset_info.json").read_text())
     (folder / "dataset_info.json").write_text(json.dumps(info | {"fileFormat": "tfrecord"}))
     assert not catalog.is_prepared("digits", data_dir)
-    command = f"`tfds convert_format --dataset_version_dir={folder} --out_file_format=array_record`"
+    command = f"`python -m randmix prepare tfds/digits:1.0.0 --data_dir={data_dir}`"
     with pytest.raises(UserError, match="holds tfrecord files") as error:
         catalog.load("digits", "train", data_dir)
     assert command in str(error.value)

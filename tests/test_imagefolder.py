@@ -293,7 +293,7 @@ def test_tfrecords_get_the_conversion_command(tmp_path):
     info = json.loads((directory / "dataset_info.json").read_text())
     (directory / "dataset_info.json").write_text(json.dumps(info | {"fileFormat": "tfrecord"}))
     with pytest.raises(
-        UserError, match=r"holds tfrecord files, not array_record; .*`tfds convert_format"
+        UserError, match=r"holds tfrecord files, not array_record; run .* tfds/imagefolder/pets:1"
     ):
         catalog.get(NAME, tmp_path)
 
@@ -384,7 +384,7 @@ def test_the_command_line(tmp_path):
         (
             "digits",
             f"--source={source}",
-        ): "--source and --name are for imagefolder, got the data set digits",
+        ): "--source is not a flag of digits; its flags are: --manual_dir --num_shards",
         (
             *arguments[:2],
             "--data_dir=gs://bucket/data",

@@ -184,6 +184,24 @@ def test_the_command_line(as_tfrecords, tmp_path):
     )
 
 
+def test_whoever_needs_the_set_is_told_the_command(as_tfrecords, tmp_path):
+    directory, _ = as_tfrecords
+    with pytest.raises(UserError) as error:
+        catalog.get("tfds/objects/small", tmp_path)
+    assert str(error.value) == (
+        f"{directory} holds tfrecord files, not array_record; run "
+        f"`python -m randmix prepare tfds/objects/small:2.0.1 --data_dir={tmp_path}`"
+    )
+    info = directory / "dataset_info.json"
+    info.write_text(info.read_text().replace('"tfrecord"', '"parquet"'))
+    with pytest.raises(UserError) as error:
+        converted(tmp_path)
+    assert str(error.value) == (
+        f"{directory} holds parquet files, not array_record; choose another data_dir and prepare "
+        "it there"
+    )
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_checksums_of_any_length(seed):
     rng = np.random.default_rng(seed)

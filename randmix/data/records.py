@@ -75,16 +75,19 @@ def newest_version(folder: epath.Path) -> str | None:
 
 
 def require_array_record(directory: epath.Path) -> None:
-    """Raises a UserError with TFDS's conversion command if a data set lacks ArrayRecord files."""
+    """Raises a UserError that says what to do if a data set lacks ArrayRecord files."""
     formats = file_formats(directory)
-    if formats and "array_record" not in formats:
-        raise UserError(
-            f"{directory} holds {' and '.join(formats)} files, not array_record; "
-            "choose another data_dir and prepare it there, or run "
-            f"`tfds convert_format --dataset_version_dir={shlex.quote(str(directory))} "
-            "--out_file_format=array_record` where TensorFlow, apache-beam and mlcroissant are "
-            "installed"
-        )
+    if not formats or "array_record" in formats:
+        return
+    advice = "choose another data_dir and prepare it there"
+    if "tfrecord" in formats:
+        info = _read_json(directory / "dataset_info.json")
+        names = [info[key] for key in ("name", "configName") if info.get(key)]
+        where = directory.parents[len(names)]
+        option = "" if where == default_data_dir() else f" --data_dir={shlex.quote(str(where))}"
+        name = f"tfds/{'/'.join(names)}:{directory.name}"
+        advice = f"run `python -m randmix prepare {name}{option}`"
+    raise UserError(f"{directory} holds {' and '.join(formats)} files, not array_record; {advice}")
 
 
 def contents(directory: epath.Path) -> Contents:
