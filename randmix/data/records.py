@@ -153,10 +153,15 @@ def open_source(directory: epath.Path, split: str, *, examples: int, image_key: 
             decoders={image_key: tfds.decode.SkipDecoding()},
         )
     except (RuntimeError, ValueError, OSError) as error:
-        raise damaged(directory, str(error).splitlines()[0]) from error
+        raise damaged(directory, first_line(error)) from error
     if len(source) != examples:
         raise damaged(directory, f"found {len(source)} examples in {split}, expected {examples}")
     return source
+
+
+def first_line(error: Exception) -> str:
+    """First line of an error's text, which ArrayRecord sometimes leaves empty."""
+    return next(iter(str(error).splitlines()), "unreadable")
 
 
 def damaged(directory: epath.Path, reason: object) -> UserError:

@@ -11,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import tensorflow_datasets as tfds
 from etils import epath
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+from tensorflow_datasets.core import file_adapters
 from tqdm import tqdm
 
 from randmix.data import own, records
@@ -68,6 +70,7 @@ def survey(directory: epath.Path, *, show_progress: bool = True) -> Survey:
         UserError: a file is missing, or the description is damaged.
     """
     held = records.contents(directory)
+    _require_files(directory)
     sources = {
         split: records.open_source(directory, split, examples=count, image_key=held.image_key)
         for split, count in held.examples.items()
@@ -118,6 +121,26 @@ def write(directory: epath.PathLike, found: Survey) -> None:
     durable.write(epath.Path(directory) / records.SURVEY, json.dumps(content, indent=2) + "\n")
 
 
+def _require_files(directory: epath.Path) -> None:
+    """Raises a UserError unless all files can be opened: TFDS opens one only to read from it."""
+    broken = []
+    splits: Any = tfds.builder_from_directory(directory).info.splits
+    for split in splits.values():
+        template = split.filename_template.replace(filetype_suffix="array_record")
+        files = template.sharded_filepaths(len(split.shard_lengths))
+        for file, expected in zip(files, split.shard_lengths, strict=True):
+            try:
+                found = file_adapters.ArrayRecordFileAdapter.num_examples(file)
+            except RuntimeError as error:
+                broken.append(f"{file.name}: {records.first_line(error)}")
+            else:
+                if found != expected:
+                    broken.append(f"{file.name}: {found:,} records, expected {expected:,}")
+    if broken:
+        more = f", and {len(broken) - 1:,} more files" if broken[1:] else ""
+        raise records.damaged(directory, broken[0] + more)
+
+
 class _Seen(NamedTuple):
     """What a group of records holds: (height, width) of each image, and counts of its values."""
 
@@ -137,7 +160,9 @@ def _look(source: Any, group: tuple[str, range], held: records.Contents) -> _See
             image = Image.open(io.BytesIO(record[held.image_key])).convert(mode)
         except (*records.BAD_IMAGE, RuntimeError) as error:
             name = b"" if isinstance(record, RuntimeError) else record.get("file_name", b"")
-            seen.damaged.append(Damage(split, row, name.decode(), str(error).splitlines()[0]))
+            unknown = isinstance(error, UnidentifiedImageError)  # its text is an object's address
+            reason = "not an image" if unknown else records.first_line(error)
+            seen.damaged.append(Damage(split, row, name.decode(), reason))
         else:
             seen.sizes[image.height, image.width] += 1
             seen.histogram[:] += np.reshape(image.histogram(), seen.histogram.shape)

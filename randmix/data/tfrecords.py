@@ -22,6 +22,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import file_adapters
 from tqdm import tqdm
 
+from randmix.data import records
 from randmix.errors import UserError
 from randmix.runtime import durable
 
@@ -54,7 +55,7 @@ def convert(directory: Path, scratch: Path, *, progress: bool = True) -> None:
 
         def examples_of(source: Path, expected: int) -> Iterator[tuple[int, bytes]]:
             found = 0
-            for data in records(source):
+            for data in read_records(source):
                 yield found, data
                 found += 1
                 bar.update()
@@ -83,7 +84,7 @@ def _shards(directory: Path) -> Iterator[tuple[Path, Path, int]]:
         splits: Any = tfds.builder_from_directory(directory).info.splits
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(
-            f"{directory}: TFDS can't read its description ({str(error).splitlines()[0]}); "
+            f"{directory}: TFDS can't read its description ({records.first_line(error)}); "
             "copy or prepare it again"
         ) from error
     for split in splits.values():
@@ -97,7 +98,7 @@ def _shards(directory: Path) -> Iterator[tuple[Path, Path, int]]:
             yield source, target, examples
 
 
-def records(file: Path) -> Iterator[bytes]:
+def read_records(file: Path) -> Iterator[bytes]:
     """Yields the data of each record of a TFRecord file.
 
     Raises:
