@@ -91,7 +91,7 @@ def test_verify_from_the_command_line(workdir):
         f"aside and made anew when you remove {workdir}/result.json and train this workdir again\n"
     )
     assert command("randmix verify", "check", workdir).err == (
-        f"randmix: expected WORKDIR, got check {workdir}; see --help\n"
+        f"randmix: expected WORKDIR_OR_DATA_SET, got check {workdir}; see --help\n"
     )
 
 

@@ -1,4 +1,8 @@
-"""Verifies that a run's files are unchanged since they were written, and belong together."""
+"""Verifies runs and data sets.
+
+A run's files must be unchanged since they were written, and belong together. Every record of a data
+set must be readable and its image be complete.
+"""
 
 import contextlib
 import functools
@@ -7,14 +11,29 @@ from typing import Any
 
 from etils import epath
 
+from randmix.data import catalog, records, survey
 from randmix.errors import UserError
 from randmix.training import loading, runs
 from randmix.workdir import artifacts, checkpoints, metrics
 
 
 def main(options: Any) -> None:
-    """Verifies the workdir of the options of ``commands/verify.py``."""
-    workdir = epath.Path(options.workdir)
+    """Verifies the workdir or data set of the options of ``commands/verify.py``."""
+    name = options.workdir_or_data_set
+    workdir = epath.Path(name)
+    if workdir.is_dir():
+        _verify_workdir(workdir)
+        return
+    try:
+        data_set = catalog.get(name, options.data_dir)
+    except UserError as error:
+        if not str(error).startswith("no data set is named"):
+            raise
+        raise UserError(f"there is no folder {name!r} with a run, and {error}") from error
+    _verify_data_set(data_set, options.data_dir)
+
+
+def _verify_workdir(workdir: epath.Path) -> None:
     wrong = found = 0
     for path, problem in findings(workdir):
         print(problem or f"{path}: intact", flush=True)
@@ -27,6 +46,30 @@ def main(options: Any) -> None:
             f"{workdir}: {wrong} of its files and checkpoints can't be used; what is damaged is "
             f"set aside and made anew when you {checkpoints.how_to_train(workdir)}"
         )
+
+
+def _verify_data_set(data_set: catalog.DataSet, data_dir: epath.PathLike | None) -> None:
+    """Decodes every record and prints those that are damaged, or a line that all are intact."""
+    splits = [split for split in catalog.SPLITS if data_set.examples(split)]
+    for split in splits:  # the numbers of examples are those of the catalog
+        if data_set.embedded:
+            catalog.read(data_set, split, data_dir)
+        else:
+            catalog.open_source(data_set, split, data_dir)
+    if data_set.embedded:
+        count = sum(map(data_set.examples, splits))
+        print(f"{data_set.name}: all {count:,} records are intact")
+        return
+    directory = data_set.directory(data_dir)
+    found = survey.survey(directory)
+    for damage in found.damaged:
+        file_name = f" ({damage.file_name})" if damage.file_name else ""
+        print(f"{damage.split}, record {damage.row}{file_name}: {damage.reason}")
+    if found.damaged:
+        raise records.damaged(
+            directory, f"unreadable records: {len(found.damaged):,} of {found.examples:,}"
+        )
+    print(f"{data_set.name}: all {found.examples:,} records in {directory} are intact")
 
 
 def findings(workdir: epath.Path) -> Iterator[tuple[epath.Path, str | None]]:

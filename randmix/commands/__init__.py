@@ -28,7 +28,7 @@ SUMMARIES: Mapping[str, str] = {
     "spectrum": "Plot which frequencies filters cover, or what smoothing them gains under attack.",
     "unshuffle": "Draw the images that un-shuffling runs reconstruct.",
     "convert": "Convert PyTorch's ConvMixer weights to a run.",
-    "verify": "Check that a run's files are unchanged and belong together.",
+    "verify": "Check that a run's files are unchanged, or that a data set's images are intact.",
 }
 
 
