@@ -131,6 +131,7 @@ class Checkout:
         (folder / "benchmarks").symlink_to(command.REPOSITORY / "benchmarks")
         pictures.folder(folder / "photos" / "pets")
         pictures.folder(folder / "photos" / "cifar10", width=32, height=32)
+        imagenette(folder / "photos" / "imagenette2-320")
         (folder / "tfds").mkdir()
         images, labels = np.zeros((8, 28, 28), np.uint8), np.arange(8)
         np.savez(
@@ -212,6 +213,16 @@ class Checkout:
             self.program(module, *arguments, check)
         assert started or "tpu_pod.sh" in words[0]
         return done.stdout
+
+
+def imagenette(folder):
+    """Imagenette's layout, with two of its ten classes."""
+    for split, each in (("train", 6), ("val", 2)):
+        for label, synset in enumerate(("n01440764", "n03888257")):
+            (folder / split / synset).mkdir(parents=True)
+            for k in range(each):
+                image = pictures.encode(pictures.noise(10 * label + k))
+                (folder / split / synset / f"{synset}_{split}_{k}.JPEG").write_bytes(image)
 
 
 def check_extras(words):

@@ -9,7 +9,10 @@ HELP = """
     python -m randmix prepare fashion_mnist --manual_dir=/usr/share/datasets/fashion-mnist
     python -m randmix prepare cifar10 --data_dir=/data/tfds --num_shards=4
     python -m randmix prepare imagenet2012 --manual_dir=/data/imagenet
+    python -m randmix prepare imagenet2012 --source=/data/ILSVRC/Data/CLS-LOC
+    python -m randmix prepare imagenet2012 --source=/data/imagenette2-320 --allow_subset
     python -m randmix prepare imagefolder --source=/data/pets --name=pets
+    python -m randmix prepare tfds/svhn_cropped
 
 DATA_SET is one of
     digits          1,437 + 360 handwritten digits of 8x8 pixels, from scikit-learn
@@ -17,12 +20,18 @@ DATA_SET is one of
     fashion_mnist   60,000 + 10,000 articles of clothing of 28x28 pixels
     cifar10         50,000 + 10,000 colour photographs of 32x32 pixels, 10 classes
     cifar100        50,000 + 10,000 colour photographs of 32x32 pixels, 100 classes
-    imagenet2012    1,281,167 + 50,000 photographs of any size, 1,000 classes; needs --manual_dir
-                    with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, and 320 GB of space
+    imagenet2012    1,281,167 + 50,000 photographs of any size, 1,000 classes; needs 320 GB of space
+                    and --manual_dir with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, or
+                    --source=DIR with DIR/train/nXXXXXXXX/*.JPEG and DIR/val, flat or in class
+                    folders. With --allow_subset, whatever DIR holds of it, such as Imagenette,
+                    becomes the data set imagenet2012/NAME, NAME as below
     imagefolder     your own images, JPEG or PNG, from --source=DIR: DIR/train/CLASS/*.jpg and
                     DIR/test/CLASS/*.jpg (or val), or DIR/CLASS/*.jpg, of which a tenth becomes the
                     test split. The data set is named imagefolder/NAME, where NAME is --name or by
                     default the folder's name
+    tfds/NAME       what TFDS prepared in DATA_DIR/NAME[/CONFIG]/VERSION, as tfds/NAME[/CONFIG] with
+                    or without :VERSION: TFRecord files are copied to ArrayRecord files beside them,
+                    and the images' sizes and channel statistics are recorded
 
 Turns archives into ArrayRecord files, without TensorFlow. Archives are downloaded to
 DATA_DIR/downloads/DATA_SET and kept, or read from --manual_dir, which must contain them under their
