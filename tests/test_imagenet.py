@@ -426,8 +426,10 @@ def test_flags_that_contradict_each_other_are_refused(tmp_path, arguments, line)
 
 
 def test_a_part_that_is_not_prepared_names_the_command(tmp_path):
-    done = command.run("randmix prepare", "imagenet2012/x", f"--data_dir={tmp_path}")
-    assert done.err == (
-        f"randmix: imagenet2012/x is not prepared in {tmp_path}; run `python -m randmix prepare "
-        f"imagenet2012 --source=DIR --allow_subset --name=x --data_dir={tmp_path}`\n"
-    )
+    for flags in ((), (f"--source={tmp_path}", "--allow_subset")):
+        done = command.run("randmix prepare", "imagenet2012/x", f"--data_dir={tmp_path}", *flags)
+        assert done.err == (
+            f"randmix: imagenet2012/x is not prepared in {tmp_path}; run `python -m randmix "
+            "prepare imagenet2012 --source=DIR --allow_subset --name=x "
+            f"--data_dir={tmp_path}`\n"
+        )

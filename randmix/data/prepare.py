@@ -81,7 +81,7 @@ def _name(options: Any) -> str:
             raise UserError(f"--{flag} is not a flag of {name}; its flags are: {takes}")
     if options.source and options.manual_dir:
         raise UserError("got --source and --manual_dir, allowed is one of them; leave one out")
-    if name == catalog.FOLDER or options.allow_subset:
+    if name == catalog.FOLDER or (name == catalog.IMAGENET and options.allow_subset):
         if not options.source:
             raise UserError(
                 "--source is missing; give the folder with the images, for example --source=photos"
@@ -212,11 +212,11 @@ def convert(name: str, data_dir: epath.PathLike | None = None, *, progress: bool
     process does it; others wait.
 
     Args:
-        name: tfds/NAME[/CONFIG][:VERSION].
+        name: `tfds/NAME[/CONFIG][:VERSION]`.
         data_dir, progress: see `prepare`.
 
     Returns:
-        The directory of the prepared data set, <data_dir>/NAME[/CONFIG]/VERSION.
+        The directory of the prepared data set, `<data_dir>/NAME[/CONFIG]/VERSION`.
 
     Raises:
         UserError: TFDS hasn't prepared such a set; it doesn't hold labelled images; its files are
