@@ -13,6 +13,7 @@ HELP = """
     python -m randmix prepare imagenet2012 --source=/data/imagenette2-320 --allow_subset
     python -m randmix prepare imagefolder --source=/data/pets --name=pets
     python -m randmix prepare tfds/svhn_cropped
+    python -m randmix prepare arrays --source=pathmnist.npz
 
 DATA_SET is one of
     digits          1,437 + 360 handwritten digits of 8x8 pixels, from scikit-learn
@@ -32,6 +33,9 @@ DATA_SET is one of
     tfds/NAME       what TFDS prepared in DATA_DIR/NAME[/CONFIG]/VERSION, as tfds/NAME[/CONFIG] with
                     or without :VERSION: TFRecord files are copied to ArrayRecord files beside them,
                     and the images' sizes and channel statistics are recorded
+    arrays          the .npz file --source, with the arrays train_images, train_labels, test_images
+                    and test_labels, or x_train, y_train, x_test and y_test. The data set is named
+                    arrays/NAME, where NAME is --name or by default the file's name
 
 Turns archives into ArrayRecord files, without TensorFlow. Archives are downloaded to
 DATA_DIR/downloads/DATA_SET and kept, or read from --manual_dir, which must contain them under their
@@ -54,7 +58,9 @@ def define_flags() -> None:
         "Folder with the data set's original archives, instead of downloading them.",
     )
     flags.DEFINE_string(
-        "source", None, "imagefolder, imagenet2012: the folder with the (extracted) images."
+        "source",
+        None,
+        "imagefolder, imagenet2012: the folder with the (extracted) images; arrays: the .npz file.",
     )
     flags.DEFINE_bool(
         "allow_subset",
@@ -64,7 +70,8 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "name",
         None,
-        "The NAME of imagefolder/NAME or imagenet2012/NAME. Default: the folder's name.",
+        "The NAME of imagefolder/NAME, imagenet2012/NAME or arrays/NAME. Default: that of the "
+        "folder or file.",
     )
     flags.DEFINE_integer(
         "num_shards",

@@ -1,8 +1,7 @@
 """Data sets of the user's own: arrays in memory, .npz files, and functions that return arrays.
 
-    >>> from randmix import data
-    >>> data.from_arrays("mine", train=(images, labels), test=(test_images, test_labels))
-    'arrays/mine'
+    from randmix import data
+    data.from_arrays("mine", train=(images, labels), test=(test_images, test_labels))
 
 The arrays are kept in DATA_DIR/arrays/NAME.npz, so that a later process finds them. A function is
 named as `module:function`; it takes no arguments and returns
@@ -102,7 +101,7 @@ def from_arrays(
             "digit"
         )
     arrays, about = _checked(f"{ARRAYS}/{name}", {"train": train, "test": test}, classes)
-    file = _file(f"{ARRAYS}/{name}", records.resolve_data_dir(data_dir))
+    file = file_of(f"{ARRAYS}/{name}", records.resolve_data_dir(data_dir))
     if file.exists():
         if _read_about(file).digest != about.digest:
             raise UserError(f"{file} holds other arrays; choose another name, or remove it")
@@ -158,7 +157,7 @@ def about(name: str, data_dir: epath.Path) -> About:
         UserError: there is no such file or function, or what it holds isn't as `from_arrays` takes.
     """
     if name.startswith(f"{ARRAYS}/"):
-        return _read_about(_file(name, data_dir))
+        return _read_about(file_of(name, data_dir))
     return _called(name)[1]
 
 
@@ -166,7 +165,7 @@ def load(name: str, split: str, data_dir: epath.Path) -> dict[str, np.ndarray]:
     """Loads a split, 'train' or 'test', as ``catalog.load`` does."""
     if not name.startswith(f"{ARRAYS}/"):
         return dict(_called(name)[0][split])
-    file = _file(name, data_dir)
+    file = file_of(name, data_dir)
     images, labels = _MEMBERS[0][2 * _SPLITS.index(split) :][:2]
     try:
         with np.load(io.BytesIO(file.read_bytes())) as saved:  # each member has a checksum
@@ -175,7 +174,8 @@ def load(name: str, split: str, data_dir: epath.Path) -> dict[str, np.ndarray]:
         raise _damaged(file, error) from error
 
 
-def _file(name: str, data_dir: epath.Path) -> epath.Path:
+def file_of(name: str, data_dir: epath.Path) -> epath.Path:
+    """The file of arrays/NAME."""
     return data_dir / f"{name}.npz"
 
 

@@ -26,6 +26,7 @@ from randmix.data import (
     imagefolder,
     imagenet,
     imagenet_tree,
+    own,
     records,
     survey,
     tfrecords,
@@ -39,6 +40,7 @@ _FLAGS = {
     catalog.FOLDER: ("source", "name", "num_shards"),
     catalog.IMAGENET: ("manual_dir", "source", "allow_subset", "name", "num_shards"),
     "tfds": (),
+    own.ARRAYS: ("source", "name"),
 }
 _OTHERS = ("manual_dir", "num_shards")
 
@@ -48,8 +50,11 @@ def main(options: Any) -> None:
     start, data_dir = time.monotonic(), options.data_dir
     _local(records.resolve_data_dir(data_dir), options.data_set)
     name = _name(options)
-    already = catalog.is_prepared(name, data_dir)
-    if name.startswith("tfds/"):
+    arrays = options.data_set == own.ARRAYS
+    already = not arrays and catalog.is_prepared(name, data_dir)
+    if arrays:
+        own.from_npz(options.source, name.partition("/")[2], data_dir)
+    elif name.startswith("tfds/"):
         convert(name, data_dir)
     elif "/" in options.data_set:
         catalog.require_prepared(name, data_dir)  # says how to prepare it
@@ -64,10 +69,15 @@ def main(options: Any) -> None:
             num_shards=options.num_shards,
         )
     prepared = catalog.get(name, data_dir)
+    where = (
+        own.file_of(name, records.resolve_data_dir(data_dir))
+        if arrays
+        else prepared.directory(data_dir)
+    )
     took = "already prepared" if already else f"{time.monotonic() - start:.1f} s"
     print(
         f"{name}: {prepared.train_examples:,} train and {prepared.test_examples:,} test examples "
-        f"in {prepared.directory(data_dir)} ({took})"
+        f"in {where} ({took})"
     )
 
 
@@ -81,12 +91,15 @@ def _name(options: Any) -> str:
             raise UserError(f"--{flag} is not a flag of {name}; its flags are: {takes}")
     if options.source and options.manual_dir:
         raise UserError("got --source and --manual_dir, allowed is one of them; leave one out")
-    if name == catalog.FOLDER or (name == catalog.IMAGENET and options.allow_subset):
+    if name in (catalog.FOLDER, own.ARRAYS) or (name == catalog.IMAGENET and options.allow_subset):
         if not options.source:
+            what, example = ("file", "a.npz") if name == own.ARRAYS else ("folder", "photos")
             raise UserError(
-                "--source is missing; give the folder with the images, for example --source=photos"
+                f"--source is missing; give the {what} with the images, for example "
+                f"--source={example}"
             )
-        folder = Path(options.source).expanduser().resolve().name
+        path = Path(options.source).expanduser().resolve()
+        folder = path.stem if name == own.ARRAYS else path.name
         if options.allow_subset:
             folder = re.sub("[^A-Za-z0-9_-]+", "-", folder).strip("-_")
         return f"{name}/{options.name or folder}"
