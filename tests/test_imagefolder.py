@@ -281,6 +281,10 @@ def test_a_name_that_is_taken_by_other_files(tmp_path):
     before = directory.stat().st_mtime_ns
     assert prepared(source, tmp_path / "data") == directory
     assert directory.stat().st_mtime_ns == before
+    survey = (directory / "randmix.json").read_text()
+    (directory / "randmix.json").unlink()  # as if it were of an older version
+    assert prepared(source, tmp_path / "data") == directory
+    assert (directory / "randmix.json").read_text() == survey
     (source / "cat" / "new.jpg").write_bytes(pictures.encode(pictures.noise(5)))
     with pytest.raises(
         UserError, match=r"was prepared from other files than .*; choose another --name"

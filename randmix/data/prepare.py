@@ -207,6 +207,8 @@ def prepare_folder(
             _build(builder, examples, num_shards)
             found = _look(epath.Path(builder.data_dir), progress)
             _keep(builder, target)
+        elif not (target / records.SURVEY).exists():  # prepared by an older version
+            found = _look(epath.Path(target), progress)
     if found is not None:
         _warn_of_damage(name, found)
     prepared_from = json.loads((target / "metadata.json").read_text())["files"]
