@@ -1,29 +1,39 @@
-"""Throughput from photographs to training batches, in images per second and core.
+"""Throughput from photographs to training batches, in images per second of processor time.
 
     python benchmarks/input.py
-    python benchmarks/input.py --rounds=9 --out=results/benchmarks/input_cpu.json
+    python benchmarks/input.py --source=DIR --rounds=15 --out=results/benchmarks/input_cpu.json
 
-JPEGs of 500 x 400 pixels at quality 95, crops of scikit-learn's two photographs, are decoded and
-randomly cropped to 224 x 224 (Inception's crop, at least 8 % of the area), sequentially:
+JPEGs are decoded and randomly cropped to 224 x 224 (Inception's crop, at least 8 % of the area).
+They are those below --source, repeated as often as needed, or else crops of scikit-learn's two
+photographs, 500 x 400 pixels at quality 95. From memory, one image after the other:
 
     simplejpeg         this project's decoder, with OpenCV
     pillow             this project's fallback
-    torchvision's way  Pillow: decode, crop, resize with antialiasing
-    tf.data            tf.image.decode_and_crop_jpeg and tf.image.resize, if TensorFlow is installed
+    torchvision, PIL   Pillow and torchvision.transforms.v2.RandomResizedCrop, antialiased
+    torchvision, uint8 torchvision.io.decode_jpeg and the same transform of its tensors
 
-and by the complete stream, including records, threads and batches, with one thread and with two.
-The data set is opened beforehand, since a run does that once. Flips happen later, on the device, at
-no cost here. The ways alternate, so that other load on the machine affects all equally. The time is
-the CPU time of all threads, which equals the time of one core on an idle machine. Results are
-medians over the rounds.
+and as batches of 64:
+
+    stream             this project's complete stream: records, order, threads, one or two
+    tf.data            decode_and_crop_jpeg and tf.image.resize without antialiasing, one thread,
+                       from memory and from a file of TFRecords
+    DataLoader, PIL    PyTorch's DataLoader with one worker: "torchvision, PIL"
+    Grain, PIL         Grain with one thread: Pillow, resized with antialiasing
+
+Each is built once and run once before timing, and then they alternate, so that other load on the
+machine affects all equally. The time is the CPU time of all threads and child processes, which is
+that of one core on an idle machine. Results are medians over the rounds. A peer that isn't
+installed is left out. Flips happen later, on the device, at no cost here.
 
 Also measures the wall time to the first batch of 64 at a step far into a run, and the resident
 memory of the process after each of ten epochs, which must not grow.
 """
 
-import importlib.util
 import io
+import itertools
 import json
+import multiprocessing
+import os
 import statistics
 import tempfile
 import time
@@ -37,9 +47,12 @@ from sklearn.datasets import load_sample_images
 
 from randmix.runtime import host
 
-SETTINGS = host.tune()  # before the next line imports JAX
+SETTINGS = host.tune()  # before the next lines import JAX
+import grain  # noqa: E402 (after tuning)
+
 from randmix.data import catalog, photographs, prepare, stream  # noqa: E402 (after tuning)
 
+flags.DEFINE_string("source", None, "Folder with JPEGs; default: scikit-learn's photographs.")
 flags.DEFINE_integer("images", 512, "Photographs per round.", lower_bound=64)
 flags.DEFINE_integer("rounds", 5, "Timed rounds.", lower_bound=1)
 flags.DEFINE_string("out", None, "JSON file to write the figures to.")
@@ -48,8 +61,11 @@ SIZE, SCALE, ASPECT, BATCH, EPOCHS, PREPARED = 224, 0.08, 4 / 3, 64, 10, 2048
 NAME = "imagefolder/photographs"
 
 
-def jpegs(count):
-    """Returns distinct crops of 500 x 400 pixels as JPEGs."""
+def jpegs(count, source):
+    """Returns the JPEGs below a folder, repeatedly, or distinct crops of 500 x 400 pixels."""
+    if source:
+        files = sorted(file for file in Path(source).rglob("*") if file.suffix.lower() in _SUFFIXES)
+        return list(itertools.islice(itertools.cycle([f.read_bytes() for f in files]), count))
     rng = np.random.default_rng(0)
     wholes = [Image.fromarray(image) for image in load_sample_images().images]
     files = []
@@ -61,38 +77,93 @@ def jpegs(count):
     return files
 
 
-def one_by_one(files, decoder):
+_SUFFIXES = (".jpg", ".jpeg")
+
+
+def one_by_one(files, **options):
     def work(round_number):
         for k, data in enumerate(files):
             draws = stream._uniform(round_number, k)
             photographs.random_crop(
-                data, draws, image_size=SIZE, scale=SCALE, aspect=ASPECT, decoder=decoder
+                data, draws, image_size=SIZE, scale=SCALE, aspect=ASPECT, **options
             )
 
     return work
 
 
-def as_torchvision(files):
+class Torchvision:
+    """A PyTorch dataset of random crops; a class, so that DataLoader's workers can import it."""
+
+    def __init__(self, files, decode_jpeg=False):
+        import torch
+        from torchvision.transforms import v2
+
+        self._crop = v2.RandomResizedCrop(
+            (SIZE, SIZE), scale=(SCALE, 1.0), ratio=(1 / ASPECT, ASPECT), antialias=True
+        )
+        self._files = [torch.frombuffer(bytearray(data), dtype=torch.uint8) for data in files]
+        self._decode = self._to_tensor if decode_jpeg else self._to_image
+        torch.set_num_threads(1)
+
+    def _to_image(self, data):
+        return Image.open(io.BytesIO(data.numpy())).convert("RGB")
+
+    def _to_tensor(self, data):
+        from torchvision import io as torchvision_io
+
+        return torchvision_io.decode_jpeg(data, torchvision_io.ImageReadMode.RGB)
+
+    def __len__(self):
+        return len(self._files)
+
+    def __getitem__(self, k):
+        return np.asarray(self._crop(self._decode(self._files[k])))
+
+
+def as_torchvision(files, **options):
+    crops = Torchvision(files, **options)
+
     def work(round_number):
-        for k, data in enumerate(files):
-            image = Image.open(io.BytesIO(data)).convert("RGB")
-            box = photographs.random_box(
-                stream._uniform(round_number, k), *image.size, scale=SCALE, aspect=ASPECT
-            )
-            corners = (box.left, box.top, box.left + box.width, box.top + box.height)
-            np.asarray(image.crop(corners).resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+        for k in range(len(crops)):
+            crops[k]
 
     return work
 
 
-def as_tf_data(files):
+def as_data_loader(files):
+    from torch.utils import data
+
+    loader = data.DataLoader(
+        Torchvision(files),
+        batch_size=BATCH,
+        num_workers=1,
+        persistent_workers=True,
+        multiprocessing_context="spawn",
+    )
+    return lambda round_number: exhaust(loader)
+
+
+def as_grain(files):
+    def crop(data, rng):
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        draws = rng.random((10, 4))
+        left, top, w, h = photographs.random_box(draws, *image.size, scale=SCALE, aspect=ASPECT)
+        part = image.crop((left, top, left + w, top + h))
+        return np.asarray(part.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+
+    crops = grain.MapDataset.source(files).seed(0).random_map(crop)
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2 * BATCH)
+    batches = crops.to_iter_dataset(options).batch(BATCH)
+    return lambda round_number: exhaust(batches)
+
+
+def as_tf_data(files, records=None):
     import tensorflow as tf
 
-    def crop(data, seed):
-        begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+    def crop(data):
+        begin, size, _ = tf.image.sample_distorted_bounding_box(
             tf.image.extract_jpeg_shape(data),
             tf.zeros((1, 0, 4)),
-            seed,
             aspect_ratio_range=(1 / ASPECT, ASPECT),
             area_range=(SCALE, 1.0),
             max_attempts=10,
@@ -102,26 +173,30 @@ def as_tf_data(files):
         image = tf.image.decode_and_crop_jpeg(data, window, channels=3)
         return tf.cast(tf.image.resize(image, (SIZE, SIZE)), tf.uint8)
 
-    def work(round_number):
-        dataset = tf.data.Dataset.from_tensor_slices(files).enumerate()
-        dataset = dataset.map(
-            lambda k, data: crop(data, tf.stack([tf.cast(k, tf.int32), round_number])),
-            num_parallel_calls=1,
-        )
-        options = tf.data.Options()
-        options.threading.private_threadpool_size = 1
-        for _ in dataset.with_options(options):
-            pass
+    if records:
+        with tf.io.TFRecordWriter(str(records)) as writer:
+            for data in files:
+                writer.write(data)
+        dataset = tf.data.TFRecordDataset(str(records))
+    else:
+        dataset = tf.data.Dataset.from_tensor_slices(files)
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = 1
+    batches = dataset.map(crop, num_parallel_calls=1).batch(BATCH).with_options(options)
+    return lambda round_number: exhaust(batches)
 
-    return work
+
+def exhaust(batches):
+    for _ in batches:
+        pass
 
 
 def folder_of(files, root):
     """Prepares the photographs as a data set and returns its data directory."""
-    for label in ("china", "flower"):
+    for label in ("one", "other"):
         (root / "source" / label).mkdir(parents=True)
     for k, data in enumerate(files):
-        (root / "source" / ("china", "flower")[k % 2] / f"{k:04d}.jpg").write_bytes(data)
+        (root / "source" / ("one", "other")[k % 2] / f"{k:04d}.jpg").write_bytes(data)
     prepare.prepare_folder(root / "source", NAME, root, progress=False)
     return root
 
@@ -179,54 +254,81 @@ def memory_by_epoch(data_dir, examples):
     return megabytes
 
 
+def processor_seconds():
+    """CPU time of this process's threads and of its living children, DataLoader's workers."""
+    ticks = 0
+    for child in multiprocessing.active_children():
+        fields = Path(f"/proc/{child.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        ticks += int(fields[11]) + int(fields[12])  # user and system
+    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def pipelines(files, data_dir):
+    """Returns {name: work(round_number)}, without the peers that aren't installed."""
+    builders = {
+        "simplejpeg": lambda: one_by_one(files, decoder="simplejpeg"),
+        "pillow": lambda: one_by_one(files, decoder="pillow"),
+        "torchvision, PIL": lambda: as_torchvision(files),
+        "torchvision, uint8": lambda: as_torchvision(files, decode_jpeg=True),
+        "stream, 1 thread": lambda: streamed(data_dir, 1, len(files)),
+        "stream, 2 threads": lambda: streamed(data_dir, 2, len(files)),
+        "tf.data": lambda: as_tf_data(files),
+        "tf.data, TFRecords": lambda: as_tf_data(files, data_dir / "photographs.tfrecords"),
+        "DataLoader, PIL": lambda: as_data_loader(files),
+        "Grain, PIL": lambda: as_grain(files),
+    }
+    ways = {}
+    for name, build in builders.items():
+        try:
+            ways[name] = build()
+        except ImportError as error:
+            print(f"{name}: left out, {error.name} is not installed")
+    return ways
+
+
+def alternate(ways, rounds):
+    """Returns the processor seconds of each round, by name, after a round that isn't timed."""
+    seconds = {name: [] for name in ways}
+    for round_number in range(rounds + 1):
+        for name, work in ways.items():
+            began = processor_seconds()
+            work(round_number)
+            if round_number:
+                seconds[name].append(processor_seconds() - began)
+    return seconds
+
+
+def relative(seconds, to):
+    """Throughput relative to another one's, if that was measured: medians of the rounds' ratios."""
+    if to not in seconds:
+        return {}
+    return {name: round(1 / timing.ratio(seconds, name, to), 3) for name in seconds}
+
+
 def main(argv):
     print("host settings:", SETTINGS)  # those of every run: malloc treats images as large blocks
     options = flags.FLAGS
-    every = jpegs(PREPARED)
-    files = every[: options.images]
+    every = jpegs(PREPARED, options.source)
+    files = every[: options.images // BATCH * BATCH]
     with tempfile.TemporaryDirectory() as folder:
         data_dir = folder_of(every, Path(folder))
-        ways = {
-            "simplejpeg": one_by_one(files, "simplejpeg"),
-            "pillow": one_by_one(files, "pillow"),
-            "torchvision's way": as_torchvision(files),
-            "stream, 1 thread": streamed(data_dir, 1, options.images),
-            "stream, 2 threads": streamed(data_dir, 2, options.images),
-        }
-        if importlib.util.find_spec("tensorflow"):
-            ways["tf.data"] = as_tf_data(files)
-        seconds = {name: [] for name in ways}
-        images = {
-            name: options.images // BATCH * BATCH if "stream" in name else options.images
-            for name in ways
-        }
-        for work in ways.values():
-            work(0)  # warms up imports and TensorFlow's tracing
-        for round_number in range(1, options.rounds + 1):
-            for name, work in ways.items():
-                began = time.process_time()
-                work(round_number)
-                seconds[name].append(time.process_time() - began)
-        rates = {name: images[name] / statistics.median(seconds[name]) for name in ways}
-        relative = {
-            name: statistics.median(
-                images[name] / own / (images["simplejpeg"] / ours)
-                for own, ours in zip(seconds[name], seconds["simplejpeg"], strict=True)
-            )
-            for name in ways
-        }
-        print(f"{'way':20}{'images/s per core':>18}{'of simplejpeg':>16}")
-        for name in ways:
-            print(f"{name:20}{rates[name]:18.0f}{relative[name]:16.2f}")
         first = statistics.median(first_batch_seconds(data_dir) for _ in range(options.rounds))
         megabytes = memory_by_epoch(data_dir, PREPARED * 9 // 10)
-        print(f"first batch of {BATCH}: {first:.2f} s wall time")
-        print(f"resident MB after each of {EPOCHS} epochs: {', '.join(map(str, megabytes))}")
+        seconds = alternate(pipelines(files, data_dir), options.rounds)
+    rates = {name: round(len(files) / statistics.median(own)) for name, own in seconds.items()}
+    ratios = {to: relative(seconds, to) for to in ("simplejpeg", "tf.data", "torchvision, uint8")}
+    print(f"{'':20}{'images/s':>10}" + "".join(f"{'of ' + to:>24}" for to in ratios))
+    for name, rate in rates.items():
+        columns = (f"{own[name]:24.2f}" for own in ratios.values() if own)
+        print(f"{name:20}{rate:10}" + "".join(columns))
+    print(f"first batch of {BATCH}: {first:.2f} s wall time")
+    print(f"resident MB after each of {EPOCHS} epochs: {', '.join(map(str, megabytes))}")
     if options.out:
         figures = {
             "machine": timing.machine(),
+            "source": "folder" if options.source else "scikit-learn",
             "images_per_second_a_core": rates,
-            "of_simplejpeg": relative,
+            "relative_to": ratios,
             "first_batch_seconds": first,
             "resident_megabytes": megabytes,
         }
