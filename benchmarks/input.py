@@ -267,6 +267,9 @@ def pipelines(files, data_dir):
     """Returns {name: work(round_number)}, without the peers that aren't installed."""
     builders = {
         "simplejpeg": lambda: one_by_one(files, decoder="simplejpeg"),
+        "simplejpeg, antialias": lambda: one_by_one(
+            files, decoder="simplejpeg", interpolation="antialias"
+        ),
         "pillow": lambda: one_by_one(files, decoder="pillow"),
         "torchvision, PIL": lambda: as_torchvision(files),
         "torchvision, uint8": lambda: as_torchvision(files, decode_jpeg=True),
@@ -317,10 +320,10 @@ def main(argv):
         seconds = alternate(pipelines(files, data_dir), options.rounds)
     rates = {name: round(len(files) / statistics.median(own)) for name, own in seconds.items()}
     ratios = {to: relative(seconds, to) for to in ("simplejpeg", "tf.data", "torchvision, uint8")}
-    print(f"{'':20}{'images/s':>10}" + "".join(f"{'of ' + to:>24}" for to in ratios))
+    print(f"{'':22}{'images/s':>10}" + "".join(f"{'of ' + to:>24}" for to in ratios))
     for name, rate in rates.items():
         columns = (f"{own[name]:24.2f}" for own in ratios.values() if own)
-        print(f"{name:20}{rate:10}" + "".join(columns))
+        print(f"{name:22}{rate:10}" + "".join(columns))
     print(f"first batch of {BATCH}: {first:.2f} s wall time")
     print(f"resident MB after each of {EPOCHS} epochs: {', '.join(map(str, megabytes))}")
     if options.out:

@@ -105,7 +105,7 @@ KEYS = {
         "crop_scale": Key(
             1.0,
             "Smallest area of a random resized crop, as a fraction of the image in (0, 1]; 1 "
-            "disables the crop.",
+            "disables the crop. Photographs are then cropped as in evaluation.",
         ),
         "crop_aspect": Key(4 / 3, "Largest aspect ratio of that crop, 1 (square) or more."),
         "flip": Key(False, "Flip images horizontally with probability 1/2."),
@@ -136,7 +136,16 @@ KEYS = {
             0.96,
             "Photographs: fraction of an image's shorter side that evaluation crops to, in (0, 1].",
         ),
-        "decoder": Key("auto", 'Photographs: "simplejpeg", "pillow", or "auto", the faster one.'),
+        "interpolation": Key(
+            "fast",
+            'Photographs: resizing of random crops, "fast" (bilinear), "antialias" (bilinear, '
+            "torchvision's) or \"antialias_random\" (bilinear or bicubic, timm's).",
+        ),
+        "decoder": Key(
+            "auto",
+            'Photographs: decoder for random crops, "simplejpeg", "pillow", or "auto", the faster '
+            "one.",
+        ),
         "workers": Key(0, "Photographs: decoding threads per host; 0 means one per core."),
         "corrupt": Key(
             "fatal", 'Photographs: "fatal" stops at a damaged one, "skip" leaves it out.'
@@ -413,6 +422,11 @@ def check(config: ConfigDict) -> None:
         _require_zero(config, _MIXING, "config.defense.epsilon")
     check_choice("config.precision", config.precision, ("float32", "bfloat16"))
     check_choice("config.data.decoder", config.data.decoder, ("auto", "simplejpeg", "pillow"))
+    check_choice(
+        "config.data.interpolation",
+        config.data.interpolation,
+        ("fast", "antialias", "antialias_random"),
+    )
     check_choice("config.data.in_memory", config.data.in_memory, ("auto", "on", "off"))
     check_choice("config.data.corrupt", config.data.corrupt, ("fatal", "skip"))
 

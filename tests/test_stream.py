@@ -1,9 +1,11 @@
 """Streams: pure in (seed, step), equal for any number of processes, each test example once."""
 
+import io
 import logging
 import os
 import resource
 import shutil
+import sys
 import threading
 import time
 from pathlib import Path
@@ -14,6 +16,7 @@ import numpy as np
 import pictures
 import pytest
 from etils.epath import testing
+from PIL import Image
 
 from randmix.data import catalog, feeds, prepare, stream
 from randmix.errors import UserError
@@ -123,6 +126,32 @@ def test_crops_are_drawn_anew_in_each_epoch_and_for_each_seed(data_dir):
     numbers = stream._uniform(0, 0)
     assert (numbers >= 0).all()
     assert (numbers < 1).all()
+    # Fixed by seed and position, as the order is.
+    np.testing.assert_allclose(numbers[0], [0.05596143, 0.22929323, 0.4641725, 0.38254088], 1e-7)
+
+
+def test_without_random_crops_training_sees_what_evaluation_sees(tmp_path):
+    """The centre in its shape, by Pillow, not the entire image squeezed into a square."""
+    pictures.folder(tmp_path / "source", each=4, width=60, height=20)
+    prepare.prepare_folder(tmp_path / "source", NAME, tmp_path, progress=False)
+    reading = stream.Reading(image_size=16, crop_scale=1.0, eval_crop=0.8)
+    source = photographs(tmp_path, reading=reading)
+    for row in range(source.examples):
+        image = Image.open(io.BytesIO(source._source[row]["image"]))
+        expected = image.resize((60, 20), Image.Resampling.BICUBIC).crop((22, 2, 38, 18))
+        got = source.for_training(row, stream._uniform(0, row))
+        np.testing.assert_array_equal(got["image"], np.asarray(expected))
+
+
+def test_evaluation_needs_no_particular_decoder(data_dir, monkeypatch):
+    whole = photographs(data_dir, "test")
+    expected = [whole.for_evaluation(row) for row in range(5)]
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    reading = stream.Reading(image_size=16, decoder="simplejpeg")
+    source = photographs(data_dir, "test", reading)
+    assert all(equal(source.for_evaluation(row), expected[row]) for row in range(5))
+    with pytest.raises(UserError, match="got 'simplejpeg', but simplejpeg can't be imported"):
+        endless(data_dir, reading)
 
 
 def test_the_feed_yields_the_batch_of_each_step_on_all_devices(data_dir):
@@ -178,10 +207,10 @@ def test_shapes_are_known_without_the_data(name, data_dir):
     assert equal_shapes(feeds.eval_shapes(data_set, examples=4, **batches), next(iter(test)))
 
 
-def endless(data_dir):
+def endless(data_dir, reading=READING):
     """A million steps of the photographs, on one device."""
     return stream.TrainStream(
-        photographs(data_dir),
+        photographs(data_dir, reading=reading),
         seed=0,
         batch_size=BATCH,
         total_steps=10**6,

@@ -147,6 +147,10 @@ def test_evaluation_by_the_command_line_clean_and_under_attack(whole, tmp_path):
         ({"data__workers": -1}, "config.data.workers: got -1, allowed 0 to 1024"),
         ({"data__decoder": "simplejpg"}, "did you mean 'simplejpeg'?"),
         ({"data__corrupt": "ignore"}, "config.data.corrupt: got 'ignore', allowed fatal, skip"),
+        (
+            {"data__interpolation": "bicubic"},
+            "config.data.interpolation: got 'bicubic', allowed fast, antialias, antialias_random",
+        ),
     ],
 )
 def test_an_invalid_value_is_refused(data_dir, override, message):

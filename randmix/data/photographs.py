@@ -1,17 +1,23 @@
 """Decoding and cropping of JPEGs and PNGs: random crops for training, centre crops for evaluation.
 
-Two decoders are equivalent: simplejpeg with OpenCV, and Pillow alone, which is half as fast but
-always installed. Both use libjpeg-turbo, so evaluation crops are equal bit for bit; training crops
-differ by rounding, by at most 1 of 255 levels (a test checks it).
+Two decoders read the same pixels with libjpeg-turbo: simplejpeg, and Pillow, which is slower but
+always installed. Evaluation is timm's, with which the published ConvMixers were measured, bit for
+bit with both decoders: bicubic resizing with antialiasing to image_size / crop on the shorter side,
+then the centre crop.
 
-A training crop is resized bilinearly. If it is at least twice the requested size, the JPEG is
-decoded at 1/2, 1/4 or 1/8, which libjpeg does in the frequency domain: this is faster and skips no
-pixels. Evaluation is timm's, with which the published ConvMixers were measured: bicubic resizing
-with antialiasing to image_size / crop on the shorter side, then the centre crop.
+A training crop is resized in one of three ways:
+
+- "antialias" is bilinear with antialiasing, bit for bit what torchvision and timm do to Pillow's
+  images; "antialias_random" is bilinear or bicubic with equal probability, timm's default.
+- "fast" decodes the JPEG at 1/2, 1/4 or 1/8 where the crop is at least that many times the
+  requested size, which libjpeg does in the frequency domain. With simplejpeg, it also uses
+  libjpeg's fast transform and chroma upsampling, off by 1.2 of 255 levels on average, and OpenCV's
+  bilinear resizing from the four nearest pixels. Pillow's cheapest resizing is the antialiased one.
 """
 
 import contextlib
 import io
+import threading
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,9 +26,15 @@ from PIL import Image
 from randmix.errors import UserError
 
 DECODERS = ("auto", "simplejpeg", "pillow")
+INTERPOLATIONS = ("fast", "antialias", "antialias_random")
 _ATTEMPTS = 10
+DRAWS = (_ATTEMPTS + 1, 4)  # of a random crop: attempts at a box, then the choice of a filter
 # Pillow's errors for a bad file.
 BAD_IMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+# Each thread decodes into memory of its own, for fresh memory costs a page fault for every 4 KiB.
+# Larger images, which are rare, get fresh memory.
+_MOST_KEPT = 2**25
+_thread = threading.local()
 
 
 class Box(NamedTuple):
@@ -95,16 +107,24 @@ def random_box(draws: np.ndarray, width: int, height: int, *, scale: float, aspe
 
 
 def random_crop(
-    data: bytes, draws: np.ndarray, *, image_size: int, scale: float, aspect: float, decoder: str
+    data: bytes,
+    draws: np.ndarray,
+    *,
+    image_size: int,
+    scale: float,
+    aspect: float,
+    decoder: str,
+    interpolation: str = "fast",
 ) -> np.ndarray:
-    """Decodes a random crop of an image and resizes it bilinearly.
+    """Decodes a random crop of an image and resizes it.
 
     Args:
         data: the bytes of a JPEG or PNG.
-        draws: see ``random_box``.
+        draws: [11, 4] uniform in [0, 1); ten for ``random_box``, one for the filter.
         image_size: side of the result in pixels.
         scale, aspect: see ``random_box``.
         decoder: from ``choose_decoder``.
+        interpolation: one of INTERPOLATIONS; see this module's docstring.
 
     Returns:
         [image_size, image_size, 3] uint8.
@@ -112,22 +132,39 @@ def random_crop(
     Raises:
         OSError or another of BAD_IMAGE: the bytes are not a complete image.
     """
-    width, height = _size(data, decoder)
-    box = random_box(draws, width, height, scale=scale, aspect=aspect)
-    shrink = max(n for n in (1, 2, 4, 8) if n == 1 or min(box.width, box.height) >= n * image_size)
-    # The sides of a shrunken image are ceil(side / shrink) pixels.
-    left, top = box.left // shrink, box.top // shrink
-    right, bottom = -(-(box.left + box.width) // shrink), -(-(box.top + box.height) // shrink)
-    size = (image_size, image_size)
-    pixels = _decode_by_simplejpeg(data, shrink) if decoder == "simplejpeg" else None
-    if pixels is not None:
-        cv2, _ = _fast_libraries()
-        return cv2.resize(pixels[top:bottom, left:right], size)
-    part = _decode_by_pillow(data, shrink).crop((left, top, right, bottom))
-    # Uses only the four nearest pixels, as OpenCV does, unlike Image.resize.
-    return np.asarray(
-        part.transform(size, Image.Transform.EXTENT, (0, 0, *part.size), Image.Resampling.BILINEAR)
-    )
+    fast = interpolation == "fast"
+
+    def choose(width: int, height: int) -> tuple[Box, int]:
+        box = random_box(draws[:_ATTEMPTS], width, height, scale=scale, aspect=aspect)
+        most = min(box.width, box.height) // image_size if fast else 1
+        return box, max(n for n in (1, 2, 4, 8) if n == 1 or n <= most)
+
+    part = None
+    if decoder == "simplejpeg" and (size := _jpeg_size(data)):
+        box, shrink = choose(*size)
+        pixels = _decode_by_simplejpeg(data, *size, shrink=shrink, fast=fast)
+        if pixels is not None:
+            left, top, right, bottom = _corners(box, shrink)
+            part = pixels[top:bottom, left:right]
+            if fast:
+                cv2, _ = _fast_libraries()
+                return cv2.resize(part, (image_size, image_size))
+            part = Image.fromarray(part)
+    if part is None:
+        with Image.open(io.BytesIO(data)) as image:
+            box, shrink = choose(*image.size)
+            if not image.draft(None, (image.width // shrink, image.height // shrink)):
+                shrink = 1  # not a JPEG
+            part = image.crop(_corners(box, shrink)).convert("RGB")
+    bicubic = interpolation == "antialias_random" and draws[_ATTEMPTS, 0] >= 0.5
+    resampling = Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR
+    return np.asarray(part.resize((image_size, image_size), resampling))
+
+
+def _corners(box: Box, shrink: int) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a box in a shrunken image, whose sides are rounded up."""
+    right, bottom = box.left + box.width, box.top + box.height
+    return box.left // shrink, box.top // shrink, -(-right // shrink), -(-bottom // shrink)
 
 
 def centre_crop(data: bytes, *, image_size: int, crop: float, decoder: str) -> np.ndarray:
@@ -145,8 +182,13 @@ def centre_crop(data: bytes, *, image_size: int, crop: float, decoder: str) -> n
     Raises:
         OSError or another of BAD_IMAGE: the bytes are not a complete image.
     """
-    pixels = _decode_by_simplejpeg(data) if decoder == "simplejpeg" else None
-    image = _decode_by_pillow(data) if pixels is None else Image.fromarray(pixels)
+    size = _jpeg_size(data) if decoder == "simplejpeg" else None
+    pixels = _decode_by_simplejpeg(data, *size) if size else None
+    if pixels is not None:
+        image = Image.fromarray(pixels)
+    else:
+        with Image.open(io.BytesIO(data)) as file:
+            image = file.convert("RGB")
     shorter, side = min(image.size), int(image_size / crop)
     size = [side if n == shorter else int(side * n / shorter) for n in image.size]
     # Only the centre is computed. The filter reads beyond the box's edges, so the result is the
@@ -164,43 +206,36 @@ def centre_crop(data: bytes, *, image_size: int, crop: float, decoder: str) -> n
     )
 
 
-def _size(data: bytes, decoder: str) -> tuple[int, int]:
-    """Reads (width, height) from the header."""
-    if decoder == "simplejpeg" and (header := _jpeg_header(data)):
-        height, width, *_ = header
-        return width, height
-    with Image.open(io.BytesIO(data)) as image:
-        return image.size
+def _decode_by_simplejpeg(
+    data: bytes, width: int, height: int, *, shrink: int = 1, fast: bool = False
+) -> np.ndarray | None:
+    """Decodes to [H, W, 3] uint8, sides ceil(side / shrink); None for files left to Pillow.
 
-
-def _decode_by_simplejpeg(data: bytes, shrink: int = 1) -> np.ndarray | None:
-    """Decodes to [H, W, 3] uint8, sides ceil(side / shrink); None for files left to Pillow."""
+    The thread's next call may overwrite the result.
+    """
     _, simplejpeg = _fast_libraries()
-    if header := _jpeg_header(data):
-        height, width = (-(-side // shrink) for side in header[:2])
-        # simplejpeg also raises on harmless warnings; Pillow decides then.
-        with contextlib.suppress(ValueError):
-            return simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width)
+    width, height = -(-width // shrink), -(-height // shrink)
+    options = {"min_width": width, "min_height": height, "fastdct": fast, "fastupsample": fast}
+    # simplejpeg also raises on harmless warnings; Pillow decides then.
+    with contextlib.suppress(ValueError):
+        return simplejpeg.decode_jpeg(data, "RGB", buffer=_memory(width * height * 3), **options)
     return None
 
 
-def _decode_by_pillow(data: bytes, shrink: int = 1) -> Image.Image:
-    """Decodes to an RGB image, sides ceil(side / shrink)."""
-    with Image.open(io.BytesIO(data)) as image:
-        if shrink > 1 and image.format == "JPEG":
-            image.draft(None, (image.width // shrink, image.height // shrink))
-            return image.convert("RGB")
-        return image.convert("RGB") if shrink == 1 else image.convert("RGB").reduce(shrink)
+def _memory(size: int) -> np.ndarray | None:
+    """Returns at least ``size`` bytes that belong to this thread; None for very large images."""
+    if size > _MOST_KEPT:
+        return None
+    if len(getattr(_thread, "memory", ())) < size:
+        _thread.memory = np.empty(size, np.uint8)
+    return _thread.memory
 
 
-def _jpeg_header(data: bytes) -> tuple[int, int, str, str] | None:
-    """Header (height, width, colour space, subsampling) of a JPEG; None for other files.
-
-    Also None for colour spaces that simplejpeg can't convert to RGB.
-    """
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Reads (width, height) of a JPEG; None for files and colour spaces left to Pillow."""
     _, simplejpeg = _fast_libraries()
     with contextlib.suppress(ValueError):
-        height, width, colour_space, subsampling = simplejpeg.decode_jpeg_header(data)
+        height, width, colour_space, _ = simplejpeg.decode_jpeg_header(data)
         if colour_space not in ("CMYK", "YCCK"):
-            return int(height), int(width), colour_space, subsampling
+            return int(width), int(height)
     return None

@@ -30,13 +30,12 @@ from randmix.errors import UserError
 
 # Images that a thread decodes before it hands them over. Handing over single images costs 0.3 ms
 # more per image, for Grain and for waking up.
-_TOGETHER = 8
+_TOGETHER = 16
 # Groups of that many images buffered per thread. Grain's default of 500 takes seconds to fill.
 _BUFFERED = 2
 _BATCHES_AHEAD = 2
 # This many damaged images in a row aren't chance.
 _MOST_SKIPPED = 100
-_CROP_DRAWS = (10, 4)  # see photographs.random_box
 
 Example = dict[str, np.ndarray | np.generic]
 Batch = dict[str, np.ndarray]
@@ -49,10 +48,12 @@ class Reading:
     Attributes:
         image_size: side of a model's input in pixels.
         crop_scale: lowest share of an image's area in a random training crop, in (0, 1]; see
-            ``photographs.random_box``.
+            ``photographs.random_box``. 1 means evaluation's crop in training, too.
         crop_aspect: highest aspect ratio of such a crop, at least 1.
+        interpolation: one of ``photographs.INTERPOLATIONS``, for such crops.
         eval_crop: share of the shorter side that evaluation uses, in (0, 1].
-        decoder: one of ``photographs.DECODERS``.
+        decoder: one of ``photographs.DECODERS``, for random crops. Evaluation uses any: its pixels
+            are the same.
         workers: number of threads; 0 for one per core.
         corrupt: 'fatal', or 'skip': the next intact record replaces a damaged one in training,
             evaluation omits it, and each is logged once.
@@ -61,6 +62,7 @@ class Reading:
     image_size: int = catalog.IMAGE_SIZE
     crop_scale: float = 0.08
     crop_aspect: float = 4 / 3
+    interpolation: str = "fast"
     eval_crop: float = 0.96
     decoder: str = "auto"
     workers: int = 0
@@ -94,25 +96,27 @@ class Photographs:
             examples: use only this many examples, the first ones; None for all.
 
         Raises:
-            UserError: the split isn't prepared, its files are damaged, or the decoder isn't
-                installed.
+            UserError: the split isn't prepared, or its files are damaged.
         """
         self._name = f"{data_set.name}, {data_set.tfds_split(split)}"
         self._directory = data_set.directory(data_dir)
         self._image, self._label = data_set.image_key, data_set.label_key
         self._reading = reading
-        self._decoder = photographs.choose_decoder(reading.decoder)
         self._lock = threading.Lock()
         self.corrupt: dict[int, str] = {}
         self._source = catalog.open_source(data_set, split, data_dir)
         self.examples = len(self._source) if examples is None else examples
 
+    def check_decoder(self) -> None:
+        """Raises a UserError if the decoder for training isn't installed."""
+        photographs.choose_decoder(self._reading.decoder)
+
     def for_training(self, row: int, draws: np.ndarray) -> Example:
-        """Returns a randomly cropped record; if it is damaged and skipped, the next intact one.
+        """Returns a cropped record; if it is damaged and skipped, the next intact one.
 
         Args:
             row: row number in 0 .. examples - 1.
-            draws: [10, 4] uniform in [0, 1); see ``photographs.random_box``.
+            draws: [11, 4] uniform in [0, 1); see ``photographs.random_crop``.
 
         Returns:
             ``image`` [image_size, image_size, 3] uint8 and ``label`` [] int32.
@@ -120,15 +124,7 @@ class Photographs:
         Raises:
             UserError: a record is damaged and that is fatal, or 100 in a row are.
         """
-        reading = self._reading
-        crop = functools.partial(
-            photographs.random_crop,
-            draws=draws,
-            image_size=reading.image_size,
-            scale=reading.crop_scale,
-            aspect=reading.crop_aspect,
-            decoder=self._decoder,
-        )
+        crop = functools.partial(self._random_crop, draws=draws)
         for further in range(min(self.examples, _MOST_SKIPPED)):
             if example := self._read((row + further) % self.examples, crop):
                 return example
@@ -143,18 +139,35 @@ class Photographs:
         ``mask`` [] bool is False for padding: the row is past the end, or its record is damaged and
         skipped.
         """
-        size = self._reading.image_size
-        crop = functools.partial(
-            photographs.centre_crop,
-            image_size=size,
-            crop=self._reading.eval_crop,
-            decoder=self._decoder,
-        )
-        example = self._read(row, crop) if row < self.examples else None
+        example = self._read(row, self._centre_crop) if row < self.examples else None
         if example is None:
+            size = self._reading.image_size
             example = {"image": np.zeros((size, size, 3), np.uint8), "label": np.int32(0)}
             return {**example, "mask": np.bool_(False)}
         return {**example, "mask": np.bool_(True)}
+
+    @functools.cached_property
+    def _random_crop(self) -> Callable[..., np.ndarray]:
+        reading = self._reading
+        if reading.crop_scale == 1:
+            return lambda data, draws: self._centre_crop(data)
+        return functools.partial(
+            photographs.random_crop,
+            image_size=reading.image_size,
+            scale=reading.crop_scale,
+            aspect=reading.crop_aspect,
+            interpolation=reading.interpolation,
+            decoder=photographs.choose_decoder(reading.decoder),
+        )
+
+    @functools.cached_property
+    def _centre_crop(self) -> Callable[[bytes], np.ndarray]:
+        return functools.partial(
+            photographs.centre_crop,
+            image_size=self._reading.image_size,
+            crop=self._reading.eval_crop,
+            decoder=photographs.choose_decoder("auto"),
+        )
 
     def _read(self, row: int, crop: Callable[[bytes], np.ndarray]) -> Example | None:
         """Reads a record and crops its image; None if it is damaged and skipped, logged once."""
@@ -289,7 +302,11 @@ class TrainStream:
             total_steps: number of steps of the run; nothing is read ahead beyond them.
             workers: see ``Reading``.
             split_batch: sharding of a batch over the devices.
+
+        Raises:
+            UserError: the decoder isn't installed.
         """
+        photographs.check_decoder()
         self._batches = functools.partial(
             train_batches,
             photographs,
@@ -398,15 +415,21 @@ def _train_row(step: int, i: int, *, n: int, seed: int, batch_size: int) -> int:
 
 def _shuffled(index: int, n: int, seed: int, epoch: int) -> int:
     """Maps an index by a permutation of range(n) per seed and epoch, without storing it."""
-    key = int(_seed_sequence(seed, "order", epoch).generate_state(1)[0])
+    key = _epoch_key(seed, epoch)
     return grain.experimental.index_shuffle(index, max_index=n - 1, seed=key, rounds=4)
 
 
+@functools.lru_cache(maxsize=8)
+def _epoch_key(seed: int, epoch: int) -> int:
+    return int(_seed_sequence(seed, "order", epoch).generate_state(1)[0])
+
+
 def _uniform(seed: int, position: int) -> np.ndarray:
-    """Uniform draws [10, 4] float64 in [0, 1) from the seed and a position in the stream."""
+    """Uniform draws [11, 4] float64 in [0, 1) from the seed and a position in the stream."""
     # Raw bits, not a Generator's numbers: NumPy guarantees these across versions.
-    bits = np.random.Philox(_seed_sequence(seed, "crop", position)).random_raw(np.prod(_CROP_DRAWS))
-    return ((bits >> np.uint64(11)) * 2.0**-53).reshape(_CROP_DRAWS)
+    philox = np.random.Philox(_seed_sequence(seed, "crop", position))
+    bits = philox.random_raw(math.prod(photographs.DRAWS))
+    return ((bits >> np.uint64(11)) * 2.0**-53).reshape(photographs.DRAWS)
 
 
 def _seed_sequence(seed: int, purpose: str, number: int) -> np.random.SeedSequence:
