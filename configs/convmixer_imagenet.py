@@ -6,12 +6,13 @@ r"""ConvMixer-512, kernel 8, patch 7, on ImageNet at 224 x 224 pixels (the paper
         --workdir=runs/imagenet-chans
 
 The recipe is that of the ConvMixer repository: global batch 640, AdamW at 0.01, 150 epochs,
-RandAugment, mixup, CutMix and random erasing, bfloat16. The paper plots accuracy against depth
-(--config.model.depth) without stating a number, and no run was measured here on any hardware, so
-neither accuracy nor time is known. For comparison: the published accuracy of ConvMixer-1536/20,
-trained in full with this recipe, is 81.4 % (arXiv 2201.09792, table 1), with the evaluation of
---config.data.eval_crop=0.96. The number of devices must divide the batch size, 640: 1, 2, 4, 5, 8,
-10, 16, 20, 32 and so on.
+RandAugment, mixup, CutMix and random erasing, bfloat16. Crops are resized bilinearly or bicubically
+at random, with antialiasing, the default of timm's training script. The paper plots accuracy
+against depth (--config.model.depth) without stating a number, and no run was measured here on any
+hardware, so neither accuracy nor time is known. For comparison: the published accuracy of
+ConvMixer-1536/20, trained in full with this recipe, is 81.4 % (arXiv 2201.09792, table 1), with the
+evaluation of --config.data.eval_crop=0.96. The number of devices must divide the batch size, 640:
+1, 2, 4, 5, 8, 10, 16, 20, 32 and so on.
 
 Variants, for other machines and data; neither was measured:
 
@@ -46,6 +47,7 @@ def get_config(variant=""):
     config = default("convmixer")
     config.data.name = "imagenet2012"
     config.data.crop_scale = 0.08
+    config.data.interpolation = "antialias_random"
     config.data.flip = True
     config.data.randaugment = "rand-m9-mstd0.5-inc1"
     config.data.mixup = 0.5

@@ -9,7 +9,8 @@ n is --config.model.depth, here 2: 18 layers of widths 64 to 512, multiplier 9. 
 recipe for ImageNet; this is that of fb.resnet.torch, which the authors of the pre-activation ResNet
 used, and of torchvision: SGD with momentum, batch 256, learning rate 0.1 divided by 10 after 30 and
 60 of 90 epochs, random crops and flips, float32, no label smoothing, and evaluation on the central
-224 of 256 pixels. The former also jitters colours, which torchvision doesn't.
+224 of 256 pixels. Crops are resized as by torchvision, bilinearly with antialiasing. The former
+also jitters colours, which torchvision doesn't.
 
 The paper plots accuracy against n without stating a number, and no run was measured here on any
 hardware, so neither accuracy nor time is known. For comparison: ResNet-18d with learned 1 x 1
@@ -43,6 +44,7 @@ def get_config(variant=""):
     config = default("resnet")
     config.data.name = "imagenet2012"
     config.data.crop_scale = 0.08
+    config.data.interpolation = "antialias"
     config.data.eval_crop = 0.875
     config.data.flip = True
     config.model.stem = "imagenet"

@@ -20,10 +20,12 @@ def test_the_convmixer():
     assert convmixer.data.dataset.image_shape == (224, 224, 3)
     assert convmixer.step.augmentation.crop_scale == 1.0  # it is cropped where it is decoded
     assert convmixer.step.augmentation.mixup == 0.5
+    assert convmixer.data.reading.interpolation == "antialias_random"
 
 
 def test_the_resnet():
     resnet = runs.assemble(configs.recipe("resnet_imagenet"))
     assert resnet.loop.steps_per_epoch == 5004
+    assert resnet.data.reading.interpolation == "antialias"
     rates = [float(resnet.loop.schedule(epoch * 5004)) for epoch in (0, 29, 31, 59, 61, 89)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
