@@ -10,6 +10,7 @@ import numpy as np
 from randmix import attacks, ranges
 from randmix.analysis import robustness, spectrum
 from randmix.analysis.robustness import report
+from randmix.data import feeds
 from randmix.errors import UserError, check_choice
 from randmix.runtime import distributed, progress
 from randmix.training import evaluation, loading, runs, tasks
@@ -58,11 +59,18 @@ def main(options: Any) -> None:
         metrics = evaluation.evaluate_run(
             run, split, batch_size=batch_size, examples=options.examples
         )
+        _count_skipped(about, split)
         print(progress.table([{**about, **progress.metrics_row(metrics)}]))
     else:
-        _attack(
-            run, split.arrays(options.examples), about, {**arguments, "batch_size": batch_size}, out
-        )
+        images = split.arrays(options.examples)
+        _count_skipped(about, split)
+        _attack(run, images, about, {**arguments, "batch_size": batch_size}, out)
+
+
+def _count_skipped(about: dict[str, Any], split: feeds.Split) -> None:
+    """Notes how many damaged records were left out, if any were."""
+    if skipped := distributed.union(split.skipped):
+        about["skipped"] = f"{len(skipped):,}"
 
 
 def _attack(

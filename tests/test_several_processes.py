@@ -211,7 +211,7 @@ def test_two_evaluate_every_example_once(runs, reference):
 
 @pytest.mark.parametrize(("count", "name"), [(2, "my_data:make"), (4, "tfds/oxford_flowers102")])
 def test_several_see_the_batches_that_one_sees_from_any_source(count, name, runs, tmp_path):
-    tfds_sets.prepare("oxford_flowers102", tmp_path)
+    tfds_sets.prepare("oxford_flowers102", tmp_path, damaged={4, 7})
     rng = np.random.default_rng(0)
     pair = rng.integers(0, 256, (40, 8, 8, 3), np.uint8), np.arange(40) % 3
     data.from_arrays("mine", train=pair, test=pair, data_dir=tmp_path)
@@ -228,7 +228,8 @@ def test_several_see_the_batches_that_one_sees_from_any_source(count, name, runs
         "--config.steps=6",
         "--config.batch_size=8",
         "--config.data.crop_padding=0",
-        *(["--config.data.image_size=16"] if name.startswith("tfds") else []),
+        "--config.data.image_size=16",
+        "--config.data.corrupt=skip",
     )
     done, _ = runs.several(count, tmp_path / "several", *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -236,3 +237,13 @@ def test_several_see_the_batches_that_one_sees_from_any_source(count, name, runs
     one = command.run("randmix.main", *command_line, env=runs.environment, cwd=tmp_path)
     assert one.status == 0, one.err
     assert_agree(tmp_path / "several", tmp_path / "one")
+    if name.startswith("tfds"):
+        skipped, expected = (
+            json.loads((tmp_path / folder / "skipped.json").read_text())
+            for folder in ("several", "one")
+        )
+        assert skipped == expected
+        assert {split: len(entries) for split, entries in skipped.items()} == {
+            "train": 2,
+            "test": 2,
+        }

@@ -86,6 +86,65 @@ def test_a_stopped_run_resumes_bit_for_bit(whole, data_dir, tmp_path, monkeypatc
 
 
 @pytest.mark.slow
+def test_damaged_photographs_are_counted_and_named(data_dir, tmp_path, monkeypatch):
+    """In the log, in result.json and in skipped.json; in the same steps after a resume."""
+    splits = {"train": {2, 11, 30}, "test": {1}}
+    with monkeypatch.context() as patch:
+        damage(patch, splits)
+        undisturbed = run(tmp_path / "whole", data_dir, data__corrupt="skip", steps=10)
+        with patch.context() as stopping:
+            small.stop_after(stopping, 3)
+            with pytest.raises(Preempted):
+                run(tmp_path / "stopped", data_dir, data__corrupt="skip", steps=10)
+        resumed = run(tmp_path / "stopped", data_dir, data__corrupt="skip", steps=10)
+    assert undisturbed["skipped"] == resumed["skipped"] == {"train": 3, "test": 1}
+    assert lines(tmp_path / "stopped") == lines(tmp_path / "whole")
+    counts = [row["train_skipped"] for row in lines(tmp_path / "whole") if "train_loss" in row]
+    assert counts == sorted(counts)
+    assert counts[-1] == 3  # two epochs of 36 images
+    assert {row["test_skipped"] for row in lines(tmp_path / "whole") if "test_loss" in row} == {1}
+    data_set = catalog.get(NAME, data_dir, image_size=16)
+    for name in ("whole", "stopped"):
+        listed = json.loads((tmp_path / name / "skipped.json").read_text())
+        for split, rows in splits.items():
+            source = catalog.open_source(data_set, split, data_dir)
+            files = {(row, source[row]["file_name"].decode()) for row in rows}
+            assert {(entry["record"], entry["file"]) for entry in listed[split]} == files
+    with monkeypatch.context() as patch:
+        damage(patch, splits)
+        split = eval_loop.open_split(randmix.load(tmp_path / "whole"), "test")
+        assert len(split.arrays(3)["label"]) == 2
+    assert split.skipped == {1}
+    assert "skipped" not in run(tmp_path / "intact", data_dir)
+    damage(monkeypatch, splits)
+    with pytest.raises(UserError, match=r"is not a complete image .*; set config.data.corrupt to"):
+        run(tmp_path / "fatal", data_dir, steps=10)
+
+
+def damage(monkeypatch, rows):
+    """Cuts the images of some rows' records in half: {split: rows}."""
+    open_source = catalog.open_source
+
+    class Damaged:
+        def __init__(self, source, split):
+            self.source, self.split = source, split
+
+        def __len__(self):
+            return len(self.source)
+
+        def __getitem__(self, row):
+            record = self.source[row]
+            cut = row in rows[self.split]
+            return record | {"image": record["image"][:200]} if cut else record
+
+    monkeypatch.setattr(
+        catalog,
+        "open_source",
+        lambda data_set, split, data_dir: Damaged(open_source(data_set, split, data_dir), split),
+    )
+
+
+@pytest.mark.slow
 def test_the_result_is_of_every_test_example(whole, data_dir):
     """Against examples decoded, cropped and classified here, without the stream."""
     workdir, result = whole

@@ -74,7 +74,12 @@ def _shapes(data_set: catalog.DataSet, count: int, layout: jax.sharding.NamedSha
 
 
 class Split:
-    """An opened split of a data set: its files exist and have the right format."""
+    """An opened split of a data set: its files exist and have the right format.
+
+    Attributes:
+        data_set: the data set.
+        skipped: rows of damaged records that this process left out of the batches so far.
+    """
 
     def __init__(
         self,
@@ -96,6 +101,7 @@ class Split:
         """
         check_choice("split", split, catalog.SPLITS)
         self.data_set, self._reading, self._arrays = data_set, reading, None
+        self.skipped: set[int] = set()
         if data_set.streamed:
             self._open = functools.partial(stream.Photographs, data_set, split, data_dir, reading)
             self._total = self._open().examples
@@ -136,6 +142,7 @@ class Split:
             total_steps=total_steps,
             workers=self._reading.workers,
             split_batch=sharding.split_batch(mesh),
+            skipped=self.skipped,
         )
 
     def for_evaluation(
@@ -164,7 +171,12 @@ class Split:
             batch_size=batch_size,
             workers=self._reading.workers,
             split_batch=sharding.split_batch(mesh),
+            skipped=self.skipped,
         )
+
+    def file_name(self, row: int) -> str | None:
+        """The file that a record's image came from; None if that isn't recorded."""
+        return None if self._arrays is not None else self._open().file_name(row)
 
     def arrays(self, examples: int | None = None) -> dict[str, np.ndarray]:
         """Loads the first examples into memory, with the images that evaluation uses.
@@ -185,9 +197,10 @@ class Split:
                 f"{self.data_set.name} may not fit in memory; "
                 "use only the first examples, for example --examples=1000"
             )
-        return stream.load(
-            self._open(examples=self.examples(examples)), workers=self._reading.workers
-        )
+        source = self._open(examples=self.examples(examples))
+        whole = stream.load(source, workers=self._reading.workers)
+        self.skipped.update(source.corrupt)
+        return whole
 
 
 def _first(data: dict[str, np.ndarray], examples: int | None) -> dict[str, np.ndarray]:

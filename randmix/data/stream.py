@@ -107,10 +107,6 @@ class Photographs:
         self._source = catalog.open_source(data_set, split, data_dir)
         self.examples = len(self._source) if examples is None else examples
 
-    def check_decoder(self) -> None:
-        """Raises a UserError if the decoder for training isn't installed."""
-        photographs.choose_decoder(self._reading.decoder)
-
     def for_training(self, row: int, draws: np.ndarray) -> Example:
         """Returns a cropped record; if it is damaged and skipped, the next intact one.
 
@@ -119,7 +115,8 @@ class Photographs:
             draws: [11, 4] uniform in [0, 1); see ``photographs.random_crop``.
 
         Returns:
-            ``image`` [image_size, image_size, 3] uint8 and ``label`` [] int32.
+            ``image`` [image_size, image_size, 3] uint8, ``label`` [] int32, ``row`` [] int32, and
+            ``skipped`` [] int32: so many records from ``row`` on were damaged and skipped.
 
         Raises:
             UserError: a record is damaged and that is fatal, or 100 in a row are.
@@ -127,24 +124,31 @@ class Photographs:
         crop = functools.partial(self._random_crop, draws=draws)
         for further in range(min(self.examples, _MOST_SKIPPED)):
             if example := self._read((row + further) % self.examples, crop):
-                return example
+                return {**example, "row": np.int32(row), "skipped": np.int32(further)}
         raise UserError(
             f"{self._name}: {_MOST_SKIPPED} damaged images in a row from record {row} on; "
             "prepare it again"
         )
 
     def for_evaluation(self, row: int) -> Example:
-        """Returns a record's centre crop, ``image`` and ``label`` as in ``for_training``.
+        """Returns a record's centre crop, with the entries of ``for_training``.
 
         ``mask`` [] bool is False for padding: the row is past the end, or its record is damaged and
         skipped.
         """
-        example = self._read(row, self._centre_crop) if row < self.examples else None
+        inside = row < self.examples
+        example = self._read(row, self._centre_crop) if inside else None
+        more = {"row": np.int32(row), "skipped": np.int32(inside and example is None)}
         if example is None:
             size = self._reading.image_size
             example = {"image": np.zeros((size, size, 3), np.uint8), "label": np.int32(0)}
-            return {**example, "mask": np.bool_(False)}
-        return {**example, "mask": np.bool_(True)}
+            return {**example, **more, "mask": np.bool_(False)}
+        return {**example, **more, "mask": np.bool_(True)}
+
+    def file_name(self, row: int) -> str | None:
+        """The file that a record's image came from; None if that isn't recorded."""
+        name = self._source[row].get("file_name")
+        return None if name is None else name.decode()
 
     @functools.cached_property
     def _random_crop(self) -> Callable[..., np.ndarray]:
@@ -212,8 +216,8 @@ def train_batches(
         batch_size: examples per global batch.
         rows: rows of the batch that this process reads.
         steps: the steps; each batch depends on its own step only.
-        put: applied to each part: ``image`` [len(rows), image_size, image_size, 3] uint8 and
-            ``label`` [len(rows)] int32.
+        put: applied to each part: ``image`` [len(rows), image_size, image_size, 3] uint8, and
+            ``label``, ``row`` and ``skipped`` [len(rows)] int32; see ``Photographs.for_training``.
         workers: see ``Reading``.
 
     Returns:
@@ -292,6 +296,7 @@ class TrainStream:
         total_steps: int,
         workers: int,
         split_batch: jax.sharding.NamedSharding,
+        skipped: set[int],
     ):
         """Sets up the stream; nothing is read before the first call of ``arguments``.
 
@@ -302,24 +307,25 @@ class TrainStream:
             total_steps: number of steps of the run; nothing is read ahead beyond them.
             workers: see ``Reading``.
             split_batch: sharding of a batch over the devices.
-
-        Raises:
-            UserError: the decoder isn't installed.
+            skipped: gets the rows of damaged records that this process left out of the batches
+                returned so far.
         """
-        photographs.check_decoder()
         self._batches = functools.partial(
             train_batches,
             photographs,
             seed=seed,
             batch_size=batch_size,
             rows=rows_of_this_process(batch_size, split_batch),
-            put=functools.partial(_to_devices, split_batch=split_batch),
+            put=functools.partial(
+                _to_devices, split_batch=split_batch, examples=photographs.examples
+            ),
             workers=workers,
         )
         self._row = functools.partial(
             _train_row, n=photographs.examples, seed=seed, batch_size=batch_size
         )
         self._batch_size, self._total_steps = batch_size, total_steps
+        self._skipped = skipped
         self._iterator: grain.DatasetIterator | None = None
         self._next = 0
 
@@ -329,7 +335,9 @@ class TrainStream:
             self.close()
             self._iterator = self._batches(steps=range(step, self._total_steps))
         self._next = step + 1
-        return next(self._iterator), None
+        batch, skipped = next(self._iterator)
+        self._skipped.update(skipped)
+        return batch, None
 
     def rows(self, step: int) -> np.ndarray:
         """See ``feeds.TrainFeed``."""
@@ -347,7 +355,7 @@ class EvalStream:
     """Streamed evaluation batches; nothing is read before iteration, which can be repeated.
 
     Attributes:
-        photographs, batch_size, workers, split_batch: see ``TrainStream``.
+        photographs, batch_size, workers, split_batch, skipped: see ``TrainStream``.
         start: row of the first example.
     """
 
@@ -355,18 +363,23 @@ class EvalStream:
     batch_size: int
     workers: int
     split_batch: jax.sharding.NamedSharding
+    skipped: set[int]
     start: int = 0
 
     def __iter__(self) -> Iterator[dict[str, jax.Array]]:
         """Yields the batches of a pass: ``image``, ``label`` and ``mask``."""
-        return eval_batches(
+        for batch, skipped in eval_batches(
             self.photographs,
             batch_size=self.batch_size,
             rows=rows_of_this_process(self.batch_size, self.split_batch),
-            put=functools.partial(_to_devices, split_batch=self.split_batch),
+            put=functools.partial(
+                _to_devices, split_batch=self.split_batch, examples=self.photographs.examples
+            ),
             workers=self.workers,
             start=self.start,
-        )
+        ):
+            self.skipped.update(skipped)
+            yield batch
 
 
 def _batches(
@@ -399,12 +412,20 @@ def _batches(
     )
 
 
-def _to_devices(batch: Batch, split_batch: jax.sharding.NamedSharding) -> dict[str, jax.Array]:
-    """Assembles global arrays from each process's rows."""
+def _to_devices(
+    batch: Batch, split_batch: jax.sharding.NamedSharding, examples: int
+) -> tuple[dict[str, jax.Array], set[int]]:
+    """Assembles global arrays from each process's rows, and lists the rows that it skipped."""
+    skipped = {
+        int(row + further) % examples
+        for row, count in zip(batch["row"], batch["skipped"], strict=True)
+        for further in range(count)
+    }
     return {
         name: jax.make_array_from_process_local_data(split_batch, array)
         for name, array in batch.items()
-    }
+        if name not in ("row", "skipped")
+    }, skipped
 
 
 def _train_row(step: int, i: int, *, n: int, seed: int, batch_size: int) -> int:

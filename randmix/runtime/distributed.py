@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TypeVar
 
 import jax
@@ -156,6 +156,18 @@ def require_same(what: str, text: str) -> None:
                 f"process {process} has another {what} than process 0; "
                 "give the same command on all hosts"
             )
+
+
+def union(numbers: Collection[int]) -> set[int]:
+    """Returns every process's numbers, on all processes; each must be in 0 .. 2**31 - 1."""
+    if _alone():
+        return set(numbers)
+    most = int(multihost_utils.process_allgather(np.int32(len(numbers))).max())
+    if not most:
+        return set()
+    row = np.full(1 << (most - 1).bit_length(), -1, np.int32)  # few lengths, few compilations
+    row[: len(numbers)] = sorted(numbers)
+    return set(multihost_utils.process_allgather(row).ravel().tolist()) - {-1}
 
 
 def require_shared(folder: epath.Path) -> None:

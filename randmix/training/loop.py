@@ -14,7 +14,7 @@ from randmix.data import feeds, loader
 from randmix.runtime import distributed, sharding
 from randmix.runtime.preemption import Preempted, StopSignals
 from randmix.runtime.progress import Reporter
-from randmix.training import evaluation, runs, steps
+from randmix.training import evaluation, runs, skipped, steps
 from randmix.training.compiled import Programs, TrainStep, jit_eval_steps, jit_train_step
 from randmix.training.members import (
     Member,
@@ -74,6 +74,8 @@ def train(
             with open_member(parts, workdir) as member:
                 (metrics,) = fit([member], splits, session)
             result = summarize(parts, metrics, time.monotonic() - began, session.mesh)
+            if leaves_out(parts):
+                result["skipped"] = skipped.counts(workdir)
             if distributed.is_primary():
                 artifacts.write_result(workdir, result)
     return result
@@ -124,6 +126,12 @@ def fit(
             mesh=session.mesh,
         )
         stack.enter_context(contextlib.closing(feed))
+        left_out = skipped.Skipped(
+            members[0].workdir,
+            dict(zip(("train", "test"), splits, strict=True)),
+            start,
+            enabled=leaves_out(parts),
+        )
 
         test, phase, train_step = None, None, None
         previous = ()
@@ -134,7 +142,8 @@ def fit(
             test = evaluate(state.variables, passes, session)
             if test is None:
                 raise Preempted(f"stopped in the evaluation after step {start} of {total}")
-            record_evaluation(members, start, state, test, session, report)
+            counts = left_out.collect(start)
+            record_evaluation(members, start, state, test, session, report, counts)
         for step in range(start + 1, total + 1):
             began = time.monotonic()
             data, order = feed.arguments(step - 1)
@@ -157,17 +166,20 @@ def fit(
                 began = time.monotonic()
                 totals = jax.device_get(state.totals)  # waits for the step
                 seconds += time.monotonic() - began
-                log_interval(members, step, totals, images / seconds, report)
+                counts = left_out.collect(step)
+                log_interval(members, step, totals, images / seconds, report, counts)
                 empty = jax.tree.map(np.zeros_like, totals)
                 state = state.replace(totals=sharding.replicate(empty, session.mesh))
                 seconds, images = 0.0, 0
             if options.evaluates_after(step):
                 test = evaluate(state.variables, passes, session)
                 if test is not None:
-                    record_evaluation(members, step, state, test, session, report)
+                    counts = left_out.collect(step)
+                    record_evaluation(members, step, state, test, session, report, counts)
             stopping = stop.requested(step)
             if last or stopping or step % options.checkpoint_every == 0:
                 drop_failed(members, state, feed)
+                left_out.collect(step)
                 save(members, step, state, session)
             if stopping and not (last and test):
                 raise Preempted(f"stopped and saved at step {step} of {total}")
@@ -175,7 +187,13 @@ def fit(
         test = test or evaluate(state.variables, passes, session)
         if test is None:
             raise Preempted(f"stopped in the last evaluation, after step {total}")
+        left_out.collect(total)
         return test
+
+
+def leaves_out(parts: runs.Parts) -> bool:
+    """Whether a run leaves out damaged photographs rather than stop at one."""
+    return parts.data.dataset.streamed and parts.data.reading.corrupt == "skip"
 
 
 def first_state(members: Sequence[Member], session: Session) -> steps.TrainState:

@@ -175,8 +175,12 @@ def log_interval(
     totals: Mapping[str, np.ndarray],
     images_per_second: float,
     report: Reporter,
+    skipped: Mapping[str, int],
 ) -> None:
-    """Logs the means of the metrics since the last log line; totals are sums over its steps."""
+    """Logs the means of the metrics since the last log line; totals are sums over its steps.
+
+    ``skipped`` is from ``skipped.Skipped.collect``.
+    """
     options = members[0].parts.loop
     sums = {name: np.float64(total) for name, total in totals.items()}
     count = sums.pop("steps")
@@ -188,6 +192,7 @@ def log_interval(
                 step=step,
                 epoch=round(step / options.steps_per_epoch, 4),
                 **{f"train_{name}": value for name, value in own.items()},
+                **({"train_skipped": skipped["train"]} if skipped else {}),
                 # Optax's type of a schedule includes complex numbers.
                 learning_rate=float(cast(jax.Array, options.schedule(step - 1))),
                 images_per_second=round(images_per_second, 1),
@@ -202,6 +207,7 @@ def record_evaluation(
     test: Sequence[Mapping[str, float]],
     session: Session,
     report: Reporter,
+    skipped: Mapping[str, int],
 ) -> None:
     """Logs an evaluation, and saves a member that scores better on held-out examples than ever."""
     name = f"validation_{members[0].parts.step.task.score}"
@@ -210,7 +216,8 @@ def record_evaluation(
             member.best.save(step, session.unstack(state)[i], score=score)
             member.best_score = score
         if member.failure is None:
-            member.log.write(step=step, **own)
+            more = {"test_skipped": skipped["test"]} if skipped else {}
+            member.log.write(step=step, **own, **more)
     report.test(step, **_mean(members, test))
 
 
