@@ -115,6 +115,7 @@ def random_crop(
     aspect: float,
     decoder: str,
     interpolation: str = "fast",
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Decodes a random crop of an image and resizes it.
 
@@ -125,6 +126,7 @@ def random_crop(
         scale, aspect: see ``random_box``.
         decoder: from ``choose_decoder``.
         interpolation: one of INTERPOLATIONS; see this module's docstring.
+        out: memory for the result, which OpenCV uses; None for new memory.
 
     Returns:
         [image_size, image_size, 3] uint8.
@@ -148,7 +150,7 @@ def random_crop(
             part = pixels[top:bottom, left:right]
             if fast:
                 cv2, _ = _fast_libraries()
-                return cv2.resize(part, (image_size, image_size))
+                return cv2.resize(part, (image_size, image_size), dst=out)
             part = Image.fromarray(part)
     if part is None:
         with Image.open(io.BytesIO(data)) as image:
