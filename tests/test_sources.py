@@ -345,6 +345,9 @@ def test_an_npz_file_of_another_kind_is_refused(tmp_path):
     for name in ("b.npz", "c.npz"):
         with pytest.raises(UserError, match=f"{name} can't be read as an .npz file .*; give anoth"):
             own.from_npz(tmp_path / name, "mine", tmp_path)
+    (tmp_path / "d.npz").write_text("text")
+    with pytest.raises(UserError, match=r"d.npz isn't an .npz file of numbers; give another$"):
+        own.from_npz(tmp_path / "d.npz", "mine", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -141,9 +141,11 @@ def from_npz(file: epath.PathLike, name: str, data_dir: epath.PathLike | None = 
                     f"{' or '.join(', '.join(names) for names in _MEMBERS)}"
                 )
             train, train_labels, test, test_labels = (saved[member] for member in members)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except ValueError as error:  # NumPy's text advises to unpickle
+        raise UserError(f"{file} isn't an .npz file of numbers; give another") from error
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{file} can't be read as an .npz file ({error}); give another") from error
     return from_arrays(
         name, train=(train, train_labels), test=(test, test_labels), data_dir=data_dir
