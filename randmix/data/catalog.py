@@ -262,8 +262,10 @@ def require_prepared(name: str, data_dir: epath.PathLike | None = None) -> None:
     raise UserError(f"{name} is not prepared in {where}; run `{prepare_command(name, data_dir)}`")
 
 
-def open_source(data_set: DataSet, split: str, data_dir: epath.PathLike | None = None) -> Any:
-    """Opens a prepared split as TFDS's random-access source; see `records.open_source`.
+def open_source(
+    data_set: DataSet, split: str, data_dir: epath.PathLike | None = None
+) -> records.Source:
+    """Opens the records of a prepared split.
 
     Args:
         data_set: from `get`.
@@ -275,11 +277,12 @@ def open_source(data_set: DataSet, split: str, data_dir: epath.PathLike | None =
     """
     require_prepared(data_set.name, data_dir)
     require_split(data_set, split)
+    directory = data_set.directory(data_dir)
     return records.open_source(
-        data_set.directory(data_dir),
+        directory,
         data_set.tfds_split(split),
+        records.contents(directory),
         examples=data_set.examples(split),
-        image_key=data_set.image_key,
     )
 
 
@@ -320,8 +323,6 @@ def _prepared(
         test_examples=0,
         version=directory.name,
         streamed=shape is None,
-        image_key=held.image_key,
-        label_key=held.label_key,
         statistics=_statistics(name, held),
         shorter_side=held.survey.get("shorter_side"),
     )

@@ -27,7 +27,6 @@ class DataSet:
             `randmix.data.stream` decodes and crops them during training.
         train_split, evaluation_split: TFDS's names of the splits that are called "train" and
             "test" here.
-        image_key, label_key: TFDS's names of the features.
         statistics: mean and standard deviation of the training pixels in [0, 1], per channel; None
             if they are unknown.
         shorter_side: median of the images' shorter sides in pixels, of a streamed set; None if it
@@ -44,8 +43,6 @@ class DataSet:
     streamed: bool = False
     train_split: str = "train"
     evaluation_split: str = "test"
-    image_key: str = "image"
-    label_key: str = "label"
     statistics: Statistics | None = None
     shorter_side: int | None = None
 

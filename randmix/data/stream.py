@@ -100,7 +100,6 @@ class Photographs:
         """
         self._name = f"{data_set.name}, {data_set.tfds_split(split)}"
         self._directory = data_set.directory(data_dir)
-        self._image, self._label = data_set.image_key, data_set.label_key
         self._reading = reading
         self._lock = threading.Lock()
         self.corrupt: dict[int, str] = {}
@@ -156,8 +155,7 @@ class Photographs:
 
     def file_name(self, row: int) -> str | None:
         """The file that a record's image came from; None if that isn't recorded."""
-        name = self._source[row].get("file_name")
-        return None if name is None else name.decode()
+        return self._source[row]["file_name"].decode() or None
 
     @functools.cached_property
     def _random_crop(self) -> Callable[..., np.ndarray]:
@@ -189,9 +187,9 @@ class Photographs:
         except RuntimeError as error:
             raise records.damaged(self._directory, error) from error
         try:
-            return {"image": crop(record[self._image]), "label": np.int32(record[self._label])}
+            return {"image": crop(record["image"]), "label": np.int32(record["label"])}
         except photographs.BAD_IMAGE as error:
-            self._found_corrupt(row, record.get("file_name", b"an image").decode(), error)
+            self._found_corrupt(row, record["file_name"].decode() or "an image", error)
             return None
 
     def _found_corrupt(self, row: int, file_name: str, error: Exception) -> None:

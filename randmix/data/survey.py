@@ -72,7 +72,7 @@ def survey(directory: epath.Path, *, show_progress: bool = True) -> Survey:
     held = records.contents(directory)
     _require_files(directory)
     sources = {
-        split: records.open_source(directory, split, examples=count, image_key=held.image_key)
+        split: records.open_source(directory, split, held, examples=count)
         for split, count in held.examples.items()
     }
     groups = [
@@ -157,9 +157,9 @@ def _look(source: Any, group: tuple[str, range], held: records.Contents) -> _See
         try:
             if isinstance(record, RuntimeError):
                 raise record
-            image = Image.open(io.BytesIO(record[held.image_key])).convert(mode)
+            image = Image.open(io.BytesIO(record["image"])).convert(mode)
         except (*records.BAD_IMAGE, RuntimeError) as error:
-            name = b"" if isinstance(record, RuntimeError) else record.get("file_name", b"")
+            name = b"" if isinstance(record, RuntimeError) else record["file_name"]
             unknown = isinstance(error, UnidentifiedImageError)  # its text is an object's address
             reason = "not an image" if unknown else records.first_line(error)
             seen.damaged.append(Damage(split, row, name.decode(), reason))
