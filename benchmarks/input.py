@@ -304,9 +304,7 @@ def alternate(ways, rounds):
 
 
 def relative(seconds, to):
-    """Throughput relative to another one's, if that was measured: medians of the rounds' ratios."""
-    if to not in seconds:
-        return {}
+    """Throughput relative to another one's, medians of the rounds' ratios."""
     return {name: round(1 / timing.ratio(seconds, name, to), 3) for name in seconds}
 
 
@@ -321,10 +319,11 @@ def main(argv):
         megabytes = memory_by_epoch(data_dir, PREPARED * 9 // 10)
         seconds = alternate(pipelines(files, data_dir), options.rounds)
     rates = {name: round(len(files) / statistics.median(own)) for name, own in seconds.items()}
-    ratios = {to: relative(seconds, to) for to in ("simplejpeg", "tf.data", "torchvision, uint8")}
+    references = [name for name in ("simplejpeg", "tf.data", "torchvision, uint8") if name in rates]
+    ratios = {to: relative(seconds, to) for to in references}
     print(f"{'':22}{'images/s':>10}" + "".join(f"{'of ' + to:>24}" for to in ratios))
     for name, rate in rates.items():
-        columns = (f"{own[name]:24.2f}" for own in ratios.values() if own)
+        columns = (f"{own[name]:24.2f}" for own in ratios.values())
         print(f"{name:22}{rate:10}" + "".join(columns))
     print(f"first batch of {BATCH}: {first:.2f} s wall time")
     print(f"resident MB after each of {EPOCHS} epochs: {', '.join(map(str, megabytes))}")
