@@ -50,7 +50,7 @@ from randmix.runtime import host
 SETTINGS = host.tune()  # before the next lines import JAX
 import grain  # noqa: E402 (after tuning)
 
-from randmix.data import catalog, photographs, prepare, stream  # noqa: E402 (after tuning)
+from randmix.data import catalog, photographs, prepare, reader, stream  # noqa: E402 (after tuning)
 
 flags.DEFINE_string("source", None, "Folder with JPEGs; default: scikit-learn's photographs.")
 flags.DEFINE_integer("images", 512, "Photographs per round.", lower_bound=64)
@@ -205,7 +205,7 @@ def folder_of(files, root):
 
 def open_source(data_dir):
     data_set = catalog.get(NAME, data_dir, image_size=SIZE)
-    return stream.Photographs(data_set, "train", data_dir, stream.Reading())
+    return reader.Photographs(data_set, "train", data_dir, reader.Reading())
 
 
 def iterate(source, *, workers, start, steps):

@@ -17,7 +17,7 @@ from PIL import Image
 
 import randmix
 from randmix import data, masks
-from randmix.data import catalog, feeds, own, prepare, records, stream, survey
+from randmix.data import catalog, feeds, own, prepare, reader, records, survey
 from randmix.errors import UserError
 from randmix.runtime import sharding
 from randmix.runtime.preemption import Preempted
@@ -91,7 +91,7 @@ def test_images_of_many_sizes_are_streamed(data_dir):
     data_set = catalog.get("tfds/oxford_flowers102", data_dir, image_size=16)
     assert (data_set.streamed, data_set.image_shape) == (True, (16, 16, 3))
     assert (data_set.train_examples, data_set.test_examples) == (20, 12)
-    photographs = stream.Photographs(data_set, "test", data_dir, stream.Reading(image_size=16))
+    photographs = reader.Photographs(data_set, "test", data_dir, reader.Reading(image_size=16))
     expected = by_tfds("oxford_flowers102", "test", data_dir)
     for row, (_, label) in enumerate(expected):
         example = photographs.for_evaluation(row)

@@ -18,12 +18,12 @@ import pytest
 from etils.epath import testing
 from PIL import Image
 
-from randmix.data import catalog, feeds, prepare, stream
+from randmix.data import catalog, feeds, prepare, reader, stream
 from randmix.errors import UserError
 from randmix.runtime import sharding
 
 NAME, N, BATCH = "imagefolder/pets", 45, 8
-READING = stream.Reading(image_size=16)
+READING = reader.Reading(image_size=16)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def data_dir(tmp_path_factory):
 
 def photographs(data_dir, split="train", reading=READING, **options):
     data_set = catalog.get(NAME, data_dir, image_size=reading.image_size)
-    return stream.Photographs(data_set, split, data_dir, reading, **options)
+    return reader.Photographs(data_set, split, data_dir, reading, **options)
 
 
 def train(data_dir, *, seed=0, rows=range(BATCH), start=0, stop=12):
@@ -134,7 +134,7 @@ def test_without_random_crops_training_sees_what_evaluation_sees(tmp_path):
     """The centre in its shape, by Pillow, not the entire image squeezed into a square."""
     pictures.folder(tmp_path / "source", each=4, width=60, height=20)
     prepare.prepare_folder(tmp_path / "source", NAME, tmp_path, progress=False)
-    reading = stream.Reading(image_size=16, crop_scale=1.0, eval_crop=0.8)
+    reading = reader.Reading(image_size=16, crop_scale=1.0, eval_crop=0.8)
     source = photographs(tmp_path, reading=reading)
     for row in range(source.examples):
         image = Image.open(io.BytesIO(source._source[row]["image"]))
@@ -147,7 +147,7 @@ def test_evaluation_needs_no_particular_decoder(data_dir, monkeypatch):
     whole = photographs(data_dir, "test")
     expected = [whole.for_evaluation(row) for row in range(5)]
     monkeypatch.setitem(sys.modules, "simplejpeg", None)
-    reading = stream.Reading(image_size=16, decoder="simplejpeg")
+    reading = reader.Reading(image_size=16, decoder="simplejpeg")
     source = photographs(data_dir, "test", reading)
     assert all(equal(source.for_evaluation(row), expected[row]) for row in range(5))
     with pytest.raises(UserError, match="got 'simplejpeg', but simplejpeg can't be imported"):
@@ -310,7 +310,7 @@ def test_a_damaged_image_is_fatal_and_named(data_dir, monkeypatch):
 def test_a_skipped_image_is_named_once_counted_and_replaced(data_dir, monkeypatch, caplog):
     whole = photographs(data_dir)
     damage(monkeypatch, 7, 8, 44)
-    skipping = stream.Reading(image_size=16, corrupt="skip")
+    skipping = reader.Reading(image_size=16, corrupt="skip")
     source = photographs(data_dir, reading=skipping)
     draws = stream._uniform(0, 0)
     with caplog.at_level(logging.WARNING):

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from randmix.data import arrays, catalog, loader, stream
+from randmix.data import arrays, catalog, loader, reader, stream
 from randmix.errors import UserError, check_choice
 from randmix.runtime import sharding
 
@@ -86,7 +86,7 @@ class Split:
         data_set: catalog.DataSet,
         split: str,
         data_dir: epath.PathLike | None,
-        reading: stream.Reading,
+        reading: reader.Reading,
     ):
         """Opens a streamed set, or reads any other set into memory.
 
@@ -103,7 +103,7 @@ class Split:
         self.data_set, self._reading, self._arrays = data_set, reading, None
         self.skipped: set[int] = set()
         if data_set.streamed:
-            self._open = functools.partial(stream.Photographs, data_set, split, data_dir, reading)
+            self._open = functools.partial(reader.Photographs, data_set, split, data_dir, reading)
             self._total = self._open().examples
         else:
             self._arrays = catalog.read(data_set, split, data_dir)

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from randmix import attacks, masks, models
 from randmix import config as configs
-from randmix.data import catalog, feeds, photographs, stream
+from randmix.data import catalog, feeds, photographs, reader
 from randmix.data.augment import Augmentation
 from randmix.errors import UserError
 from randmix.models import stack
@@ -60,7 +60,7 @@ class DataOptions:
 
     dataset: catalog.DataSet
     data_dir: str | None
-    reading: stream.Reading
+    reading: reader.Reading
     train_examples: int
     validation_examples: int
     pgd_examples: int
@@ -339,10 +339,10 @@ def _data_options(config: ConfigDict, dataset: catalog.DataSet) -> DataOptions:
     )
 
 
-def reading(config: ConfigDict, dataset: catalog.DataSet) -> stream.Reading:
+def reading(config: ConfigDict, dataset: catalog.DataSet) -> reader.Reading:
     """Returns how a config reads the photographs of a data set."""
     values = {**config.data, "image_size": dataset.image_shape[0]}
-    return stream.Reading(**_fields(stream.Reading, values))
+    return reader.Reading(**_fields(reader.Reading, values))
 
 
 def augmentation(config: ConfigDict, dataset: catalog.DataSet) -> Augmentation:
