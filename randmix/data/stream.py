@@ -55,7 +55,8 @@ def train_batches(
         rows: rows of the batch that this process reads.
         steps: the steps; each batch depends on its own step only.
         put: applied to each part: ``image`` [len(rows), image_size, image_size, 3] uint8, and
-            ``label``, ``row`` and ``skipped`` [len(rows)] int32; see ``reader.Photographs.for_training``.
+            ``label``, ``row`` and ``skipped`` [len(rows)] int32, as in
+            ``reader.Photographs.for_training``.
         workers: see ``reader.Reading``.
 
     Returns:
