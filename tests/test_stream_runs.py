@@ -1,6 +1,7 @@
 """Complete runs on an image folder: command lines, stopping, resuming, evaluation, attacks."""
 
 import json
+import sys
 
 import command
 import jax
@@ -83,6 +84,22 @@ def test_a_stopped_run_resumes_bit_for_bit(whole, data_dir, tmp_path, monkeypatc
     assert not masks.diff(randmix.load(reference).variables, randmix.load(tmp_path).variables).moved
     assert lines(tmp_path) == lines(reference)
     assert resumed["metrics"] == result["metrics"]
+
+
+@pytest.mark.slow
+def test_a_run_does_not_go_on_with_another_decoder(whole, data_dir, monkeypatch):
+    workdir, _ = whole
+    written = json.loads((workdir / "config.json").read_text())["data"]
+    assert (written["decoder"], written["in_memory"]) == ("simplejpeg", "off")
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    with pytest.raises(
+        UserError, match=r"\(data.decoder: 'simplejpeg' -> 'pillow'\); give another"
+    ):
+        run(workdir, data_dir)
+    with pytest.raises(UserError, match="got 'simplejpeg', but simplejpeg can't be imported; run"):
+        run(workdir, data_dir, data__decoder="simplejpeg")
+    loaded = randmix.load(workdir)  # evaluation needs no particular decoder
+    assert eval_loop.evaluate_run(loaded, eval_loop.open_split(loaded, "test"), batch_size=4)
 
 
 @pytest.mark.slow
