@@ -1,6 +1,7 @@
 """The exception for user mistakes, and helpers that suggest the nearest valid name."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -22,6 +23,23 @@ def did_you_mean(got: object, allowed: Iterable[str]) -> str:
     """
     near = difflib.get_close_matches(str(got), list(allowed), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def check_name(what: str, got: str) -> str:
+    """Returns a data set's name; raises a UserError if TFDS or a shell can't handle it.
+
+    >>> check_name("--name", "a b")
+    Traceback (most recent call last):
+    ...
+    randmix.errors.UserError: --name: got 'a b', allowed are letters, digits, _ and -, starting \
+with a letter or digit
+    """
+    if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9_-]*", got):
+        raise UserError(
+            f"{what}: got {got!r}, allowed are letters, digits, _ and -, starting with a letter or "
+            "digit"
+        )
+    return got
 
 
 def check_choice(what: str, got: object, allowed: Iterable[str]) -> None:

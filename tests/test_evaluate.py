@@ -395,7 +395,7 @@ def digits_like(tmp_path):
         images = np.random.default_rng(0).integers(0, 256, (360, *image_shape), np.uint8)
         pair = images, np.arange(360) % len(classes)
         name = data.from_arrays(
-            f"of_{len(classes)}", train=pair, test=pair, classes=classes, data_dir=tmp_path
+            f"of_{len(classes)}", train=pair, test=pair, classes=[*classes], data_dir=tmp_path
         )
         return {"name": name, "data_dir": str(tmp_path)}
 

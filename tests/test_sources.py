@@ -123,7 +123,10 @@ def test_the_newest_version_is_read_unless_one_is_named(tmp_path):
             r"arrays/gone.npz doesn't exist; make it by randmix.data.from_arrays\('gone'",
         ),
         ("no_such_module:make", "got 'no_such_module:make', but No module named 'no_such_module'"),
-        ("json:make", "got 'json:make', but module 'json' has no attribute 'make'; give an"),
+        ("json:make", "got 'json:make', but json has no function 'make'"),
+        ("arrays/", "data set arrays/NAME: got '', allowed are letters, digits, _ and -, starting"),
+        ("arrays/../a", r"data set arrays/NAME: got '\.\./a', allowed are letters, digits, _ and"),
+        ("imagefolder/a b", "data set imagefolder/NAME: got 'a b', allowed are letters, digits"),
         ("emnist", "no data set is named 'emnist'; there are: digits, mnist, .*tfds/NAME, arrays/"),
     ],
 )
@@ -260,6 +263,42 @@ def test_a_run_normalises_by_them_unless_its_config_says_otherwise(data_dir, cap
     ]
 
 
+def test_the_mean_alone_may_be_given(data_dir):
+    config = small.config(data__name="arrays/mine", data__data_dir=str(data_dir), batch_size=8)
+    config.model.mean = (0.1, 0.2, 0.3)
+    model = runs.assemble(config).record.config["model"]
+    assert model["mean"] == (0.1, 0.2, 0.3)
+    assert model["std"] == catalog.get("arrays/mine", data_dir).statistics[1]
+
+
+def test_a_split_without_labels_is_not_tested_on(tmp_path):
+    folder = tfds_sets.prepare("places", tmp_path)
+    with pytest.raises(UserError, match="record 0: got the label -1, allowed are 0 to 9; if it is"):
+        catalog.load("tfds/places", "test", tmp_path)
+    found = survey.survey(records.resolve_data_dir(folder), show_progress=False)
+    assert (found.unlabelled, found.damaged) == (("test",), ())
+    prepare.convert("tfds/places", tmp_path, progress=False)
+    assert catalog.get("tfds/places", tmp_path).evaluation_split == "validation"
+    assert sorted(catalog.load("tfds/places", "test", tmp_path)["label"]) == list(range(8))
+
+
+def test_a_small_set_with_a_damaged_image_is_streamed(tmp_path):
+    tfds_sets.prepare("svhn_cropped", tmp_path, damaged={4})
+    with pytest.raises(
+        UserError, match=r"record \d+ is damaged .*; set config.data.in_memory to o"
+    ):
+        catalog.load("tfds/svhn_cropped", "train", tmp_path)
+    prepare.convert("tfds/svhn_cropped", tmp_path, progress=False)
+    assert catalog.get("tfds/svhn_cropped", tmp_path).streamed
+    assert not catalog.get("tfds/svhn_cropped", tmp_path, in_memory="on").streamed
+
+
+def test_images_with_transparency_are_refused(tmp_path):
+    tfds_sets.prepare("stickers", tmp_path)
+    with pytest.raises(UserError, match="the images have 4 channels, allowed are 1 and 3; convert"):
+        catalog.get("tfds/stickers", tmp_path)
+
+
 def test_a_channel_without_variation_is_not_divided_by_zero():
     pair = np.zeros((4, 5, 5, 1), np.uint8), np.arange(4)
     _, about = own._checked("x", {"train": pair, "test": pair}, None)
@@ -344,11 +383,49 @@ def test_an_npz_file_of_another_kind_is_refused(tmp_path):
         own.from_npz(tmp_path / "a.npz", "mine", tmp_path)
     (tmp_path / "b.npz").write_bytes(b"PK\3\4 no archive")
     for name in ("b.npz", "c.npz"):
-        with pytest.raises(UserError, match=f"{name} can't be read as an .npz file .*; give anoth"):
+        with pytest.raises(
+            UserError, match=f"{name} (isn't an intact|can't be read).*; give anoth"
+        ):
             own.from_npz(tmp_path / name, "mine", tmp_path)
     (tmp_path / "d.npz").write_text("text")
-    with pytest.raises(UserError, match=r"d.npz isn't an .npz file of numbers; give another$"):
-        own.from_npz(tmp_path / "d.npz", "mine", tmp_path)
+    np.save(tmp_path / "e.npy", np.zeros(3))
+    for name in ("d.npz", "e.npy"):
+        with pytest.raises(UserError, match=f"{name} isn't an intact .npz file of numbers; give a"):
+            own.from_npz(tmp_path / name, "mine", tmp_path)
+
+
+def test_no_damaged_bit_of_an_npz_file_is_a_traceback(tmp_path):
+    both = arrays(shape=(6, 6))
+    members = dict(zip(own._MEMBERS[0], [a for s in both.values() for a in s], strict=True))
+    np.savez_compressed(tmp_path / "a.npz", **members)
+    data.from_arrays("mine", **both, data_dir=tmp_path)
+    rng = np.random.default_rng(0)
+    for file, read in (
+        (tmp_path / "a.npz", lambda: own.from_npz(tmp_path / "a.npz", "other", tmp_path)),
+        (tmp_path / "arrays/mine.npz", lambda: catalog.load("arrays/mine", "train", tmp_path)),
+    ):
+        whole, messages = file.read_bytes(), []
+        for place in rng.integers(0, len(whole), 150):
+            content = bytearray(whole)
+            content[place] ^= 1 << int(rng.integers(8))
+            file.write_bytes(content)
+            (tmp_path / "arrays/other.npz").unlink(missing_ok=True)
+            try:
+                read()
+            except UserError as error:
+                messages.append(str(error))
+        assert len(messages) > 50
+        assert not [message for message in messages if "\n" in message]
+        file.write_bytes(whole)
+
+
+def test_an_npz_file_that_was_put_among_ours_is_not_called_damaged(tmp_path):
+    (tmp_path / "arrays").mkdir()
+    np.savez(tmp_path / "arrays/mine.npz", x_train=np.zeros(3))
+    with pytest.raises(
+        UserError, match=r"mine.npz wasn't made by randmix; move it elsewhere and r"
+    ):
+        catalog.get("arrays/mine", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -359,6 +436,7 @@ def test_an_npz_file_of_another_kind_is_refused(tmp_path):
         ({"labels": np.arange(3)}, r"got labels \[3\] int64 for 4 images, allowed is one integer"),
         ({"labels": np.arange(4) / 2}, r"got labels \[4\] float64 for 4 images, allowed is one "),
         ({"labels": np.arange(4) - 1}, "got labels from -1 to 2, allowed are one image or more "),
+        ({"labels": np.arange(4) + 10**6}, "got labels from 1000000 to 1000003, allowed are one "),
         ({"images": np.zeros((0, 8, 8), np.uint8), "labels": np.arange(0)}, "got no images, allow"),
     ],
 )
@@ -376,6 +454,17 @@ def test_splits_that_disagree_are_refused(tmp_path):
         data.from_arrays("mine", train=one, test=other, data_dir=tmp_path)
     with pytest.raises(UserError, match="got the label 2 and 2 classes, allowed are labels from 0"):
         data.from_arrays("mine", train=one, test=one, classes=["a", "b"], data_dir=tmp_path)
+    for classes in ("abc", 3, ["a", "b", "a"]):
+        with pytest.raises(
+            UserError, match=r"got the classes .*, allowed is a list of distinct na"
+        ):
+            data.from_arrays("mine", train=one, test=one, classes=classes, data_dir=tmp_path)
+    with pytest.raises(UserError, match="train: got a dict, allowed are two arrays"):
+        data.from_arrays("mine", train={"image": 1, "label": 2}, test=one, data_dir=tmp_path)
+    with pytest.raises(UserError, match="train: got a tuple of 3, allowed are two arrays"):
+        data.from_arrays("mine", train=(*one, 3), test=one, data_dir=tmp_path)
+    with pytest.raises(UserError, match="train: got arrays of several shapes, allowed is one"):
+        data.from_arrays("mine", train=([[1], [1, 2]], [1, 2]), test=one, data_dir=tmp_path)
     with pytest.raises(UserError, match="name: got 'a b', allowed are letters, digits, _ and -"):
         data.from_arrays("a b", train=one, test=one, data_dir=tmp_path)
 
@@ -402,13 +491,19 @@ import numpy as np
 def make():
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (40, 12, 12, 3), np.uint8), np.arange(40) % 3
-    return {"train": (images, labels), "test": (images[:16], labels[:16]), "classes": "abc"}
+    return {"train": (images, labels), "test": (images[:16], labels[:16]), "classes": [*"abc"]}
 
 def short():
     return {"train": 3}
 
 def broken():
     raise KeyError("no such file")
+
+def leaves():
+    raise SystemExit(3)
+
+def needs(argument):
+    pass
 """
 
 
@@ -416,6 +511,8 @@ def broken():
 def module(tmp_path, monkeypatch):
     """A folder with a module of functions, which is the working folder."""
     (tmp_path / "my_data.py").write_text(MODULE)
+    (tmp_path / "divides.py").write_text("x = 1 / 0")
+    (tmp_path / "torn.py").write_text("def make(:")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     sys.modules.pop("my_data", None)
@@ -439,6 +536,10 @@ def test_a_function_is_called_once(module):
             'my_data:short returned train, allowed is a dict with "train" and "test"',
         ),
         ("my_data:broken", r"my_data:broken raised KeyError \('no such file'\) in .*, line 13"),
+        ("my_data:leaves", r"my_data:leaves raised SystemExit \(3\) in .*my_data.py, line 16"),
+        ("my_data:needs", r"my_data:needs raised TypeError \(needs\(\) missing .*'argument'\)$"),
+        ("divides:make", r"divides:make raised ZeroDivisionError .* in .*divides.py, line 1$"),
+        ("torn:make", r"torn:make raised SyntaxError \(.*\)$"),
     ],
 )
 def test_a_function_that_fails_is_one_line(name, message, module):

@@ -19,6 +19,8 @@ SETS = {
     ),
     "cifar10_corrupted": ((32, 32, 3), 10, {}, {"test": 20}),
     "eurosat": ((64, 64, 3), 10, {"filename": tfds.features.Text()}, {"train": 43}),
+    "places": ((32, 32, 3), 10, {}, {"train": 20, "test": 6, "validation": 8}),
+    "stickers": ((32, 32, 4), 10, {}, {"train": 4, "test": 4}),
     "emnist": ((28, 28, 1), 47, {}, {"train": 30, "test": 10}),
 }
 
@@ -33,7 +35,8 @@ def pixels(name, split, row):
 
 
 def label(name, split, row):
-    return -1 if split == "unlabelled" else row % SETS[name][1]
+    unknown = split == "unlabelled" or (name, split) == ("places", "test")
+    return -1 if unknown else row % SETS[name][1]
 
 
 def class_names(name):

@@ -12,7 +12,8 @@ SHA-256 with the manifest that was saved with it; compares the manifests with co
 the names of their folders; and reads the config, the result and the log.
 
 Any other word is a data set's name, as in config.data.name. Verify decodes every record of every
-split and names those that are damaged: split, row, file, reason.
+split and names those that are damaged: split, row, file, reason. Of a function's arrays, it checks
+shapes and types.
 
 It changes nothing.
 

@@ -21,7 +21,7 @@ from etils import epath
 
 from randmix.data import digits, own, records
 from randmix.data.data_sets import DATA_SETS, IMAGE_SIZE, IMAGENET, DataSet, Statistics
-from randmix.errors import UserError, check_choice, did_you_mean
+from randmix.errors import UserError, check_choice, check_name, did_you_mean
 
 SPLITS = ("train", "test")
 FOLDER, FOLDER_VERSION = "imagefolder", "1.0.0"
@@ -31,7 +31,7 @@ IN_MEMORY = ("auto", "on", "off")
 SMALL_SIDE, SMALL_BYTES = 128, 2 * 2**30
 
 _TFDS_NAME = re.compile(r"tfds/(?P<folder>\w+(?:/[\w.-]+)?)(?::(?P<version>\d+\.\d+\.\d+))?")
-_FUNCTION_NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+FUNCTION_NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _OTHER_NAMES = (
     f"{FOLDER}/NAME",
     f"{IMAGENET}/NAME",
@@ -77,9 +77,12 @@ def get(
         if data_set.streamed and image_size is not None:
             return dataclasses.replace(data_set, image_shape=(image_size, image_size, 3))
         return data_set
+    kind, _, part = name.partition("/")
+    if kind in (FOLDER, IMAGENET, own.ARRAYS) and "/" in name:
+        check_name(f"data set {kind}/NAME", part)
     if name.startswith((f"{FOLDER}/", f"{IMAGENET}/", "tfds/")):
         return _prepared(name, data_dir, image_size, in_memory)
-    if name.startswith(f"{own.ARRAYS}/") or _FUNCTION_NAME.fullmatch(name):
+    if name.startswith(f"{own.ARRAYS}/") or FUNCTION_NAME.fullmatch(name):
         about = own.about(name, records.resolve_data_dir(data_dir))
         data_set = DataSet(
             name,
@@ -327,12 +330,14 @@ def _prepared(
         shorter_side=held.survey.get("shorter_side"),
     )
     for split in ("test", "validation"):
-        if count := held.examples.get(split):
+        count = held.examples.get(split)
+        if count and split not in held.survey.get("unlabelled", ()):
             return dataclasses.replace(data_set, evaluation_split=split, test_examples=count)
     if data_set.train_examples < 2:
+        splits = ", ".join(f"{split} ({count:,})" for split, count in held.examples.items())
         raise UserError(
-            f"{name}: got the splits {', '.join(held.examples)}, needed is train, test or "
-            "validation; give another data set"
+            f"{name}: got the splits {splits}, needed are labelled examples in test or validation, "
+            "or two in train; give another data set"
         )
     # TFDS mixed the records, so the last tenth is a fair sample.
     cut = data_set.train_examples - max(1, round(data_set.train_examples / 10))
@@ -374,6 +379,7 @@ def _fits_in_memory(
         return True
     return (
         shape is not None
+        and not held.survey.get("damaged")  # a stream can leave them out
         and max(shape[:2]) <= SMALL_SIDE
         and sum(held.examples.values()) * math.prod(shape) <= SMALL_BYTES
         and (image_size is None or shape[:2] == (image_size, image_size))

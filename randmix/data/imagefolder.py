@@ -36,7 +36,6 @@ from randmix.errors import UserError
 _EXTENSIONS = (".jpg", ".jpeg", ".png")
 _LEFT_BY_FILE_MANAGERS = {"thumbs.db", "desktop.ini"}
 _SPLIT_FOLDERS = {"train": "train", "test": "test", "val": "validation", "validation": "validation"}
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _UNDECODED = re.compile("[\ud800-\udfff]")  # what Python makes of bytes that aren't UTF-8
 
 Splits = Mapping[str, Mapping[str, Sequence[Path]]]  # split -> class -> files
@@ -76,16 +75,6 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             for file in files:
                 key = f"{label}/{file.name}"
                 yield key, {"image": rgb_bytes(file), "label": label, "file_name": key}
-
-
-def check_name(name: str) -> str:
-    """Returns a data set's name; raises a UserError if TFDS or a shell can't handle it."""
-    if not _NAME.fullmatch(name):
-        raise UserError(
-            f"--name: got {name!r}, allowed are letters, digits, _ and -, "
-            "starting with a letter or digit; give --name=NAME"
-        )
-    return name
 
 
 def find(source: Path) -> Splits:

@@ -19,10 +19,8 @@ import importlib
 import io
 import json
 import os
-import re
 import sys
 import traceback
-import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,17 +28,17 @@ import numpy as np
 from etils import epath
 
 from randmix.data import records
-from randmix.errors import UserError
+from randmix.errors import UserError, check_name
 from randmix.runtime import durable
 
 ARRAYS = "arrays"
 _SPLITS = ("train", "test")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 # The names of the arrays in an .npz file: MedMNIST's, which are also ours, and Keras's.
 _MEMBERS = (
     ("train_images", "train_labels", "test_images", "test_labels"),
     ("x_train", "y_train", "x_test", "y_test"),
 )
+_MOST_CLASSES = 100_000
 _ABOUT = "about"  # JSON text beside the arrays in our own files
 
 Pair = tuple[Any, Any]  # images and labels
@@ -84,8 +82,8 @@ def from_arrays(
     Args:
         name: letters, digits, _ and -.
         train, test: images [N, H, W] or [N, H, W, C] uint8 in 0..255, with 1 or 3 channels, and
-            labels [N] or [N, 1], integers from 0; anything that NumPy converts.
-        classes: names of the classes by label; None for the numbers.
+            labels [N] or [N, 1], integers from 0; arrays of any library that NumPy converts.
+        classes: distinct names of the classes by label; None for the numbers.
         data_dir: TFDS's data directory, a local path; None for its default.
 
     Returns:
@@ -95,11 +93,7 @@ def from_arrays(
         UserError: an array isn't as above, the name is in use for other arrays, or the file can't
             be written.
     """
-    if not _NAME.fullmatch(name):
-        raise UserError(
-            f"name: got {name!r}, allowed are letters, digits, _ and -, starting with a letter or "
-            "digit"
-        )
+    check_name("name", name)
     arrays, about = _checked(f"{ARRAYS}/{name}", {"train": train, "test": test}, classes)
     file = file_of(f"{ARRAYS}/{name}", records.resolve_data_dir(data_dir))
     if file.exists():
@@ -143,10 +137,10 @@ def from_npz(file: epath.PathLike, name: str, data_dir: epath.PathLike | None = 
             train, train_labels, test, test_labels = (saved[member] for member in members)
     except UserError:
         raise
-    except ValueError as error:  # NumPy's text advises to unpickle
-        raise UserError(f"{file} isn't an .npz file of numbers; give another") from error
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{file} can't be read as an .npz file ({error}); give another") from error
+    except OSError as error:
+        raise UserError(f"{file} can't be read ({error.strerror}); give another") from error
+    except Exception as error:  # NumPy, zipfile and zlib have many kinds
+        raise UserError(f"{file} isn't an intact .npz file of numbers; give another") from error
     return from_arrays(
         name, train=(train, train_labels), test=(test, test_labels), data_dir=data_dir
     )
@@ -172,7 +166,7 @@ def load(name: str, split: str, data_dir: epath.Path) -> dict[str, np.ndarray]:
     try:
         with np.load(io.BytesIO(file.read_bytes())) as saved:  # each member has a checksum
             return {"image": saved[images], "label": saved[labels]}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # NumPy, zipfile and zlib have many kinds
         raise _damaged(file, error) from error
 
 
@@ -189,12 +183,19 @@ def _read_about(file: epath.Path) -> About:
         )
     try:
         with file.open("rb") as opened, np.load(opened) as saved:
+            if _ABOUT not in saved:
+                raise UserError(
+                    f"{file} wasn't made by randmix; move it elsewhere and run "
+                    f"`python -m randmix prepare arrays --source=FILE --name={file.stem}`"
+                )
             values = json.loads(str(saved[_ABOUT]))
         mean, std = values.pop("statistics")
         shape, classes = tuple(values.pop("image_shape")), tuple(values.pop("classes"))
         statistics = (tuple(mean), tuple(std))
         return About(**values, image_shape=shape, classes=classes, statistics=statistics)
-    except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except UserError:
+        raise
+    except Exception as error:  # NumPy, zipfile and zlib have many kinds
         raise _damaged(file, error) from error
 
 
@@ -209,20 +210,24 @@ def _called(name: str) -> tuple[Arrays, About]:
     if not {"", os.getcwd()} & {*sys.path}:  # a console script doesn't look there by itself
         sys.path.append(os.getcwd())
     try:
-        function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        function = getattr(importlib.import_module(module), attribute, None)
+        returned = function() if callable(function) else None
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == module:
+            raise UserError(
+                f"config.data.name: got {name!r}, but {error}; give an importable module and a "
+                "function in it"
+            ) from error
+        _, *places = traceback.extract_tb(error.__traceback__)  # the first is here
+        users = [p for p in places if "importlib" not in p.filename]
+        where = f" in {users[-1].filename}, line {users[-1].lineno}" if users else ""
         raise UserError(
-            f"config.data.name: got {name!r}, but {error}; give an importable module and a "
-            "function in it"
+            f"config.data.name: {name} raised {type(error).__name__} ({error}){where}"
         ) from error
-    try:
-        returned = function()
-    except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
+    if not callable(function):
         raise UserError(
-            f"config.data.name: {name} raised {type(error).__name__} ({error}) in "
-            f"{place.filename}, line {place.lineno}"
-        ) from error
+            f"config.data.name: got {name!r}, but {module} has no function {attribute!r}"
+        )
     if not isinstance(returned, Mapping) or not {*_SPLITS} <= {*returned} <= {*_SPLITS, "classes"}:
         got = ", ".join(map(str, returned)) if isinstance(returned, Mapping) else type(returned)
         raise UserError(
@@ -244,7 +249,12 @@ def _checked(
             f"{test.shape[1:]}, allowed is one shape"
         )
     highest = max(int(split["label"].max()) for split in arrays.values())
-    names = tuple(map(str, classes if classes is not None else range(highest + 1)))
+    names = tuple(map(str, range(highest + 1))) if classes is None else classes
+    if not isinstance(names, list | tuple) or len({*map(str, names)}) != len(names):
+        raise UserError(
+            f"{name}: got the classes {names!r}, allowed is a list of distinct names, by label"
+        )
+    names = tuple(map(str, names))
     if highest >= len(names):
         raise UserError(
             f"{name}: got the label {highest} and {len(names)} classes, allowed are labels from 0 "
@@ -285,18 +295,22 @@ def statistics(histograms: np.ndarray) -> tuple[tuple[float, ...], tuple[float, 
 
 
 def _checked_split(what: str, pair: Pair) -> dict[str, np.ndarray]:
+    if not isinstance(pair, list | tuple) or len(pair) != 2:
+        size = f" of {len(pair)}" if isinstance(pair, list | tuple) else ""
+        raise UserError(
+            f"{what}: got a {type(pair).__name__}{size}, allowed are two arrays, (images, labels)"
+        )
     try:
         images, labels = map(np.asarray, pair)
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"{what}: got {type(pair).__name__}, allowed are images and labels"
-        ) from error
+    except ValueError as error:
+        raise UserError(f"{what}: got arrays of several shapes, allowed is one") from error
     if images.ndim == 3:
         images = images[..., None]
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise UserError(
             f"{what}: got images {list(images.shape)} {images.dtype}, allowed are [N, H, W], "
-            "[N, H, W, 1] or [N, H, W, 3] uint8; scale other values to 0..255 and round them"
+            "[N, H, W, 1] or [N, H, W, 3] uint8; move channels last, and scale other values to "
+            "0..255"
         )
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
@@ -305,7 +319,10 @@ def _checked_split(what: str, pair: Pair) -> dict[str, np.ndarray]:
             f"{what}: got labels {list(labels.shape)} {labels.dtype} for {len(images)} images, "
             "allowed is one integer per image"
         )
-    if not images.size or labels.min() < 0 or labels.max() >= 2**31:
+    if not images.size or labels.min() < 0 or labels.max() >= _MOST_CLASSES:
         got = f"labels from {labels.min()} to {labels.max()}" if len(labels) else "no images"
-        raise UserError(f"{what}: got {got}, allowed are one image or more and labels from 0")
+        raise UserError(
+            f"{what}: got {got}, allowed are one image or more and labels from 0 to "
+            f"{_MOST_CLASSES - 1}"
+        )
     return {"image": np.ascontiguousarray(images), "label": labels.astype(np.int32)}

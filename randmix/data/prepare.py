@@ -31,7 +31,7 @@ from randmix.data import (
     survey,
     tfrecords,
 )
-from randmix.errors import UserError
+from randmix.errors import UserError, check_name
 from randmix.runtime import durable, locks, signals
 
 _POLL = 0.2  # seconds between two tries to take a lock
@@ -52,6 +52,8 @@ def main(options: Any) -> None:
     name = _name(options)
     arrays = options.data_set == own.ARRAYS
     already = not arrays and catalog.is_prepared(name, data_dir)
+    if name.startswith("tfds/"):
+        already = already and (catalog.directory_of(name, data_dir) / records.SURVEY).exists()
     if arrays:
         own.from_npz(options.source, name.partition("/")[2], data_dir)
     elif name.startswith("tfds/"):
@@ -84,6 +86,16 @@ def main(options: Any) -> None:
 def _name(options: Any) -> str:
     """The full name of the data set to prepare; raises a UserError if the flags don't fit it."""
     name = options.data_set
+    if name == "tfds":
+        raise UserError("data set: got 'tfds', allowed is tfds/NAME, for example tfds/svhn_cropped")
+    if name.startswith(f"{own.ARRAYS}/"):
+        part = name.partition("/")[2]
+        raise UserError(
+            f"data set: got {name!r}, which is made by `python -m randmix prepare arrays "
+            f"--source=FILE.npz --name={part}` or by randmix.data.from_arrays({part!r}, ...)"
+        )
+    if catalog.FUNCTION_NAME.fullmatch(name):
+        raise UserError(f"data set: got the function {name!r}, which needs no preparation")
     allowed = _FLAGS.get(name.partition("/")[0], _OTHERS)
     for flag in ("manual_dir", "source", "allow_subset", "name", "num_shards"):
         if getattr(options, flag) and flag not in allowed:
@@ -188,7 +200,7 @@ def prepare_folder(
             other images; the directory can't be written.
     """
     kind, _, folder_name = name.partition("/")
-    imagefolder.check_name(folder_name)
+    check_name("--name", folder_name)
     find, build = {
         catalog.FOLDER: (imagefolder.find, imagefolder.ImageFolder),
         catalog.IMAGENET: (imagenet_tree.find, imagenet.ImagenetSubset),

@@ -81,6 +81,7 @@ class Photographs:
         self._lock = threading.Lock()
         self.corrupt: dict[int, str] = {}
         self._source = catalog.open_source(data_set, split, data_dir)
+        self._held = records.contents(self._directory)
         self.examples = len(self._source) if examples is None else examples
 
     def blank(self, count: int) -> dict[str, np.ndarray]:
@@ -107,12 +108,12 @@ class Photographs:
             UserError: a record is damaged and that is fatal, or 100 in a row are.
         """
         crop = functools.partial(self._random_crop, draws=draws, out=out)
-        for further in range(min(self.examples, _MOST_SKIPPED)):
+        most = min(self.examples, _MOST_SKIPPED)
+        for further in range(most):
             if example := self._read((row + further) % self.examples, crop):
                 return {**example, "row": np.int32(row), "skipped": np.int32(further)}
         raise UserError(
-            f"{self._name}: {_MOST_SKIPPED} damaged images in a row from record {row} on; "
-            "prepare it again"
+            f"{self._name}: {most} damaged images in a row from record {row} on; prepare it again"
         )
 
     def for_evaluation(self, row: int) -> Example:
@@ -164,7 +165,10 @@ class Photographs:
         except RuntimeError as error:
             raise records.damaged(self._directory, error) from error
         try:
-            return {"image": crop(record["image"]), "label": np.int32(record["label"])}
+            label = records.label_of(record, f"{self._name}, record {row}", self._held)
+            return {"image": crop(record["image"]), "label": np.int32(label)}
+        except UserError:
+            raise
         except photographs.BAD_IMAGE as error:
             self._found_corrupt(row, record["file_name"].decode() or "an image", error)
             return None

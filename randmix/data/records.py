@@ -17,6 +17,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
+from randmix.data import photographs
 from randmix.errors import UserError
 
 SURVEY = "randmix.json"  # next to dataset_info.json; see `randmix.data.survey`
@@ -103,12 +104,18 @@ def contents(directory: epath.Path) -> Contents:
     image_key = _feature(directory, features, "image", preferred)
     label_key = _feature(directory, features, "classLabel", preferred)
     image = features[image_key]["image"]
+    num_classes = int(features[label_key]["classLabel"]["numClasses"])
     if image.get("dtype", "uint8") != "uint8":
         raise UserError(
             f"{directory}: the feature {image_key!r} has the type {image['dtype']}, allowed is "
             "uint8; convert the images as their values require"
         )
     dimensions = [int(size) for size in image.get("shape", {}).get("dimensions", [])] or [-1] * 3
+    if dimensions[-1] not in (-1, 1, 3):
+        raise UserError(
+            f"{directory}: the images have {dimensions[-1]} channels, allowed are 1 and 3; convert "
+            "them as their meaning requires"
+        )
     survey = _read_json(directory / SURVEY)
     shape = survey.get("image_shape") or (dimensions if min(dimensions) > 0 else None)
     return Contents(
@@ -119,7 +126,7 @@ def contents(directory: epath.Path) -> Contents:
         label_key=label_key,
         image_shape=None if shape is None else (shape[0], shape[1], shape[2]),
         channels=1 if dimensions[-1] == 1 else 3,
-        num_classes=int(features[label_key]["classLabel"]["numClasses"]),
+        num_classes=num_classes,
         survey=survey,
     )
 
@@ -229,12 +236,28 @@ def read_arrays(
                 if (image.height, image.width) != shape[:2]:
                     raise ValueError(f"{image.width} x {image.height} pixels")
                 images[row] = np.asarray(image.convert(mode)).reshape(shape)
-                labels[row] = example["label"]
+                labels[row] = label_of(example, f"{directory}, {split}, record {row}", held)
+    except UserError:
+        raise
     except RuntimeError as error:
         raise damaged(directory, error) from error
-    except BAD_IMAGE as error:
-        raise damaged(directory, f"{split}, record {row}: {error}") from error
+    except photographs.BAD_IMAGE as error:
+        raise UserError(
+            f"{directory}: {split}, record {row} is damaged ({error}); set config.data.in_memory "
+            "to off and config.data.corrupt to skip, or prepare it again"
+        ) from error
     return {"image": images, "label": labels}
+
+
+def label_of(example: Mapping[str, Any], where: str, held: Contents) -> int:
+    """Returns a record's label; raises a UserError if it isn't in 0 .. num_classes - 1."""
+    if not 0 <= example["label"] < held.num_classes:
+        raise UserError(
+            f"{where}: got the label {example['label']}, allowed are 0 to {held.num_classes - 1}; "
+            "if it is TFDS's -1 for unknown, `python -m randmix prepare tfds/NAME` finds another "
+            "split"
+        )
+    return example["label"]
 
 
 def class_names(directory: epath.Path, held: Contents) -> list[str]:
@@ -243,10 +266,6 @@ def class_names(directory: epath.Path, held: Contents) -> list[str]:
     if not names.exists():
         return [str(label) for label in range(held.num_classes)]
     return [name.strip() for name in names.read_text().split("\n") if name.strip()]
-
-
-# Pillow's errors for a bad file.
-BAD_IMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def _features(directory: epath.Path) -> dict[str, Any]:

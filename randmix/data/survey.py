@@ -17,10 +17,11 @@ from PIL import Image, UnidentifiedImageError
 from tensorflow_datasets.core import file_adapters
 from tqdm import tqdm
 
-from randmix.data import own, records
+from randmix.data import own, photographs, records
 from randmix.runtime import durable
 
 _TOGETHER = 128  # records per read
+_UNKNOWN = "its label is -1"
 
 
 class Damage(NamedTuple):
@@ -49,7 +50,8 @@ class Survey:
         shorter_side: median of the images' shorter sides, in pixels.
         statistics: mean and standard deviation of the training pixels in [0, 1], per channel; None
             without a training split.
-        damaged: the records that can't be read or decoded.
+        damaged: the records that can't be read or decoded, or whose label is none of the classes'.
+        unlabelled: the splits of which every label is -1, unknown.
     """
 
     examples: int
@@ -57,6 +59,7 @@ class Survey:
     shorter_side: int | None
     statistics: tuple[tuple[float, ...], tuple[float, ...]] | None
     damaged: tuple[Damage, ...]
+    unlabelled: tuple[str, ...]
 
 
 def survey(directory: epath.Path, *, show_progress: bool = True) -> Survey:
@@ -82,6 +85,7 @@ def survey(directory: epath.Path, *, show_progress: bool = True) -> Survey:
     ]
     sizes: Counter[tuple[int, int]] = Counter()
     histogram, damaged = np.zeros((held.channels, 256), np.int64), []
+    unlabelled = {split for split, count in held.examples.items() if count}
     examples = sum(held.examples.values())
     with (
         concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads,
@@ -98,6 +102,8 @@ def survey(directory: epath.Path, *, show_progress: bool = True) -> Survey:
             sizes += seen.sizes
             damaged += seen.damaged
             histogram += seen.histogram if split == "train" else 0
+            if seen.labelled:
+                unlabelled.discard(split)
             bar.update(len(rows))
     (height, width), *others = sizes or [(0, 0)]
     return Survey(
@@ -105,7 +111,8 @@ def survey(directory: epath.Path, *, show_progress: bool = True) -> Survey:
         image_shape=(height, width, held.channels) if sizes and not others else None,
         shorter_side=numbers.median_low(map(min, sizes.elements())) if sizes else None,
         statistics=own.statistics(histogram) if histogram.any() else None,
-        damaged=tuple(damaged),
+        damaged=tuple(d for d in damaged if not (d.split in unlabelled and d.reason == _UNKNOWN)),
+        unlabelled=tuple(sorted(unlabelled)),
     )
 
 
@@ -117,6 +124,8 @@ def write(directory: epath.PathLike, found: Survey) -> None:
         "shorter_side": found.shorter_side,
         "mean": mean,
         "std": std,
+        "unlabelled": found.unlabelled,
+        "damaged": len(found.damaged),
     }
     durable.write(epath.Path(directory) / records.SURVEY, json.dumps(content, indent=2) + "\n")
 
@@ -142,28 +151,34 @@ def _require_files(directory: epath.Path) -> None:
 
 
 class _Seen(NamedTuple):
-    """What a group of records holds: (height, width) of each image, and counts of its values."""
+    """What a group of records holds: sizes of images, counts of values, rows with a label."""
 
     sizes: Counter[tuple[int, int]]
     histogram: np.ndarray
     damaged: list[Damage]
+    labelled: list[int]
 
 
 def _look(source: Any, group: tuple[str, range], held: records.Contents) -> _Seen:
     split, rows = group
     mode = "L" if held.channels == 1 else "RGB"
-    seen = _Seen(Counter(), np.zeros((held.channels, 256), np.int64), [])
+    seen = _Seen(Counter(), np.zeros((held.channels, 256), np.int64), [], [])
     for row, record in zip(rows, _read(source, rows), strict=True):
         try:
             if isinstance(record, RuntimeError):
                 raise record
             image = Image.open(io.BytesIO(record["image"])).convert(mode)
-        except (*records.BAD_IMAGE, RuntimeError) as error:
+        except (*photographs.BAD_IMAGE, RuntimeError) as error:
             name = b"" if isinstance(record, RuntimeError) else record["file_name"]
             unknown = isinstance(error, UnidentifiedImageError)  # its text is an object's address
             reason = "not an image" if unknown else records.first_line(error)
             seen.damaged.append(Damage(split, row, name.decode(), reason))
         else:
+            if 0 <= record["label"] < held.num_classes:
+                seen.labelled.append(row)
+            else:
+                reason = _UNKNOWN if record["label"] == -1 else f"its label is {record['label']}"
+                seen.damaged.append(Damage(split, row, record["file_name"].decode(), reason))
             seen.sizes[image.height, image.width] += 1
             seen.histogram[:] += np.reshape(image.histogram(), seen.histogram.shape)
     return seen

@@ -1,5 +1,6 @@
 """Evaluation over a full split: every example exactly once."""
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -142,11 +143,12 @@ def open_split(
         )
     data_dir = data_dir or config.data_dir
     trained_on = _trained_on(run)
-    if name is None:
-        size, in_memory = config.image_size, config.in_memory
-    else:  # photographs are cropped to the size that the model knows
-        size = trained_on["image_shape"][0] if trained_on else config.image_size
+    size, in_memory = config.image_size, config.in_memory
+    if name not in (None, config.name):
         in_memory = "auto"
+        if trained_on and not size:  # photographs are cropped to the size that the model knows
+            height, width, _ = trained_on["image_shape"]
+            size = height if height == width else None
     dataset = catalog.get(name or config.name, data_dir, image_size=size, in_memory=in_memory)
     if trained_on:
         _check_same_kind(run, catalog.describe(dataset, data_dir), trained_on, force=force)
@@ -168,7 +170,15 @@ def _trained_on(run: loading.Run) -> Mapping[str, Any] | None:
 def _check_same_kind(
     run: loading.Run, got: Mapping[str, Any], own: Mapping[str, Any], *, force: bool
 ) -> None:
-    """Raises a UserError that lists how a data set differs from the run's own, as described."""
+    """Raises a UserError that lists how a data set differs from the run's own, as described.
+
+    Another version of the run's own data set is a warning.
+    """
+    if got["name"] == own["name"] and got["version"] != own["version"]:
+        logging.getLogger(__name__).warning(
+            "%s now has the version %s, the run was trained on %s",
+            *(got["name"], got["version"], own["version"]),
+        )
     minor, major = [], []
     if tuple(got["image_shape"]) != tuple(own["image_shape"]):
         images, model = (" x ".join(map(str, data["image_shape"])) for data in (got, own))

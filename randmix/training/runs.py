@@ -297,8 +297,9 @@ def _resolve(config: ConfigDict) -> tuple[ConfigDict, catalog.DataSet]:
     if dataset.streamed:
         data.image_size = dataset.image_shape[0]
         data.decoder = photographs.choose_decoder(data.decoder)
-    given = model.mean is not None and model.std is not None
-    if dataset.statistics is None and not given:
+    else:  # what only photographs depend on
+        data.image_size, data.decoder, data.interpolation = None, "auto", "fast"
+    if dataset.statistics is None and (model.mean is None or model.std is None):
         logging.getLogger(__name__).warning(
             "the channel statistics of %s are unknown, so images aren't normalised; "
             "`python -m randmix prepare %s` records them, or set config.model.mean and std",
@@ -306,7 +307,8 @@ def _resolve(config: ConfigDict) -> tuple[ConfigDict, catalog.DataSet]:
             dataset.name,
         )
     mean, std = dataset.statistics or ((), ())
-    model.mean, model.std = model.mean if given else mean, model.std if given else std
+    model.mean = mean if model.mean is None else model.mean
+    model.std = std if model.std is None else model.std
     return resolved, dataset
 
 
@@ -328,6 +330,11 @@ def _data_options(config: ConfigDict, dataset: catalog.DataSet) -> DataOptions:
         raise UserError(
             f"config.data.validation: got {config.data.validation}, which is none of the {used} "
             "training examples; set a larger one, or 0"
+        )
+    if held_out == used:
+        raise UserError(
+            f"config.data.validation: got {config.data.validation}, which is all of the {used} "
+            "training examples; set a smaller one"
         )
     return DataOptions(
         dataset=dataset,

@@ -150,6 +150,12 @@ def _claim(workdir: epath.Path, values: Mapping[str, Any]) -> None:
 def _require_same_run(
     workdir: epath.PathLike, old: dict[str, Any], values: Mapping[str, Any]
 ) -> None:
+    newer = sorted(configs.flatten(values).keys() - configs.flatten(old).keys())
+    if newer and old.get("model", {}).get("name") == values["model"]["name"]:
+        raise UserError(
+            f"{workdir}: holds a run of an older version, whose config lacks {', '.join(newer)}; "
+            "give another --workdir"
+        )
     if differences := configs.differences(old, values):
         raise UserError(
             f"{workdir}: holds a run with another config ({'; '.join(differences)}); "
