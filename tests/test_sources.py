@@ -300,7 +300,8 @@ def test_images_with_transparency_are_refused(tmp_path):
 
 
 def test_a_channel_without_variation_is_not_divided_by_zero():
-    pair = np.zeros((4, 5, 5, 1), np.uint8), np.arange(4)
+    pair = np.zeros((400, 5, 5, 1), np.uint8), np.arange(400)
+    pair[0][0, 0, 0] = 1  # a deviation of 0.00004, which would be rounded to 0
     _, about = own._checked("x", {"train": pair, "test": pair}, None)
     assert about.statistics == ((0.0,), (1.0,))
 

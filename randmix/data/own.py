@@ -100,12 +100,8 @@ def from_arrays(
         if _read_about(file).digest != about.digest:
             raise UserError(f"{file} holds other arrays; choose another name, or remove it")
         return f"{ARRAYS}/{name}"
-    members = {
-        member: arrays[split][kind]
-        for member, (split, kind) in zip(
-            _MEMBERS[0], [(s, k) for s in _SPLITS for k in ("image", "label")], strict=True
-        )
-    }
+    both = (arrays[split][kind] for split in _SPLITS for kind in ("image", "label"))
+    members = dict(zip(_MEMBERS[0], both, strict=True))
     buffer = io.BytesIO()
     members[_ABOUT] = np.array(json.dumps(dataclasses.asdict(about)))
     np.savez(buffer, allow_pickle=False, **members)
@@ -271,13 +267,11 @@ def _checked(
         len(train),
         len(test),
         names,
-        statistics(np.stack([np.bincount(c.ravel(), minlength=256) for c in _planes(train)])),
+        statistics(
+            np.stack([np.bincount(train[..., c].ravel(), minlength=256) for c in range(channels)])
+        ),
         digest.hexdigest()[:16],
     )
-
-
-def _planes(images: np.ndarray) -> list[np.ndarray]:
-    return [images[..., channel] for channel in range(images.shape[-1])]
 
 
 def statistics(histograms: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -289,8 +283,8 @@ def statistics(histograms: np.ndarray) -> tuple[tuple[float, ...], tuple[float, 
     values = np.arange(256) / 255
     mean = histograms @ values / histograms.sum(1)
     variance = histograms @ values**2 / histograms.sum(1) - mean**2
-    # A channel without any variation would be divided by zero.
-    std = np.where(variance > 1e-12, np.sqrt(np.maximum(variance, 0)), 1)
+    # A channel that hardly varies would be divided by nearly zero.
+    std = np.where(variance > 1e-6, np.sqrt(np.maximum(variance, 0)), 1)
     return tuple(np.round(mean, 4).tolist()), tuple(np.round(std, 4).tolist())
 
 
