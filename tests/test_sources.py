@@ -356,6 +356,10 @@ def test_a_name_is_given_once(tmp_path):
     assert (tmp_path / "arrays/mine.npz").stat().st_mtime_ns == before
     with pytest.raises(UserError, match=r"arrays/mine.npz holds other arrays; choose another name"):
         data.from_arrays("mine", **arrays(seed=1), data_dir=tmp_path)
+    both = arrays()
+    both["test"] = both["test"][0], both["test"][1][::-1]
+    with pytest.raises(UserError, match=r"arrays/mine.npz holds other arrays; choose another name"):
+        data.from_arrays("mine", **both, data_dir=tmp_path)
     assert os.listdir(tmp_path / "arrays") == ["mine.npz"]
 
 

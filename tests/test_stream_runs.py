@@ -1,6 +1,7 @@
 """Complete runs on an image folder: command lines, stopping, resuming, evaluation, attacks."""
 
 import json
+import shutil
 import sys
 
 import command
@@ -113,15 +114,20 @@ def test_damaged_photographs_are_counted_and_named(data_dir, tmp_path, monkeypat
             small.stop_after(stopping, 3)
             with pytest.raises(Preempted):
                 run(tmp_path / "stopped", data_dir, data__corrupt="skip", steps=10)
+        # As if it had been killed after a log line, and its newest checkpoint lost.
+        shutil.copytree(tmp_path / "stopped", tmp_path / "killed")
+        shutil.rmtree(tmp_path / "killed" / "checkpoints" / "3")
         resumed = run(tmp_path / "stopped", data_dir, data__corrupt="skip", steps=10)
+        run(tmp_path / "killed", data_dir, data__corrupt="skip", steps=10)
     assert undisturbed["skipped"] == resumed["skipped"] == {"train": 3, "test": 1}
-    assert lines(tmp_path / "stopped") == lines(tmp_path / "whole")
+    for name in ("stopped", "killed"):
+        assert lines(tmp_path / name) == lines(tmp_path / "whole")
     counts = [row["train_skipped"] for row in lines(tmp_path / "whole") if "train_loss" in row]
     assert counts == sorted(counts)
     assert counts[-1] == 3  # two epochs of 36 images
     assert {row["test_skipped"] for row in lines(tmp_path / "whole") if "test_loss" in row} == {1}
     data_set = catalog.get(NAME, data_dir, image_size=16)
-    for name in ("whole", "stopped"):
+    for name in ("whole", "stopped", "killed"):
         listed = json.loads((tmp_path / name / "skipped.json").read_text())
         for split, rows in splits.items():
             source = catalog.open_source(data_set, split, data_dir)
