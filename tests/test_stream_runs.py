@@ -15,6 +15,7 @@ import randmix
 from randmix import masks
 from randmix.data import catalog, photographs, prepare, records
 from randmix.errors import UserError
+from randmix.runtime import sharding
 from randmix.runtime.preemption import Preempted
 from randmix.training import evaluation as eval_loop
 from randmix.training import loop as train
@@ -106,25 +107,34 @@ def test_a_run_does_not_go_on_with_another_decoder(whole, data_dir, monkeypatch)
 @pytest.mark.slow
 def test_damaged_photographs_are_counted_and_named(data_dir, tmp_path, monkeypatch):
     """In the log, in result.json and in skipped.json; in the same steps after a resume."""
-    splits = {"train": {2, 11, 30}, "test": {1}}
+    options = {"data__corrupt": "skip", "steps": 10, "log_every": 1}
+    parts = runs.assemble(config(data_dir, **options))
+    feed = parts.data.open()[0].for_training(
+        seed=parts.seed,
+        batch_size=8,
+        total_steps=10,
+        examples=parts.data.train_examples,
+        mesh=sharding.make_mesh(jax.devices()[:1]),
+    )
+    # Of the batches of steps 1, 3 and 4; each record is in one batch of the first epoch at most.
+    splits = {"train": {int(feed.rows(step)[0]) for step in (0, 2, 3)}, "test": {1}}
     with monkeypatch.context() as patch:
         damage(patch, splits)
-        undisturbed = run(tmp_path / "whole", data_dir, data__corrupt="skip", steps=10)
+        undisturbed = run(tmp_path / "whole", data_dir, **options)
         with patch.context() as stopping:
-            small.stop_after(stopping, 3)
+            small.stop_after(stopping, 4)
             with pytest.raises(Preempted):
-                run(tmp_path / "stopped", data_dir, data__corrupt="skip", steps=10)
+                run(tmp_path / "stopped", data_dir, **options)
         # As if it had been killed after a log line, and its newest checkpoint lost.
         shutil.copytree(tmp_path / "stopped", tmp_path / "killed")
-        shutil.rmtree(tmp_path / "killed" / "checkpoints" / "3")
-        resumed = run(tmp_path / "stopped", data_dir, data__corrupt="skip", steps=10)
-        run(tmp_path / "killed", data_dir, data__corrupt="skip", steps=10)
+        shutil.rmtree(tmp_path / "killed" / "checkpoints" / "4")
+        resumed = run(tmp_path / "stopped", data_dir, **options)
+        run(tmp_path / "killed", data_dir, **options)
     assert undisturbed["skipped"] == resumed["skipped"] == {"train": 3, "test": 1}
     for name in ("stopped", "killed"):
         assert lines(tmp_path / name) == lines(tmp_path / "whole")
     counts = [row["train_skipped"] for row in lines(tmp_path / "whole") if "train_loss" in row]
-    assert counts == sorted(counts)
-    assert counts[-1] == 3  # two epochs of 36 images
+    assert counts == [1, 1, 2, *[3] * 7]
     assert {row["test_skipped"] for row in lines(tmp_path / "whole") if "test_loss" in row} == {1}
     data_set = catalog.get(NAME, data_dir, image_size=16)
     for name in ("whole", "stopped", "killed"):
