@@ -247,3 +247,17 @@ def test_several_see_the_batches_that_one_sees_from_any_source(count, name, runs
             "train": 2,
             "test": 2,
         }
+
+
+def test_processes_with_other_arrays_are_refused(runs, tmp_path):
+    (tmp_path / "my_data.py").write_text(
+        "import os, numpy as np\n\ndef make():\n"
+        "    images = np.random.default_rng(os.getpid()).integers(0, 256, (32, 8, 8), np.uint8)\n"
+        '    return dict.fromkeys(("train", "test"), (images, np.arange(32) % 3))\n'
+    )
+    # Otherwise their statistics, which stand in the config, would tell them apart.
+    flags = ("--config.data.name=my_data:make", "--config.model.mean=()", "--config.model.std=()")
+    done, _ = runs.several(2, tmp_path / "run", *flags, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    message = "process 1 has another data set than process 0; give the same command on all hosts"
+    assert message in done.stderr
