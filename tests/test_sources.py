@@ -627,7 +627,7 @@ def test_a_run_resumes_bit_for_bit_and_is_evaluated(source, data_dir, module, mo
 
 
 @pytest.mark.slow
-def test_a_run_does_not_go_on_with_another_functions_arrays(module):
+def test_a_run_does_not_go_on_with_another_functions_arrays(module, caplog):
     def run():
         sys.modules.pop("my_data", None)
         own._called.cache_clear()
@@ -639,6 +639,11 @@ def test_a_run_does_not_go_on_with_another_functions_arrays(module):
     (module / "my_data.py").write_text(MODULE.replace("default_rng(0)", "default_rng(1)"))
     with pytest.raises(UserError, match=r"was trained on a data set with another version; give it"):
         run()
+    caplog.clear()
+    evaluation.open_split(randmix.load(module / "run"), "test")
+    (warning,) = caplog.messages
+    pattern = r"my_data:make now has the version \w{16}, the run was trained on \w{16}"
+    assert re.fullmatch(pattern, warning)
 
 
 @pytest.mark.slow
