@@ -57,7 +57,7 @@ def test_a_run_whose_workdir_is_there(bucket, tmp_path, monkeypatch, capsys):
         "metrics.jsonl",
         "result.json",
     ]
-    assert runs.read_config(workdir).to_dict() == config.to_dict()
+    assert runs.read_config(workdir).to_dict() == runs.resolve(config)[0].to_dict()
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 3, 3]
     assert {name: value for name, value in rows[-1].items() if name != "step"} == result["metrics"]

@@ -34,7 +34,8 @@ def test_a_shared_run_appears_once_with_its_experiments(groups):
 
 def test_a_run_is_named_by_its_content_and_a_group_differs_in_the_seed_only(groups):
     for group in groups:
-        assert [run.name for run in group] == [configs.fingerprint(run.config) for run in group]
+        given = [plan.make_config(run.settings) for run in group]
+        assert [run.name for run in group] == [configs.fingerprint(config) for config in given]
         assert [run.config.seed for run in group] == [0, 1]
         assert configs.differences(group[0].config, group[1].config) == ["seed: 0 -> 1"]
 

@@ -25,8 +25,8 @@ class PlannedRun:
     """A run of the sweep.
 
     Attributes:
-        name: fingerprint of its config, and name of its folder.
-        config: its complete config.
+        name: fingerprint of the config that the settings give, and name of its folder.
+        config: that config, with what its data and this machine decide; see ``runs.resolve``.
         settings: the config keys that the preset and the command line set, flat, and the seed.
         experiments: ids of the experiments that use it.
         cost: multiply-adds of the forward passes in training.
@@ -197,7 +197,7 @@ def build(
                 users[name].append(experiment)
     groups = []
     for name, settings in wanted.items():
-        cost, steps = _cost_and_steps(make_config({**settings, "seed": 0}), data_dir)
+        cost, steps = _cost_and_steps(_config({**settings, "seed": 0}, data_dir))
         takers = tuple(users[name])
         groups.append(
             tuple(
@@ -211,9 +211,15 @@ def build(
 def _planned(
     settings: Settings, experiments: tuple[str, ...], cost: float, steps: int, data_dir: str | None
 ) -> PlannedRun:
+    config = _config(settings, data_dir)
+    resolved, _ = assembly.resolve(config)
+    return PlannedRun(configs.fingerprint(config), resolved, settings, experiments, cost, steps)
+
+
+def _config(settings: Settings, data_dir: str | None) -> configs.Config:
     config = make_config(settings)
     config.data.data_dir = data_dir
-    return PlannedRun(configs.fingerprint(config), config, settings, experiments, cost, steps)
+    return config
 
 
 def make_config(settings: Mapping[str, Any]) -> configs.Config:
@@ -235,11 +241,11 @@ def _overridden(settings: Settings, overrides: Settings) -> Settings:
     return settings | {key: value for key, value in overrides.items() if key in own}
 
 
-def _cost_and_steps(config: configs.Config, data_dir: str | None) -> tuple[float, int]:
+def _cost_and_steps(config: configs.Config) -> tuple[float, int]:
     parts = assembly.assemble(config)
     dataset, total_steps = parts.data.dataset, parts.loop.total_steps
     if not dataset.embedded:
-        catalog.require_prepared(dataset.name, data_dir)
+        catalog.require_prepared(dataset.name, config.data.data_dir)
     images = total_steps * parts.step.batch_size
     return float(_multiply_adds(parts.step.model, dataset.image_shape) * images), total_steps
 

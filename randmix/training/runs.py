@@ -205,7 +205,7 @@ def assemble(config: ConfigDict) -> Parts:
         UserError: a value that isn't allowed; the message names its key.
     """
     configs.check(config)
-    config, dataset = _resolve(config)
+    config, dataset = resolve(config)
     data = _data_options(config, dataset)
     image_shape = data.dataset.image_shape
     task = tasks.build(
@@ -285,10 +285,16 @@ def find_dataset(config: ConfigDict) -> catalog.DataSet:
     )
 
 
-def _resolve(config: ConfigDict) -> tuple[ConfigDict, catalog.DataSet]:
+def resolve(config: ConfigDict) -> tuple[ConfigDict, catalog.DataSet]:
     """Returns a copy of a config in which nothing is left for the data or the machine to decide.
 
     What was decided is then part of the run: where it can't be had again, a resumed run is refused.
+
+    Returns:
+        The config, as in the run's ``config.json``, and its data set.
+
+    Raises:
+        UserError: as ``catalog.get`` does, or the decoder isn't installed.
     """
     dataset = find_dataset(config)
     resolved = config.copy_and_resolve_references()
