@@ -369,6 +369,19 @@ def test_a_run_does_not_go_on_with_other_data(workdir):
     )
 
 
+def test_a_run_of_an_older_version_does_not_go_on(workdir):
+    file = workdir / "config.json"
+    values = json.loads(file.read_text())
+    del values["data"]["in_memory"], values["data"]["interpolation"]
+    file.write_text(json.dumps(values))
+    with pytest.raises(UserError) as error:
+        run(workdir)
+    assert str(error.value) == (
+        f"{workdir}: holds a run of an older version, whose config lacks data.in_memory, "
+        "data.interpolation; give another --workdir"
+    )
+
+
 @pytest.mark.parametrize("content", [b"", b"[" * 100_000, b'{"about": {}, "files": {"a": 3}}'])
 def test_a_manifest_that_is_none_is_damage(workdir, content):
     (workdir / "checkpoints" / "4" / "manifest.json").write_bytes(content)
