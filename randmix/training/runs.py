@@ -1,4 +1,7 @@
-"""Assembly of a run from its config: the one place where a config becomes a run."""
+"""Assembly of a run from its config: the one place where a config becomes a run.
+
+It turns every key into an option and checks what can be checked first, hence its length.
+"""
 
 import dataclasses
 import hashlib
