@@ -59,7 +59,7 @@ class Imagenet2012(stock.Builder, skip_registration=True):
             ) from error
 
 
-class ImagenetSubset(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class ImagenetSubset(imagefolder.ImageFolder, skip_registration=True):
     """A part of ImageNet, whose classes are numbered in the order of their synset ids.
 
     Its TFDS config is the part's name. The metadata contain the numbers of images per class, and
@@ -68,11 +68,6 @@ class ImagenetSubset(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     name = "imagenet2012"
     VERSION = stock.Builder.VERSION
-
-    def __init__(self, *, files: imagefolder.Splits, folder_name: str, **kwargs):
-        self._files = files
-        config = tfds.core.BuilderConfig(name=folder_name, version=self.VERSION)
-        super().__init__(config=config, **kwargs)
 
     def _info(self):
         return tfds.core.DatasetInfo(
@@ -96,9 +91,6 @@ class ImagenetSubset(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 lacking=imagenet_tree.lacking(self._files),
             ),
         )
-
-    def _split_generators(self, dl_manager):
-        return {split: self._generate_examples(classes) for split, classes in self._files.items()}
 
     def _generate_examples(self, classes):
         return _examples_of_files(classes)
