@@ -63,7 +63,8 @@ KEYS = {
     "mode": Key(
         "chans",
         '"full" trains everything, "chans" all but spatial mixing (depthwise filters, patch '
-        'embedding), "space" all but channel mixing. `train` and `groups` override it.',
+        'embedding), "space" all but channel mixing, "floor" only normalization and head. `train` '
+        "and `groups` override it.",
     ),
     "train": Key(
         None,

@@ -45,10 +45,10 @@ with a letter or digit
 def check_choice(what: str, got: object, allowed: Iterable[str]) -> None:
     """Raises a UserError unless ``got`` is one of ``allowed``.
 
-    >>> check_choice("mode", "chan", ["full", "chans", "space"])
+    >>> check_choice("mode", "chan", ["full", "chans"])
     Traceback (most recent call last):
     ...
-    randmix.errors.UserError: mode: got 'chan', allowed full, chans, space; did you mean 'chans'?
+    randmix.errors.UserError: mode: got 'chan', allowed full, chans; did you mean 'chans'?
     """
     allowed = list(allowed)
     if got not in allowed:

@@ -44,7 +44,7 @@ def test_a_key_that_is_not_there_cannot_be_set():
     [
         (
             {"mode": "chan"},
-            "config.mode: got 'chan', allowed full, chans, space; did you mean 'chans'?",
+            "config.mode: got 'chan', allowed full, chans, space, floor; did you mean 'chans'?",
         ),
         (
             {"optimizer__name": "adamv"},

@@ -111,7 +111,7 @@ def test_a_summary_shows_the_parameters_and_their_cost_and_ends(tmp_path):
         ),
         (
             [DIGITS, "--config.mode=chan"],
-            "config.mode: got 'chan', allowed full, chans, space; did you mean 'chans'?",
+            "config.mode: got 'chan', allowed full, chans, space, floor; did you mean 'chans'?",
         ),
         ([DIGITS, "--config.model.name=convmixr"], "did you mean 'convmixer'?"),
         (

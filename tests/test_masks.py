@@ -154,7 +154,12 @@ def test_what_each_mode_trains():
         mode: {p.split("/")[0] for p in masks.paths(params, ~selector)}
         for mode, selector in MODES.items()
     }
-    assert frozen == {"full": set(), "chans": {"spatial"}, "space": {"channel"}}
+    assert frozen == {
+        "full": set(),
+        "chans": {"spatial"},
+        "space": {"channel"},
+        "floor": {"spatial", "channel"},
+    }
     assert masks.trainable("space | late", names={"late": depth(2, None)}) == [
         ("train", ~role("channel") | depth(2, None)),
         ("freeze", everything),

@@ -15,8 +15,11 @@ MODES: dict[str, Selector] = {
     "full": everything,
     "chans": ~role("spatial"),
     "space": ~role("channel"),
+    "floor": ~(role("spatial") | role("channel")),
 }
-"""What the paper's modes train: everything, all but spatial mixing, all but channel mixing."""
+"""What the modes train: everything, all but spatial mixing, all but channel mixing, or neither.
+
+The first three are the paper's; the last, which trains only norms and head, is their baseline."""
 
 
 def fraction(selector: Selector | str, share: float, seed: int = 0) -> Fraction:
@@ -50,8 +53,8 @@ def trainable(
     """Rules that train the given leaves and freeze the rest.
 
     Args:
-        *learned: selectors, fractions or texts. A text may use the modes `full`, `chans` and
-            `space` as words.
+        *learned: selectors, fractions or texts. A text may use the modes `full`, `chans`,
+            `space` and `floor` as words.
         names: additional words, as in `parse`.
 
     Raises:

@@ -66,13 +66,18 @@ def convmixer(
 
 
 def trainable(by_role: Mapping[str, int]) -> dict[str, int]:
-    """Trainable parameters by mode; Chans freezes the role "spatial", Space the role "channel".
+    """Trainable parameters by mode; Chans freezes the role "spatial", Space "channel", Floor both.
 
     >>> trainable({"spatial": 4, "channel": 3, "norm": 2, "head": 1})
-    {'full': 10, 'chans': 6, 'space': 7}
+    {'full': 10, 'chans': 6, 'space': 7, 'floor': 3}
     """
-    total = sum(by_role.values())
-    return {"full": total, "chans": total - by_role["spatial"], "space": total - by_role["channel"]}
+    total, spatial, channel = sum(by_role.values()), by_role["spatial"], by_role["channel"]
+    return {
+        "full": total,
+        "chans": total - spatial,
+        "space": total - channel,
+        "floor": total - spatial - channel,
+    }
 
 
 def parameters(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, int]:
