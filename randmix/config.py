@@ -211,9 +211,20 @@ KEYS = {
 
 # The keys of every model.
 _MODEL_KEYS = {
-    "filters": Key("random", 'Initial filters: "random", "same", "box", "identity" or "smoothed".'),
-    "smoothing_index": Key(0.0, "smoothed: strength of the smoothing, 0 or more."),
-    "smoothing_keep_norm": Key(True, "smoothed: keep the L2 norm of each filter."),
+    "filters": Key(
+        "random",
+        'Initial depthwise filters: "random", "same", "box", "identity", "delta", "dct", '
+        '"gaussian" or "gaussian8", or "from=WORKDIR", those of a finished run; see '
+        "docs/models.md.",
+    ),
+    "filter_rank": Key(
+        None,
+        "random, delta, dct: number of independent filters among those of a channel, or of a "
+        "ConvMixer's layer, 1 or more. Default: the bank's own.",
+        int,
+    ),
+    "smoothing_index": Key(0.0, "Strength of the smoothing of the initial filters, 0 or more."),
+    "smoothing_keep_norm": Key(True, "Keep the L2 norm of each filter in smoothing."),
     "depthwise_method": Key("auto", 'Depthwise algorithm: "auto", "grouped" or "shift_sum".'),
     "remat": Key(False, "Recompute each block in the backward pass: less memory, more time."),
     "scan": Key(False, "Scan over equal blocks, so that compile time doesn't grow with depth."),
@@ -231,6 +242,11 @@ _MODEL_KEYS = {
     ),
 }
 
+_CONVMIXER_KEYS = {
+    "smooth_stem": Key(False, "Smooth the initial kernel of the patch stem like the filters."),
+    **_MODEL_KEYS,
+}
+
 MODEL_KEYS = {
     "convmixer": {
         "width": Key(64, "Number of channels."),
@@ -238,12 +254,12 @@ MODEL_KEYS = {
         "kernel_size": Key(5, "Side of the depthwise filters, in pixels."),
         "patch_size": Key(1, "Side and stride of the stem's patches, in pixels."),
         "activation": Key("gelu", '"gelu" or "relu".'),
-        **_MODEL_KEYS,
+        **_CONVMIXER_KEYS,
     },
     # Published models, whose names fix the remaining keys.
-    "convmixer_1536_20": _MODEL_KEYS,
-    "convmixer_768_32": _MODEL_KEYS,
-    "convmixer_1024_20": _MODEL_KEYS,
+    "convmixer_1536_20": _CONVMIXER_KEYS,
+    "convmixer_768_32": _CONVMIXER_KEYS,
+    "convmixer_1024_20": _CONVMIXER_KEYS,
     "resnet": {
         "width": Key(16, "Number of channels in the first stage."),
         "depth": Key(3, "Number of blocks per stage."),

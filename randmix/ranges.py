@@ -144,6 +144,7 @@ MODEL: dict[str, Range | Tuples] = {
     "kernel_size": integers(1, 128),  # a CPU unrolls their pixels
     "patch_size": integers(1, 1024),
     "multiplier": integers(1, 1024),
+    "filter_rank": integers(1, 16_384, optional=True),  # the pixels of the largest kernel
     "smoothing_index": numbers(0, 1000),
     "mean": tuples(numbers(-1000, 1000)),
     "std": tuples(numbers(1e-6, 1000)),

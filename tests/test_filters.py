@@ -1,4 +1,4 @@
-"""Filter banks and smoothing."""
+"""Building filters from a bank, a rank and a smoothing; the paper's banks; see test_banks.py."""
 
 import itertools
 
@@ -119,12 +119,13 @@ def test_smoothing_keeps_the_norm_or_the_sum():
     np.testing.assert_allclose(raw.sum((0, 1)), kernels.sum((0, 1)), atol=1e-6)
 
 
-def test_smoothing_draws_the_random_bank_and_at_index_0_changes_nothing():
+@pytest.mark.parametrize("name", filters.NAMES)
+def test_any_bank_can_be_smoothed_and_index_0_changes_nothing(name):
     shape = (4, 4, 6)
-    np.testing.assert_array_equal(bank("smoothed", shape), bank("random", shape))
     np.testing.assert_array_equal(
-        bank("smoothed", shape, index=2), filters.smooth(bank("random", shape), 2)
+        bank(name, shape, index=2), filters.smooth(bank(name, shape, index=0), 2)
     )
+    np.testing.assert_array_equal(bank(name, shape), filters.BANKS[name](jax.random.key(0), shape))
 
 
 def test_smoothing_a_filter_of_zeros_leaves_zeros():
@@ -144,20 +145,22 @@ def test_biases_and_dense_kernels_share_the_bound_of_their_fan_in():
         (
             "identitty",
             {},
-            "filters: got 'identitty', allowed random, same, box, identity, smoothed; "
-            "did you mean 'identity'?",
+            "filters: got 'identitty', allowed random, same, box, identity, delta, dct, gaussian, "
+            "gaussian8; did you mean 'identity'?",
         ),
-        ("smoothed", {"index": -1}, "smoothing index: got -1, allowed 0 to 1000"),
+        ("random", {"index": -1}, "smoothing index: got -1, allowed 0 to 1000"),
         (
-            "smoothed",
+            "random",
             {"index": float("nan")},
             "smoothing index: got nan, allowed 0 to 1000",
         ),
-        ("smoothed", {"index": "2"}, "smoothing index: got '2', allowed a number, 0 to 1000"),
+        ("random", {"index": "2"}, "smoothing index: got '2', allowed a number, 0 to 1000"),
+        ("random", {"rank": 0}, "filter rank: got 0, allowed 1 to 16384, or None"),
         (
             "box",
-            {"index": 2},
-            "filters: got smoothing index 2 for 'box'; only 'smoothed' has an index",
+            {"rank": 1},
+            "filter rank: got 1 for 'box', whose rank is fixed, allowed None; "
+            "the rank of random, delta, dct can be chosen",
         ),
     ],
 )
@@ -176,5 +179,10 @@ def test_filters_are_square(name):
 
 
 def test_two_banks_of_the_same_settings_are_equal():
-    assert filters.build("smoothed", index=2.0) == filters.build("smoothed", index=2.0)
-    assert filters.build("smoothed", index=2.0) != filters.build("smoothed", index=1.0)
+    settings = {"rank": 3, "index": 2.0}
+    one = filters.build("random", **settings)
+    assert one == filters.build("random", **settings)
+    assert hash(one) == hash(filters.build("random", **settings))
+    for others in ({"rank": 2}, {"index": 1.0}, {"keep_norm": False}):
+        assert one != filters.build("random", **settings | others)
+    assert one != filters.build("delta", **settings)

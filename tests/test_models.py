@@ -194,11 +194,11 @@ def test_arithmetic_promotes_no_dtype_silently():
         ),
         (
             {"filters": "sam"},
-            "filters: got 'sam', allowed random, same, box, identity, smoothed; "
-            "did you mean 'same'?",
+            "filters: got 'sam', allowed random, same, box, identity, delta, dct, gaussian, "
+            "gaussian8; did you mean 'same'?",
         ),
         (
-            {"filters": "smoothed", "smoothing_index": -1.0},
+            {"filters": "random", "smoothing_index": -1.0},
             "smoothing index: got -1.0, allowed 0 to 1000",
         ),
     ],
@@ -235,8 +235,10 @@ def test_every_model_has_its_config_keys(name):
     fields = {field.name for field in dataclasses.fields(model)} - {"name", "parent", "dtype"}
     fixed = models.MODELS[name][1]
     keys = fields - fixed.keys() - head.keys()
-    assert settings.keys() == keys | {"name", "smoothing_index", "smoothing_keep_norm"}
-    assert all(getattr(model, key) == settings[key] for key in keys - {"filters"})
+    of_filters = {"filter_rank", "smoothing_index", "smoothing_keep_norm"}
+    assert settings.keys() == keys | of_filters | {"name"}
+    built = {"filters", "smooth_stem"}
+    assert all(getattr(model, key) == settings[key] for key in keys - built)
     assert all(getattr(model, key) == value for key, value in fixed.items())
 
 
@@ -303,7 +305,7 @@ def test_the_bank_same_draws_one_set_for_each_layer_of_a_resnet():
 @pytest.mark.parametrize("keep_norm", [True, False])
 def test_smoothing_settings_reach_the_bank(name, keep_norm):
     sizes = {"kernel_size": 3, "patch_size": 1} if name == "convmixer" else {}
-    smoothing = {"filters": "smoothed", "smoothing_index": 2.0, "smoothing_keep_norm": keep_norm}
+    smoothing = {"smoothing_index": 2.0, "smoothing_keep_norm": keep_norm}
     model = models.build(name, width=4, depth=1, num_classes=2, **sizes, **smoothing)
     arguments = (jax.random.key(0), (3, 3, 4, 2), jnp.float32)
     expected = filters.smooth(filters.random(*arguments), 2.0, keep_norm=keep_norm)

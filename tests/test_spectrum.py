@@ -6,11 +6,14 @@ import time
 import tracemalloc
 
 import command
+import hypothesis.extra.numpy as hnp
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
+from hypothesis import given
+from hypothesis import strategies as st
 
 import randmix
 from randmix import convert, masks, models
@@ -157,7 +160,8 @@ def test_coverage_is_a_share_of_frequencies():
     )
     assert spectrum.coverage(7 * ramp) == spectrum.coverage(ramp)
     assert spectrum.coverage(np.ones((4, 4)), 0.999) == 1
-    for zero in (spectrum.coverage, spectrum.mean_coverage, spectrum.mean_frequency):
+    measures = (spectrum.mean_coverage, spectrum.effective_coverage, spectrum.mean_frequency)
+    for zero in (spectrum.coverage, *measures):
         assert zero(np.zeros((4, 4))) == 0
     for threshold in (-0.1, 1, float("nan")):
         with pytest.raises(UserError, match=f"threshold: got {threshold}, allowed from 0 up to"):
@@ -169,6 +173,75 @@ def test_mean_coverage_is_the_area_under_coverage_against_threshold():
     thresholds = (np.arange(2000) + 0.5) / 2000
     area = np.mean([spectrum.coverage(envelope, t) for t in thresholds])
     assert spectrum.mean_coverage(envelope) == pytest.approx(area, abs=1e-3)
+
+
+@given(hnp.arrays(np.float64, hnp.array_shapes(min_dims=2, max_dims=2), elements=st.floats(0, 9)))
+def test_effective_coverage_is_the_share_of_a_flat_envelope_of_like_mean_and_energy(values):
+    found = spectrum.effective_coverage(values)
+    assert 0 <= found <= 1 + 1e-12
+    mean, rms = values.mean(), np.linalg.norm(values) / np.sqrt(values.size)
+    assert found * rms**2 == pytest.approx(mean**2)
+    assert spectrum.effective_coverage(7 * values) == pytest.approx(found)
+
+
+def test_effective_coverage_in_closed_form():
+    plane = np.zeros((8, 8))
+    plane[:3] = 5
+    assert spectrum.effective_coverage(plane) == pytest.approx(3 / 8)
+    assert spectrum.effective_coverage(np.ones((4, 4))) == 1
+    ramp = (np.arange(10_000) + 0.5) / 10_000
+    assert spectrum.effective_coverage(ramp) == pytest.approx(3 / 4)
+    # A Gaussian of width s in both directions: 4 pi s^2, as its mean is 2 pi s^2 and its energy
+    # pi s^2.
+    f = frequencies(512)
+    gaussian = np.exp(-(f[:, None] ** 2 + f**2) / (2 * 0.05**2))
+    assert spectrum.effective_coverage(gaussian) == pytest.approx(4 * np.pi * 0.05**2, rel=1e-6)
+
+
+@pytest.mark.parametrize(("k", "m", "spread"), [(3, 9, 0.02), (8, 16, 0.01)])
+def test_effective_coverage_varies_least_between_seeds_and_falls_under_smoothing(k, m, spread):
+    def variation(measure, index):
+        values = [measure(envelope) for envelope in envelopes_of[index]]
+        return np.std(values, ddof=1) / np.mean(values)
+
+    rng = np.random.default_rng(0)
+    kernels = rng.uniform(-1, 1, (50, k, k, m)).astype(np.float32)
+    envelopes_of = {
+        index: [spectrum.envelope(filters.smooth(kernel, index), 32) for kernel in kernels]
+        for index in (0, 2)
+    }
+    for index in (0, 2):
+        steady = variation(spectrum.effective_coverage, index)
+        assert steady < variation(spectrum.mean_coverage, index) / 2
+        assert steady < variation(spectrum.coverage, index) / 4
+    assert variation(spectrum.effective_coverage, 0) < spread
+    rough, smooth = (list(map(spectrum.effective_coverage, envelopes_of[i])) for i in (0, 2))
+    assert np.greater(rough, smooth).all()
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 4, 9), (2, 2, 3, 2), (5, 5, 4, 1), (3, 3, 5), (4, 4, 20)])
+def test_rank_and_coverage_of_banks_are_numpy_s(shape):
+    kernels = bank(shape).copy()
+    kernels[..., -1] = 3 * kernels[..., 0] + 1e-4 * kernels[..., -1]  # almost dependent
+    layer = kernels if kernels.ndim == 4 else kernels[:, :, None]
+    ranks, covered = [], []
+    for channel in np.moveaxis(layer.astype(np.float64), 2, 0):
+        matrix = channel.reshape(-1, channel.shape[-1])
+        ranks.append(np.linalg.matrix_rank(matrix, tol=0.01 * np.linalg.norm(matrix, 2)))
+        plane = reference(channel, 64)
+        covered.append(plane.mean() ** 2 / np.square(plane).mean())
+    assert spectrum.rank(kernels) == np.mean(ranks)
+    assert spectrum.bank_coverage(kernels, 64) == pytest.approx(np.mean(covered), rel=1e-5)
+    for factor in (1e-3, 7):
+        assert spectrum.rank(factor * kernels) == spectrum.rank(kernels)
+
+
+def test_the_rank_s_threshold_is_a_share_of_the_largest_singular_value():
+    kernels = np.zeros((2, 2, 1, 3))
+    kernels.reshape(4, 3)[[0, 1, 2], [0, 1, 2]] = 5, 0.051, 0.049
+    assert spectrum.rank(kernels) == 2
+    assert [spectrum.rank(kernels, t) for t in (0.009, 0.5)] == [3, 1]
+    assert spectrum.rank(np.zeros((2, 2, 3))) == 0
 
 
 def test_more_random_filters_cover_more():
@@ -288,7 +361,10 @@ def test_the_filters_of_a_trained_run(tmp_path):
     kernels = spectrum.layers(randmix.load(tmp_path).variables)
     assert [row["layer"] for row in rows] == list(kernels) == ["block_00", "block_01"]
     for row, kernel in zip(rows, kernels.values(), strict=True):
-        assert (row["filters"], row["kernel_size"]) == ("16", "3")
+        assert (row["filters"], row["kernel_size"], row["rank"]) == ("16", "3", "9")
+        assert float(row["bank_coverage"]) == pytest.approx(
+            spectrum.bank_coverage(kernel), rel=1e-4
+        )
         envelope = reference(kernel, 512)
         assert float(row["coverage"]) == pytest.approx(
             np.mean(envelope > 0.5 * envelope.max()), abs=1e-4
@@ -312,7 +388,8 @@ def test_smoothing_the_filters_of_a_converted_model(tmp_path):
     assert done.out.splitlines() == [str(tmp_path / "out" / name) for name in names]
     rough, smooth = table(tmp_path / "out" / "smoothing.csv")
     assert (rough["index"], smooth["index"], smooth["sigma_pixels"]) == ("0", "2", "1")
-    assert float(smooth["mean_frequency"]) < float(rough["mean_frequency"])
+    for measure in ("mean_frequency", "effective_coverage", "bank_coverage"):
+        assert float(smooth[measure]) < float(rough[measure])
     kernels = np.concatenate(list(spectrum.layers(weights).values()), axis=2)
     assert float(rough["mean_coverage"]) == pytest.approx(
         spectrum.mean_coverage(reference(kernels, 512)), rel=1e-4
@@ -336,6 +413,7 @@ def test_random_banks_by_size_and_seed(tmp_path):
         ("4294967295", "1"),
         ("4294967295", "4"),
     ]
+    assert [row["rank"] for row in rows] == ["1", "4", "1", "4"]
     expected = spectrum.coverage(reference(bank((3, 3, 4), seed=4294967295), 512))
     assert float(rows[3]["coverage"]) == pytest.approx(expected, abs=1e-4)
 

@@ -20,8 +20,12 @@ Give one of --workdir, --random and --folders; with --smoothing, --random takes 
 
 The envelope of a bank is the largest magnitude, over its filters, of the Fourier transform of each
 filter padded to 512 x 512. Its coverage is the share of frequencies at which it exceeds half of its
-maximum; mean_coverage averages that share over all thresholds; mean_frequency is the mean
-frequency, weighted by the envelope's energy, in cycles per pixel.
+maximum; mean_coverage averages that share over all thresholds; effective_coverage is the share that
+a flat envelope of the same mean and energy would occupy, the steadiest of the three; mean_frequency
+is the mean frequency, weighted by the envelope's energy, in cycles per pixel. The filters of one
+channel, or in a layer with one filter per channel all of them, are a bank: rank is the number of
+singular values above 1 % of the largest, and bank_coverage the effective coverage, both averaged
+over banks.
 
 --workdir plots the envelope and a sample of the depthwise filters of each layer, with a table
 (envelopes.png, .svg, .csv; filters.png, .svg). --random plots envelopes by bank size, and coverage

@@ -15,6 +15,7 @@ from randmix.models import filters as filter_banks
 from randmix.models.arguments import complete
 from randmix.models.convmixer import VARIANTS as CONVMIXER_VARIANTS
 from randmix.models.convmixer import ConvMixer
+from randmix.models.filters import Transplant
 from randmix.models.parameters import ROLES
 from randmix.models.resnet import ResNet
 
@@ -32,7 +33,8 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 def build(
     name: str,
     *,
-    filters: str = "random",
+    filters: str | Transplant = "random",
+    filter_rank: int | None = None,
     smoothing_index: float = 0.0,
     smoothing_keep_norm: bool = True,
     dtype: str = "float32",
@@ -43,12 +45,16 @@ def build(
     Args:
         name: a key of ``MODELS``. The name of a published model such as "convmixer_768_32" fixes
             some arguments; pass the others: ``models.build("convmixer_768_32", num_classes=1000)``.
-        filters: name of the bank that initialises the depthwise filters; see ``models.filters``.
-        smoothing_index: strength of the smoothing by the bank "smoothed", at least 0.
+        filters: the bank that initialises the depthwise filters, a name in ``filters.NAMES`` or
+            a ``filters.Transplant``.
+        filter_rank: number of linearly independent filters among those of each channel, or in a
+            ConvMixer, of each layer; None leaves it to the bank. See ``filters.build``.
+        smoothing_index: strength of the smoothing of these filters, at least 0.
         smoothing_keep_norm: whether smoothing keeps the L2 norm of each filter.
         dtype: "float32" or "bfloat16", the dtype of the computation.
         **arguments: attributes of the model, for example ``width=128``; see `ConvMixer` and
-            `ResNet`.
+            `ResNet`. A ConvMixer's ``smooth_stem`` is True or False here: whether its patch stem is
+            smoothed like the filters.
 
     Returns:
         A Linen module; ``module.init(key, images)`` returns its variables.
@@ -61,7 +67,11 @@ def build(
     check_choice(f"model {name}: dtype", dtype, DTYPES)
     model, fixed = MODELS[name]
     arguments = complete(name, model, fixed, arguments)
-    bank = filter_banks.build(filters, index=smoothing_index, keep_norm=smoothing_keep_norm)
+    bank = filter_banks.build(
+        filters, rank=filter_rank, index=smoothing_index, keep_norm=smoothing_keep_norm
+    )
+    if "smooth_stem" in arguments:
+        arguments["smooth_stem"] = bank.smoothing if arguments["smooth_stem"] else None
     return model(filters=bank, dtype=DTYPES[dtype], **arguments)
 
 

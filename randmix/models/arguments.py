@@ -16,6 +16,8 @@ from randmix.ops.depthwise import METHODS
 # Attributes that aren't arguments, and those that ``models.build`` builds from other arguments.
 _NOT_GIVEN = ("name", "parent")
 _BUILT = ("filters", "dtype")
+# Arguments of ``models.build`` that go into ``filters``.
+_OF_FILTERS = ("filter_rank", "smoothing_index", "smoothing_keep_norm")
 
 _CHOICES = {
     "activation": ("gelu", "relu"),
@@ -47,7 +49,7 @@ def complete(
     fields = {f.name: f for f in dataclasses.fields(model) if f.name not in _NOT_GIVEN}
     for key in given:
         if key not in fields:
-            allowed = sorted({*fields, "smoothing_index", "smoothing_keep_norm"})
+            allowed = sorted({*fields, *_OF_FILTERS})
             raise UserError(
                 f"{what}: no argument {key!r}, allowed {', '.join(allowed)}"
                 f"{did_you_mean(key, allowed)}"

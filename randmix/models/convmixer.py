@@ -15,6 +15,7 @@ from flax import linen as nn
 
 from randmix.errors import UserError
 from randmix.models import layers
+from randmix.models.filters import Smoothing
 from randmix.models.parameters import Initializer
 from randmix.models.stack import Runs, apply_blocks
 
@@ -73,6 +74,7 @@ class ConvMixer(nn.Module):
         activation: "gelu" (exact) or "relu".
         head: "classifier", or "image" (patch size 1), which returns as many numbers per pixel as
             the image has channels.
+        smooth_stem: the smoothing of the patch stem's initial kernel; None for none.
         mean: one number per channel; images in [0, 1] are normalised to (image - mean) / std.
             Empty: no normalisation.
         std: one number per channel, as many as in ``mean``.
@@ -91,6 +93,7 @@ class ConvMixer(nn.Module):
     num_classes: int | None = None
     activation: str = "gelu"
     head: str = "classifier"
+    smooth_stem: Smoothing | None = None
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     dtype: jnp.dtype = jnp.float32
@@ -116,7 +119,8 @@ class ConvMixer(nn.Module):
         """
         self.check_image_shape(images.shape[1:])
         x = layers.normalize(images, mean=self.mean, std=self.std).astype(self.dtype)
-        x, bias = layers.PatchStem(self.width, self.patch_size, name="stem")(x)
+        smoothing = self.smooth_stem or Smoothing()
+        x, bias = layers.PatchStem(self.width, self.patch_size, smoothing, name="stem")(x)
         x = layers.ActNorm(self.activation, name="stem_norm")(x, bias, train=train)
         block = functools.partial(
             Block, self.kernel_size, self.activation, self.filters, self.depthwise_method

@@ -1,13 +1,12 @@
-"""Filter banks: initial values of spatial filters, whether learned or frozen.
+"""Initial spatial filters from plain values: a bank by name, its rank and its smoothing.
 
-A bank is an initialiser ``bank(key, shape, dtype) -> kernel`` for a depthwise kernel of shape
-[k, k, C] or [k, k, C, m]. Figure 3 of the paper (experiment E3) compares ``random`` ("Different"),
-``same``, ``box`` and ``identity``. Section 4.3.3 smooths random filters, which is the bank
-``smoothed``; `smooth` does it for the filters of a trained model.
+``models.banks`` has the banks. `smooth` (section 4.3.3) applies to each of them, and to the filters
+of a trained model; `Transplant` is the bank of the filters of another model.
 """
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -15,82 +14,172 @@ import numpy as np
 
 from randmix import ranges
 from randmix.errors import UserError, check_choice
-from randmix.models.parameters import uniform_fan_in
+from randmix.models import banks
+from randmix.models.banks import Array, random
+from randmix.models.parameters import Initializer
 
-Array = jax.Array
-Bank = Callable[..., Array]
+__all__ = [
+    "BANKS",
+    "NAMES",
+    "RANKED",
+    "SIGMA_PER_INDEX",
+    "Smoothing",
+    "Transplant",
+    "build",
+    "random",
+    "smooth",
+]
 
 # Standard deviation of the smoothing Gaussian in pixels, per unit of the smoothing index.
 SIGMA_PER_INDEX = 0.5
 
+BANKS: dict[str, banks.Bank] = {
+    "random": banks.random,
+    "same": banks.same,
+    "box": banks.box,
+    "identity": banks.identity,
+    "delta": banks.delta,
+    "dct": banks.dct,
+    "gaussian": banks.gaussian,
+    "gaussian8": banks.gaussian8,
+}
+NAMES = tuple(BANKS)
+RANKED = ("random", "delta", "dct")  # the banks that can have any rank
 
-def build(name: str, *, index: float = 0.0, keep_norm: bool = True) -> Bank:
-    """Returns a bank by name.
+
+@dataclasses.dataclass(frozen=True)
+class Smoothing:
+    """Strength of a smoothing, callable on filters; see `smooth` for the attributes."""
+
+    index: float = 0.0
+    keep_norm: bool = True
+
+    def __call__(self, kernels: Array) -> Array:
+        """Returns the filters [k, k, ...] smoothed."""
+        return smooth(kernels, self.index, keep_norm=self.keep_norm)
+
+    def after(self, initializer: Initializer) -> Initializer:
+        """Returns an initialiser that smooths the values of another one."""
+        return lambda *arguments: self(initializer(*arguments))
+
+
+@dataclasses.dataclass(frozen=True)
+class Transplant:
+    """Bank of the filters of another model's layers; two of the same digest are equal.
+
+    A layer takes the filters of the layer of the same path and shape. Any other layer draws its
+    filters, with replacement, from all those of its side k.
+
+    Attributes:
+        digest: identifies the filters, whatever place they were read from.
+        kernels: [k, k, C] or [k, k, C, m] by path, such as "spatial/block_00/depthwise/kernel";
+            None if they can't be had, and the initial values are then NaN.
+    """
+
+    digest: str
+    kernels: Mapping[str, np.ndarray] | None = dataclasses.field(compare=False, repr=False)
+
+    def draw(
+        self, path: str, key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
+    ) -> Array:
+        """Returns the filters of the layer whose kernel has this path.
+
+        Raises:
+            UserError: there are no filters of the layer's side.
+        """
+        k = banks.side(shape)
+        if self.kernels is None:
+            return jnp.full(shape, jnp.nan, dtype)
+        own = self.kernels.get(path)
+        if own is not None and own.shape == shape:
+            return jnp.asarray(own, dtype)
+        pool = [kernel.reshape(k, k, -1) for kernel in self.kernels.values() if len(kernel) == k]
+        if not pool:
+            sides = sorted({len(kernel) for kernel in self.kernels.values()})
+            raise UserError(
+                f"filters: got transplanted filters of side {', '.join(map(str, sides))} for a "
+                f"layer of side {k}; set kernel_size to that of their model"
+            )
+        every = jnp.asarray(np.concatenate(pool, axis=2), dtype)
+        return every[:, :, jax.random.randint(key, shape[2:], 0, every.shape[2])]
+
+
+@dataclasses.dataclass(frozen=True)
+class Filters:
+    """Initialiser of depthwise filters, the result of `build`; equal settings compare equal.
+
+    Attributes:
+        bank: a function of ``models.banks``, or a `Transplant`.
+        rank: the rank of each bank, or None; see `build`.
+        smoothing: applied to what the bank gives.
+    """
+
+    bank: banks.Bank | Transplant
+    rank: int | None
+    smoothing: Smoothing
+
+    def __call__(self, key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+        """Returns the filters of a layer of unknown path."""
+        return self.at("")(key, shape, dtype)
+
+    def at(self, path: str) -> Initializer:
+        """Returns the initialiser of the layer whose kernel has this path."""
+        if isinstance(self.bank, Transplant):
+            return self.smoothing.after(functools.partial(self.bank.draw, path))
+        if self.rank is None:
+            return self.smoothing.after(self.bank)
+        return self.smoothing.after(self._ranked)
+
+    def _ranked(self, key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+        allowed = ranges.integers(1, banks.largest_rank(shape), optional=True)
+        ranges.check(f"filter rank of a layer {list(shape)}", self.rank, allowed)
+        assert not isinstance(self.bank, Transplant), "build gives a transplant no rank"
+        return self.bank(key, shape, dtype, rank=self.rank)
+
+
+def build(
+    bank: str | Transplant,
+    *,
+    rank: int | None = None,
+    index: float = 0.0,
+    keep_norm: bool = True,
+) -> Filters:
+    """Returns an initialiser of depthwise filters.
 
     Args:
-        name: a name in `NAMES`.
-        index: strength of the smoothing by ``smoothed``, 0 to 1000; see `smooth`. At 0,
-            ``smoothed`` equals ``random``.
+        bank: a name in `NAMES`, or a `Transplant`.
+        rank: number of linearly independent filters among the m filters of each channel of a kernel
+            [k, k, C, m], or among all C filters of a kernel [k, k, C]; at least 1, at most the
+            number of those filters and k^2. None leaves it to the bank. Only the banks in `RANKED`
+            have a choice.
+        index: strength of the smoothing, 0 to 1000; see `smooth`.
         keep_norm: whether smoothing keeps the L2 norm of each filter.
 
     Returns:
-        An initialiser ``bank(key, shape, dtype=float32)``.
+        An initialiser ``filters(key, shape, dtype=float32)``. It raises a UserError if the rank is
+        too large for the shape.
 
     Raises:
-        UserError: the name is unknown, the index is out of range, or a non-zero index
-            is given for another bank than ``smoothed``.
+        UserError: the name is unknown, the index or the rank is out of range, or the bank's rank
+            can't be chosen.
 
     >>> build("identity")(jax.random.key(0), (2, 2, 1))[..., 0]
     Array([[1., 0.],
            [0., 0.]], dtype=float32)
     """
-    check_choice("filters", name, NAMES)
     ranges.check("smoothing index", index, ranges.MODEL["smoothing_index"])
-    if name == "smoothed":
-        return _Smoothed(index, keep_norm)
-    if index:
+    ranges.check("filter rank", rank, ranges.MODEL["filter_rank"])
+    name = "transplanted filters" if isinstance(bank, Transplant) else bank
+    if isinstance(bank, str):
+        check_choice("filters", bank, NAMES)
+    if rank is not None and name not in RANKED:
         raise UserError(
-            f"filters: got smoothing index {index} for {name!r}; only 'smoothed' has an index"
+            f"filter rank: got {rank} for {name!r}, whose rank is fixed, allowed None; "
+            f"the rank of {', '.join(RANKED)} can be chosen"
         )
-    return BANKS[name]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Smoothed:
-    """The bank "smoothed"; banks with equal settings compare equal, as a model's fields must."""
-
-    index: float
-    keep_norm: bool
-
-    def __call__(self, key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
-        return smooth(random(key, shape, dtype), self.index, keep_norm=self.keep_norm)
-
-
-def random(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
-    """Independent filters, uniform in +-1 / k: PyTorch's default, where fan_in is k^2."""
-    k = _side(shape)
-    return uniform_fan_in(k * k)(key, shape, dtype)
-
-
-def same(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
-    """One set of m filters (one filter for [k, k, C]), drawn as in `random`, for all channels."""
-    k = _side(shape)
-    return jnp.broadcast_to(random(key, (k, k, 1, *shape[3:]), dtype), shape)
-
-
-def box(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
-    """Filters that average their k x k window: 1 / k^2 everywhere."""
-    k = _side(shape)
-    return jnp.full(shape, 1 / (k * k), dtype)
-
-
-def identity(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
-    """Filters that pass their channel unchanged under 'same' padding.
-
-    They are 1 at row and column (k - 1) // 2, where that padding centres a filter, and 0 elsewhere.
-    """
-    centre = (_side(shape) - 1) // 2
-    return jnp.zeros(shape, dtype).at[centre, centre].set(1)
+    return Filters(
+        BANKS[bank] if isinstance(bank, str) else bank, rank, Smoothing(index, keep_norm)
+    )
 
 
 def smooth(kernels: Array, index: float, *, keep_norm: bool = True) -> Array:
@@ -101,6 +190,10 @@ def smooth(kernels: Array, index: float, *, keep_norm: bool = True) -> Array:
     component of frequency w is multiplied by exp(-(sigma w)^2 / 2). A higher index therefore always
     moves a filter to lower frequencies and doesn't change its sum. Padding with zeros would instead
     truncate large Gaussians to boxes, whose side lobes restore high frequencies.
+
+    The filters of a bank become more alike, so that its numerical rank falls in the end: orthogonal
+    3 x 3 filters keep it up to index 2, where the highest component is multiplied by 1.2 %. The
+    functions of the bank ``dct`` are multiplied by one factor each, which ``keep_norm`` undoes.
 
     Args:
         kernels: [k, k, ...], one filter for each of the trailing indices; random or trained.
@@ -116,7 +209,7 @@ def smooth(kernels: Array, index: float, *, keep_norm: bool = True) -> Array:
         ValueError: the filters aren't square.
     """
     ranges.check("smoothing index", index, ranges.MODEL["smoothing_index"])
-    k = _side(kernels.shape)
+    k = banks.side(kernels.shape)
     kernels = jnp.asarray(kernels)
     if index == 0:
         return kernels
@@ -131,10 +224,6 @@ def smooth(kernels: Array, index: float, *, keep_norm: bool = True) -> Array:
     return low.astype(kernels.dtype)
 
 
-BANKS: dict[str, Bank] = {"random": random, "same": same, "box": box, "identity": identity}
-NAMES = (*BANKS, "smoothed")
-
-
 def _mirrored_gaussian(k: int, sigma: float) -> np.ndarray:
     """Matrix [k, k] of a Gaussian convolution of k mirrored samples; the DCT-II diagonalises it."""
     frequency = np.pi * np.arange(k) / k
@@ -145,9 +234,3 @@ def _mirrored_gaussian(k: int, sigma: float) -> np.ndarray:
 
 def _norm(kernels: Array) -> Array:
     return jnp.sqrt(jnp.square(kernels).sum((0, 1), keepdims=True))
-
-
-def _side(shape: tuple[int, ...]) -> int:
-    if len(shape) < 3 or shape[0] != shape[1]:
-        raise ValueError(f"filters must be [k, k, C] or [k, k, C, m], got {list(shape)}")
-    return shape[0]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from randmix.errors import UserError
+from randmix.models.filters import Smoothing
 from randmix.models.parameters import Initializer, declare, uniform_fan_in
 from randmix.ops import act_norm, match_rank
 from randmix.ops.depthwise import depthwise
@@ -28,17 +29,20 @@ class PatchStem(nn.Module):
     Attributes:
         features: number of output channels.
         patch_size: side and stride p of the patches; must divide H and W.
+        smoothing: applied to the kernel's initial value, as to a bank [p, p, C, features].
     """
 
     features: int
     patch_size: int
+    smoothing: Smoothing = Smoothing()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Applies the strided convolution; returns its result and the bias to add, [features]."""
         p, c = self.patch_size, x.shape[-1]
         init = uniform_fan_in(p * p * c)
-        kernel = declare(self, "spatial", "kernel", init, (p, p, c, self.features))
+        smooth = self.smoothing.after(init)
+        kernel = declare(self, "spatial", "kernel", smooth, (p, p, c, self.features))
         bias = declare(self, "spatial", "bias", init, (self.features,))
         return patch_product(x, kernel), bias
 

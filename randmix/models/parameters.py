@@ -8,7 +8,7 @@ state ``batch_stats``. Within a role, the path names the layer:
 import math
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,15 @@ from flax import linen as nn
 ROLES = ("spatial", "channel", "norm", "head")
 
 Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
+
+
+@runtime_checkable
+class ByPath(Protocol):
+    """A family of initialisers, one for each parameter."""
+
+    def at(self, path: str) -> Initializer:
+        """Returns the initialiser of the parameter of this path."""
+        ...
 
 
 def declare(
@@ -32,7 +41,7 @@ def declare(
         module: the Linen module that owns the parameter.
         role: one of `ROLES`.
         name: name of the parameter within the module.
-        init: initialiser ``(key, shape, dtype) -> array``.
+        init: initialiser ``(key, shape, dtype) -> array``, or one `ByPath`.
         shape: shape of the parameter.
 
     Raises:
@@ -46,7 +55,9 @@ def declare(
         assert module.scope is not None, "a compact method runs in a scope"
         rng: Any = module.scope.root.rngs["params"]  # Flax's hints say PRNGKey; it is a LazyRng
         root = rng.as_jax_rng()
-        return init(jax.random.fold_in(root, zlib.crc32(path.encode())), shape, jnp.float32)
+        initializer = init.at(path) if isinstance(init, ByPath) else init
+        key = jax.random.fold_in(root, zlib.crc32(path.encode()))
+        return initializer(key, shape, jnp.float32)
 
     value = module.variable(role, name, initial_value).value
     if value.shape != shape:

@@ -10,6 +10,7 @@ True
 Modules, from the bottom up:
 
 - `envelopes`: spectral envelopes of arrays of filters, and their measures.
+- `restriction`: rank and coverage of the banks of a layer.
 - `variables`: the depthwise filters among a model's variables.
 - `figures`: the figures.
 - `command`: the work of ``python -m randmix spectrum``.
@@ -19,21 +20,27 @@ from randmix.analysis.spectrum.envelopes import (
     SIZE,
     THRESHOLD,
     coverage,
+    effective_coverage,
     envelope,
     mean_coverage,
     mean_frequency,
     radial_profile,
 )
+from randmix.analysis.spectrum.restriction import RANK_THRESHOLD, bank_coverage, rank
 from randmix.analysis.spectrum.variables import layers, smooth_filters
 
 __all__ = [
+    "RANK_THRESHOLD",
     "SIZE",
     "THRESHOLD",
+    "bank_coverage",
     "coverage",
+    "effective_coverage",
     "envelope",
     "layers",
     "mean_coverage",
     "mean_frequency",
     "radial_profile",
+    "rank",
     "smooth_filters",
 ]

@@ -2,7 +2,8 @@
 
 The envelope of a bank is the largest magnitude, over its filters, of the two-dimensional Fourier
 transform of each filter zero-padded to 512 x 512. The paper shows envelopes but defines no number
-for "coverage"; this module defines one for a given threshold and one averaged over all thresholds.
+for "coverage"; this module defines one for a given threshold, one averaged over all thresholds, and
+`effective_coverage`, which doesn't hang on the envelope's largest value.
 Frequencies are in cycles per pixel, in [-0.5, 0.5).
 """
 
@@ -43,15 +44,15 @@ def envelope(kernels: ArrayLike, size: int = SIZE) -> np.ndarray:
     >>> envelope([[1, 1], [1, 1]], size=4)[2]
     array([0.      , 2.828427, 4.      , 2.828427], dtype=float32)
     """
-    bank = _checked(np.asarray(kernels), size)
+    bank = checked(np.asarray(kernels))
+    if len(bank) > size:
+        raise UserError(
+            f"filter bank: got filters {list(bank.shape[:2])}, allowed up to size = {size}"
+        )
     half = np.zeros((size, size // 2 + 1), np.float32)
     chunk = max(1, _CHUNK // half.size)
     for start in range(0, bank.shape[2], chunk):
         filters = np.moveaxis(bank[:, :, start : start + chunk], 2, 0).astype(np.float32)
-        if not np.isfinite(filters).all():
-            raise UserError(
-                "filter bank: got weights that are NaN or infinite; allowed are finite numbers"
-            )
         spectra = np.fft.rfft2(filters, (size, size))
         np.maximum(half, np.abs(spectra).max(axis=0), out=half)
     return _whole_plane(half)
@@ -100,6 +101,28 @@ def mean_coverage(envelope: ArrayLike) -> float:
     return float(envelope.mean() / peak) if peak else 0.0
 
 
+def effective_coverage(envelope: ArrayLike) -> float:
+    """Share of frequencies that a flat envelope of the same mean and energy would occupy.
+
+    It is the squared mean of the envelope over the mean of its square. An envelope of one value at
+    a share of the frequencies and zero at the others has that share, whatever the value. `coverage`
+    and `mean_coverage` divide by the largest value, a single frequency of the bank, and so vary
+    several times as much between random banks of one kind.
+
+    Args:
+        envelope: an array of any shape, its values at least 0.
+
+    Returns:
+        A number in [0, 1]: 1 for a flat envelope, 0 for a bank of zeros.
+
+    >>> effective_coverage([3.0, 3.0, 0.0, 0.0])
+    0.5
+    """
+    envelope = np.asarray(envelope, np.float64)
+    energy = np.square(envelope).mean()
+    return float(envelope.mean() ** 2 / energy) if energy else 0.0
+
+
 def mean_frequency(envelope: ArrayLike) -> float:
     """Mean distance from frequency zero, weighted by the envelope's energy (its square).
 
@@ -133,7 +156,7 @@ def radial_profile(envelope: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     return (edges[:-1] + edges[1:]) / 2, sums / np.maximum(counts, 1)
 
 
-def _checked(kernels: np.ndarray, size: int) -> np.ndarray:
+def checked(kernels: np.ndarray) -> np.ndarray:
     """Returns the bank as [k, k, filters]; raises a UserError if it is malformed."""
     if kernels.ndim < 2 or kernels.shape[0] != kernels.shape[1]:
         raise UserError(
@@ -143,9 +166,9 @@ def _checked(kernels: np.ndarray, size: int) -> np.ndarray:
         raise UserError(
             f"filter bank: got shape {list(kernels.shape)}, allowed is at least one filter"
         )
-    if kernels.shape[0] > size:
+    if not np.isfinite(kernels.astype(np.float32, copy=False)).all():
         raise UserError(
-            f"filter bank: got filters {list(kernels.shape[:2])}, allowed up to size = {size}"
+            "filter bank: got weights that are NaN or infinite; allowed are finite numbers"
         )
     return kernels.reshape(*kernels.shape[:2], -1)
 

@@ -8,7 +8,7 @@ own maximum, as coverage is measured; filters relative to their own largest weig
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,11 +21,13 @@ from randmix.analysis import plots
 from randmix.analysis.spectrum.envelopes import (
     THRESHOLD,
     coverage,
+    effective_coverage,
     envelope,
     mean_coverage,
     mean_frequency,
     radial_profile,
 )
+from randmix.analysis.spectrum.restriction import bank_coverage, rank
 from randmix.models import filters
 
 _PANEL = 1.35  # inches
@@ -58,13 +60,17 @@ def layers(kernels: Mapping[str, np.ndarray]) -> dict[str, Picture]:
             "filters": math.prod(kernel.shape[2:]),
             "kernel_size": kernel.shape[0],
             **_measures(envelopes[name]),
+            "bank_coverage": bank_coverage(kernel),
+            "rank": rank(kernel),
         }
         for name, kernel in kernels.items()
     ]
     figure, panels = _panels(len(kernels))
     for axes, row in zip(panels, rows, strict=True):
         _draw_envelope(
-            axes, envelopes[row["layer"]], f"{row['layer']}\ncoverage {row['coverage']:.2f}"
+            axes,
+            envelopes[row["layer"]],
+            f"{row['layer']}\ncoverage {row['coverage']:.2f}, rank {row['rank']:.3g}",
         )
     _finish_envelopes(panels)
 
@@ -94,11 +100,18 @@ def random_banks(
     counts = sorted(set(counts))
     rows, shown = [], []
     for seed in seeds:
-        bank = filters.random(jax.random.key(seed), (kernel_size, kernel_size, counts[-1]))
-        envelopes = _growing_envelopes(np.asarray(bank), counts)
+        shape = (kernel_size, kernel_size, counts[-1])
+        bank = np.asarray(filters.random(jax.random.key(seed), shape))
+        envelopes = _growing_envelopes(bank, counts)
         shown = shown or envelopes
         rows += [
-            {"seed": seed, "filters": count, "kernel_size": kernel_size, **_measures(values)}
+            {
+                "seed": seed,
+                "filters": count,
+                "kernel_size": kernel_size,
+                **_measures(values),
+                "rank": rank(bank[..., :count]),
+            }
             for count, values in zip(counts, envelopes, strict=True)
         ]
     figure = plots.new_figure(max(4.5, 0.9 + _PANEL * len(counts)), _PANEL + 2.7)
@@ -133,7 +146,13 @@ def smoothing(bank: Sequence[np.ndarray], indices: Iterable[float]) -> dict[str,
     rows = []
     for i, index in enumerate(indices):
         sigma = filters.SIGMA_PER_INDEX * index
-        rows.append({"index": index, "sigma_pixels": sigma, **_measures(envelopes[i])})
+        restriction = {
+            "bank_coverage": _mean(bank_coverage, smoothed[i]),
+            "rank": _mean(rank, smoothed[i]),
+        }
+        rows.append(
+            {"index": index, "sigma_pixels": sigma, **_measures(envelopes[i]), **restriction}
+        )
         _draw_filters(sheets[i], smoothed[i], f"index {index:g} (sigma {sigma:g} px)")
         _draw_envelope(panels[i], envelopes[i], f"coverage {rows[-1]['coverage']:.2f}")
     figure.suptitle(_SCALE)
@@ -171,8 +190,14 @@ def _measures(values: np.ndarray) -> dict[str, float]:
     return {
         "coverage": coverage(values),
         "mean_coverage": mean_coverage(values),
+        "effective_coverage": effective_coverage(values),
         "mean_frequency": mean_frequency(values),
     }
+
+
+def _mean(measure: Callable[[np.ndarray], float], kernels: Sequence[np.ndarray]) -> float:
+    """The mean of a measure over layers."""
+    return float(np.mean([measure(kernel) for kernel in kernels]))
 
 
 def _growing_envelopes(bank: np.ndarray, counts: Sequence[int]) -> list[np.ndarray]:
@@ -208,6 +233,7 @@ def _draw_coverage(
     labels = {
         "coverage": f"over {THRESHOLD:g} of the maximum",
         "mean_coverage": "mean over all thresholds",
+        "effective_coverage": "effective",
     }
     for i, (name, label) in enumerate(labels.items()):
         values = np.reshape([row[name] for row in rows], (seeds, len(counts)))
