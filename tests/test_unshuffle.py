@@ -79,6 +79,47 @@ def test_the_test_psnr_is_the_mean_over_images_each_counted_once(whole):
     np.testing.assert_allclose(drawn.images, outputs[:3], rtol=1e-4, atol=1e-6)
 
 
+def test_a_run_says_what_is_within_reach_and_what_the_mean_image_scores(
+    whole, capsys, caplog, monkeypatch
+):
+    train_images, test_images = (
+        catalog.load("digits", split)["image"] / 255 for split in ("train", "test")
+    )
+
+    def psnr(examples):
+        errors = ((test_images - train_images[:examples].mean(0)) ** 2).mean((1, 2, 3))
+        return pytest.approx(-10 * np.log10(errors).mean(), rel=1e-5)
+
+    _, result = whole
+    # two 3 x 3 filters reach 2 pixels: 34 of the 64 pairs of rows
+    assert result["unshuffling"] == {
+        "reach": (34 / 64) ** 2,
+        "permutation_reach": result["unshuffling"]["permutation_reach"],
+        "mean_image_psnr": psnr(None),
+    }
+    assert result["unshuffling"]["mean_image_psnr"] == pytest.approx(11.43, abs=0.01)
+    parts = runs.assemble(config(data__subset=0.5))
+    splits = parts.data.open()
+    known = train.announce(parts, splits)
+    assert known["unshuffling"]["mean_image_psnr"] == psnr(718)
+    here = 100 * known["unshuffling"]["permutation_reach"]
+    assert capsys.readouterr().out == (
+        f"unshuffling: {here:.1f} % of the pixels are within reach (28.2 % over all permutations); "
+        f"the mean training image scores {known['unshuffling']['mean_image_psnr']:.2f} dB\n"
+    )
+    assert caplog.messages == [
+        "unshuffling: got a reach of 28.2 %, needed for a fair comparison are 90 % or more; raise "
+        "config.model.depth or config.model.kernel_size"
+    ]
+    monkeypatch.setattr(train.distributed, "is_primary", lambda: False)
+    assert train.announce(parts, splits) == known
+    assert capsys.readouterr().out == ""
+    enough = runs.assemble(config(model__kernel_size=9))
+    assert enough.step.task.prospects(enough.step.model, *splits, 10).warning is None
+    classifier = runs.assemble(small.config())
+    assert train.announce(classifier, splits) == {}
+
+
 @pytest.mark.slow
 def test_a_stopped_run_resumes_bit_for_bit(whole, tmp_path, monkeypatch):
     reference, result = whole
@@ -102,8 +143,12 @@ def test_from_the_command_line_to_a_picture_of_two_runs(whole, tmp_path):
     assert done.status == 0, done.err
     assert all((workdir / name).exists() for name in FILES)
     table, result = done.out.splitlines(), json.loads((workdir / "result.json").read_text())
-    assert table[3].startswith("step 100/")
-    assert " dB  " in table[3]
+    assert table[2] == (
+        "unshuffling: 95.3 % of the pixels are within reach (93.8 % over all permutations); the "
+        "mean training image scores 11.43 dB"
+    )
+    assert table[4].startswith("step 100/")
+    assert " dB  " in table[4]
     assert [cell.strip() for cell in table[-4].split("┃")[1:3]] == ["mode", "test psnr"]
     assert table[-2].split("│")[2].strip() == f"{result['metrics']['test_psnr']:.2f} dB"
     train_images, test_images = (

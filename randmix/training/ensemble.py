@@ -67,6 +67,7 @@ def train(
             if locks.enter_context(open_workdir(parts, workdir)) is not None:
                 raise UserError(f"{workdir}: finished meanwhile; start again without this run")
         session.require_no_signal()
+        known = loop.announce(all_parts[0], splits)
         _delete_after_common_step([workdir for _, workdir in runs_in])
         with contextlib.ExitStack() as stack:
             members = [stack.enter_context(open_member(*run)) for run in runs_in]
@@ -81,7 +82,7 @@ def train(
         for member, own in zip(members, metrics, strict=True):
             if member.failure is None:
                 result = loop.summarize(member.parts, own, seconds, session.mesh)
-                artifacts.write_result(member.workdir, {**result, "ensemble": size})
+                artifacts.write_result(member.workdir, {**result, **known, "ensemble": size})
     return [member.failure for member in members]
 
 

@@ -1,6 +1,7 @@
 """Training loop: ``train(config, workdir)``, for the command line, notebooks and tests."""
 
 import contextlib
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -71,14 +72,28 @@ def train(
                 )
                 return result
             session.require_no_signal()
+            known = announce(parts, splits)
             with open_member(parts, workdir) as member:
                 (metrics,) = fit([member], splits, session)
-            result = summarize(parts, metrics, time.monotonic() - began, session.mesh)
+            result = summarize(parts, metrics, time.monotonic() - began, session.mesh) | known
             if leaves_out(parts):
                 result["skipped"] = skipped.counts(workdir)
             if distributed.is_primary():
                 artifacts.write_result(workdir, result)
     return result
+
+
+def announce(parts: runs.Parts, splits: tuple[feeds.Split, feeds.Split]) -> dict[str, Any]:
+    """Prints what the task knows of a run before it is trained, and returns it for its result."""
+    task = parts.step.task
+    if task.prospects is None:
+        return {}
+    known = task.prospects(parts.step.model, *splits, parts.data.train_examples)
+    if distributed.is_primary():
+        print(known.text, flush=True)
+        if known.warning is not None:
+            logging.getLogger(__name__).warning("%s", known.warning)
+    return {task.name: dict(known.values)}
 
 
 def fit(

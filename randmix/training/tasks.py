@@ -1,5 +1,6 @@
 """Training tasks: the model's input, and the metrics of its outputs per example."""
 
+import functools
 import zlib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -9,11 +10,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import linen as nn
 
+from randmix.data import feeds
 from randmix.errors import check_choice
+from randmix.models import reach
 
 Batch = Mapping[str, jax.Array]
 Images = TypeVar("Images", np.ndarray, jax.Array)
+
+
+# Below it, the values of too many pixels can only be guessed for a verdict on a model.
+LEAST_REACH = 0.9
+
+
+class Prospects(NamedTuple):
+    """What is known of a run before it is trained.
+
+    Attributes:
+        values: numbers by name; ``result.json`` has them under the task's name.
+        text: the same in words, one line.
+        warning: what speaks against the run and what to do, one line; None if nothing does.
+    """
+
+    values: Mapping[str, float]
+    text: str
+    warning: str | None = None
 
 
 class Task(NamedTuple):
@@ -27,6 +49,8 @@ class Task(NamedTuple):
         prepare: ``batch -> batch``, from the loader's batch to the model's input ``image`` and the
             targets; runs inside the compiled step, after augmentation.
         constants: arrays that are the same for every example; a run saves each as NAME.npy.
+        prospects: ``(model, train_split, test_split, train_examples) -> Prospects``, or None if
+            there is nothing to say before the first step.
     """
 
     name: str
@@ -34,6 +58,7 @@ class Task(NamedTuple):
     metrics: Callable[[jax.Array, Batch, float], dict[str, jax.Array]]
     prepare: Callable[[Batch], Batch] = lambda batch: batch
     constants: Mapping[str, np.ndarray] = MappingProxyType({})
+    prospects: Callable[[Any, feeds.Split, feeds.Split, int], Prospects] | None = None
 
     @property
     def score(self) -> str:
@@ -96,7 +121,55 @@ def unshuffling(permutation: np.ndarray) -> Task:
         unshuffling_metrics,
         prepare,
         constants={"permutation": permutation},
+        prospects=functools.partial(_unshuffling_prospects, permutation),
     )
+
+
+def _unshuffling_prospects(
+    permutation: np.ndarray,
+    model: nn.Module,
+    train: feeds.Split,
+    test: feeds.Split,
+    train_examples: int,
+) -> Prospects:
+    """Returns the reach of the model and, for a set in memory, the PSNR of the mean image."""
+    shape = train.data_set.image_shape
+    sizes = (model.depth, model.kernel_size, model.patch_size)
+    share = reach.reach(*sizes, shape)
+    here = reach.permutation_reach(permutation, reach.windows(*sizes, shape))
+    values = {"reach": share, "permutation_reach": here}
+    text = (
+        f"unshuffling: {100 * here:.1f} % of the pixels are within reach "
+        f"({100 * share:.1f} % over all permutations)"
+    )
+    if not train.data_set.streamed:
+        mean = mean_image(train.arrays(train_examples)["image"])
+        values["mean_image_psnr"] = float(mean_image_psnr(mean, test.arrays()["image"]).mean())
+        text += f"; the mean training image scores {values['mean_image_psnr']:.2f} dB"
+    warning = (
+        f"unshuffling: got a reach of {100 * share:.1f} %, needed for a fair comparison are "
+        f"{100 * LEAST_REACH:.0f} % or more; raise config.model.depth or config.model.kernel_size"
+    )
+    return Prospects(values, text, None if share >= LEAST_REACH else warning)
+
+
+def mean_image(images: np.ndarray) -> np.ndarray:
+    """Returns the mean of images [N, H, W, C] uint8 as [H, W, C] float32 in [0, 1]."""
+    return (images.mean(axis=0, dtype=np.float64) / 255).astype(np.float32)
+
+
+def mean_image_psnr(mean: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Returns the PSNR of taking one image for each of many, which any reconstruction must beat.
+
+    Args:
+        mean: [H, W, C] float32 in [0, 1], as of `mean_image`.
+        images: [N, H, W, C] uint8.
+
+    Returns:
+        [N] float32, in dB; see `unshuffling_metrics`.
+    """
+    target = jnp.asarray(images.astype(np.float32) / 255)
+    return np.asarray(unshuffling_metrics(jnp.asarray(mean[None]), {"target": target})["psnr"])
 
 
 def unshuffling_metrics(
