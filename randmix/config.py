@@ -9,6 +9,7 @@ hence its length.
 import functools
 import hashlib
 import json
+import re
 import runpy
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
@@ -394,23 +395,46 @@ def from_values(values: Mapping[str, Any]) -> ConfigDict:
     return config
 
 
+_TRANSPLANT = re.compile(r"from=(.+?)(?:@([0-9a-f]{16}))?", re.DOTALL)
+
+
+def transplant(filters: Any) -> tuple[str, str | None] | None:
+    """Parses ``model.filters`` into the folder that the filters come from and their hash.
+
+    >>> transplant("from=runs/a")
+    ('runs/a', None)
+    >>> transplant("from=runs/a@0123456789abcdef")
+    ('runs/a', '0123456789abcdef')
+    >>> transplant("random")
+    """
+    match = _TRANSPLANT.fullmatch(filters) if isinstance(filters, str) else None
+    return (match[1], match[2]) if match else None
+
+
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the values that make the run what it is, by dotted key, without display keys."""
-    return {key: value for key, value in flatten(config).items() if key not in DISPLAY_KEYS}
+    """Returns the values that make the run what it is, by dotted key, without display keys.
+
+    Of transplanted filters the hash counts, not the folder they came from. As long as the hash
+    isn't known, which is before the run is assembled, the text as given counts.
+    """
+    values = {key: value for key, value in flatten(config).items() if key not in DISPLAY_KEYS}
+    _, digest = transplant(values.get("model.filters")) or (None, None)
+    return values | ({"model.filters": f"from=@{digest}"} if digest else {})
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:
-    """Returns eight hex digits that identify the run; display keys don't affect them."""
+    """Returns eight hex digits that identify the run, from its `identity`."""
     text = json.dumps(identity(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Lists ``"key: old -> new"`` for every key that makes two configs different runs."""
-    before, after = flatten(old), flatten(new)
-    keys = sorted((before.keys() | after.keys()) - DISPLAY_KEYS)
+    before, after = identity(old), identity(new)
     return [
-        f"{k}: {before.get(k)!r} -> {after.get(k)!r}" for k in keys if before.get(k) != after.get(k)
+        f"{k}: {before.get(k)!r} -> {after.get(k)!r}"
+        for k in sorted(before.keys() | after.keys())
+        if before.get(k) != after.get(k)
     ]
 
 

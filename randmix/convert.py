@@ -19,10 +19,9 @@ from randmix.runtime import durable
 from randmix.training import runs, steps
 from randmix.workdir import artifacts
 from randmix.workdir import checkpoints as checkpoint
+from randmix.workdir.artifacts import ORIGIN
 
 __all__ = ["NAMINGS", "ORIGIN", "convmixer_from_torch", "convmixer_to_torch", "write_run"]
-
-ORIGIN = "origin.json"
 
 
 def write_run(

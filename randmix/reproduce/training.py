@@ -85,7 +85,7 @@ def _cohorts(
     if len(configs) == 1 or together == 1 or (together == AUTO and jax.default_backend() == "cpu"):
         return alone
     try:
-        parts = [runs.assemble(config) for config in configs]
+        parts = [runs.assemble(*run) for run in zip(configs, folders, strict=True)]
         if isinstance(together, str):
             together = ensemble.largest_that_fits(parts[0], len(configs))
         return ensemble.cohorts(parts, folders, together)
@@ -99,7 +99,7 @@ def _train_together(
     """As ``train_seeds``, as one program; returns None if that failed as a whole."""
     with _logged(folders):
         try:
-            parts = [runs.assemble(config) for config in configs]
+            parts = [runs.assemble(*run) for run in zip(configs, folders, strict=True)]
             return ensemble.train(parts, folders, programs=programs)
         except Preempted:
             raise

@@ -61,7 +61,7 @@ def train(
     began, workdir = time.monotonic(), epath.Path(workdir)
     with StopSignals() as stop:
         with distributed.shared_errors():
-            parts = runs.assemble(config)
+            parts = runs.assemble(config, workdir)
             session = Session.build(parts, devices, programs, stop)
             splits = parts.data.open()
         with open_workdir(parts, workdir) as result:

@@ -26,8 +26,9 @@ from randmix.data import catalog, feeds, photographs, reader
 from randmix.data.augment import Augmentation
 from randmix.errors import UserError
 from randmix.models import stack
+from randmix.models.filters import Transplant
 from randmix.runtime import sharding
-from randmix.training import groups, optim, steps, tasks
+from randmix.training import groups, optim, steps, tasks, transplants
 from randmix.workdir import artifacts, manifest
 
 
@@ -201,20 +202,28 @@ class Parts:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), state)
 
 
-def assemble(config: ConfigDict) -> Parts:
+def assemble(config: ConfigDict, workdir: epath.PathLike | None = None) -> Parts:
     """Builds the parts of a run and checks everything that can be checked before compiling.
+
+    Args:
+        config: the run's config.
+        workdir: the folder in which the run is about to be trained or resumed, or None. Without it,
+            filters from a run that can't be read are NaN: enough to count and to compile.
 
     Raises:
         UserError: a value that isn't allowed; the message names its key.
     """
     configs.check(config)
-    config, dataset = resolve(config)
+    config, dataset, filters = _resolve(config, workdir)
+    if filters is not None and workdir is not None:
+        transplants.require(filters, workdir)
     data = _data_options(config, dataset)
     image_shape = data.dataset.image_shape
     task = tasks.build(
         config.task, image_shape=image_shape, permutation_seed=config.permutation_seed
     )
-    model = build_model(config, data.dataset.num_classes)
+    bank = None if filters is None else filters.bank
+    model = build_model(config, data.dataset.num_classes, bank)
     model.check_image_shape(image_shape)
     variables = jax.eval_shape(
         model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
@@ -288,10 +297,19 @@ def find_dataset(config: ConfigDict) -> catalog.DataSet:
     )
 
 
-def resolve(config: ConfigDict) -> tuple[ConfigDict, catalog.DataSet]:
+def resolve(
+    config: ConfigDict, workdir: epath.PathLike | None = None
+) -> tuple[ConfigDict, catalog.DataSet]:
     """Returns a copy of a config in which nothing is left for the data or the machine to decide.
 
     What was decided is then part of the run: where it can't be had again, a resumed run is refused.
+    Only ``model.filters = "from=WORKDIR"`` stays as it is where that run isn't finished; once it
+    is, the same config resolves to the one with the hash of its filters.
+
+    Args:
+        config: the run's config.
+        workdir: the run's folder, or None; if filters come from a run that is gone, its
+            ``config.json`` has their hash.
 
     Returns:
         The config, as in the run's ``config.json``, and its data set.
@@ -299,6 +317,14 @@ def resolve(config: ConfigDict) -> tuple[ConfigDict, catalog.DataSet]:
     Raises:
         UserError: as ``catalog.get`` does, or the decoder isn't installed.
     """
+    resolved, dataset, _ = _resolve(config, workdir)
+    return resolved, dataset
+
+
+def _resolve(
+    config: ConfigDict, workdir: epath.PathLike | None
+) -> tuple[ConfigDict, catalog.DataSet, transplants.Source | None]:
+    """As ``resolve``, with the source of transplanted filters."""
     dataset = find_dataset(config)
     resolved = config.copy_and_resolve_references()
     data, model = resolved.data, resolved.model
@@ -318,7 +344,9 @@ def resolve(config: ConfigDict) -> tuple[ConfigDict, catalog.DataSet]:
     mean, std = dataset.statistics or ((), ())
     model.mean = mean if model.mean is None else model.mean
     model.std = std if model.std is None else model.std
-    return resolved, dataset
+    source = transplants.find(model.filters, workdir)
+    model.filters = source.text if source else model.filters
+    return resolved, dataset, source
 
 
 def _data_options(config: ConfigDict, dataset: catalog.DataSet) -> DataOptions:
@@ -423,8 +451,17 @@ def labels_hash(labels: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def build_model(config: ConfigDict, num_classes: int | None) -> nn.Module:
-    """Builds the config's model with the output layer of its task."""
+def build_model(
+    config: ConfigDict, num_classes: int | None, transplant: Transplant | None = None
+) -> nn.Module:
+    """Builds the config's model with the output layer of its task.
+
+    Args:
+        config: the run's config.
+        num_classes: of its data set.
+        transplant: the filters, if they come from another run; a model whose variables are loaded
+            does without.
+    """
     if config.task == "unshuffling" and config.model.name == "resnet":
         raise UserError(
             "config.model.name: got 'resnet', allowed with the task unshuffling is convmixer"
@@ -433,6 +470,8 @@ def build_model(config: ConfigDict, num_classes: int | None) -> nn.Module:
     # The blocks to scan over are only known once there are parameters.
     arguments = {key: value for key, value in config.model.items() if key != "scan"}
     arguments |= {name: arguments[name] or () for name in ("mean", "std")}
+    if (named := configs.transplant(config.model.filters)) is not None:
+        arguments["filters"] = transplant or Transplant(named[1] or "", None)
     return models.build(dtype=config.precision, **readout, **arguments)
 
 

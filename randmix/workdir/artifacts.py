@@ -22,6 +22,7 @@ DATA = "data.json"  # the data set that the run was trained on, see `catalog.des
 MASKS = "masks.txt"
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
+ORIGIN = "origin.json"  # the source of converted weights, which stand in place of a finished run
 LOCK = "train.lock"  # exists while a process trains
 # Written by a run that stopped on a non-finite step: that step and its examples.
 NOT_FINITE = "not_finite.json"

@@ -1,0 +1,107 @@
+"""Initial filters taken from a finished run: ``config.model.filters = "from=WORKDIR"``.
+
+What identifies such a run is a hash of the filters, not the place they were read from. Assembling
+a run writes the hash into its config, "from=WORKDIR@HASH"; ``config.identity`` leaves the place
+out. A run with checkpoints doesn't need its source again, so the source may then be deleted.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+from flax.traverse_util import flatten_dict
+
+from randmix import config as configs
+from randmix.errors import UserError
+from randmix.models.filters import Transplant
+from randmix.runtime import distributed
+from randmix.workdir import artifacts
+from randmix.workdir.checkpoints import Checkpoints, newest_fingerprint
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """The source of a config's filters.
+
+    Attributes:
+        text: the value of ``config.model.filters``, with the hash if it is known.
+        bank: the filters; without kernels if they can't be had.
+        missing: why they can't be had, or None.
+    """
+
+    text: str
+    bank: Transplant
+    missing: str | None = None
+
+
+def find(filters: str, workdir: epath.PathLike | None = None) -> Source | None:
+    """Looks up the source of transplanted filters; returns None for a bank by name.
+
+    The source is a finished run, or converted weights. If it isn't there or holds other filters
+    than the hash says, the hash is the one given, or that in the workdir's config, or unknown.
+
+    Args:
+        filters: "from=WORKDIR", "from=WORKDIR@HASH" or the name of a bank.
+        workdir: the folder of the run that is to have the filters, which may hold its config.
+    """
+    if (given := configs.transplant(filters)) is None:
+        return None
+    folder, digest = given
+    try:
+        bank = _read(folder)
+        if digest not in (None, bank.digest):
+            raise UserError(f"the filters there have the hash {bank.digest}")
+    except UserError as error:
+        digest = digest or _recorded(folder, workdir) or ""
+        text = f"from={folder}@{digest}" if digest else filters
+        return Source(text, Transplant(digest, None), missing=str(error))
+    return Source(f"from={folder}@{bank.digest}", bank)
+
+
+def require(source: Source, workdir: epath.PathLike) -> None:
+    """Raises a UserError unless a run has its initial filters, or a checkpoint to resume from."""
+    if source.missing and newest_fingerprint(epath.Path(workdir)) is None:
+        raise UserError(f"config.model.filters: got {source.text!r}, but {source.missing}")
+
+
+def _read(folder: str) -> Transplant:
+    """Reads the depthwise filters of a finished run's newest checkpoint, or raises a UserError."""
+    ended = distributed.decided_by_primary(lambda: _has_ended(epath.Path(folder)))
+    if not ended:
+        raise UserError(f"{folder}: no finished run there; train it first, or give another folder")
+    with Checkpoints(folder) as checkpoints:
+        _, variables = checkpoints.restore_variables()
+    leaves: dict[str, Any] = flatten_dict(variables, sep="/")
+    kernels = {
+        path: np.asarray(leaf, np.float32)
+        for path, leaf in leaves.items()
+        if path.startswith("spatial/") and path.endswith("/depthwise/kernel")
+    }
+    return Transplant(digest_of(kernels), kernels)
+
+
+def _has_ended(folder: epath.Path) -> bool:
+    return artifacts.is_finished(folder) or (folder / artifacts.ORIGIN).exists()
+
+
+def _recorded(folder: str, workdir: epath.PathLike | None) -> str | None:
+    """The hash of the filters of this folder in a workdir's config, if it has one."""
+    with contextlib.suppress(UserError):
+        values = artifacts.read_config_values(workdir) if workdir is not None else {}
+        written = configs.transplant(values.get("model", {}).get("filters"))
+        if written and written[0] == folder:
+            return written[1]
+    return None
+
+
+def digest_of(kernels: Mapping[str, np.ndarray]) -> str:
+    """Returns 16 hex digits that identify filters by path, shape and float32 values."""
+    whole = hashlib.sha256()
+    for path, kernel in sorted(kernels.items()):
+        whole.update(f"{path} {kernel.shape}\n".encode())
+        whole.update(np.asarray(kernel, "<f4").tobytes())
+    return whole.hexdigest()[:16]

@@ -1,0 +1,194 @@
+"""Filters from a finished run: which layers get which, and what identifies a run with them."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+
+import randmix
+from randmix import config as configs
+from randmix import convert, models
+from randmix.analysis import spectrum
+from randmix.errors import UserError
+from randmix.models import filters
+from randmix.runtime.preemption import Preempted
+from randmix.training import loop, runs, transplants
+from randmix.workdir import artifacts
+
+SIZES = {"width": 16, "depth": 2, "kernel_size": 3, "patch_size": 2}  # those of tests/small.py
+
+
+def write_source(folder, seed=0):
+    """Writes converted weights; returns their depthwise kernels by path."""
+    model = models.build("convmixer", num_classes=3, **SIZES)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    rng = np.random.default_rng(seed)
+    weights = jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32), shapes)
+    convert.write_run(folder, model, weights)
+    return {
+        f"spatial/{name}/depthwise/kernel": kernel
+        for name, kernel in spectrum.layers(weights).items()
+    }
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("source") / "run"
+    return folder, write_source(folder)
+
+
+# ---- which layers get which filters
+
+
+def transplant(kernels, **settings):
+    return filters.build(filters.Transplant("0" * 16, kernels), **settings)
+
+
+def numbered(*shapes):
+    """Kernels by path whose filters are constant, each of another value."""
+    values = iter(range(1, 1000))
+    return {
+        f"spatial/block_{i:02d}/depthwise/kernel": np.stack(
+            [np.full(shape[:2], next(values), np.float32) for _ in range(np.prod(shape[2:]))], -1
+        ).reshape(shape)
+        for i, shape in enumerate(shapes)
+    }
+
+
+def test_a_layer_takes_the_filters_of_the_layer_of_its_path_and_shape():
+    kernels = numbered((3, 3, 4), (5, 5, 4), (3, 3, 4))
+    bank = transplant(kernels)
+    for path, kernel in kernels.items():
+        np.testing.assert_array_equal(bank.at(path)(None, kernel.shape, jnp.float32), kernel)
+
+
+@pytest.mark.slow
+def test_transplanted_filters_can_be_smoothed():
+    kernel = np.random.default_rng(0).standard_normal((3, 3, 4), np.float32)
+    smoothed = transplant({"a": kernel}, index=2).at("a")(None, kernel.shape, jnp.float32)
+    np.testing.assert_array_equal(smoothed, filters.smooth(kernel, 2))
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 50), pytest.param((3, 3, 10, 5), marks=pytest.mark.slow)])
+def test_any_other_layer_draws_from_all_filters_of_its_side(shape):
+    bank = transplant(numbered((3, 3, 4), (5, 5, 4), (3, 3, 2, 3)))
+    found, other = (
+        np.asarray(bank.at("spatial/block_00/depthwise/kernel")(jax.random.key(i), shape, float))
+        for i in range(2)
+    )
+    assert found.shape == shape
+    assert (found == found[:1, :1]).all()  # whole filters
+    assert set(found[0, 0].ravel().astype(int)) == {1, 2, 3, 4, *range(9, 15)}
+    assert (found != other).any()
+
+
+def test_filters_of_another_side_are_refused_in_one_line():
+    with pytest.raises(UserError) as error:
+        transplant(numbered((3, 3, 4), (5, 5, 4)))(jax.random.key(0), (7, 7, 2))
+    assert str(error.value) == (
+        "filters: got transplanted filters of side 3, 5 for a layer of side 7; "
+        "set kernel_size to that of their model"
+    )
+    with pytest.raises(UserError, match="filter rank: got 2 for 'transplanted filters', whose"):
+        transplant({}, rank=2)
+
+
+def test_a_transplant_is_its_digest():
+    one, other = (filters.Transplant("a" * 16, kernels) for kernels in (None, numbered((3, 3, 1))))
+    assert one == other
+    assert hash(filters.build(one)) == hash(filters.build(other))
+    assert one != filters.Transplant("b" * 16, None)
+    assert np.isnan(filters.build(one)(jax.random.key(0), (3, 3, 2))).all()
+
+
+# ---- what identifies a run
+
+
+def test_the_hash_is_that_of_paths_shapes_and_values():
+    kernels = numbered((3, 3, 4), (3, 3, 4))
+    first, second = kernels
+    found = transplants.digest_of(kernels)
+    assert found == transplants.digest_of(dict(reversed(kernels.items())))
+    changed = {**kernels, second: kernels[second] + np.float32(1e-6)}
+    swapped = {first: kernels[second], second: kernels[first]}
+    shaped = {**kernels, first: kernels[first].reshape(3, 3, 2, 2)}
+    others = [transplants.digest_of(other) for other in (changed, swapped, shaped)]
+    assert len({found, *others}) == 4
+
+
+def test_a_config_is_identified_by_the_hash_or_else_by_the_text():
+    def config(text):
+        return small.config(model__filters=text)
+
+    a, b = (config(f"from={folder}@{'a' * 16}") for folder in ("runs/a", "/tmp/x@y"))
+    assert configs.fingerprint(a) == configs.fingerprint(b)
+    assert not configs.differences(a, b)
+    assert not configs.differences(configs.identity(a), b)  # as a manifest has it
+    other = config(f"from=runs/a@{'b' * 16}")
+    assert configs.differences(a, other) == [
+        f"model.filters: 'from=@{'a' * 16}' -> 'from=@{'b' * 16}'"
+    ]
+    unread = [configs.fingerprint(config(f"from=runs/{name}")) for name in "aab"]
+    assert unread[0] == unread[1] != unread[2]
+
+
+def test_a_run_has_the_hash_of_the_filters_wherever_they_are(source, tmp_path):
+    folder, kernels = source
+    shutil.copytree(folder, tmp_path / "copy")
+    first, second = (
+        runs.resolve(small.config(model__filters=f"from={place}"))[0]
+        for place in (folder, tmp_path / "copy")
+    )
+    assert first.model.filters == f"from={folder}@{transplants.digest_of(kernels)}"
+    assert configs.fingerprint(first) == configs.fingerprint(second)
+    write_source(tmp_path / "edited", seed=1)
+    edited, _ = runs.resolve(small.config(model__filters=f"from={tmp_path / 'edited'}"))
+    assert configs.fingerprint(edited) != configs.fingerprint(first)
+    bank = runs.assemble(small.config(model__filters=f"from={folder}")).step.model.filters.bank
+    assert bank.kernels.keys() == kernels.keys()
+
+
+def test_a_new_run_needs_its_source_and_a_plan_does_not(source, tmp_path):
+    folder, _ = source
+    config = small.config(model__filters=f"from={tmp_path / 'none'}")
+    assert runs.resolve(config)[0].model.filters == config.model.filters
+    assert runs.assemble(config).record.summary.frozen
+    missing = f"{tmp_path / 'none'}: no finished run there; train it first, or give another folder"
+    with pytest.raises(UserError) as error:
+        runs.assemble(config, tmp_path / "new")
+    assert str(error.value) == (
+        f"config.model.filters: got 'from={tmp_path / 'none'}', but {missing}"
+    )
+    pinned = small.config(model__filters=f"from={folder}@{'0' * 16}")
+    with pytest.raises(UserError, match="0000', but the filters there have the hash"):
+        runs.assemble(pinned, tmp_path / "new")
+
+
+@pytest.mark.slow
+def test_a_run_resumes_and_loads_without_its_source_but_not_with_another(
+    source, tmp_path, monkeypatch
+):
+    folder, kernels = tmp_path / "source", source[1]
+    shutil.copytree(source[0], folder)
+    config = small.config(model__filters=f"from={folder}", mode="chans")
+    small.stop_after(monkeypatch, 3)
+    with pytest.raises(Preempted):
+        loop.train(config, tmp_path / "run")
+    monkeypatch.undo()
+    shutil.rmtree(folder)
+    write_source(folder, seed=1)
+    with pytest.raises(UserError, match=r"another config \(model.filters: 'from=@"):
+        loop.train(config, tmp_path / "run")
+    shutil.rmtree(folder)
+    loop.train(config, tmp_path / "run")
+    found = spectrum.layers(randmix.load(tmp_path / "run").variables)
+    assert len(found) == 2
+    for name, kernel in found.items():
+        np.testing.assert_array_equal(kernel, kernels[f"spatial/{name}/depthwise/kernel"])
+    (tmp_path / "again").mkdir()
+    shutil.copy(tmp_path / "run" / artifacts.CONFIG, tmp_path / "again")  # and no checkpoint
+    with pytest.raises(UserError, match="no finished run there"):
+        loop.train(config, tmp_path / "again")
