@@ -22,6 +22,7 @@ LAYERS = (
     {"attacks"},
     {"workdir"},
     {"training"},
+    {"experiments"},
     {"analysis"},
     {"reproduce"},
     {"evaluate", "convert", "train"},

@@ -70,15 +70,15 @@ def test_a_shard_is_parsed():
 
 
 def test_overrides_reach_the_runs_that_have_the_key_and_the_attack():
-    texts = ["data.subset=0.5", "steps=2", "model.multiplier=2", "attack.examples=7"]
+    texts = ["data.subset=0.5", "steps=2", "model.between=relu", "attack.examples=7"]
     preset, overrides = plan.split_overrides(SMOKE, plan.parse_overrides(texts))
     assert preset.attack["examples"] == 7
     assert SMOKE.attack["examples"] == 32
-    assert overrides == {"data.subset": 0.5, "steps": 2, "model.multiplier": 2}
+    assert overrides == {"data.subset": 0.5, "steps": 2, "model.between": "relu"}
     groups = plan.build(preset, ("E2", "E5"), (0,), overrides=overrides)
     for (run,) in groups:
         assert (run.config.data.subset, run.config.steps) == (0.5, 2)
-        assert run.config.model.get("multiplier", 2) == 2
+        assert run.config.model.get("between", "relu") == "relu"
 
 
 @pytest.mark.parametrize(

@@ -43,10 +43,12 @@ def define_flags() -> None:
     """Defines the flags of the command."""
     flags.DEFINE_string("preset", None, "smoke | digits | fashion_mnist | cifar | imagenet.")
     flags.DEFINE_list(
-        "experiments", [], "One or more of E1 to E12. Default: all experiments of the preset."
+        "experiments",
+        [],
+        "One or more of E1 to E12 and convergence. Default: all experiments of the preset.",
     )
     shared.workdir("Folder of the sweep. Default: runs/reproduce-PRESET.")
-    shared.seeds(3, "Number of seeds of every run, from 0 up.")
+    shared.seeds(None, "Number of seeds of every run, from 0 up. Default: the preset's.")
     flags.DEFINE_list(
         "override",
         [],

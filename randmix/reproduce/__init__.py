@@ -11,9 +11,12 @@ Modules, from the bottom up:
 - `measurements`: measurements of trained runs, stored in files beside them.
 - `counting`: parameter counts compared with the paper's equations.
 - `records`: all numbers, each with the run that it comes from.
-- `statistics`: effects over seeds with their confidence intervals.
-- `claims`: the paper's claims, the rules that judge them, and the verdicts.
-- `experiments`, `figures`, `pictures`, `tables`, `neighbours`: the contents of the report.
+- `effects`: what claims compare, one number per seed.
+- `gates`: what must hold before a claim is judged.
+- `claims`: the table of the claims, with thresholds, margins and gates.
+- `verdicts`: the claims judged.
+- `experiments`, `figures`, `curves`, `pictures`, `tables`, `titles`, `neighbours`: the contents of
+  the report.
 - `report`: the page, its data and its figures.
 - `command`: the work of ``python -m randmix reproduce``.
 """

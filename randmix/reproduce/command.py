@@ -25,9 +25,8 @@ def main(options: Any) -> int:
     preset, overrides = plan.split_overrides(preset, plan.parse_overrides(options.override))
     root = Path(options.workdir or f"runs/reproduce-{preset.name}")
     check_workdir(root, preset.name)
-    groups = plan.build(
-        preset, experiments, range(options.seeds), overrides=overrides, data_dir=options.data_dir
-    )
+    seeds = None if options.seeds is None else range(options.seeds)
+    groups = plan.build(preset, experiments, seeds, overrides=overrides, data_dir=options.data_dir)
     if options.dry_run:
         print(plan.table(plan.shard(groups, *part) if part else groups, root))
         return 0
@@ -59,8 +58,8 @@ def main(options: Any) -> int:
     if written is None:
         print(f"{root}: another process is writing the report", file=sys.stderr)
         return 1
-    for id, verdict in written.verdicts.items():
-        print(f"{id:3} {verdict}")
+    for one in written.judgements:
+        print(f"{one.claim.id:3} {one.data:14} {one.verdict}")
     for problem in written.problems:
         print(problem, file=sys.stderr)
     print(written.folder / "index.html")

@@ -15,24 +15,11 @@ from matplotlib.axes import Axes
 
 from randmix.analysis import plots, smoothing
 from randmix.analysis.spectrum.figures import Picture
-from randmix.reproduce import claims
+from randmix.reproduce import curves
 from randmix.reproduce.records import BANKS, MODES, Records
+from randmix.reproduce.titles import DATA, MODELS, title_of
 
-DATA = {
-    "digits": "Digits",
-    "mnist": "MNIST",
-    "fashion_mnist": "Fashion-MNIST",
-    "cifar10": "CIFAR-10",
-    "cifar100": "CIFAR-100",
-    "imagenet2012": "ImageNet",
-}
-ATTACKS = {"fgsm": "FGSM", "pgd2": "PGD-2", "strong": "strong", "noise": "random noise"}
-MODELS = {"resnet": "separable ResNet", "convmixer": "ConvMixer"}
-
-
-def title_of(data_set: str) -> str:
-    """A data set's title."""
-    return DATA.get(data_set, data_set)
+_LEFT = 0.05  # least accuracy, on average, of which a relative gain is drawn
 
 
 class Panel(NamedTuple):
@@ -163,14 +150,14 @@ def smoothing_gains(records: Records) -> Picture | None:
     fgsm, clean = records.where("E7", "fgsm"), records.where("E7", "accuracy")
     indices = clean.values("model.smoothing_index")
     plain = fgsm.where(model__smoothing_index=0.0)
-    largest = claims.largest_epsilon(plain)
+    largest = _largest_epsilon(plain)
     if largest is None or len(indices) < 2:
         return None
     gains, rows = {}, []
     for epsilon in (e for e in fgsm.values("epsilon") if 0 < e <= largest):
         before = plain.where(epsilon=epsilon)
         lines = [
-            claims.relative_gains(before, fgsm.where(model__smoothing_index=index, epsilon=epsilon))
+            _relative_gains(before, fgsm.where(model__smoothing_index=index, epsilon=epsilon))
             for index in indices
         ]
         seeds = min(map(len, lines))
@@ -183,8 +170,26 @@ def smoothing_gains(records: Records) -> Picture | None:
     seeds = sorted(set.intersection(*map(set, at_index)))
     accuracies = 100 * np.asarray([[at[seed] for at in at_index] for seed in seeds])
     figure = smoothing.figure(indices, gains, accuracies, ylabel="relative gain under FGSM (%)")
-    figure.axes[0].axhline(claims.GAIN, color="0.6", linewidth=0.8, linestyle=":", zorder=0)
     return Picture(figure, rows)
+
+
+def _largest_epsilon(plain: Records) -> float | None:
+    """The largest epsilon above 0, in 1/255, that leaves some accuracy; None if there is none."""
+    left = [
+        epsilon
+        for epsilon in plain.values("epsilon")
+        if epsilon > 0 and np.mean([r.value for r in plain.where(epsilon=epsilon)]) >= _LEFT
+    ]
+    return max(left, default=None)
+
+
+def _relative_gains(plain: Records, smoothed: Records) -> list[float]:
+    """Relative gain in accuracy of smoothed over plain filters, in per cent, one per seed."""
+    before, after = plain.by_seed(), smoothed.by_seed()
+    return [
+        100 * (after[seed] - before[seed]) / before[seed] if before[seed] else math.nan
+        for seed in sorted(before.keys() & after.keys())
+    ]
 
 
 def psnr_over_width(records: Records) -> Picture | None:
@@ -234,6 +239,10 @@ DRAWN: dict[str, Callable[[Records], Picture | None]] = {
     "E7": smoothing_gains,
     "E10": psnr_over_width,
     "E12": accuracy_over_share,
+    **{
+        f"{id}-curves": partial(curves.draw, experiment=id)
+        for id in ("E2", "E3", "E4", "E5", "E6", "E7", "E9", "E10", "E12", "convergence")
+    },
 }
 
 

@@ -2,7 +2,8 @@
 
     runs/NAME/measurements/attacks-KEY.json    accuracy under attack and sanity checks (E6, E7)
     runs/NAME/measurements/layers-KEY.json     coverage of each layer, with pictures (E9)
-    pictures/...                               pictures of several runs or none (E1, E7, E8, E10)
+    runs/NAME/measurements/bank-KEY.json       rank and coverage of chosen banks (E3)
+    pictures/...                          pictures of several runs or none (E1, E3, E7, E8, E10)
 
 KEY is a hash of the measurement's settings: with other settings the measurement is made anew, and
 the old file stays. A failed measurement is recorded in the run's measurements/failed.json and
@@ -18,6 +19,7 @@ from typing import Any
 from etils import epath
 
 from randmix.analysis import plots, robustness, spectrum, unshuffle
+from randmix.analysis.equivalence import equivalence as figure_of_equivalence
 from randmix.analysis.robustness import report, sanity
 from randmix.analysis.spectrum import figures as spectra
 from randmix.analysis.spectrum.figures import Picture
@@ -80,11 +82,16 @@ def measure(
         Preempted: a signal arrived; completed measurements are kept.
     """
     failures = {}
-    for name, needed_by, function in (
-        ("accuracy under attack", {"E6", "E7"}, lambda: attacks(run, root, preset, stop, programs)),
-        ("spectrum of each layer", {"E9"}, lambda: layers(run, root)),
+    for name, file, function in (
+        (
+            "accuracy under attack",
+            attacks_file(run, root, preset),
+            lambda: attacks(run, root, preset, stop, programs),
+        ),
+        ("spectrum of each layer", layers_file(run, root), lambda: layers(run, root)),
+        ("rank of the filters", bank_file(run, root), lambda: bank(run, root)),
     ):
-        if not needed_by & set(run.experiments):
+        if file not in _needed(run, root, preset):
             continue
         try:
             function()
@@ -98,6 +105,23 @@ def measure(
         durable.write(file, json.dumps(failures) + "\n")
     elif file.exists():
         file.unlink()
+
+
+def _needed(run: PlannedRun, root: epath.PathLike, preset: Preset) -> list[epath.Path]:
+    """The files of the measurements that the experiments of a run need."""
+    files = []
+    if {"E6", "E7"} & set(run.experiments):
+        files.append(attacks_file(run, root, preset))
+    if "E9" in run.experiments:
+        files.append(layers_file(run, root))
+    if "E3" in run.experiments and run.settings.get("model.filter_rank"):
+        files.append(bank_file(run, root))
+    return files
+
+
+def complete(run: PlannedRun, root: epath.PathLike, preset: Preset) -> bool:
+    """Whether everything was measured that the experiments of a finished run need."""
+    return all(file.exists() for file in _needed(run, root, preset))
 
 
 def failures(run: PlannedRun, root: epath.PathLike) -> dict[str, str]:
@@ -199,6 +223,24 @@ def layers(run: PlannedRun, root: epath.PathLike) -> tuple[Rows, dict[str, epath
     return _kept_pictures(file, bare, draw), bare
 
 
+def bank_file(run: PlannedRun, root: epath.PathLike) -> epath.Path:
+    """Path of the rank and the coverage of a run's filters."""
+    return run.folder(root) / _FOLDER / f"bank-{key()}.json"
+
+
+def bank(run: PlannedRun, root: epath.PathLike) -> dict[str, float]:
+    """Claim 2': rank and coverage of the banks of a run's filters, means over its layers."""
+
+    def compute() -> dict[str, float]:
+        kernels = [*spectrum.layers(loading.load(run.folder(root)).variables).values()]
+        measures = {"rank": spectrum.rank, "coverage": spectrum.bank_coverage}
+        return {
+            name: sum(map(measure, kernels)) / len(kernels) for name, measure in measures.items()
+        }
+
+    return kept(bank_file(run, root), compute)
+
+
 def random_banks(root: epath.PathLike, preset: Preset) -> tuple[Rows, epath.Path]:
     """E1: coverage of random banks by size and seed, and the picture's path without suffix."""
     banks = preset.banks
@@ -232,6 +274,14 @@ def smoothed_filters(
         return spectra.smoothing(kernels, preset.shown)
 
     return _kept_pictures(file, bare, draw), bare
+
+
+def equivalence(root: epath.PathLike) -> epath.Path:
+    """E3: what each bank of frozen filters can express; the path without suffix of the picture."""
+    file = epath.Path(root) / "pictures" / f"equivalence-{key()}.json"
+    bare = {"equivalence": _bare(file)}
+    _kept_pictures(file, bare, figure_of_equivalence)
+    return _bare(file)
 
 
 def reconstructions(group: Sequence[PlannedRun], root: epath.PathLike) -> epath.Path:

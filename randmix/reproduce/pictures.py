@@ -81,6 +81,8 @@ def _sources(
     experiment, _, part = name.partition("-")
     if experiment == "E1":
         return [measurements.random_banks(root, preset)[1]]
+    if experiment == "E3":
+        return [measurements.equivalence(root)]
     if experiment in ("E7", "E8"):
         plain = unsmoothed(groups, root)
         which = "smoothing_profile" if part == "profile" else "smoothing"

@@ -15,7 +15,7 @@ from randmix import config as configs
 from randmix.data import catalog
 from randmix.errors import UserError, did_you_mean
 from randmix.models import counts
-from randmix.reproduce.presets import Preset, Settings
+from randmix.reproduce.presets import LONGER, Preset, Settings
 from randmix.training import runs as assembly
 from randmix.workdir import artifacts
 
@@ -31,6 +31,7 @@ class PlannedRun:
         experiments: ids of the experiments that use it.
         cost: multiply-adds of the forward passes in training.
         steps: number of training steps.
+        steps_per_epoch: number of full batches in an epoch.
     """
 
     name: str
@@ -39,6 +40,7 @@ class PlannedRun:
     experiments: tuple[str, ...]
     cost: float
     steps: int
+    steps_per_epoch: int
 
     def folder(self, root: epath.PathLike) -> epath.Path:
         """The run's workdir."""
@@ -63,25 +65,34 @@ def describe(settings: Mapping[str, Any]) -> str:
     words = [str(settings.get("data.name", "digits"))]
     words += ["un-shuffling"] if settings.get("task") == "unshuffling" else []
     words.append(str(settings["model.name"]))
-    for key, name in (("width", "width"), ("depth", "depth"), ("kernel_size", "k")):
+    for key, name in (
+        ("width", "width"),
+        ("depth", "depth"),
+        ("kernel_size", "k"),
+        ("multiplier", "m"),
+    ):
         words += [f"{name} {settings[f'model.{key}']}"] if f"model.{key}" in settings else []
     words.append(
         f"fraction {share:g}" if 0 < (share := learned_share(settings)) < 1 else settings["mode"]
     )
     words += [settings["model.filters"]] if "model.filters" in settings else []
+    if rank := settings.get("model.filter_rank"):
+        words.append(f"rank {rank}")
     words += (
         [f"index {settings['model.smoothing_index']:g}"]
         if settings.get("model.smoothing_index")
         else []
     )
     words += ["defended"] if settings.get("defense.epsilon") else []
+    words += ["held out"] if settings.get("data.validation") else []
+    words += ["twice as long"] if settings.get(LONGER, 1) == 2 else []
     return " ".join([*words, f"seed {settings['seed']}"])
 
 
 def learned_share(settings: Mapping[str, Any]) -> float:
-    """The share of spatial filters that a run learns, from 0 (Chans) to 1 (Full and Space)."""
+    """The share of spatial filters that a run learns: 0 (Chans, Floor) to 1 (Full, Space)."""
     if settings.get("groups") is None:
-        return float(settings["mode"] != "chans")
+        return float(settings["mode"] in ("full", "space"))
     (share,) = re.findall(r"fraction\(role\('spatial'\), ([0-9.]+)\)", repr(settings["groups"]))
     return float(share)
 
@@ -167,7 +178,7 @@ def _varied(runs: Sequence[Settings]) -> set[str]:
 def build(
     preset: Preset,
     experiments: Sequence[str],
-    seeds: Sequence[int],
+    seeds: Sequence[int] | None = None,
     *,
     overrides: Settings | None = None,
     data_dir: str | None = None,
@@ -179,7 +190,8 @@ def build(
     Args:
         preset: the preset that defines the runs.
         experiments: ids of experiments of the preset.
-        seeds: the seeds with which each run is made.
+        seeds: the seeds with which each run is made; None for as many as the preset has for the
+            run's experiments.
         overrides: config keys that replace the preset's values, in runs whose model has the key.
         data_dir: TFDS's data folder; None for its default.
 
@@ -197,23 +209,24 @@ def build(
                 users[name].append(experiment)
     groups = []
     for name, settings in wanted.items():
-        cost, steps = _cost_and_steps(_config({**settings, "seed": 0}, data_dir))
+        costs = _costs(_config({**settings, "seed": 0}, data_dir))
         takers = tuple(users[name])
+        chosen = range(max(map(preset.seeds_of, takers))) if seeds is None else seeds
         groups.append(
-            tuple(
-                _planned({**settings, "seed": seed}, takers, cost, steps, data_dir)
-                for seed in seeds
-            )
+            tuple(_planned({**settings, "seed": s}, takers, costs, data_dir) for s in chosen)
         )
     return groups
 
 
 def _planned(
-    settings: Settings, experiments: tuple[str, ...], cost: float, steps: int, data_dir: str | None
+    settings: Settings,
+    experiments: tuple[str, ...],
+    costs: tuple[float, int, int],
+    data_dir: str | None,
 ) -> PlannedRun:
     config = _config(settings, data_dir)
     resolved, _ = assembly.resolve(config)
-    return PlannedRun(configs.fingerprint(config), resolved, settings, experiments, cost, steps)
+    return PlannedRun(configs.fingerprint(config), resolved, settings, experiments, *costs)
 
 
 def _config(settings: Settings, data_dir: str | None) -> configs.Config:
@@ -225,14 +238,19 @@ def _config(settings: Settings, data_dir: str | None) -> configs.Config:
 def make_config(settings: Mapping[str, Any]) -> configs.Config:
     """Builds a config from a flat dict of settings, which must include "model.name".
 
+    The settings may also have ``presets.LONGER``.
+
     Raises:
         UserError: a key that configs of this model don't have, or a value of another type.
     """
     config = configs.default(settings["model.name"])
+    keys = {key: value for key, value in settings.items() if key != LONGER}
     try:
-        config.update_from_flattened_dict(settings)
+        config.update_from_flattened_dict(keys)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"preset or --override: {str(error).splitlines()[0]}") from error
+    length = "epochs" if config.steps is None else "steps"
+    config[length] *= settings.get(LONGER, 1)
     return config
 
 
@@ -241,13 +259,15 @@ def _overridden(settings: Settings, overrides: Settings) -> Settings:
     return settings | {key: value for key, value in overrides.items() if key in own}
 
 
-def _cost_and_steps(config: configs.Config) -> tuple[float, int]:
+def _costs(config: configs.Config) -> tuple[float, int, int]:
+    """Multiply-adds, steps, and steps per epoch."""
     parts = assembly.assemble(config)
     dataset, total_steps = parts.data.dataset, parts.loop.total_steps
     if not dataset.embedded:
         catalog.require_prepared(dataset.name, config.data.data_dir)
     images = total_steps * parts.step.batch_size
-    return float(_multiply_adds(parts.step.model, dataset.image_shape) * images), total_steps
+    cost = float(_multiply_adds(parts.step.model, dataset.image_shape) * images)
+    return cost, total_steps, parts.loop.steps_per_epoch
 
 
 @functools.cache

@@ -2,9 +2,10 @@
 
 A run is a flat dict of config keys, {"model.depth": 2, ...}, whose other keys have the defaults of
 ``config.default``: `start` makes one from a recipe and what differs from it, `product` one of every
-combination of values, and ``plan`` adds the seeds. Runs that several experiments share are trained
-once. Each preset starts with its purpose and its departures from the paper, which the report
-repeats. All presets are in one file, despite its length, so that they can be compared.
+combination of values, and ``plan`` adds the seeds and applies ``LONGER``. Runs that several
+experiments share are trained once. Each preset starts with its purpose and its departures from the
+paper, which the report repeats. All presets are in one file, despite its length, so that they can
+be compared.
 """
 
 import dataclasses
@@ -16,11 +17,15 @@ from randmix import config as configs
 from randmix.errors import UserError, check_choice
 
 Settings = dict[str, Any]
-MODES = ("full", "chans", "space")
+MODES = ("full", "chans", "space", "floor")
 # The keys by which runs are described and compared; every run has them.
 _SIZES = ("data.name", "model.name", "model.width", "model.depth", "model.kernel_size")
-# Evaluates and saves only at the end, and writes no TensorBoard events.
-_SHORT = {"log_every": 1000, "eval_every": 10**6, "checkpoint_every": 10**6, "tensorboard": False}
+# Saves only at the end, and writes no TensorBoard events.
+_SHORT = {"checkpoint_every": 10**6, "tensorboard": False}
+# Not a key of configs: how many times as long as its steps or epochs say a run is.
+LONGER = "longer"
+# Five seeds for what decides a primary claim, two for its gate.
+_SEEDS = {"E2": 5, "E3": 5, "E5": 5, "E10": 5, "convergence": 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +42,7 @@ class Preset:
         banks: random banks of E1: their sizes ``counts``, the filters' side ``kernel_size``, and
             the number of ``seeds``.
         shown: the three smoothing indices whose filters and envelopes E7 and E8 show.
+        seeds: number of seeds of each experiment's runs; three where it isn't named.
     """
 
     name: str
@@ -46,6 +52,16 @@ class Preset:
     attack: Mapping[str, Any]
     banks: Mapping[str, Any]
     shown: tuple[float, float, float] = (0, 1, 2)
+    seeds: Mapping[str, int] = dataclasses.field(default_factory=lambda: _SEEDS)
+
+    def seeds_of(self, experiment: str) -> int:
+        """The number of seeds with which an experiment's runs are made."""
+        return self.seeds.get(experiment, 3)
+
+
+def _each(steps: int) -> Settings:
+    """Logs and evaluates every so many steps, an epoch of most presets: the learning curves."""
+    return {"log_every": steps, "eval_every": steps}
 
 
 def start(recipe: str, changes: Settings | None = None) -> Settings:
@@ -94,18 +110,54 @@ def fractions(base: Settings, shares: Sequence[float]) -> list[Settings]:
 
 
 def smoothings(base: Settings, indices: Sequence[float]) -> list[Settings]:
-    """E7's runs: Chans with random (index 0) and with smoothed filters."""
-    smoothed = {"model.filters": "smoothed"}
-    return [
-        {**base, "mode": "chans"} | ({**smoothed, "model.smoothing_index": float(i)} if i else {})
-        for i in indices
-    ]
+    """E7's runs: Chans with random (index 0) and with smoothed filters, and a smoothed stem.
+
+    They hold out training images, which choose the index that costs no accuracy.
+    """
+    chans = {**base, "mode": "chans", "model.smooth_stem": True, "data.validation": 0.1}
+    return product(chans, {"model.smoothing_index": [float(index) for index in indices]})
 
 
 def banks_of_filters(base: Settings) -> list[Settings]:
-    """E3's runs: Full, and Chans with each bank: Different ("random"), Same, Box and Identity."""
+    """Full, and Chans with each bank: Different ("random"), Same, Box and Identity."""
     names = ("random", "same", "box", "identity")
     return [{**base, "mode": "full"}, *product({**base, "mode": "chans"}, {"model.filters": names})]
+
+
+def kinds_of_filters(
+    resnet: Settings,
+    convmixer: Settings,
+    *,
+    multipliers: Sequence[int] = (3, 1),
+    ranks: Sequence[int] = (9, 3, 1),
+    indices: Sequence[float],
+) -> list[Settings]:
+    """E3's runs: banks in a ResNet with 9 filters per channel and fewer, in a ConvMixer, by rank.
+
+    Impulses have a flat spectrum at every rank, so their coverages are equal; smoothing lowers the
+    coverage of those of the highest rank.
+
+    Args:
+        resnet: the ResNet's settings, whose multiplier is 9.
+        convmixer: the ConvMixer's.
+        multipliers: further numbers of filters per channel.
+        ranks: the ranks, of nine filters per channel.
+        indices: smoothing indices above 0 of the banks of the highest rank.
+    """
+    runs = banks_of_filters(resnet)
+    for multiplier in multipliers:
+        runs += banks_of_filters({**resnet, "model.multiplier": multiplier})[1:]
+    runs += banks_of_filters(convmixer)[1:]
+    flat = {**resnet, "mode": "chans", "model.filters": "delta"}
+    runs += product(flat, {"model.filter_rank": ranks})
+    highest = {**flat, "model.filter_rank": max(ranks)}
+    return runs + product(highest, {"model.smoothing_index": [float(i) for i in indices]})
+
+
+def convergence(*bases: Settings) -> list[Settings]:
+    """The runs of the gate: all modes, with held-out training images, and for twice as long."""
+    over = {"mode": MODES, LONGER: (1, 2)}
+    return [run for base in bases for run in product({**base, "data.validation": 0.1}, over)]
 
 
 def defended(runs: Sequence[Settings], epsilon: float) -> list[Settings]:
@@ -139,41 +191,43 @@ def all_experiments(
     epsilon: float,
     indices: Sequence[float],
     shares: Sequence[float],
+    sizes: Sequence[tuple[int, int]],
 ) -> dict[str, Sequence[Settings]]:
     """The runs of every experiment at a small size.
 
     Args:
         resnet: the ResNets' settings; ``convmixer`` and ``unshuffle`` likewise.
-        depths: the ResNets' depths in E2.
+        depths: the ResNets' depths in E2; the first is also that of E3, E4 and the gate.
         widths: their widths in E4.
         epsilon: the strength of E6's adversarial training, in 1/255.
         indices: E7's smoothing indices.
         shares: E12's shares of learned filters.
+        sizes: E10's depths and kernel sizes; the last are also those of Space.
     """
     e2 = product(resnet, {"model.depth": depths, "mode": MODES})
     e5 = product(convmixer, {"model.depth": (1, 2, 4), "mode": MODES})
     middle = {**convmixer, "model.depth": 2}
-    attacked = [run for run in (*e2, *e5) if run["mode"] != "space" and run["model.depth"] < 3]
+    attacked = [run for run in (*e2, *e5) if run["mode"] in MODES[:2] and run["model.depth"] < 3]
+    shallow = {**resnet, "model.depth": depths[0]}
     return {
         "E1": (),
         "E2": e2,
-        "E3": banks_of_filters({**resnet, "model.depth": 2}),
-        "E4": product({**resnet, "model.depth": 1}, {"mode": MODES[:2], "model.width": widths}),
+        "E3": kinds_of_filters(shallow, middle, indices=(0.5, 1)),
+        "E4": product(shallow, {"mode": MODES[:2], "model.width": widths}),
         "E5": e5,
         "E6": defended(attacked, epsilon),
         "E7": smoothings(middle, indices),
         "E8": smoothings(middle, (0,)),
         "E9": product({**convmixer, "model.depth": 4}, {"mode": ("full",)}),
-        "E10": unshuffling(
-            unshuffle, widths=(8, 16, 32), sizes=((1, 5), (2, 3), (2, 5)), space=(2, 5)
-        ),
+        "E10": unshuffling(unshuffle, widths=(8, 16, 32), sizes=sizes, space=sizes[-1]),
         "E11": (),
         "E12": fractions(middle, shares),
+        "convergence": convergence(shallow, middle),
     }
 
 
 def _smoke() -> Preset:
-    short = {**_SHORT, "steps": 3, "batch_size": 32, "model.depth": 1}
+    short = {**_SHORT, "log_every": 1, "steps": 3, "batch_size": 32, "model.depth": 1}
     small = {**short, "model.width": 4, "model.kernel_size": 3}
     resnet = start("resnet_cifar:digits", {**short, "model.width": 2})
     convmixer = start("digits", {**small, "model.patch_size": 2})
@@ -190,7 +244,7 @@ def _smoke() -> Preset:
         runs={
             "E1": (),
             "E2": e2,
-            "E3": banks_of_filters(resnet),
+            "E3": kinds_of_filters(resnet, convmixer, multipliers=(1,), indices=(0.5,)),
             "E4": product(resnet, {"mode": MODES[:2], "model.width": (2, 3)}),
             "E5": e5,
             "E6": defended(e5[:2], 8),  # a ResNet under attack compiles five times as long
@@ -202,14 +256,16 @@ def _smoke() -> Preset:
             ),
             "E11": (),
             "E12": fractions(convmixer, (0, 0.5, 1)),
+            "convergence": convergence(resnet, convmixer),
         },
         attack={"epsilons": (0.0, 8.0, 64.0), "examples": 32, "steps": 2, "restarts": 1},
         banks={"counts": (1, 4, 16), "kernel_size": 8, "seeds": 2},
+        seeds=dict.fromkeys((*(f"E{i}" for i in range(1, 13)), "convergence"), 2),
     )
 
 
 def _digits() -> Preset:
-    short = {**_SHORT, "epochs": 8.0}
+    short = {**_SHORT, **_each(22), "epochs": 8.0}
     return Preset(
         name="digits",
         purpose="The demonstration: every experiment on a small scale, on two CPU cores.",
@@ -223,12 +279,13 @@ def _digits() -> Preset:
         runs=all_experiments(
             start("resnet_cifar:digits", {**short, "model.width": 4}),
             start("digits", {**short, "model.width": 32}),
-            start("unshuffle", {**_SHORT, "epochs": 12.0}),
+            start("unshuffle", {**_SHORT, **_each(44), "epochs": 12.0}),
             depths=(1, 2),
             widths=(2, 4, 8),
             epsilon=16,
             indices=(0, 1, 2),
             shares=(0, 0.1, 0.5, 1),
+            sizes=((1, 5), (4, 5), (3, 7)),
         ),
         attack={
             "epsilons": (0.0, 8.0, 16.0, 32.0, 64.0, 96.0),
@@ -242,7 +299,7 @@ def _digits() -> Preset:
 
 def _fashion_mnist() -> Preset:
     # It saves once per epoch, so that jobs of a few minutes make progress.
-    short = {**_SHORT, "batch_size": 256, "epochs": 3.0, "checkpoint_every": 234}
+    short = {**_each(234), **_SHORT, "batch_size": 256, "epochs": 3.0, "checkpoint_every": 234}
     convmixer = start("convmixer_mnist:fashion_mnist", short)
     data = {"data.name": convmixer["data.name"]}
     return Preset(
@@ -264,6 +321,7 @@ def _fashion_mnist() -> Preset:
             epsilon=8,
             indices=(0, 0.5, 1, 2),
             shares=(0, 0.1, 0.25, 0.5, 1),
+            sizes=((4, 5), (8, 5), (8, 7)),
         ),
         attack={
             "epsilons": (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0),
@@ -309,7 +367,7 @@ def _cifar() -> Preset:
         runs={
             "E1": (),
             "E2": e2,
-            "E3": banks_of_filters({**resnet100, "model.depth": 2}),
+            "E3": kinds_of_filters({**resnet100, "model.depth": 2}, middle, indices=(0.5, 1)),
             "E4": [run for base in resnets for run in product(base, shallow)],
             "E5": e5,
             "E6": defended(attacked, 8),
@@ -319,6 +377,7 @@ def _cifar() -> Preset:
             "E10": [*pictures, *product(start("unshuffle:large"), {"mode": MODES[:2]})],
             "E11": (),
             "E12": fractions(middle, (0, 0.05, 0.1, 0.25, 0.5, 0.75, 1)),
+            "convergence": convergence({**resnet, "model.depth": 2}, middle),
         },
         attack={
             "epsilons": (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0),

@@ -1,18 +1,23 @@
 """All numbers of a sweep, each with the run that it comes from."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
+from randmix import config as configs
 from randmix.reproduce import measurements
 from randmix.reproduce.plan import Group, PlannedRun, learned_share
 from randmix.reproduce.presets import Preset
-from randmix.workdir import artifacts
+from randmix.workdir import artifacts, metrics
+
+# What a number depends on beyond its run's settings, the metric and the value.
+Row = tuple[dict[str, Any], str, float]
 
 # Titles in the report, in its order.
-MODES = {"full": "Full", "chans": "Chans", "space": "Space"}
+MODES = {"full": "Full", "chans": "Chans", "space": "Space", "floor": "Floor"}
 BANKS = {"random": "Different", "same": "Same", "box": "Box", "identity": "Identity"}
 
 
@@ -21,14 +26,17 @@ class Record:
     """One number.
 
     Attributes:
-        experiment: id of the experiment, "E1" to "E12".
-        mode: "full", "chans", "space", or "groups" where a share of the filters is learned; ""
-            where there is no model.
-        settings: settings of the run, flat, and whatever else the number depends on: "epsilon" (in
-            1/255), "filters", "index", "layer", "share".
+        experiment: id of the experiment, "E1" to "E12" or "convergence".
+        mode: "full", "chans", "space", "floor", or "groups" where a share of the filters is
+            learned; "" where there is no model.
+        settings: all keys of the run's config, flat; ``total_steps`` and ``share`` of it; and
+            whatever else the number depends on: "epsilon" (in 1/255), "filters", "index", "layer",
+            "step", "epoch", "check", "bank_rank", "bank_coverage".
         seed: seed of the run or the bank.
         metric: for example "accuracy", "psnr" (in dB), "coverage", or an attack: "fgsm", "pgd2",
             "strong", "noise". Accuracies, also under attack, and coverage are in [0, 1].
+            "train_accuracy" and so on are of the last log interval, on augmented images;
+            "curve_train_accuracy" and so on of every one, by "epoch".
         value: the number.
         run: name of the run's folder, or path of the file with a bank's numbers.
     """
@@ -96,41 +104,82 @@ def collect(groups: Sequence[Group], root: epath.PathLike, preset: Preset) -> Re
     """Reads the numbers of all finished runs; measures nothing."""
     records = Records()
     for run in (run for group in groups for run in group):
-        result = artifacts.read_result(run.folder(root), run.config)
+        folder = run.folder(root)
+        result = artifacts.read_result(folder, run.config)
         if result is None:
             continue
-        mode = "groups" if run.settings.get("groups") else run.settings["mode"]
-        rows: list[tuple[dict[str, Any], str, float]] = [
+        settings = {**_all_settings(run), **_bank(run, root)}
+        rows: list[Row] = [
             ({}, name.removeprefix("test_"), value) for name, value in result["metrics"].items()
         ]
         rows.append(({}, "trainable", result["parameters"]["trainable"]))
-        file = measurements.attacks_file(run, root, preset)
-        attacked = measurements.read(file, {"rows": list})["rows"] if file.exists() else []
-        file = measurements.layers_file(run, root)
-        layers = measurements.read(file, list) if file.exists() else []
+        rows += [({}, name, value) for name, value in result.get("unshuffling", {}).items()]
+        rows += _curves(folder, run)
         # E8 reports on the filters, not on the run that contains them.
         for experiment in (name for name in run.experiments if name != "E8"):
-            own = [*rows]
-            if experiment in ("E6", "E7"):
-                own += [
-                    ({"epsilon": row["epsilon"]}, row["attack"], row["accuracy"])
-                    for row in attacked
-                ]
-            if experiment == "E9":
-                own += [({"layer": row["layer"]}, "coverage", row["coverage"]) for row in layers]
             records += (
                 Record(
                     experiment=experiment,
-                    mode=mode,
-                    settings={**_complete(run.settings), **extra},
+                    mode="groups" if run.settings.get("groups") else run.settings["mode"],
+                    settings={**settings, **extra},
                     seed=run.settings["seed"],
                     metric=metric,
                     value=float(value),
                     run=run.name,
                 )
-                for extra, metric, value in own
+                for extra, metric, value in [*rows, *_measured(experiment, run, root, preset)]
             )
     return records
+
+
+def _measured(
+    experiment: str, run: PlannedRun, root: epath.PathLike, preset: Preset
+) -> Iterator[Row]:
+    """What was measured of a trained run for an experiment."""
+    if experiment in ("E6", "E7"):
+        file = measurements.attacks_file(run, root, preset)
+        if file.exists():
+            found = measurements.read(file, {"rows": list, "checks": list})
+            for row in found["rows"]:
+                yield {"epsilon": row["epsilon"]}, row["attack"], row["accuracy"]
+            for check in found["checks"]:
+                passed = math.nan if check["passed"] is None else check["passed"]
+                yield {"check": check["claim"]}, "check", passed
+    if experiment == "E9":
+        file = measurements.layers_file(run, root)
+        for row in measurements.read(file, list) if file.exists() else ():
+            yield {"layer": row["layer"]}, "coverage", row["coverage"]
+
+
+def _bank(run: PlannedRun, root: epath.PathLike) -> dict[str, float]:
+    """The measured rank, to the nearest integer, and the coverage of a run's filters."""
+    file = measurements.bank_file(run, root)
+    if not file.exists():
+        return {}
+    found = measurements.read(file, {"rank": float, "coverage": float})
+    return {"bank_rank": round(found["rank"]), "bank_coverage": found["coverage"]}
+
+
+def _curves(folder: epath.Path, run: PlannedRun) -> Iterator[Row]:
+    """The learning curves of a run, and the last values of those that aren't in its result."""
+    last: dict[str, float] = {}
+    for row in metrics.read(folder / artifacts.METRICS):
+        epoch = row["step"] / run.steps_per_epoch
+        for name in ("train_accuracy", "train_psnr", "test_accuracy", "test_psnr"):
+            if name in row:
+                yield {"epoch": epoch}, f"curve_{name}", row[name]
+                last[name] = row[name]
+    for name, value in last.items():
+        if name.startswith("train_"):
+            yield {}, name, value
+
+
+def _all_settings(run: PlannedRun) -> dict[str, Any]:
+    return {
+        **configs.flatten(run.config),
+        "total_steps": run.steps,
+        "share": learned_share(run.settings),
+    }
 
 
 def of_banks(rows: Iterable[Mapping[str, Any]], file: str) -> Records:
@@ -144,7 +193,7 @@ def of_banks(rows: Iterable[Mapping[str, Any]], file: str) -> Records:
 
 def of_smoothing(rows: Iterable[Mapping[str, Any]], run: PlannedRun) -> Records:
     """E8's records from ``measurements.smoothed_filters`` of a run."""
-    settings, seed = _complete(run.settings), run.settings["seed"]
+    settings, seed = _all_settings(run), run.settings["seed"]
     return Records(
         Record(
             "E8", "chans", {**settings, "index": row["index"]}, seed, metric, row[metric], run.name
@@ -152,16 +201,3 @@ def of_smoothing(rows: Iterable[Mapping[str, Any]], run: PlannedRun) -> Records:
         for row in rows
         for metric in ("coverage", "mean_frequency")
     )
-
-
-def _complete(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Adds the defaults that presets leave out, so that records can be selected by them."""
-    return {
-        "data.name": "digits",
-        "model.filters": "random",
-        "model.smoothing_index": 0.0,
-        "defense.epsilon": 0.0,
-        "task": "classification",
-        **settings,
-        "share": learned_share(settings),
-    }

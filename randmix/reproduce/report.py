@@ -4,6 +4,7 @@ import base64
 import contextlib
 import dataclasses
 import datetime
+import hashlib
 import json
 import math
 import shutil
@@ -26,12 +27,15 @@ from randmix.reproduce import (
     pictures,
     sweep,
     tables,
+    verdicts,
 )
-from randmix.reproduce.claims import CLAIMS, Effect
+from randmix.reproduce.claims import CLAIMS
 from randmix.reproduce.experiments import EXPERIMENTS
 from randmix.reproduce.plan import Group
 from randmix.reproduce.presets import Preset, Settings
 from randmix.reproduce.records import Records, collect, of_banks, of_smoothing
+from randmix.reproduce.titles import title_of
+from randmix.reproduce.verdicts import Judgement, Result
 from randmix.runtime import durable, locks
 from randmix.workdir import artifacts
 
@@ -47,12 +51,12 @@ class Report:
 
     Attributes:
         folder: the report's folder.
-        verdicts: verdict by claim id.
+        judgements: the verdicts.
         problems: what failed or is missing, one line each.
     """
 
     folder: Path
-    verdicts: Mapping[str, str]
+    judgements: Sequence[Judgement]
     problems: Sequence[str]
 
 
@@ -100,12 +104,13 @@ def write(
             file = epath.Path(root) / "measurements" / f"{name}.json"
             counted = measurements.kept(file, lambda: counting.rows(preset, overrides))
             records += counting.records(counted, f"measurements/{name}.json")
-        judged = claims.judge(records, experiments)
+        judged = verdicts.judge(records, pending(groups, root, experiments, preset))
         drawn, missing = pictures.draw(
             experiments, records, groups, root, preset, epath.Path(folder) / "figures"
         )
         problems += [f"figure {name}: {reason}" for name, reason in missing.items()]
-        (folder / "results.csv").write_text(plots.csv_text(_rows(records), _COLUMNS))
+        results = plots.csv_text(_rows(records), _COLUMNS)
+        (folder / "results.csv").write_text(results)
         (folder / "verdicts.json").write_text(json.dumps(_verdicts(judged), indent=2) + "\n")
         page = {
             "preset": preset,
@@ -121,7 +126,11 @@ def write(
             ],
             "claims": CLAIMS.values(),
             "judged": judged,
-            "method": claims.METHOD,
+            "method": verdicts.METHOD,
+            "hashes": {
+                "claims": claims.fingerprint(),
+                "numbers": hashlib.sha256(results.encode()).hexdigest()[:8],
+            },
             "overrides": overrides,
             "command": command,
             "problems": problems,
@@ -131,7 +140,26 @@ def write(
             "neighbours": neighbours.NEIGHBOURS,
         }
         (folder / "index.html").write_text(_environment().get_template(_TEMPLATE).render(page))
-    return Report(place, {id: verdict for id, (verdict, _) in judged.items()}, problems)
+    return Report(place, judged, problems)
+
+
+def pending(
+    groups: Sequence[Group], root: Path, experiments: Sequence[str], preset: Preset
+) -> dict[tuple[str, str], tuple[int, int]]:
+    """How many runs of each experiment and data set aren't finished, of how many.
+
+    A run that is to be measured is finished once it was.
+    """
+    found: dict[tuple[str, str], tuple[int, int]] = {
+        (id, ""): (0, 0) for id in ("E1", "E11") if id in experiments
+    }
+    for run in (run for group in groups for run in group):
+        trained = sweep.state(run, root).name == "finished"
+        for id in (id for id in run.experiments if id in experiments):
+            done = trained and measurements.complete(run, root, preset)
+            missing, total = found.get((id, run.config.data.name), (0, 0))
+            found[id, run.config.data.name] = missing + (not done), total + 1
+    return found
 
 
 @contextlib.contextmanager
@@ -206,6 +234,7 @@ def _facts(groups: Sequence[Group], root: Path) -> dict[str, Any]:
         "finished": len(finished),
         "runs": len(runs),
         "seeds": sorted({run.settings["seed"] for run in runs}),
+        "commit": sorted({result["commit"] for result in finished if result.get("commit")}),
         "time": str(datetime.timedelta(seconds=round(seconds))),
         "cost": sum(run.cost for run in runs if results[run.name]),
         "data": sorted({run.config.data.name for run in runs}),
@@ -232,34 +261,31 @@ def _row(group: Group, root: Path) -> dict[str, Any]:
     }
 
 
-def summary(effects: Sequence[Effect]) -> str:
-    """The effects in one line: a single effect, or counts of outcomes and the least favourable."""
-    known = [effect for effect in effects if not math.isnan(effect.interval.mean)]
+def summary(judgement: Judgement) -> str:
+    """The deciding effect in a line, or why there is no verdict."""
+    known = [r for r in judgement.results if not math.isnan(r.interval.mean)]
     if not known:
-        return "nothing to compare yet"
-    if len(effects) == 1:
-        return in_words(effects[0])
+        return judgement.reason or "nothing to compare yet"
     # By signed distance from the threshold: the effect that supports the claim least.
-    worst = min(
-        known, key=lambda e: (e.interval.mean - e.threshold) * (1 if e.wants == ">" else -1)
-    )
-    outcomes = [effect.outcome for effect in effects]
-    counts = ", ".join(f"{outcomes.count(o)} {o}" for o in dict.fromkeys(outcomes))
-    return f"{counts} of {len(effects)} effects; the least favourable: {in_words(worst)}"
+    deciding = known[: max(1, judgement.claim.deciding)]
+    worst = max(deciding, key=lambda result: result.p_supported)
+    text = in_words(worst)
+    return f"{text}; {judgement.reason}" if judgement.reason else text
 
 
-def in_words(effect: Effect) -> str:
-    """An effect in one line."""
-    what = f"{effect.what} ({effect.condition})"
-    return f"{what} {number(effect.interval.mean)} {effect.unit}, {interval_in_words(effect)}"
+def in_words(result: Result) -> str:
+    """A result in one line."""
+    what = f"{result.words} ({result.condition})" if result.condition else result.words
+    mean = f"{number(result.interval.mean)} {result.unit}".strip()
+    return f"{what}: {mean}, {interval_in_words(result)}"
 
 
-def interval_in_words(effect: Effect) -> str:
-    """The interval of an effect and its number of seeds, or a note that there is none."""
-    if effect.interval.n < 2 or math.isnan(effect.interval.mean):
-        return f"no interval, n = {effect.interval.n}"
-    low, high = number(effect.interval.low), number(effect.interval.high)
-    return f"[{low}, {high}], n = {effect.interval.n}"
+def interval_in_words(result: Result) -> str:
+    """The interval of a result and its number of seeds, or a note that there is none."""
+    if result.interval.n < 2 or math.isnan(result.interval.mean):
+        return f"no interval, n = {result.interval.n}"
+    low, high = number(result.interval.low), number(result.interval.high)
+    return f"[{low}, {high}], n = {result.interval.n}"
 
 
 def number(value: float) -> str:
@@ -273,18 +299,24 @@ def number(value: float) -> str:
     return f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _verdicts(judged: Mapping[str, tuple[str, list[Effect]]]) -> dict[str, Any]:
+def _verdicts(judged: Sequence[Judgement]) -> list[dict[str, Any]]:
     """The content of verdicts.json; numbers that aren't finite become null."""
-    return {
-        id: {
-            "claim": CLAIMS[id].text,
-            "source": CLAIMS[id].source,
-            "verdict": verdict,
-            "definition": CLAIMS[id].definition,
-            "effects": [_finite(dataclasses.asdict(effect)) for effect in effects],
+    return [
+        {
+            "claim": one.claim.id,
+            "data": one.data,
+            "text": one.claim.text,
+            "source": one.claim.source,
+            "primary": one.claim.primary,
+            "verdict": one.verdict,
+            "reason": one.reason,
+            "p": _finite(one.p),
+            "rule": one.claim.rule,
+            "gates": [gate._asdict() for gate in one.gates],
+            "effects": [_finite(dataclasses.asdict(result)) for result in one.results],
         }
-        for id, (verdict, effects) in judged.items()
-    }
+        for one in judged
+    ]
 
 
 def _finite(value: Any) -> Any:
@@ -350,5 +382,10 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"number": number, "interval": interval_in_words, "summary": summary}
+    environment.filters |= {
+        "number": number,
+        "interval": interval_in_words,
+        "summary": summary,
+        "title_of": title_of,
+    }
     return environment

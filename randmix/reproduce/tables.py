@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from randmix.reproduce.figures import ATTACKS, MODELS, title_of
+from randmix.reproduce import curves
 from randmix.reproduce.records import BANKS, MODES, Records
+from randmix.reproduce.titles import ATTACKS, MODELS, title_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,7 @@ def build(experiment: str, records: Records, counted: Sequence[Mapping[str, Any]
             tables = [_shares(records)]
         case _:
             tables = _by_mode(records, _SIZES.get(experiment, ("model.depth",)))
-    return [table for table in tables if table.rows]
+    return [table for table in (*tables, _fit(records)) if table.rows]
 
 
 def _by_mode(records: Records, sizes: Sequence[str]) -> list[Table]:
@@ -76,6 +77,22 @@ def _by_mode(records: Records, sizes: Sequence[str]) -> list[Table]:
         caption = f"{what}, {title_of(name)}: {_OVER_SEEDS}"
         tables.append(Table(caption, ["", *(MODES[mode] for mode in modes)], rows))
     return tables
+
+
+def _fit(records: Records) -> Table:
+    """Training beside test, of every model of an experiment that trains."""
+    score = "psnr" if records.where(metric="psnr") else "accuracy"
+    unit = "PSNR in dB" if score == "psnr" else "accuracy in per cent"
+    rows = [
+        [Cell(title), *(_cell(part.where(metric=f"{when}{score}")) for when in ("train_", ""))]
+        for title, part in curves.lines(records)
+        if part.where(metric=f"train_{score}")
+    ]
+    caption = (
+        f"Training and test {unit}: {_OVER_SEEDS} Training is the last log interval's, on "
+        "augmented images."
+    )
+    return Table(caption, ["", "training", "test"], rows)
 
 
 def _by_setting(
@@ -202,7 +219,7 @@ def _cell(records: Records) -> Cell:
     if not len(values):
         return Cell("n/a")
     digits = 1
-    if records[0].metric == "psnr":
+    if records[0].metric.endswith("psnr"):
         digits = 2
     else:
         values = 100 * values

@@ -1,10 +1,13 @@
 """Files of a run's workdir other than checkpoints: config, parameter table and result."""
 
 import contextlib
+import functools
 import importlib.metadata
 import json
 import logging
+import pathlib
 import platform
+import subprocess
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -273,9 +276,30 @@ def write_result(workdir: epath.Path, result: dict[str, Any]) -> None:
     durable.write(workdir / RESULT, json.dumps(result, indent=2) + "\n")
 
 
+@functools.cache
+def commit() -> str | None:
+    """Returns the commit of the code, with "+" after it if files have changed since.
+
+    None if the code isn't in a git repository, as when it was installed from a wheel.
+    """
+    git = ["git", "-C", str(pathlib.Path(__file__).parent)]
+
+    def output(*arguments: str) -> str:
+        done = subprocess.run([*git, *arguments], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        # A wheel may be installed inside another project's repository, which doesn't track it.
+        output("ls-files", "--error-unmatch", pathlib.Path(__file__).name)
+        return output("describe", "--always", "--exclude=*", "--dirty=+", "--abbrev=12")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
 def provenance(devices: list[jax.Device]) -> dict[str, Any]:
-    """Returns the versions and devices that produced a result."""
+    """Returns the commit, the versions and the devices that produced a result."""
     return {
+        "commit": commit(),
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in _PACKAGES},
         "device": {

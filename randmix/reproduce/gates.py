@@ -1,0 +1,163 @@
+"""Gates: what must hold before a claim can be judged.
+
+Where a gate fails, or couldn't be measured, the claim is *not assessable*: its effect may say more
+about the experiment than about the claim.
+"""
+
+import collections
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from randmix.experiments.statistics import t_interval
+from randmix.reproduce import effects
+from randmix.reproduce.effects import SIZES, Effect, Values
+from randmix.reproduce.records import Records
+
+CONVERGENCE = "convergence"  # the experiment that trains for twice as long
+_CHANGE = 0.5  # points
+_COVERAGE = 0.05
+
+
+class Outcome(NamedTuple):
+    """The outcome of a gate: its condition in words, whether it passed, and what was measured."""
+
+    words: str
+    passed: bool
+    detail: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Gate:
+    """A condition.
+
+    Attributes:
+        words: the condition, as the report says it.
+        check: (the claim's records, all records of the data set) -> whether it passed, and what was
+            measured.
+    """
+
+    words: str
+    check: Callable[[Records, Records], tuple[bool, str]]
+
+    def __call__(self, own: Records, everything: Records) -> Outcome:
+        """Checks the condition."""
+        return Outcome(self.words, *self.check(own, everything))
+
+
+def spans(least: float) -> Gate:
+    """There is a way to go: Full is better than Floor by so many points, on average over seeds."""
+    effect = effects.points("full", "floor")
+
+    def check(own: Records, everything: Records) -> tuple[bool, str]:
+        mean = _mean(effect.of(own))
+        return mean >= least, _measured(mean, "points")
+
+    return Gate(f"{effect.words} is at least {least:g} points", check)
+
+
+def control_fails(effect: Effect) -> Gate:
+    """The control, which the paper says is far worse, doesn't pass the claim's own test."""
+
+    def check(own: Records, everything: Records) -> tuple[bool, str]:
+        interval = t_interval([*effect.of(own).values()])
+        detail = _measured(interval.mean, effect.unit)
+        return interval.high < 0, f"{detail}, up to {interval.high:.2f}"
+
+    return Gate(f"the control fails: {effect.words} is below 0 with its whole interval", check)
+
+
+def converged(effect: Effect) -> Gate:
+    """Training for twice as long changes the effect, on held-out images, by under half a point."""
+
+    def check(own: Records, everything: Records) -> tuple[bool, str]:
+        models = own.values("model.name")
+        found = [_change(effect, everything.where(CONVERGENCE, model__name=m)) for m in models]
+        worst = max(map(abs, found), default=math.nan)
+        words = _measured(worst, effect.unit)
+        passed = bool(found) and all(abs(change) < _CHANGE for change in found)
+        return passed, f"changes by {words}" if found and not math.isnan(worst) else words
+
+    return Gate(
+        f"at twice the epochs, {effect.words} on held-out training images changes by less than "
+        f"{_CHANGE:g} points",
+        check,
+    )
+
+
+def _change(effect: Effect, records: Records) -> float:
+    held_out = Records(
+        dataclasses.replace(record, metric="accuracy")
+        for record in records.where(metric="validation_accuracy")
+    )
+    lengths = held_out.values("total_steps")
+    if len(lengths) != 2:
+        return math.nan
+    short, long = (effect.of(held_out.where(total_steps=length)) for length in lengths)
+    return _mean({seed: long[seed] - short[seed] for seed in long.keys() & short.keys()})
+
+
+def attack_checks() -> Gate:
+    """No sanity check of the attacks fails with more than one seed of a model."""
+
+    def check(own: Records, everything: Records) -> tuple[bool, str]:
+        runs: dict[tuple, list[float]] = collections.defaultdict(list)
+        for record in own.where(metric="check"):
+            model = tuple(record.settings.get(name) for name in (*SIZES, "defense.epsilon"))
+            runs[(record.settings["check"], record.mode, *model)].append(record.value)
+        failed = {
+            key[0] for key, passed in runs.items() if passed.count(0.0) > min(1, len(passed) - 1)
+        }
+        if not runs:
+            return False, "not measured"
+        return not failed, "; ".join(sorted(failed)) or f"{len(runs)} checks of models"
+
+    return Gate("no sanity check of the attacks fails with more than one seed", check)
+
+
+def reaches() -> Gate:
+    """A model must see the pixels that it is to move."""
+
+    def check(own: Records, everything: Records) -> tuple[bool, str]:
+        reach = own.where(metric="reach")
+        largest = max((record.value for record in reach), default=math.nan)
+        return bool(effects.reaching(own)), f"at most {100 * largest:.0f} % of the pixels"
+
+    return Gate(
+        f"a size reaches {100 * effects.REACH:.0f} % of the pixels; smaller ones are left out",
+        check,
+    )
+
+
+def equal_coverage() -> Gate:
+    """The banks whose ranks are compared cover equally much."""
+
+    def check(own: Records, everything: Records) -> tuple[bool, str]:
+        plain = effects.ranked(own).where(model__smoothing_index=0.0)
+        found = plain.values("bank_coverage")
+        if not found:
+            return False, "not measured"
+        apart = found[-1] / found[0] - 1
+        return apart <= _COVERAGE, f"{100 * apart:.1f} % apart"
+
+    return Gate(f"the coverages of the ranks are within {100 * _COVERAGE:g} %", check)
+
+
+def gap_at_first() -> Gate:
+    """There is a gap at the smallest width, which can then close."""
+    effect = effects.gap_at(0, "smallest")
+
+    def check(own: Records, everything: Records) -> tuple[bool, str]:
+        interval = t_interval([*effect.of(own).values()])
+        return interval.low > 0, _measured(interval.mean, "points")
+
+    return Gate(f"{effect.words} is above 0 with its whole interval", check)
+
+
+def _mean(values: Values) -> float:
+    return sum(values.values()) / len(values) if values else math.nan
+
+
+def _measured(value: float, unit: str) -> str:
+    return "not measured" if math.isnan(value) else f"{value:.2f} {unit}".strip()

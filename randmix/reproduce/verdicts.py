@@ -1,0 +1,251 @@
+"""Verdicts: the claims judged by the records, one family of primary claims for each data set."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+from randmix.experiments import statistics
+from randmix.experiments.statistics import Interval, t_interval
+from randmix.reproduce.claims import ABOVE, BELOW, CLAIMS, EXACTLY, Claim, Test
+from randmix.reproduce.effects import Values, conditions
+from randmix.reproduce.gates import Outcome
+from randmix.reproduce.records import Records
+
+METHOD = """\
+An effect is one number per seed: a difference between runs of that seed, averaged over the sizes of
+its experiment. Its 95 % interval over seeds is Student's t. Each claim has a one-sided test either
+way at a level of 2.5 %:
+
+    supported           the effect is on the claim's side of its threshold
+    contradicted        the effect is on the other side
+    practically equal   the difference lies within the margin (two one-sided tests at 5 % each)
+    not decided         none of these
+    not assessable      a gate failed: the experiment can't answer the question
+
+The primary claims of a data set are one family, corrected for their number by Holm's method: any
+false "supported" or "contradicted" among them has a probability of at most 5 %. A claim whose gate
+failed stays in the family with p = 1. All other claims are secondary: their intervals and verdicts
+are not corrected. A claim is looked at once, when all runs of its experiment are finished.
+Intervals cover the variation over seeds (initial weights, data order, augmentation), not the choice
+of the test set.
+"""
+SUPPORTED, CONTRADICTED, EQUAL = "supported", "contradicted", "practically equal"
+NOT_DECIDED, NOT_ASSESSABLE = "not decided", "not assessable"
+ONE_SIDED, EQUIVALENCE = 0.025, 0.05
+
+# (experiment, data set) -> (runs that aren't finished, planned runs)
+Pending = Mapping[tuple[str, str], tuple[int, int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One effect, compared with its threshold.
+
+    Attributes:
+        condition: what a secondary claim is split by, in words; "" for a whole experiment.
+        words, unit: of the effect.
+        rule: the comparison in words.
+        side, threshold: of the comparison.
+        values: the effect by seed.
+        interval: mean and 95 % interval over seeds.
+        equal, margin: the interval of what may be practically equal, at 90 %, and its margin; None
+            without one.
+        p_supported, p_contradicted, p_equal: one-sided p-values, not corrected.
+        runs: the runs that the claim's records come from.
+        verdict: a word of this module, as a secondary claim.
+    """
+
+    condition: str
+    words: str
+    unit: str
+    rule: str
+    side: str
+    threshold: float
+    values: Values
+    interval: Interval
+    equal: Interval | None
+    margin: float
+    p_supported: float
+    p_contradicted: float
+    p_equal: float
+    runs: Sequence[str]
+    verdict: str = NOT_DECIDED
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """The verdict on a claim for a data set.
+
+    Attributes:
+        claim: the claim.
+        data: the data set; "" where there is none.
+        results: its effects, the deciding ones first.
+        gates: outcomes of its gates.
+        p: the primary claim's p-value after Holm's correction; NaN for a secondary one.
+        verdict: the headline.
+        reason: why it isn't decided or assessable; "" otherwise.
+    """
+
+    claim: Claim
+    data: str
+    results: tuple[Result, ...]
+    gates: tuple[Outcome, ...]
+    p: float
+    verdict: str
+    reason: str
+
+
+def judge(records: Records, pending: Pending) -> list[Judgement]:
+    """Judges all claims of the planned experiments.
+
+    Args:
+        records: records of all experiments.
+        pending: for each planned experiment and data set ("" for none), how many of its runs
+            aren't finished, and how many there are.
+
+    Returns:
+        Judgements in the order of the data sets, then of the claims.
+    """
+    judged = []
+    for data in dict.fromkeys(data for _, data in pending):
+        planned = {experiment for experiment, name in pending if name == data}
+        of_data = records.where(data__name=data) if data else records
+        family = [
+            _examine(claim, data, of_data, pending)
+            for claim in CLAIMS.values()
+            if claim.experiment in planned
+        ]
+        judged += _corrected(family)
+    return judged
+
+
+def _examine(claim: Claim, data: str, records: Records, pending: Pending) -> Judgement:
+    """A claim's effects and gates; a primary claim's headline still lacks the correction."""
+    own = records.where(claim.experiment)
+    own = own.where(model__name=claim.model) if claim.model else own
+    parts = [*conditions(own, claim.split)] if claim.split and own else [own]
+    results = tuple(
+        _result(test, part, _in_words(part, claim.split)) for test in claim.tests for part in parts
+    )
+    outcomes = tuple(gate(own, records) for gate in claim.gates)
+    unfinished, total = pending[claim.experiment, data]
+    reason, verdict = "", _headline(claim, results)
+    if censored := [r.words for r in results[: claim.deciding] if _censored(r.values)]:
+        reason, verdict = f"outside what was measured: {'; '.join(censored)}", NOT_ASSESSABLE
+    if failed := [f"{gate.words}: {gate.detail}" for gate in outcomes if not gate.passed]:
+        reason, verdict = f"a gate failed: {'; '.join(failed)}", NOT_ASSESSABLE
+    if unfinished:
+        reason, verdict = f"{unfinished} of {total} runs aren't finished", NOT_DECIDED
+    return Judgement(claim, data, results, outcomes, math.nan, verdict, reason)
+
+
+def _result(test: Test, records: Records, condition: str) -> Result:
+    values = test.effect.of(records)
+    equal = [*test.equal.of(records).values()] if test.equal else []
+    supported, contradicted = _p_values(test, [*values.values()])
+    result = Result(
+        condition,
+        test.effect.words,
+        test.effect.unit,
+        test.rule,
+        test.side,
+        test.threshold,
+        values,
+        _exact(values) if test.side == EXACTLY else t_interval([*values.values()]),
+        t_interval(equal, 1 - 2 * EQUIVALENCE) if test.equal else None,
+        test.margin,
+        supported,
+        contradicted,
+        statistics.p_within(equal, test.margin) if test.equal else 1.0,
+        records.runs,
+    )
+    return dataclasses.replace(result, verdict=_words(result, supported, contradicted))
+
+
+def _exact(values: Values) -> Interval:
+    total = float(sum(values.values())) if values else math.nan
+    return Interval(total, total, total, len(values))
+
+
+def _p_values(test: Test, values: Sequence[float]) -> tuple[float, float]:
+    """One-sided p-values for the claim and against it."""
+    above, below = (p(values, test.threshold) for p in (statistics.p_above, statistics.p_below))
+    if test.side == ABOVE:
+        return above, below
+    if test.side == BELOW:
+        return below, above
+    if test.side == EXACTLY:
+        holds = bool(values) and values[0] == test.threshold
+        return (0.0 if holds else 1.0), (0.0 if values and not holds else 1.0)
+    outside = min(above, statistics.p_below(values, -test.threshold))
+    # Equivalence is tested at 5 % where the other sides are at 2.5 %.
+    within = statistics.p_within(values, test.threshold) * ONE_SIDED / EQUIVALENCE
+    return within, min(1.0, 2 * outside)
+
+
+def _words(result: Result, supported: float, contradicted: float) -> str:
+    """The verdict by p-values; where two words hold, both are said."""
+    words = []
+    if supported <= ONE_SIDED:
+        words.append(SUPPORTED)
+    elif contradicted <= ONE_SIDED:
+        words.append(CONTRADICTED)
+    if result.p_equal <= EQUIVALENCE:
+        words.append(EQUAL)
+    if not words and _censored(result.values):
+        return NOT_ASSESSABLE
+    return " and ".join(words) or NOT_DECIDED
+
+
+def _censored(values: Values) -> bool:
+    return any(not math.isfinite(value) for value in values.values())
+
+
+def _headline(claim: Claim, results: Sequence[Result]) -> str:
+    """A secondary claim's headline: the word of its deciding effects, or their number by word."""
+    deciding = results[: claim.deciding * max(1, len(results) // len(claim.tests))]
+    words = [result.verdict for result in deciding]
+    if len(set(words)) == 1:
+        return words[0]
+    return ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
+
+
+def _corrected(family: Sequence[Judgement]) -> list[Judgement]:
+    """Decides the primary claims of a data set, corrected for their number."""
+    primary = [judgement for judgement in family if judgement.claim.primary]
+    # The family is as large as the table says, whichever of its experiments were planned.
+    others = sum(claim.primary for claim in CLAIMS.values()) - len(primary)
+    sides = [_sides(judgement) for judgement in primary]
+    adjusted = statistics.holm([*map(min, sides), *([1.0] * others)])
+    decided = {
+        judgement.claim.id: _decide(judgement, *side, p)
+        for judgement, side, p in zip(primary, sides, adjusted, strict=False)
+    }
+    return [decided.get(judgement.claim.id, judgement) for judgement in family]
+
+
+def _sides(judgement: Judgement) -> tuple[float, float]:
+    """P-values for and against a primary claim: all of its deciding effects, or any."""
+    if judgement.reason:
+        return 1.0, 1.0
+    deciding = judgement.results[: judgement.claim.deciding]
+    against = min(result.p_contradicted for result in deciding) * len(deciding)
+    return max(result.p_supported for result in deciding), min(1.0, against)
+
+
+def _decide(judgement: Judgement, supported: float, contradicted: float, p: float) -> Judgement:
+    if judgement.reason:
+        return dataclasses.replace(judgement, p=1.0)
+    # The corrected p-value belongs to the side with the smaller one.
+    sides = (p, 1.0) if supported <= contradicted else (1.0, p)
+    verdict = _words(judgement.results[0], *sides)
+    return dataclasses.replace(judgement, p=p, verdict=verdict)
+
+
+def _in_words(records: Records, split: Sequence[str]) -> str:
+    words = []
+    for name in split if records else ():
+        value, short = records[0].settings.get(name), name.rpartition(".")[2]
+        if value is not None:
+            words.append(str(value) if short in ("name", "mode") else f"{short} {value}")
+    return ", ".join(words)

@@ -1,0 +1,148 @@
+"""Made-up records of one data set with known effects: error rates and power of the verdicts.
+
+    python tests/simulated_families.py
+
+prints, over 2,000 families, how often any primary verdict is false where every effect is exactly at
+its threshold, and how often a claim is supported one and two standard deviations beyond it. A
+standard deviation is that of the paired difference over seeds.
+"""
+
+import math
+
+import numpy as np
+
+from randmix.reproduce import effects, verdicts
+from randmix.reproduce.claims import CLAIMS
+from randmix.reproduce.records import Record, Records
+
+DATA = "made_up"
+PRIMARY = tuple(claim.id for claim in CLAIMS.values() if claim.primary)
+EXPERIMENTS = ("E2", "E3", "E5", "E6", "E10", "convergence")
+FINISHED = {(experiment, DATA): (0, 10) for experiment in EXPERIMENTS}
+SEEDS = range(5)
+# Standard deviation over seeds of each primary effect, in its own unit.
+DEVIATIONS = {"1a": 0.6, "1b": 0.6, "1c": 0.03, "2'": 0.5, "4a": 0.15, "4c": 0.15, "6a": 0.2}
+EPSILONS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
+FLOOR, SPACE, FULL = 0.40, 0.55, 0.80
+
+
+def judged(shift, random):
+    """Judges one family whose primary effects lie ``shift`` deviations beyond their thresholds."""
+    found = verdicts.judge(family(shift, random), FINISHED)
+    return {one.claim.id: one for one in found if one.claim.primary}
+
+
+def family(shift, random):
+    """Records in which each claim's effect is its threshold plus ``shift`` deviations, and noise.
+
+    Runs of a seed share what moves them all, far more than modes differ, as in reality.
+    """
+    records = Records()
+    for seed in SEEDS:
+        common = random.normal(0, 0.02)
+
+        def noise(claim):
+            return DEVIATIONS[claim] * (shift + random.standard_normal())
+
+        for experiment, model, claim in (("E2", "resnet", "1a"), ("E5", "convmixer", "1b")):
+            chans = FLOOR + 0.9 * (FULL - FLOOR) + noise(claim) / 100
+            space = SPACE
+            if claim == "1a":
+                space = 1 - (1 - chans) * math.exp(math.log(1.25) + noise("1c"))
+                # The error ratio is of accuracies that share the seed's part.
+                common = 0.0
+            accuracies = {"floor": FLOOR, "space": space, "chans": chans, "full": FULL}
+            records += [
+                record(experiment, "accuracy", value + common, seed, mode=mode, model=model)
+                for mode, value in accuracies.items()
+            ]
+        records += ranked(seed, noise, lambda: random.normal(0, 0.001))
+        for model, claim in (("resnet", "4a"), ("convmixer", "4c")):
+            octave = {"full": 2.5, "chans": 2.5 + noise(claim)}
+            for mode, middle in octave.items():
+                records += attacked(seed, mode, model, middle)
+        psnr = {"full": 25.0, "chans": 24.0 + noise("6a")}
+        for mode, value in psnr.items():
+            records.append(record("E10", "psnr", value, seed, mode=mode, run=f"{mode}{seed}"))
+            records.append(record("E10", "reach", 0.95, seed, mode=mode, run=f"{mode}{seed}"))
+    return Records([*records, *converged()])
+
+
+def ranked(seed, noise, jitter):
+    """Claim 2': two steps between ranks, and three coverages at the highest rank."""
+    steps = noise("2'"), noise("2'")
+    accuracy = {9: 0.7, 3: 0.7 - steps[0] / 100, 1: 0.7 - sum(steps) / 100}
+    runs = [(rank, 0.0, 1.0, value) for rank, value in accuracy.items()]
+    # Small noise about a slope of 0, so that the steps decide.
+    runs += [(9, 0.5, 0.8, 0.7 + jitter()), (9, 1.0, 0.6, 0.7 + jitter())]
+    return [
+        record(
+            "E3",
+            "accuracy",
+            value,
+            seed,
+            **{"model.filter_rank": rank, "bank_rank": rank, "bank_coverage": coverage},
+            **{"model.smoothing_index": index},
+        )
+        for rank, index, coverage, value in runs
+    ]
+
+
+def attacked(seed, mode, model, middle):
+    """Accuracies under FGSM that fall in a straight line in log2 of the radius, and a check."""
+    about = {"mode": mode, "model": model, "defense.epsilon": 0.0}
+    for epsilon in EPSILONS:
+        octave = math.log2(epsilon) if epsilon else -math.inf
+        left = 0.8 * min(1.0, max(0.0, 0.5 - (octave - middle) / 6)) if epsilon else 0.8
+        for attack in effects.ATTACKS:
+            yield record("E6", attack, left, seed, epsilon=epsilon, **about)
+    yield record("E6", "check", 1.0, seed, check="it holds", **about)
+
+
+def converged():
+    """Runs of the gate whose effects don't change with the length."""
+    return [
+        record("convergence", "validation_accuracy", value, seed, mode=mode, model=model, steps=n)
+        for mode, value in {"floor": FLOOR, "space": SPACE, "chans": 0.7, "full": FULL}.items()
+        for model in ("resnet", "convmixer")
+        for n in (100, 200)
+        for seed in (0, 1)
+    ]
+
+
+def record(
+    experiment, metric, value, seed, *, mode="chans", model="resnet", steps=100, run="", **more
+):
+    settings = {
+        **{"data.name": DATA, "model.name": model, "model.width": 8, "model.depth": 1},
+        **{"model.kernel_size": 3, "model.smoothing_index": 0.0, "mode": mode},
+        **{"total_steps": steps, **more},
+    }
+    return Record(experiment, mode, settings, seed, metric, value, run or f"run{seed}")
+
+
+def false_families(count, seed):
+    """How many of so many families under the null have any false primary verdict."""
+    random = np.random.default_rng(seed)
+    false = (verdicts.SUPPORTED, verdicts.CONTRADICTED)
+    return sum(
+        any(word in one.verdict for one in judged(0.0, random).values() for word in false)
+        for _ in range(count)
+    )
+
+
+def power(shift, count, seed):
+    """The share of families in which each claim is supported, ``shift`` deviations beyond."""
+    random = np.random.default_rng(seed)
+    found = [judged(shift, random) for _ in range(count)]
+    return {
+        id: sum(verdicts.SUPPORTED in family[id].verdict for family in found) / count
+        for id in PRIMARY
+    }
+
+
+if __name__ == "__main__":
+    count = 2000
+    print(f"any false verdict under the null: {false_families(count, 0) / count:.4f}")
+    for shift in (1, 2, 3):
+        print(f"power at {shift} deviations:", power(shift, count, shift))
