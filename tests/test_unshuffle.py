@@ -75,7 +75,7 @@ def test_the_test_psnr_is_the_mean_over_images_each_counted_once(whole):
     assert result["metrics"]["test_psnr"] == pytest.approx(-10 * np.log10(errors).mean(), rel=1e-5)
     # the PSNR of the mean error differs
     assert abs(np.log10(errors).mean() - np.log10(errors.mean())) > 1e-3
-    drawn = unshuffle.reconstructions([workdir], examples=3)[2]
+    drawn = unshuffle.reconstructions([workdir], examples=3)[-1]
     np.testing.assert_allclose(drawn.images, outputs[:3], rtol=1e-4, atol=1e-6)
 
 
@@ -127,7 +127,7 @@ def test_a_stopped_run_resumes_bit_for_bit(whole, tmp_path, monkeypatch):
         small.stop_after(patch, 3)
         with pytest.raises(Preempted, match="stopped and saved at step 3 of 6"):
             run(tmp_path)
-    assert unshuffle.reconstructions([tmp_path], examples=1)[2].label == "chans\nat step 3"
+    assert unshuffle.reconstructions([tmp_path], examples=1)[-1].label == "chans\nat step 3"
     assert run(tmp_path)["metrics"] == result["metrics"]
     one, other = randmix.load(reference).variables, randmix.load(tmp_path).variables
     assert not masks.diff(one, other).moved
@@ -167,19 +167,39 @@ def test_from_the_command_line_to_a_picture_of_two_runs(whole, tmp_path):
     assert sorted(done.out.splitlines()) == [str(tmp_path / "both" / name) for name in FILES]
     with (tmp_path / "both" / FILES[0]).open() as file:
         rows = list(csv.DictReader(file))
-    assert [(row["run"], row["image"]) for row in rows] == [
-        (str(w), str(i)) for w in workdirs for i in range(3)
-    ]
     original, shuffled, *given_back = unshuffle.reconstructions(workdirs, examples=3)
+    sources = ["mean training image", "linear, reach 95.3 %", "linear, reach 34.4 %", *workdirs]
+    assert [(row["run"], row["image"]) for row in rows] == [
+        (str(source), str(i)) for source in sources for i in range(3)
+    ]
     truth = test_images[:3]
     np.testing.assert_allclose(original.images, truth, rtol=1e-6)
     expected = truth.reshape(3, 64)[:, permutation].reshape(truth.shape)
     np.testing.assert_allclose(shuffled.images, expected, rtol=1e-6)
     psnr = [-10 * np.log10(((row.images - truth) ** 2).mean((1, 2, 3))) for row in given_back]
     np.testing.assert_allclose([float(row["psnr"]) for row in rows], np.ravel(psnr), rtol=1e-4)
-    for row, mode, metrics in zip(given_back, ("full", "chans"), (result, whole[1]), strict=True):
+    for row, mode, metrics in zip(
+        given_back[3:], ("full", "chans"), (result, whole[1]), strict=True
+    ):
         assert row.label.startswith(f"{mode}\n")
         assert row.label.endswith(f"\nmean {metrics['metrics']['test_psnr']:.2f} dB")
+
+
+def test_two_baselines_stand_above_the_runs(whole):
+    workdir, result = whole
+    original, _, mean, linear, run = unshuffle.reconstructions([workdir], examples=3)
+    train_images = catalog.load("digits", "train")["image"] / 255
+    np.testing.assert_allclose(mean.images, np.stack([train_images.mean(0)] * 3), rtol=1e-6)
+    assert mean.label == "mean training image\nmean 11.43 dB"
+    assert mean.label.endswith(f" {result['unshuffling']['mean_image_psnr']:.2f} dB")
+    share = result["unshuffling"]["permutation_reach"]
+    assert linear.label.startswith(f"linear, reach {100 * share:.1f} %\nmean ")
+    exact = (linear.images == original.images).all(axis=(0, 3))
+    assert share <= exact.mean() < 1  # some pixels are 0 in every image
+    for row in (mean, linear, run):
+        errors = ((row.images - original.images) ** 2).mean((1, 2, 3))
+        np.testing.assert_allclose(row.psnr, -10 * np.log10(errors), rtol=1e-4)
+    assert mean.psnr.mean() < linear.psnr.mean()
 
 
 @pytest.mark.parametrize("channels", [1, 3])

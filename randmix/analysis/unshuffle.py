@@ -2,7 +2,7 @@
 
 import dataclasses
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -12,9 +12,10 @@ from etils import epath
 from matplotlib.figure import Figure
 
 from randmix import config as configs
-from randmix.analysis import plots
+from randmix.analysis import linear, plots
 from randmix.data import feeds
 from randmix.errors import UserError
+from randmix.models import reach
 from randmix.runtime import distributed
 from randmix.training import groups, loading, runs, tasks
 from randmix.workdir import artifacts
@@ -32,11 +33,13 @@ class Row:
         label: text beside the row.
         images: [N, H, W, C] float32; values outside [0, 1] are clipped for display.
         psnr: [N], the PSNR of each image in dB; None for rows that show none.
+        source: what the images come from, for the table: a run's folder, or a baseline.
     """
 
     label: str
     images: np.ndarray
     psnr: np.ndarray | None = None
+    source: str = ""
 
 
 def draw(
@@ -55,19 +58,16 @@ def draw(
         UserError: a workdir holds no un-shuffling run or no checkpoint, the runs differ in their
             data set or permutation, or the folder can't be written.
     """
-    original, shuffled, *reconstructed = reconstructions(workdirs, examples=examples)
-    table = []
-    for workdir, row in zip(workdirs, reconstructed, strict=True):
-        assert row.psnr is not None, "every reconstruction has a PSNR"
-        table += [
-            {"run": str(workdir), "image": i, "psnr": float(psnr)}
-            for i, psnr in enumerate(row.psnr)
-        ]
+    rows = reconstructions(workdirs, examples=examples)
+    table = [
+        {"run": row.source, "image": i, "psnr": float(psnr)}
+        for row in rows
+        if row.psnr is not None
+        for i, psnr in enumerate(row.psnr)
+    ]
     if not distributed.is_primary():
         return []
-    return plots.save(
-        figure([original, shuffled, *reconstructed]), epath.Path(folder) / _NAME, table
-    )
+    return plots.save(figure(rows), epath.Path(folder) / _NAME, table)
 
 
 def draw_missing(workdir: epath.PathLike) -> None:
@@ -77,27 +77,64 @@ def draw_missing(workdir: epath.PathLike) -> None:
 
 
 def reconstructions(workdirs: Sequence[epath.PathLike], *, examples: int) -> list[Row]:
-    """Rows of the original images, the shuffled ones, and each run's reconstruction.
+    """Rows of the original images, the shuffled ones, two baselines, and each run's reconstruction.
 
-    Reconstructs with the latest checkpoint of each run. Arguments and errors are those of ``draw``.
+    Reconstructs with the latest checkpoint of each run. The baselines are the mean training image
+    and, for each receptive field among the runs, linear regression within it (see
+    `randmix.analysis.linear`); data sets that don't fit in memory have none. Arguments and errors
+    are those of ``draw``.
     """
     run_configs = [_read_config(workdir) for workdir in workdirs]
     _check_comparable(workdirs, run_configs)
     config = run_configs[0]
     data_set = runs.find_dataset(config)
-    split = feeds.Split(data_set, "test", config.data.data_dir, runs.reading(config, data_set))
-    images = split.arrays(examples)["image"]
-    images = images.astype(np.float32) / 255
-    _, height, width, _ = images.shape
-    shuffled = tasks.shuffle(
-        images, tasks.pixel_permutation(config.permutation_seed, height, width)
+    train, test = (
+        feeds.Split(data_set, split, config.data.data_dir, runs.reading(config, data_set))
+        for split in ("train", "test")
     )
+    images = test.arrays(examples)["image"].astype(np.float32) / 255
+    _, height, width, _ = images.shape
+    permutation = tasks.pixel_permutation(config.permutation_seed, height, width)
+    shuffled = tasks.shuffle(images, permutation)
     labels = _labels(run_configs)
     return [
         Row("original", images),
         Row("shuffled", shuffled),
+        *_baselines(train, test, permutation, run_configs, examples),
         *(_reconstruct(*named, shuffled, images) for named in zip(workdirs, labels, strict=True)),
     ]
+
+
+def _baselines(
+    train: feeds.Split,
+    test: feeds.Split,
+    permutation: np.ndarray,
+    run_configs: Sequence[configs.Config],
+    examples: int,
+) -> Iterator[Row]:
+    """Yields a row of the mean training image, and one of linear regression per receptive field."""
+    if train.data_set.streamed:
+        return
+    given, wanted = train.arrays()["image"], test.arrays()["image"]
+    mean = np.broadcast_to(tasks.mean_image(given), wanted.shape)
+    yield _baseline("mean training image", mean, wanted, examples)
+    if given[0].size > linear.MOST_NUMBERS:
+        return
+    fields = [
+        reach.windows(c.model.depth, c.model.kernel_size, c.model.patch_size, wanted.shape[1:3])
+        for c in run_configs
+    ]
+    apart = {(rows.tobytes(), columns.tobytes()): (rows, columns) for rows, columns in fields}
+    for field in apart.values():
+        share = 100 * reach.permutation_reach(permutation, field)
+        restored = linear.reconstruct(given, wanted, permutation, field)
+        yield _baseline(f"linear, reach {share:.1f} %", restored, wanted, examples)
+
+
+def _baseline(name: str, restored: np.ndarray, wanted: np.ndarray, examples: int) -> Row:
+    psnr = tasks.psnr(restored, wanted)
+    label = f"{name}\nmean {psnr.mean():.2f} dB"
+    return Row(label, restored[:examples], psnr[:examples], name)
 
 
 @plots.style()
@@ -162,7 +199,7 @@ def _reconstruct(
         label += f"\nmean {result['metrics']['test_psnr']:.2f} dB"
     else:
         label += f"\nat step {run.step}"
-    return Row(label, np.asarray(outputs), np.asarray(psnr))
+    return Row(label, np.asarray(outputs), np.asarray(psnr), str(workdir))
 
 
 def main(options: Any) -> None:

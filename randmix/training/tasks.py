@@ -144,7 +144,7 @@ def _unshuffling_prospects(
     )
     if not train.data_set.streamed:
         mean = mean_image(train.arrays(train_examples)["image"])
-        values["mean_image_psnr"] = float(mean_image_psnr(mean, test.arrays()["image"]).mean())
+        values["mean_image_psnr"] = float(psnr(mean[None], test.arrays()["image"]).mean())
         text += f"; the mean training image scores {values['mean_image_psnr']:.2f} dB"
     warning = (
         f"unshuffling: got a reach of {100 * share:.1f} %, needed for a fair comparison are "
@@ -158,18 +158,15 @@ def mean_image(images: np.ndarray) -> np.ndarray:
     return (images.mean(axis=0, dtype=np.float64) / 255).astype(np.float32)
 
 
-def mean_image_psnr(mean: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """Returns the PSNR of taking one image for each of many, which any reconstruction must beat.
+def psnr(restored: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Returns the PSNR of each image on the host, in dB, [N] float32; see `unshuffling_metrics`.
 
     Args:
-        mean: [H, W, C] float32 in [0, 1], as of `mean_image`.
-        images: [N, H, W, C] uint8.
-
-    Returns:
-        [N] float32, in dB; see `unshuffling_metrics`.
+        restored: [N, H, W, C] or [1, H, W, C] float32, the same image for all.
+        images: [N, H, W, C] uint8, the originals.
     """
     target = jnp.asarray(images.astype(np.float32) / 255)
-    return np.asarray(unshuffling_metrics(jnp.asarray(mean[None]), {"target": target})["psnr"])
+    return np.asarray(unshuffling_metrics(jnp.asarray(restored), {"target": target})["psnr"])
 
 
 def unshuffling_metrics(
