@@ -68,28 +68,25 @@ class _Ridge:
 
     def __init__(self, covariance: np.ndarray):
         ridge = RIDGE * np.trace(covariance) / len(covariance)
-        self.covariance, self.ridge = covariance, ridge
-        self.system = covariance + ridge * np.eye(len(covariance))
+        self.covariance, self.system = covariance, covariance + ridge * np.eye(len(covariance))
 
     @functools.cached_property
     def inverse(self) -> np.ndarray:
         return scipy.linalg.inv(self.system)
 
     def weights(self, inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
-        """Weights [all numbers, outputs] that are zero but for the inputs."""
+        """Weights [all numbers, outputs], zero but for the inputs; no output is an input."""
         weights = np.zeros((len(self.system), len(outputs)))
         if 2 * len(inputs) <= len(weights):
             weights[inputs] = _solve(self.system, inputs, self.covariance[np.ix_(inputs, outputs)])
             return weights
-        # The same from the other side: the regression on all numbers, less what the weights of
-        # those that aren't inputs contribute. At 32 x 32 x 3 and a reach of 89 %, these are few.
+        # The same by elimination of all numbers that aren't inputs, with the blocks of the inverse:
+        # A^-1 B = -U V^-1. At 32 x 32 x 3 and a reach of 89 %, these are a tenth of the numbers.
         others = np.setdiff1d(np.arange(len(weights)), inputs)
-        of_all = (
-            -self.ridge * self.inverse[:, outputs]
-        )  # inverse @ covariance, but for the identity
-        of_all[outputs] += np.eye(len(outputs))
-        weights += of_all - self.inverse[:, others] @ _solve(self.inverse, others, of_all[others])
-        weights[others] = 0  # already so, up to rounding
+        chosen = (others[:, None] == outputs).astype(np.float64)
+        weights[inputs] = -self.inverse[np.ix_(inputs, others)] @ _solve(
+            self.inverse, others, chosen
+        )
         return weights
 
 
