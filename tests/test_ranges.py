@@ -71,7 +71,7 @@ def assert_sane_or_refused(model, key, number):
         held = configs.flatten(config)[key]  # ConfigDict makes 1.0 of True
         for one in np.ravel(np.asarray(held, object)):
             if one is None:
-                assert key in ("steps", "data.image_size")
+                assert key in ("steps", "data.image_size", "model.filter_rank")
                 continue
             assert type(one) in ((int,) if KEYS[model][key] else (int, float)), (key, number)
             assert abs(one) <= np.finfo(np.float32).max  # NaN isn't

@@ -212,7 +212,7 @@ def all_experiments(
     return {
         "E1": (),
         "E2": e2,
-        "E3": kinds_of_filters(shallow, middle, indices=(0.5, 1)),
+        "E3": kinds_of_filters(shallow, middle, indices=(1, 2)),
         "E4": product(shallow, {"mode": MODES[:2], "model.width": widths}),
         "E5": e5,
         "E6": defended(attacked, epsilon),
@@ -244,7 +244,7 @@ def _smoke() -> Preset:
         runs={
             "E1": (),
             "E2": e2,
-            "E3": kinds_of_filters(resnet, convmixer, multipliers=(1,), indices=(0.5,)),
+            "E3": kinds_of_filters(resnet, convmixer, multipliers=(1,), indices=(1,)),
             "E4": product(resnet, {"mode": MODES[:2], "model.width": (2, 3)}),
             "E5": e5,
             "E6": defended(e5[:2], 8),  # a ResNet under attack compiles five times as long
@@ -367,7 +367,7 @@ def _cifar() -> Preset:
         runs={
             "E1": (),
             "E2": e2,
-            "E3": kinds_of_filters({**resnet100, "model.depth": 2}, middle, indices=(0.5, 1)),
+            "E3": kinds_of_filters({**resnet100, "model.depth": 2}, middle, indices=(1, 2)),
             "E4": [run for base in resnets for run in product(base, shallow)],
             "E5": e5,
             "E6": defended(attacked, 8),
