@@ -70,7 +70,7 @@ def _panel(axes: Axes, records: Records, title: str, rows: list[dict[str, Any]])
                 color=plots.COLORS[place % len(plots.COLORS)],
                 linestyle="--" if training else "-",
                 linewidth=0.9 if training else 1.4,
-                label="" if training else name,
+                label="" if training else name or "all runs",
             )
             what = metric.removeprefix("curve_")
             rows += [

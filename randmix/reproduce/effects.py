@@ -151,7 +151,7 @@ def octaves(attack: str, *, defended: bool = False) -> Effect:
         attacked = Records(r for r in records.where(metric=attack) if r.defended == defended)
         return _over_sizes(
             attacked,
-            lambda at: differences(*(_radii(at.where(mode=mode)) for mode in ("chans", "full"))),
+            lambda at: differences(*(log_radii(at.where(mode=mode)) for mode in ("chans", "full"))),
         )
 
     return Effect(f"Chans - Full, halving radius under {ATTACKS[attack]}", "octaves", of)
@@ -180,7 +180,7 @@ def smoothing_octaves(attack: str = "fgsm") -> Effect:
             return {}
         attacked = records.where(metric=attack)
         return differences(
-            *(_radii(attacked.where(model__smoothing_index=i)) for i in (index, 0.0))
+            *(log_radii(attacked.where(model__smoothing_index=i)) for i in (index, 0.0))
         )
 
     return Effect(f"smoothed - plain, halving radius under {ATTACKS[attack]}", "octaves", of)
@@ -309,8 +309,12 @@ def _unranked(records: Records) -> Records:
     return Records(r for r in records if r.settings.get("model.filter_rank") is None)
 
 
-def _radii(attacked: Records) -> Values:
-    """log2 of the halving radius by seed; infinite or NaN where it is censored."""
+def log_radii(attacked: Records) -> Values:
+    """log2 of the radius (in 1/255) that halves accuracy, by seed; not finite where censored.
+
+    Args:
+        attacked: accuracies under one attack of one model, at several epsilons and at 0.
+    """
     found = {}
     for seed in attacked.by_seed():
         curve = {r.settings["epsilon"]: r.value for r in attacked if r.seed == seed}
@@ -338,7 +342,7 @@ def _matched(own: Records, at: Records) -> Values:
             step = min(by_step, key=lambda step, of=by_step: (abs(of[step] - target), -step))
             matched &= 100 * abs(by_step[step] - target) <= MATCHED
             curve = Records(r for r in at.where(mode=mode, step=step) if r.seed == seed)
-            radii[mode] = _radii(curve).get(seed, math.nan)
+            radii[mode] = log_radii(curve).get(seed, math.nan)
         found[seed] = radii["chans"] - radii["full"] if matched else math.nan
     return found
 

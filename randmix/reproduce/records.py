@@ -74,14 +74,6 @@ class Records(list[Record]):
             and all(record.settings.get(name) == value for name, value in wanted.items())
         )
 
-    def attacked(self, defended: bool) -> "Records":
-        """Selects accuracies under attack at epsilons above 0, by how the models were trained."""
-        return Records(
-            record
-            for record in self
-            if record.settings.get("epsilon", 0) > 0 and record.defended == defended
-        )
-
     def values(self, setting: str) -> list[Any]:
         """The distinct values of a setting among the records, sorted, without None."""
         found = {record.settings.get(setting) for record in self} - {None}

@@ -41,6 +41,8 @@ from randmix.workdir import artifacts
 
 _TEMPLATE = "report.html.j2"
 _COLUMNS = ("experiment", "claim", "mode", "size", "seed", "metric", "value", "run")
+# What a number depends on beside its run.
+_PLACES = ("epsilon", "layer", "filters", "index", "epoch", "step", "check")
 _SHOWN = 10  # most failed checks listed
 _SIZES = ("model.name", "model.width", "model.depth", "model.kernel_size", "model.filters")
 
@@ -348,7 +350,7 @@ def _size(settings: Mapping[str, Any]) -> str:
     """All settings but mode and seed that distinguish a number, as "key=value" joined by spaces."""
     shown = [("data", settings.get("data.name"))]
     shown += [(key.rpartition(".")[2], settings.get(key)) for key in _SIZES]
-    shown += [(key, settings.get(key)) for key in ("epsilon", "layer", "filters", "index")]
+    shown += [(key, settings.get(key)) for key in _PLACES]
     if settings.get("model.smoothing_index"):
         shown.append(("smoothing_index", settings["model.smoothing_index"]))
     if settings.get("defense.epsilon"):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from randmix.reproduce import curves
+from randmix.reproduce.effects import log_radii
 from randmix.reproduce.records import BANKS, MODES, Records
 from randmix.reproduce.titles import ATTACKS, MODELS, title_of
 
@@ -133,7 +134,7 @@ def _banks(records: Records) -> Table:
 
 
 def _attacks(records: Records, defended: bool) -> Table:
-    attacked = records.attacked(defended)
+    attacked = Records(r for r in records if "epsilon" in r.settings and r.defended == defended)
     clean = Records(r for r in records.where(metric="accuracy") if r.defended == defended)
     rows = []
     keys = ("data.name", "model.name", "model.depth")
@@ -141,15 +142,17 @@ def _attacks(records: Records, defended: bool) -> Table:
         data, model, depth = values
         title = f"{MODELS[model]}, {title_of(data)}, depth {depth}"
         at = dict(zip(keys, values, strict=True))
-        for attack in ("clean", *ATTACKS):
-            part = clean if attack == "clean" else attacked.where(metric=attack)
-            cells = [_cell(part.where(mode=mode, **at)) for mode in ("full", "chans")]
-            rows.append([Cell(f"{title}: {ATTACKS.get(attack, attack)}"), *cells])
+        cells = [_cell(clean.where(mode=mode, **at)) for mode in ("full", "chans")]
+        rows.append([Cell(f"{title}: clean accuracy"), *cells])
+        for attack, name in ATTACKS.items():
+            part = attacked.where(metric=attack, **at)
+            cells = [_radius(part.where(mode=mode)) for mode in ("full", "chans")]
+            rows.append([Cell(f"{title}: halved by {name}"), *cells])
     trained = "Trained on FGSM samples" if defended else "Trained without defence"
     caption = (
-        f"{trained}: accuracy in per cent on the entire test set, and under attack on its first "
-        "images, averaged over all epsilons above 0; mean ± standard deviation over seeds (their "
-        "number)."
+        f"{trained}: accuracy in per cent on the entire test set, and the radius in 1/255 at which "
+        "an attack halves it: the middle over seeds, ± standard deviation in octaves (number of "
+        "seeds)."
     )
     return Table(caption, ["", "Full", "Chans"], rows)
 
@@ -211,6 +214,17 @@ def _counts(counted: Sequence[Mapping[str, Any]]) -> Table:
         "equal to the equations",
     ]
     return Table("Trainable parameters.", columns, rows)
+
+
+def _radius(attacked: Records) -> Cell:
+    """The radius that halves accuracy: 2 to the mean of its logarithms."""
+    octaves = np.asarray([*log_radii(attacked).values()])
+    if not np.isfinite(octaves).all():
+        return Cell("outside the grid", attacked.runs)
+    if not len(octaves):
+        return Cell("n/a")
+    spread = f" ± {octaves.std(ddof=1):.2f}" if len(octaves) > 1 else ""
+    return Cell(f"{2 ** octaves.mean():.2f}{spread} ({len(octaves)})", attacked.runs)
 
 
 def _cell(records: Records) -> Cell:
