@@ -12,10 +12,12 @@ from randmix.reproduce.effects import conditions
 from randmix.reproduce.records import BANKS, MODES, Records
 from randmix.reproduce.titles import title_of
 
-_PANEL = ("data.name", "model.name", "model.width", "model.depth", "model.kernel_size")
+_PANEL = (
+    *("data.name", "model.name", "model.width", "model.depth", "model.kernel_size"),
+    "model.multiplier",
+)
 _LINE = {
     "mode": lambda value: MODES.get(value, ""),
-    "model.multiplier": lambda value: f"m {value}",
     "model.filters": lambda value: BANKS.get(value, value),
     "model.filter_rank": lambda value: f"rank {value}",
     "model.smoothing_index": lambda value: f"index {value:g}",
@@ -64,14 +66,11 @@ def _panel(axes: Axes, records: Records, title: str, rows: list[dict[str, Any]])
             scale = 1 if decibels else 100
             means = [scale * float(np.mean([r.value for r in part.where(epoch=e)])) for e in epochs]
             training = metric.startswith("curve_train")
-            axes.plot(
-                epochs,
-                means,
-                color=plots.COLORS[place % len(plots.COLORS)],
-                linestyle="--" if training else "-",
-                linewidth=0.9 if training else 1.4,
-                label="" if training else name or "all runs",
-            )
+            style = {**plots.series(place), "linestyle": "-"}
+            if training:
+                style |= {"linestyle": "--", "linewidth": 0.8, "marker": ""}
+            label = "" if training else name or "all runs"
+            axes.plot(epochs, means, label=label, **{"markersize": 3, **style})
             what = metric.removeprefix("curve_")
             rows += [
                 {"model": title, "trained": name, "metric": what, "epoch": e, "mean": mean}

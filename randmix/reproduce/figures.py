@@ -16,8 +16,9 @@ from matplotlib.axes import Axes
 from randmix.analysis import plots, smoothing
 from randmix.analysis.spectrum.figures import Picture
 from randmix.reproduce import curves
+from randmix.reproduce.effects import conditions, ranked
 from randmix.reproduce.records import BANKS, MODES, Records
-from randmix.reproduce.titles import DATA, MODELS, title_of
+from randmix.reproduce.titles import DATA, MODELS, title_of, title_of_model
 
 _LEFT = 0.05  # least accuracy, on average, of which a relative gain is drawn
 
@@ -52,42 +53,71 @@ def accuracy_over(records: Records, experiment: str, size: str, xlabel: str) -> 
 def bars(records: Records) -> Picture | None:
     """Figure 3: test accuracy of Full, and of Chans with each kind of filters.
 
-    Dots are seeds, whiskers one standard deviation.
+    One panel per model and number of filters per channel; in the last, accuracy against coverage
+    for banks of each rank. Dots are seeds, whiskers one standard deviation.
     """
     accuracy = records.where("E3", "accuracy")
-    if not accuracy:
+    plain = Records(r for r in accuracy if r.settings.get("model.filter_rank") is None)
+    panels = [*conditions(plain, ("model.name", "model.multiplier"))]
+    if not panels:
         return None
-    chans = accuracy.where(mode="chans")
-    groups = {"Full": accuracy.where(mode="full")}
-    groups |= {title: chans.where(model__filters=bank) for bank, title in BANKS.items()}
-    figure = plots.new_figure(4.4, 2.8)
-    axes = figure.subplots()
-    rows = []
-    for i, (title, part) in enumerate(groups.items()):
-        values = 100 * np.asarray([*part.by_seed().values()])
-        if not len(values):
-            continue
-        spread = values.std(ddof=1) if len(values) > 1 else 0
-        axes.bar(i, values.mean(), 0.6, color=plots.COLORS[i], yerr=spread or None, capsize=3)
-        axes.plot(
-            [i + 0.18] * len(values),
-            values,
-            "o",
-            color="white",
-            markeredgecolor="black",
-            markersize=3,
-        )
-        rows += [
-            {"filters": title, "seed": s, "accuracy": v}
-            for s, v in zip(part.by_seed(), values, strict=True)
-        ]
+    by_rank = ranked(accuracy)
+    columns = len(panels) + bool(by_rank)
+    figure = plots.new_figure(0.6 + 2.1 * columns, 2.8)
+    grid = figure.subplots(1, columns, squeeze=False, sharey=True)[0]
+    rows: list[dict[str, Any]] = []
+    for axes, part in zip(grid, panels, strict=False):
+        _bars(axes, part, rows)
+    if by_rank:
+        _ranks(grid[-1], by_rank, rows)
     lowest = min(row["accuracy"] for row in rows)
     # Bars start at zero unless all are high: their differences would then be invisible.
-    axes.set_ylim(0 if lowest < 70 else 10 * math.floor((lowest - 5) / 10), None)
-    axes.set_xticks(range(len(groups)), [*groups])
-    axes.set(ylabel="test accuracy (%)", xlabel="Full, and Chans with filters of each kind")
-    axes.grid(False, axis="x")
+    grid[0].set_ylim(0 if lowest < 70 else 10 * math.floor((lowest - 5) / 10), None)
+    grid[0].set(ylabel="test accuracy (%)")
     return Picture(figure, rows)
+
+
+_NO_RANK = {"rank": "", "coverage": ""}  # of the bars' rows, which share a table with ranks
+
+
+def _bars(axes: Axes, records: Records, rows: list[dict[str, Any]]) -> None:
+    title = title_of_model(records[0].settings)
+    chans = records.where(mode="chans")
+    groups = {"Full": records.where(mode="full")}
+    groups |= {name: chans.where(model__filters=bank) for bank, name in BANKS.items()}
+    groups = {name: part for name, part in groups.items() if part}
+    for i, (name, part) in enumerate(groups.items()):
+        values = 100 * np.asarray([*part.by_seed().values()])
+        spread = values.std(ddof=1) if len(values) > 1 else 0
+        color = plots.COLORS[0 if name == "Full" else 1 + [*BANKS.values()].index(name)]
+        axes.bar(i, values.mean(), 0.6, color=color, yerr=spread or None, capsize=3)
+        places = [i + 0.18] * len(values)
+        axes.plot(places, values, "o", color="white", markeredgecolor="black", markersize=3)
+        rows += [
+            {**_NO_RANK, "model": title, "filters": name, "seed": seed, "accuracy": value}
+            for seed, value in zip(part.by_seed(), values, strict=True)
+        ]
+    axes.set_xticks(range(len(groups)), [*groups], rotation=40, ha="right")
+    axes.set(title=title)
+    axes.grid(False, axis="x")
+
+
+def _ranks(axes: Axes, records: Records, rows: list[dict[str, Any]]) -> None:
+    for i, rank in enumerate(records.values("bank_rank")):
+        part = records.where(bank_rank=rank)
+        coverages = [record.settings["bank_coverage"] for record in part]
+        values = [100 * record.value for record in part]
+        style = {**plots.series(i), "linestyle": "", "markersize": 4}
+        axes.plot(coverages, values, label=f"rank {rank}", **style)
+        rows += [
+            {
+                **{"model": MODELS["resnet"], "filters": "impulses", "rank": rank, "coverage": x},
+                **{"seed": r.seed, "accuracy": y},
+            }
+            for r, x, y in zip(part, coverages, values, strict=True)
+        ]
+    axes.set(title="impulses of chosen rank", xlabel="coverage")
+    axes.legend()
 
 
 def attacked_over_depth(records: Records) -> Picture | None:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from randmix.reproduce import curves
-from randmix.reproduce.effects import log_radii
+from randmix.reproduce.effects import conditions, log_radii, ranked
 from randmix.reproduce.records import BANKS, MODES, Records
-from randmix.reproduce.titles import ATTACKS, MODELS, title_of
+from randmix.reproduce.titles import ATTACKS, MODELS, title_of, title_of_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,13 +124,26 @@ def _coverage(records: Records) -> Table:
 
 
 def _banks(records: Records) -> Table:
-    part = records.where(metric="accuracy")
-    rows = {"Full": part.where(mode="full")}
-    for bank, title in BANKS.items():
-        rows[f"Chans, {title}"] = part.where(mode="chans", model__filters=bank)
-    caption = f"Test accuracy in per cent: {_OVER_SEEDS}"
-    cells = [[Cell(title), _cell(values)] for title, values in rows.items()]
-    return Table(caption, ["filters", "accuracy"], cells if part else [])
+    accuracy = records.where(metric="accuracy")
+    plain = Records(r for r in accuracy if r.settings.get("model.filter_rank") is None)
+    rows = []
+    for part in conditions(plain, ("model.name", "model.multiplier")):
+        title = title_of_model(part[0].settings)
+        chans = part.where(mode="chans")
+        lines = {"Full": part.where(mode="full")}
+        lines |= {f"Chans, {name}": chans.where(model__filters=b) for b, name in BANKS.items()}
+        rows += [
+            [Cell(f"{title}: {name}"), Cell(""), Cell(""), _cell(values)]
+            for name, values in lines.items()
+            if values
+        ]
+    for part in conditions(ranked(accuracy), ("bank_rank", "model.smoothing_index")):
+        rank, index = (part[0].settings[name] for name in ("bank_rank", "model.smoothing_index"))
+        coverage = np.mean([record.settings["bank_coverage"] for record in part])
+        title = f"{MODELS['resnet']}: Chans, impulses, smoothing index {index:g}"
+        rows.append([Cell(title), Cell(str(rank)), Cell(f"{coverage:.2f}"), _cell(part)])
+    caption = f"Test accuracy in per cent: {_OVER_SEEDS} Rank and coverage are measured."
+    return Table(caption, ["filters", "rank", "coverage", "accuracy"], rows)
 
 
 def _attacks(records: Records, defended: bool) -> Table:
