@@ -107,15 +107,20 @@ def _attack_flags(options: Any) -> dict[str, Any]:
     for name in names:
         check_choice("--attacks", name, attacks.ATTACKS)
     check_choice("--norm", options.norm, attacks.NORMS)
+    if "square" in names:
+        attacks.require_linf(options.norm)
     return {
         "attacks": tuple(name for name in attacks.ATTACKS if name in (*names, "noise")),
         "epsilons": _epsilons(options.epsilons, options.norm),
         "norm": options.norm,
         "seed": options.seed,
+        "strong_examples": options.strong_examples,
         "pgd": {
             name: getattr(options, f"pgd_{name}")
             for name in ("steps", "step_size", "random_start", "restarts")
         },
+        "targeted": {"steps": options.targeted_steps, "targets": options.targeted_classes},
+        "square": {"queries": options.square_queries},
         "strong": {name: getattr(options, f"strong_{name}") for name in ("steps", "restarts")},
     }
 

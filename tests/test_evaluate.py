@@ -22,10 +22,20 @@ from randmix.training import evaluation as eval_loop
 from randmix.training import loading, runs
 from randmix.training import loop as train
 
-QUICK = ("--attacks=fgsm,pgd2,strong", "--examples=50", "--strong_steps=3", "--strong_restarts=2")
+QUICK = (
+    "--attacks=fgsm,pgd2,square,strong",
+    "--examples=50",
+    "--strong_examples=20",
+    "--strong_steps=3",
+    "--strong_restarts=2",
+    "--square_queries=5",
+)
 SETTINGS = robustness.Settings(
-    ("noise", "fgsm", "pgd2", "pgd", "strong"),
+    ("noise", "fgsm", "pgd2", "pgd", "targeted", "square", "strong"),
     (0.0, 24.0, 64.0),
+    strong_examples=40,
+    targeted={"steps": 4, "targets": 3},
+    square={"queries": 20},
     strong={"steps": 8, "restarts": 2},
 )
 
@@ -129,19 +139,30 @@ def test_attacks_from_the_command_line(workdir, tmp_path):
     assert "examples: the first 50 of 360" in done.out
     assert "strong: 100 %, " in done.out
     assert {path.name for path in (tmp_path / "new").iterdir()} == {
-        f"attacks.{suffix}" for suffix in ("csv", "json", "png", "svg")
+        f"attacks.{suffix}" for suffix in ("csv", "json", "npz", "png", "svg")
     }
     with (tmp_path / "new" / "attacks.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [(row["attack"], row["epsilon"]) for row in rows] == [
-        (attack, epsilon)
-        for attack in ("noise", "fgsm", "pgd2", "strong")
+    assert [(row["attack"], row["epsilon"], row["examples"]) for row in rows] == [
+        (attack, epsilon, examples)
+        for attack, examples in (
+            ("noise", "20"),
+            ("fgsm", "50"),
+            ("pgd2", "50"),
+            ("square", "20"),
+            ("strong", "20"),
+        )
         for epsilon in ("0", "8", "64")
     ]
     accuracy = {(row["attack"], row["epsilon"]): float(row["accuracy"]) for row in rows}
     written = json.loads((tmp_path / "new" / "attacks.json").read_text())
-    for name in ("noise", "fgsm", "pgd2", "strong"):
-        assert accuracy[name, "0"] == pytest.approx(written["clean_accuracy"], abs=1e-7)
+    bits = robustness.load(tmp_path / "new" / "attacks.npz")
+    assert bits["epsilons"].tolist() == [0, 8, 64]
+    assert bits["clean"].mean() == pytest.approx(written["clean_accuracy"], abs=1e-7)
+    for name, examples in written["attacked_examples"].items():
+        assert bits[name].shape == (3, examples)
+        assert bits[name].mean(1).tolist() == [accuracy[name, e] for e in ("0", "8", "64")]
+        np.testing.assert_array_equal(bits[name][0], bits["clean"][:examples])
     assert accuracy["strong", "64"] < accuracy["strong", "8"] < accuracy["strong", "0"]
     assert written["settings"]["strong"] == {"steps": 3, "restarts": 2}
     verdicts = [
@@ -186,6 +207,9 @@ def test_curves_depend_neither_on_batches_nor_on_devices(workdir):
         for devices, batch_size in ((1, 45), (2, 32))
     )
     assert one.examples == 45
+    assert {name: rows.shape[1] for name, rows in one.correct.items()} == {
+        name: 45 if name in ("fgsm", "pgd2", "pgd") else 40 for name in SETTINGS.attacks
+    }
     for name in SETTINGS.attacks:
         # Another order of summation may change an example on the boundary.
         assert (one.correct[name] != two.correct[name]).sum() <= 1, name
@@ -197,36 +221,41 @@ def test_curves_depend_neither_on_batches_nor_on_devices(workdir):
         run.variables,
         arrays.eval_arrays(data, batch_size=45, mesh=mesh),
     )
-    assert one.clean == expected["accuracy"] == one.accuracy("strong")[0]
-    assert [check.passed for check in sanity.checks(one)] == [True, True, True, True, True, True]
-    others = np.logical_and.reduce(
-        [one.correct[name] for name in SETTINGS.attacks if name != "strong"]
-    )
-    assert not (one.correct["strong"] & ~others).any()
-    assert one.correct["strong"].sum() < others.sum()
+    assert one.clean == expected["accuracy"] == one.accuracy("fgsm")[0]
+    assert one.accuracy("strong")[0] == one.clean_correct[:40].mean()
+    assert [check.passed for check in sanity.checks(one)] == [True] * 8
+    for name in SETTINGS.attacks:
+        assert not (one.correct["strong"] & ~one.correct[name][:, :40]).any(), name
+    assert one.correct["strong"].sum() < one.correct["fgsm"][:, :40].sum()
 
 
 # The checks, on invented measurements of 100 examples.
 
 
-def curves(missed=0, clean=0.9, epsilons=(0.0, 8.0, 64.0), **counts):
-    """Curves in which the first ``counts[attack][i]`` examples are right at epsilon i."""
+def curves(clean=0.9, epsilons=(0.0, 8.0, 64.0), alone=None, **counts):
+    """Curves in which the first ``counts[attack][i]`` examples are right at epsilon i.
+
+    ``alone`` are the counts of the strong attack alone; by default those with the others.
+    """
     correct = {name: np.arange(100) < np.asarray(right)[:, None] for name, right in counts.items()}
     settings = robustness.Settings(tuple(correct), epsilons)
-    return robustness.Curves(settings, clean, correct, missed if "strong" in correct else None)
+    by_strong = alone or counts.get("strong")
+    alone = None if by_strong is None else np.arange(100) < np.asarray(by_strong)[:, None]
+    return robustness.Curves(settings, clean, np.arange(100) < 90, correct, alone)
 
 
 GOOD = {"noise": (90, 88, 70), "fgsm": (90, 30, 5), "pgd2": (90, 25, 2), "strong": (90, 20, 0)}
+SEARCHES = {"square": (90, 22, 1), "targeted": (90, 21, 0)}
 
 
 def test_good_curves_pass():
-    assert [check.passed for check in sanity.checks(curves(**GOOD))] == [True] * 6
+    assert [check.passed for check in sanity.checks(curves(**GOOD | SEARCHES))] == [True] * 8
 
 
 @pytest.mark.parametrize(
     ("place", "change", "detail"),
     [
-        (0, {"fgsm": (89, 30, 5)}, "fgsm 0.8900, clean 0.9000"),
+        (0, {"clean": 0.89}, "the attacks' program 0.9000, clean 0.8900"),
         (1, {"fgsm": (90, 30, 60)}, "fgsm rises from 0.3000 to 0.6000 at 64"),
         (2, {"strong": (90, 20, 2)}, "0.0200 at 64, strong"),
         (3, {"pgd2": (90, 60, 2)}, "pgd2 0.6000 over fgsm 0.3000 at 8"),
@@ -235,30 +264,57 @@ def test_good_curves_pass():
             {"noise": (90, 50, 20)},
             "noise costs 0.4000, fgsm 0.6000 at 8, the first epsilon that costs half",
         ),
-        (5, {"missed": 1}, "1 example was missed over all epsilons, counted as fooled"),
+        (5, {"alone": (90, 26, 0)}, "1 example was missed over all epsilons, counted as fooled"),
+        (6, {"square": (90, 13, 0)}, "7 of 100 at 8, the gradients are masked"),
+        (7, {"targeted": (90, 13, 0)}, "7 of 100 at 8, the gradients are masked"),
     ],
 )
 def test_each_check_can_fail(place, change, detail):
-    verdicts = sanity.checks(curves(**GOOD | change))
+    verdicts = sanity.checks(curves(**GOOD | SEARCHES | change))
     assert [i for i, check in enumerate(verdicts) if check.passed is False] == [place]
     assert str(verdicts[place]).startswith("FAIL  ")
     assert str(verdicts[place]).endswith(detail)
 
 
 def test_what_chance_explains_does_not_fail():
-    verdicts = sanity.checks(curves(**GOOD | {"fgsm": (90, 30, 32), "pgd2": (90, 32, 2)}))
+    chance = {"fgsm": (90, 30, 32), "pgd2": (90, 32, 2), "square": (90, 17, 0)}
+    verdicts = sanity.checks(curves(**GOOD | chance))
     assert verdicts[1].passed
     assert verdicts[3].passed
+    assert str(verdicts[6]).endswith("3 of 100 at 8, at most, within chance")
 
 
 def test_what_the_numbers_cannot_tell_is_open():
     noise_only = sanity.checks(curves(epsilons=(8.0,), noise=(88,)))
-    assert [check.passed for check in noise_only] == [None] * 6
+    assert [check.passed for check in noise_only] == [True] + [None] * 7
     weak = sanity.checks(
         curves(epsilons=(0.0, 8.0), noise=(90, 90), fgsm=(90, 85), strong=(90, 80))
     )
-    assert [check.passed for check in weak] == [True, True, None, True, None, True]
+    assert [check.passed for check in weak] == [True, True, None, True, None, True, None, None]
     assert str(weak[2]).startswith("open  ")
+
+
+def test_attacks_are_compared_on_the_examples_that_both_have():
+    """What the strong attack doesn't see of FGSM's curve, its later images, changes no verdict."""
+    some = curves(**GOOD | SEARCHES)
+    more = {**some.correct, "fgsm": np.concatenate([some.correct["fgsm"], [[1] * 100] * 3], 1) > 0}
+    clean = np.concatenate([some.clean_correct, [True] * 100])
+    longer = dataclasses.replace(some, correct=more, clean=0.95, clean_correct=clean)
+    assert [check.passed for check in sanity.checks(longer)] == [True] * 8
+
+
+def test_what_a_file_of_bits_lacks_is_said(tmp_path):
+    (tmp_path / "a.npz").write_bytes(b"no archive")
+    np.savez(tmp_path / "b.npz", epsilons=np.zeros(3))
+    for name, reason in (
+        ("a.npz", "damaged ("),
+        ("b.npz", "damaged (clean is missing)"),
+        ("c.npz", "damaged (No such file or directory)"),
+    ):
+        with pytest.raises(UserError) as error:
+            robustness.load(tmp_path / name)
+        assert str(error.value).startswith(f"{tmp_path / name}: {reason}")
+        assert str(error.value).endswith("; measure the attacks again")
 
 
 def test_the_picture_tells_the_lines_apart_and_shows_every_epsilon():
@@ -286,9 +342,13 @@ def test_the_picture_tells_the_lines_apart_and_shows_every_epsilon():
         (["clean"], "got 'clean', allowed are flags only; see --help"),
         (
             ["--attacks=fgms"],
-            "--attacks: got 'fgms', allowed noise, fgsm, pgd2, pgd, strong; did you mean 'fgsm'?",
+            "--attacks: got 'fgms', allowed noise, fgsm, pgd2, pgd, targeted, square, strong; did "
+            "you mean 'fgsm'?",
         ),
-        (["--attacks="], "--attacks is empty; allowed are noise, fgsm, pgd2, pgd, strong"),
+        (
+            ["--attacks="],
+            "--attacks is empty; allowed are noise, fgsm, pgd2, pgd, targeted, square, strong",
+        ),
         (
             ["--attacks=fgsm", "--epsilons="],
             "--epsilons is empty; give some, for example --epsilons=0,2,8",
@@ -336,6 +396,18 @@ def test_the_picture_tells_the_lines_apart_and_shows_every_epsilon():
         (
             ["--attacks=fgsm", "--norm=l2", "--epsilons=1e39"],
             "--epsilons: got '1e39', allowed are numbers, 0 to 3.4e+38 (in 1/255)",
+        ),
+        (
+            ["--attacks=fgsm", "--strong_examples=0"],
+            "--strong_examples: got 0, allowed 1 to 2147483647",
+        ),
+        (
+            ["--attacks=square", "--square_queries=0"],
+            "--square_queries: got 0, allowed 1 to 2147483647",
+        ),
+        (
+            ["--attacks=square", "--norm=l2"],
+            "square: got the norm 'l2', allowed is 'linf'; leave square out",
         ),
         (["--smoothing=nan"], "--smoothing: got nan, allowed 0 to 1000"),
         (["--attacks=fgsm", "--norm=l1"], "--norm: got 'l1', allowed linf, l2"),

@@ -18,8 +18,9 @@ Without --attacks, prints the metrics of the latest checkpoint (with --best, of 
 every example of the split and writes nothing. With --attacks, measures the accuracy at each epsilon
 (in 1/255, on pixels in [0, 1]) and writes to --out
 
-    attacks.csv         attack, epsilon, accuracy
+    attacks.csv         attack, epsilon, accuracy, number of examples
     attacks.png, .svg   the curves
+    attacks.npz         whether each image is still classified correctly, at each epsilon
     attacks.json        the settings, and the verdicts of the sanity checks, which are also printed
 
 Attacks:
@@ -27,6 +28,8 @@ Attacks:
     fgsm     one step of size epsilon along the sign of the gradient
     pgd2     the paper's PGD-2: two such steps from the clean image, projected onto the ball
     pgd      projected gradient descent, configured by the --pgd_* flags
+    targeted projected gradient descent towards each of the likeliest wrong classes
+    square   the Square Attack: random search that sees the logits alone, never a gradient
     strong   many steps and restarts on two losses; an example counts as right only if no attack
              that is measured changes that
 
@@ -38,7 +41,8 @@ WORKDIR/smoothing_2, and python -m randmix spectrum --folders plots the effect o
 
 FGSM and PGD-2 measure sensitivity; robustness is the accuracy that remains under the strong attack.
 That attack takes about 2 * steps * restarts passes through the model per example and epsilon, so
-limit it with --examples.
+it, targeted, square and noise attack only the first --strong_examples. If square or targeted fools
+what strong, pgd, pgd2 and fgsm don't, the model hides its gradients, and a check fails.
 
 On several hosts, start the same command on each, as in training: they share the work.
 
@@ -46,11 +50,15 @@ Exit status: 0 done, 2 a mistake in the command.
 """
 
 _RANGES = {
+    "strong_examples": ranges.integers(1, ranges.INT32),
     "strong_steps": ranges.integers(1, ranges.INT32),
     "strong_restarts": ranges.integers(1, ranges.INT32),
     "pgd_steps": ranges.integers(1, ranges.INT32),
     "pgd_step_size": ranges.numbers(above=0),
     "pgd_restarts": ranges.integers(1, ranges.INT32),
+    "targeted_steps": ranges.integers(1, ranges.INT32),
+    "targeted_classes": ranges.integers(1, ranges.INT32),
+    "square_queries": ranges.integers(1, ranges.INT32),
     "smoothing": ranges.CONFIG["model.smoothing_index"],
 }
 
@@ -75,12 +83,17 @@ def define_flags() -> None:
         lower_bound=1,
     )
     flags.DEFINE_list(
-        "attacks", None, "One or more of noise, fgsm, pgd2, pgd and strong. Default: none."
+        "attacks",
+        None,
+        "One or more of noise, fgsm, pgd2, pgd, targeted, square and strong. Default: none.",
     )
     flags.DEFINE_list("epsilons", "0,0.5,1,2,4,8,16,32,64", "Radii of the ball, in 1/255.")
     flags.DEFINE_string("norm", "linf", "The norm of the ball: linf | l2.")
     shared.out(None, "The folder for the attacks' results. Default: the workdir.")
     shared.seed(0, "Seed of the noise and of random starts.")
+    flags.DEFINE_integer(
+        "strong_examples", 500, "Examples for the attacks strong, square, targeted and noise."
+    )
     flags.DEFINE_integer("strong_steps", 50, "Steps per restart of the strong attack.")
     flags.DEFINE_integer("strong_restarts", 10, "Restarts of the strong attack.")
     flags.DEFINE_integer("pgd_steps", 10, "Steps of the pgd attack.")
@@ -93,6 +106,9 @@ def define_flags() -> None:
         "Start the pgd attack at a random point of the ball, not at the clean image.",
     )
     flags.DEFINE_integer("pgd_restarts", 1, "Restarts of the pgd attack; the worst counts.")
+    flags.DEFINE_integer("targeted_steps", 20, "Steps of the targeted attack for each class.")
+    flags.DEFINE_integer("targeted_classes", 9, "Wrong classes that the targeted attack tries.")
+    flags.DEFINE_integer("square_queries", 1000, "Queries of the square attack.")
     flags.DEFINE_float("smoothing", 0.0, "Smooth the spatial filters by this index first.")
     shared.host_settings()
     shared.processes()

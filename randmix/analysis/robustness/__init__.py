@@ -1,5 +1,6 @@
-"""Accuracy under attack: measurement (`curves`), sanity checks (`sanity`), files (`report`)."""
+"""Accuracy under attack: measurement (`curves`), checks (`sanity`), files (`bits`, `report`)."""
 
-from randmix.analysis.robustness.curves import Curves, Settings, jit_quick_curves, measure
+from randmix.analysis.robustness.bits import load
+from randmix.analysis.robustness.curves import Curves, Settings, jit_together, measure
 
-__all__ = ["Curves", "Settings", "jit_quick_curves", "measure"]
+__all__ = ["Curves", "Settings", "jit_together", "load", "measure"]

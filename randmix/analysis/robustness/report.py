@@ -1,4 +1,4 @@
-"""Files of a measurement under attack: a table, a figure, and the sanity checks."""
+"""Files of a measurement under attack: a table, a figure, bits, and the sanity checks."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ from etils import epath
 from matplotlib.figure import Figure
 
 from randmix.analysis import plots
-from randmix.analysis.robustness import sanity
+from randmix.analysis.robustness import bits, sanity
 from randmix.analysis.robustness.curves import Curves
 from randmix.errors import UserError
 from randmix.runtime import durable, progress
@@ -24,11 +24,16 @@ _TITLES = {
     "pgd2": "PGD-2",
     "pgd": "PGD",
     "noise": "random noise",
+    "square": "Square (black box)",
+    "targeted": "targeted",
 }
 
 
 def write(curves: Curves, folder: epath.PathLike, about: Mapping[str, Any]) -> list[epath.Path]:
-    """Writes attacks.csv, .png, .svg and .json, and returns the files.
+    """Writes attacks.csv, .png, .svg, .npz and .json, and returns the files.
+
+    The .npz has the outcome for each image, see ``bits.load``.
+
 
     Args:
         curves: the measured accuracies.
@@ -40,19 +45,28 @@ def write(curves: Curves, folder: epath.PathLike, about: Mapping[str, Any]) -> l
         UserError: the folder can't be written.
     """
     path = epath.Path(folder) / _NAME
-    files = plots.save(
-        figure(curves, f"{about['data']}: {about['examples']} examples"), path, rows(curves)
-    )
+    title = "\n".join([f"{about['data']}: {about['examples']} examples", *_on_fewer(curves)])
+    files = plots.save(figure(curves, title), path, rows(curves))
     document = {
         **about,
         "settings": dataclasses.asdict(curves.settings),
         "clean_accuracy": curves.clean,
+        "attacked_examples": {name: rows.shape[1] for name, rows in curves.correct.items()},
         "checks": [check._asdict() for check in sanity.checks(curves)],
         **artifacts.provenance(jax.devices()),
     }
-    json_file = path.parent / f"{_NAME}.json"
+    bits_file, json_file = (path.parent / f"{_NAME}.{suffix}" for suffix in ("npz", "json"))
+    bits.write(bits_file, curves)
     durable.write(json_file, json.dumps(document, indent=2) + "\n")
-    return [*files, json_file]
+    return [*files, bits_file, json_file]
+
+
+def _on_fewer(curves: Curves) -> list[str]:
+    """A line on the attacks that were measured on fewer examples, if there are any."""
+    fewer = {
+        name: n for name, rows in curves.correct.items() if (n := rows.shape[1]) < curves.examples
+    }
+    return [f"{', '.join(fewer)}: the first {min(fewer.values()):,}"] if fewer else []
 
 
 def require_writable(folder: epath.PathLike) -> None:
@@ -69,9 +83,14 @@ def require_writable(folder: epath.PathLike) -> None:
 
 
 def rows(curves: Curves) -> list[dict[str, Any]]:
-    """Table rows: attack, epsilon (in 1/255), accuracy (in [0, 1])."""
+    """Table rows: attack, epsilon (in 1/255), accuracy (in [0, 1]) and number of examples."""
     return [
-        {"attack": attack, "epsilon": epsilon, "accuracy": accuracy}
+        {
+            "attack": attack,
+            "epsilon": epsilon,
+            "accuracy": accuracy,
+            "examples": curves.correct[attack].shape[1],
+        }
         for attack in curves.settings.attacks
         for epsilon, accuracy in zip(curves.settings.epsilons, curves.accuracy(attack), strict=True)
     ]
@@ -88,7 +107,7 @@ def text(curves: Curves) -> str:
             for epsilon, row in zip(curves.settings.epsilons, accuracies, strict=True)
         ]
     )
-    return "\n".join([table, *map(str, sanity.checks(curves))])
+    return "\n".join([table, *_on_fewer(curves), *map(str, sanity.checks(curves))])
 
 
 @plots.style()
