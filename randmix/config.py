@@ -34,6 +34,7 @@ DISPLAY_KEYS = frozenset(
         "log_every",
         "eval_every",
         "checkpoint_every",
+        "keep_checkpoints",
         "tensorboard",
         "wandb_project",
         "data.data_dir",
@@ -204,6 +205,9 @@ KEYS = {
     "eval_every": Key(500, "Steps between evaluations, 1 or more; the last step is always one."),
     "checkpoint_every": Key(
         500, "Steps between checkpoints, 1 or more; the last step is always one."
+    ),
+    "keep_checkpoints": Key(
+        2, "Number of checkpoints to keep, the newest ones, 2 or more: one may be damaged."
     ),
     "tensorboard": Key(True, "Write TensorBoard events to the workdir."),
     "wandb_project": Key(None, "Weights & Biases project to log to as well.", str),

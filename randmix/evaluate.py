@@ -29,7 +29,7 @@ def main(options: Any) -> None:
     with distributed.shared_errors():
         runs.read_config(options.workdir)
     # Outside shared_errors: in it, the processes wait for each other.
-    run = loading.load(options.workdir, best=options.best)
+    run = loading.load(options.workdir, best=options.best, step=options.step)
     with distributed.shared_errors():
         split = evaluation.open_split(
             run,
@@ -39,12 +39,12 @@ def main(options: Any) -> None:
             force=options.force,
         )
     got, total = split.examples(options.examples), split.examples()
-    out = options.out or options.workdir
+    out = options.workdir if options.step is None else f"{options.workdir}/step_{options.step}"
     if options.smoothing:
         run = dataclasses.replace(
             run, variables=spectrum.smooth_filters(run.variables, options.smoothing)
         )
-        out = options.out or f"{options.workdir}/smoothing_{options.smoothing:g}"
+        out = f"{out}/smoothing_{options.smoothing:g}"
     about = {
         "workdir": options.workdir,
         "step": run.step,
@@ -64,7 +64,7 @@ def main(options: Any) -> None:
     else:
         images = split.arrays(options.examples)
         _count_skipped(about, split)
-        _attack(run, images, about, {**arguments, "batch_size": batch_size}, out)
+        _attack(run, images, about, {**arguments, "batch_size": batch_size}, options.out or out)
 
 
 def _count_skipped(about: dict[str, Any], split: feeds.Split) -> None:

@@ -161,6 +161,7 @@ CONFIG: dict[str, Range | Tuples] = {
     "log_every": integers(1, INT32),
     "eval_every": integers(1, INT32),
     "checkpoint_every": integers(1, INT32),
+    "keep_checkpoints": integers(2, INT32),
     **{f"model.{name}": allowed for name, allowed in MODEL.items()},
     "data.subset": numbers(above=0, high=1),
     "data.validation": numbers(0, below=1),

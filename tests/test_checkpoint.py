@@ -93,6 +93,16 @@ def test_the_newest_is_restored(saved):
     assert not (saved / "set_aside").exists()
 
 
+def test_as_many_are_kept_as_were_asked_for(tmp_path):
+    for kept in (2, 3):
+        folder = tmp_path / str(kept)
+        folder.mkdir()
+        with Checkpoints(folder, kept=kept) as checkpoints:
+            for step in (1, 2, 3, 4):
+                checkpoints.save(step, states()[0])
+        assert checkpoints.all_steps() == [4, 3, 2][:kept]
+
+
 def test_a_flipped_bit_in_any_file_is_found(workdir):
     rng = np.random.default_rng(0)
     assert len(files(workdir)) > 5

@@ -28,7 +28,7 @@ Attacks:
     fgsm     one step of size epsilon along the sign of the gradient
     pgd2     the paper's PGD-2: two such steps from the clean image, projected onto the ball
     pgd      projected gradient descent, configured by the --pgd_* flags
-    targeted projected gradient descent towards each of the likeliest wrong classes
+    targeted projected gradient descent towards each of the likeliest wrong classes in turn
     square   the Square Attack: random search that sees the logits alone, never a gradient
     strong   many steps and restarts on two losses; an example counts as right only if no attack
              that is measured changes that
@@ -36,13 +36,16 @@ Attacks:
 --data names another data set, whose images and classes must be those that the run was trained on;
 --force accepts other class names and another image size.
 
+--step=200 evaluates another checkpoint than the latest; config.keep_checkpoints says how many a run
+keeps. With --attacks, the results then go to WORKDIR/step_200.
+
 --smoothing=2 first smooths the run's spatial filters; with --attacks, the results then go to
 WORKDIR/smoothing_2, and python -m randmix spectrum --folders plots the effect of smoothing.
 
 FGSM and PGD-2 measure sensitivity; robustness is the accuracy that remains under the strong attack.
 That attack takes about 2 * steps * restarts passes through the model per example and epsilon, so
-it, targeted, square and noise attack only the first --strong_examples. If square or targeted fools
-what strong, pgd, pgd2 and fgsm don't, the model hides its gradients, and a check fails.
+it, targeted, square and noise attack only the first --strong_examples. A model hides its gradients
+if square or targeted fools examples that the other attacks don't; a check then fails.
 
 On several hosts, start the same command on each, as in training: they share the work.
 
@@ -68,6 +71,9 @@ def define_flags() -> None:
     shared.workdir("The folder of a run or of converted weights.")
     flags.DEFINE_bool(
         "best", False, "Use the checkpoint that scored best on held-out examples, not the latest."
+    )
+    flags.DEFINE_integer(
+        "step", None, "Use the checkpoint of this step, not the latest.", lower_bound=1
     )
     flags.DEFINE_string("split", "test", "The split to evaluate: test | train.")
     flags.DEFINE_string("data", None, "The data set to evaluate on. Default: the run's.")
@@ -117,6 +123,10 @@ def define_flags() -> None:
 def prepare(options: Any) -> None:
     """Checks the numbers and makes the host settings."""
     shared.require(options, "workdir", "runs/a")
+    if options.best and options.step is not None:
+        raise UserError(
+            "--step: got one with --best, which names another checkpoint; leave one out"
+        )
     for flag, allowed in _RANGES.items():
         ranges.check(f"--{flag}", getattr(options, flag), allowed)
     if options.attacks is not None and options.pgd_restarts > 1 and not options.pgd_random_start:

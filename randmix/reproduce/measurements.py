@@ -1,6 +1,9 @@
 """Measurements of trained runs and random banks, stored in files so that each is made only once.
 
     runs/NAME/measurements/attacks-KEY.json    accuracy under attack and sanity checks (E6, E7)
+    runs/NAME/measurements/attacks-KEY.npz     the outcome for each image, see ``robustness.load``
+    runs/NAME/measurements/step-S-KEY.json     FGSM and PGD-2 on the checkpoint of step S (claim 4e)
+    runs/NAME/measurements/step-S-KEY.npz      the outcome for each image, likewise
     runs/NAME/measurements/layers-KEY.json     coverage of each layer, with pictures (E9)
     runs/NAME/measurements/bank-KEY.json       rank and coverage of chosen banks (E3)
     pictures/...                          pictures of several runs or none (E1, E3, E7, E8, E10)
@@ -20,12 +23,12 @@ from etils import epath
 
 from randmix.analysis import plots, robustness, spectrum, unshuffle
 from randmix.analysis.equivalence import equivalence as figure_of_equivalence
-from randmix.analysis.robustness import report, sanity
+from randmix.analysis.robustness import bits, report, sanity
 from randmix.analysis.spectrum import figures as spectra
 from randmix.analysis.spectrum.figures import Picture
 from randmix.reproduce.plan import PlannedRun
 from randmix.reproduce.presets import Preset
-from randmix.runtime import durable
+from randmix.runtime import durable, progress
 from randmix.runtime.preemption import Preempted, StopSignals
 from randmix.training import evaluation as eval_loop
 from randmix.training import loading
@@ -36,7 +39,9 @@ Rows = list[dict[str, Any]]
 FAILED = "failed.json"
 _FOLDER = "measurements"
 # Increase it whenever the meaning of the stored numbers changes.
-_VERSION = 1
+_VERSION = 2
+# Between two lines on the progress of the attacks.
+_SECONDS = 60
 
 
 def key(*how: Any) -> str:
@@ -133,8 +138,13 @@ def failures(run: PlannedRun, root: epath.PathLike) -> dict[str, str]:
 
 
 def attacks_file(run: PlannedRun, root: epath.PathLike, preset: Preset) -> epath.Path:
-    """Path of a run's accuracy under attack."""
+    """Path of a run's accuracy under attack; the outcomes are beside it, see ``bits_file``."""
     return run.folder(root) / _FOLDER / f"attacks-{key(dict(preset.attack))}.json"
+
+
+def bits_file(file: epath.Path) -> epath.Path:
+    """Path of the outcomes that belong to a file of accuracies, for ``robustness.load``."""
+    return file.parent / f"{file.name.removesuffix('.json')}.npz"
 
 
 def attacks(
@@ -144,33 +154,92 @@ def attacks(
     stop: StopSignals,
     programs: Programs | None = None,
 ) -> dict[str, Any]:
-    """Accuracy under noise, FGSM, PGD-2 and the strong attack at every epsilon of the preset.
+    """Accuracy under every attack but "pgd" at every epsilon of the preset.
 
     Arguments and errors are those of ``measure``.
 
     Returns:
-        ``{"examples", "clean", "rows": [{"attack", "epsilon", "accuracy"}, ...], "checks"}``:
-        epsilons in 1/255, accuracies in [0, 1], and the sanity checks as dicts.
+        ``{"examples", "clean", "rows": [{"attack", "epsilon", "accuracy", "examples"}, ...],
+        "checks"}``: epsilons in 1/255, accuracies in [0, 1] over that many examples, and the sanity
+        checks as dicts.
     """
+    attack = preset.attack
+    settings = robustness.Settings(
+        attacks=("noise", "fgsm", "pgd2", "targeted", "square", "strong"),
+        epsilons=tuple(attack["epsilons"]),
+        batch_size=run.config.batch_size,
+        strong_examples=attack["strong_examples"],
+        targeted={"steps": attack["steps"], "targets": attack["targets"]},
+        square={"queries": attack["queries"]},
+        strong={"steps": attack["steps"], "restarts": attack["restarts"]},
+    )
+    file = attacks_file(run, root, preset)
+    return _attacked(file, run, root, preset, settings, stop, programs)
+
+
+def attacked_checkpoints(
+    run: PlannedRun,
+    root: epath.PathLike,
+    preset: Preset,
+    stop: StopSignals,
+    programs: Programs | None = None,
+) -> Rows:
+    """Accuracy under FGSM and PGD-2 of every checkpoint that the run has kept, for claim 4e.
+
+    Each checkpoint's numbers are stored once, so a call that is stopped resumes. Arguments and
+    errors are those of ``measure``; of the preset's attacks, only epsilons and examples matter.
+
+    Returns:
+        Rows of ``{"step", "clean", "attack", "epsilon", "accuracy", "examples"}``, by step; "clean"
+        is the step's accuracy on the same examples without an attack.
+    """
+    attack = preset.attack
+    settings = robustness.Settings(
+        attacks=("fgsm", "pgd2"),
+        epsilons=tuple(attack["epsilons"]),
+        batch_size=run.config.batch_size,
+    )
+    programs = programs or Programs()
+    rows: Rows = []
+    for step in loading.kept_steps(run.folder(root)):
+        file = checkpoint_file(run, root, preset, step)
+        found = _attacked(file, run, root, preset, settings, stop, programs, step)
+        rows += [{"step": step, "clean": found["clean"], **row} for row in found["rows"]]
+    return rows
+
+
+def checkpoint_file(run: PlannedRun, root: epath.PathLike, preset: Preset, step: int) -> epath.Path:
+    """Path of the accuracy under attack of a run's checkpoint; see ``attacked_checkpoints``."""
+    how = key(preset.attack["epsilons"], preset.attack["examples"])
+    return run.folder(root) / _FOLDER / f"step-{step}-{how}.json"
+
+
+def _attacked(
+    file: epath.Path,
+    run: PlannedRun,
+    root: epath.PathLike,
+    preset: Preset,
+    settings: robustness.Settings,
+    stop: StopSignals,
+    programs: Programs | None,
+    step: int | None = None,
+) -> dict[str, Any]:
+    """Measures a run, or its checkpoint of a step, unless both files are there."""
 
     def compute() -> dict[str, Any]:
-        trained = loading.load(run.folder(root))
+        trained = loading.load(run.folder(root), step=step)
         data = eval_loop.open_split(trained, "test").arrays(preset.attack["examples"])
-        attack = preset.attack
-        settings = robustness.Settings(
-            attacks=("noise", "fgsm", "pgd2", "strong"),
-            epsilons=tuple(attack["epsilons"]),
-            batch_size=trained.config.batch_size,
-            strong={"steps": attack["steps"], "restarts": attack["restarts"]},
-        )
         curves = robustness.measure(
             trained.model,
             trained.variables,
             data,
             settings,
-            track=lambda items, *_: _stoppable(items, stop),
+            track=lambda items, total, what: progress.track(
+                _stoppable(items, stop), total, f"{run.name}: {what}", every=_SECONDS
+            ),
             programs=programs,
         )
+        bits.write(bits_file(file), curves)
         return {
             "examples": curves.examples,
             "clean": float(curves.clean),
@@ -178,7 +247,9 @@ def attacks(
             "checks": [check._asdict() for check in sanity.checks(curves)],
         }
 
-    return kept(attacks_file(run, root, preset), compute)
+    if file.exists() and not bits_file(file).exists():
+        file.unlink()
+    return kept(file, compute)
 
 
 def _stoppable(items: Iterable[Any], stop: StopSignals) -> Iterator[Any]:

@@ -38,7 +38,9 @@ class Preset:
         departures: its differences from the paper's setting, one sentence each.
         runs: settings of each experiment's runs, without seeds; E1 and E11 train nothing.
         attack: attacks of E6 and E7: ``epsilons`` in 1/255, ascending from 0; ``examples``, the
-            number of test images; ``steps`` and ``restarts`` of the strong attack.
+            number of test images for FGSM and PGD-2, None for all; ``strong_examples``, the number
+            for the others; ``steps`` and ``restarts`` of the strong attack, of which the targeted
+            one takes ``steps`` towards each of ``targets`` classes; ``queries`` of Square.
         banks: random banks of E1: their sizes ``counts``, the filters' side ``kernel_size``, and
             the number of ``seeds``.
         shown: the three smoothing indices whose filters and envelopes E7 and E8 show.
@@ -258,7 +260,15 @@ def _smoke() -> Preset:
             "E12": fractions(convmixer, (0, 0.5, 1)),
             "convergence": convergence(resnet, convmixer),
         },
-        attack={"epsilons": (0.0, 8.0, 64.0), "examples": 32, "steps": 2, "restarts": 1},
+        attack={
+            "epsilons": (0.0, 8.0, 64.0),
+            "examples": 32,
+            "strong_examples": 16,
+            "steps": 2,
+            "restarts": 1,
+            "targets": 1,
+            "queries": 2,
+        },
         banks={"counts": (1, 4, 16), "kernel_size": 8, "seeds": 2},
         seeds=dict.fromkeys((*(f"E{i}" for i in range(1, 13)), "convergence"), 2),
     )
@@ -289,9 +299,12 @@ def _digits() -> Preset:
         ),
         attack={
             "epsilons": (0.0, 8.0, 16.0, 32.0, 64.0, 96.0),
-            "examples": 120,
+            "examples": 360,
+            "strong_examples": 120,
             "steps": 8,
             "restarts": 2,
+            "targets": 3,
+            "queries": 50,
         },
         banks={"counts": (1, 2, 4, 8, 16, 32, 64, 128, 256), "kernel_size": 8, "seeds": 5},
     )
@@ -325,9 +338,12 @@ def _fashion_mnist() -> Preset:
         ),
         attack={
             "epsilons": (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0),
-            "examples": 1000,
+            "examples": 10_000,
+            "strong_examples": 500,
             "steps": 20,
             "restarts": 2,
+            "targets": 3,
+            "queries": 100,
         },
         banks={"counts": (1, 2, 4, 8, 16, 32, 64, 128, 256), "kernel_size": 8, "seeds": 10},
     )
@@ -382,8 +398,11 @@ def _cifar() -> Preset:
         attack={
             "epsilons": (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0),
             "examples": 10_000,
+            "strong_examples": 500,
             "steps": 50,
             "restarts": 10,
+            "targets": 9,
+            "queries": 1000,
         },
         banks={"counts": tuple(2**i for i in range(11)), "kernel_size": 8, "seeds": 10},
         shown=(0, 2, 4),
@@ -406,7 +425,15 @@ def _imagenet() -> Preset:
             "E9": product({**convmixer, "model.depth": 4}, {"mode": ("full",)}),
             "E11": (),
         },
-        attack={"epsilons": (0.0, 1.0, 4.0), "examples": 1000, "steps": 50, "restarts": 10},
+        attack={
+            "epsilons": (0.0, 1.0, 4.0),
+            "examples": 10_000,
+            "strong_examples": 500,
+            "steps": 50,
+            "restarts": 10,
+            "targets": 9,
+            "queries": 1000,
+        },
         banks={"counts": tuple(2**i for i in range(10)), "kernel_size": 8, "seeds": 10},
     )
 

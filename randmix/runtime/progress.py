@@ -131,8 +131,11 @@ def table(rows: Sequence[Mapping[str, object]]) -> str:
     return capture.get().rstrip("\n")
 
 
-def track(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
-    """Yields the items and shows progress: a bar on a terminal, elsewhere a line per 10 %."""
+def track(items: Iterable[Item], total: int, what: str, *, every: float = 0.0) -> Iterator[Item]:
+    """Yields the items and shows progress: a bar on a terminal, elsewhere a line per 10 %.
+
+    Lines are at least ``every`` seconds apart.
+    """
     console = _console()
     if console.is_terminal:
         columns = (
@@ -145,11 +148,12 @@ def track(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
         with Progress(*columns, console=console, transient=True) as bar:
             yield from bar.track(items, total=total, description=what)
         return
-    began = time.monotonic()
+    began = said = time.monotonic()
     for done, item in enumerate(items, start=1):
         yield item
-        if done * 10 // total > (done - 1) * 10 // total:
-            seconds = time.monotonic() - began
+        now = time.monotonic()
+        if done * 10 // total > (done - 1) * 10 // total and now - said >= every:
+            seconds, said = now - began, now
             console.print(
                 f"{what}: {100 * done // total} %, {seconds:.0f} s", markup=False, highlight=False
             )

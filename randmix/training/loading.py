@@ -81,13 +81,14 @@ class Run:
         return rows
 
 
-def load(workdir: epath.PathLike, *, best: bool = False) -> Run:
+def load(workdir: epath.PathLike, *, best: bool = False, step: int | None = None) -> Run:
     """Loads a workdir's latest checkpoint; needs neither its data set nor its optimizer.
 
     Args:
         workdir: the run's folder.
         best: load the checkpoint that scored best on the held-out examples, of a run with
             ``data.validation``.
+        step: load the checkpoint of this step, one of ``kept_steps``, instead of the latest.
 
     Raises:
         UserError: no run there, no checkpoint, or a checkpoint of another run.
@@ -100,8 +101,8 @@ def load(workdir: epath.PathLike, *, best: bool = False) -> Run:
         )
     written = runs.identity(artifacts.read_config_values(workdir))
     with Checkpoints(workdir, about=written, folder=BEST if best else FOLDER) as checkpoints:
-        about, variables = checkpoints.restore_variables()
-    step = about["step"]
+        about, variables = checkpoints.restore_variables(step)
+    found: int = about["step"]
     # A converted model may have no data set in the catalog; its weights give the classes.
     classifier = variables["head"].get("classifier")
     num_classes = None if classifier is None else classifier["bias"].shape[0]
@@ -117,11 +118,17 @@ def load(workdir: epath.PathLike, *, best: bool = False) -> Run:
         config=config,
         model=model,
         variables=variables,
-        step=step,
+        step=found,
         workdir=str(workdir),
         total_steps=config.steps or result.get("step"),
-        evaluation=_last_evaluation(epath.Path(workdir), step, result),
+        evaluation=_last_evaluation(epath.Path(workdir), found, result),
     )
+
+
+def kept_steps(workdir: epath.PathLike) -> list[int]:
+    """Returns the steps of a workdir's intact checkpoints, ascending."""
+    with Checkpoints(workdir) as checkpoints:
+        return sorted(checkpoints.intact_steps())
 
 
 def _image_shape(config: Config, workdir: epath.PathLike) -> tuple[int, int, int]:

@@ -142,9 +142,9 @@ def open_member(parts: runs.Parts, workdir: epath.Path) -> Iterator[Member]:
             content = io.BytesIO()
             np.save(content, array)
             durable.write(workdir / f"{name}.npy", content.getvalue())
-    about = parts.record.identity
+    about, kept = parts.record.identity, parts.record.keep_checkpoints
     with (
-        Checkpoints(workdir, about=about) as checkpoints,
+        Checkpoints(workdir, about=about, kept=kept) as checkpoints,
         Checkpoints(workdir, about=about, folder=BEST, kept=1) as best,
     ):
         yield Member(parts, workdir, checkpoints, best, best.best_score())

@@ -144,6 +144,7 @@ class Record:
         mode: what is trained, as one word: the mode, the selector or "groups".
         groups: the trained groups.
         summary: the table of parameters with their labels.
+        keep_checkpoints: the number of checkpoints that are kept.
         tensorboard: whether TensorBoard's events are written.
         wandb_project: the project at Weights & Biases, or None.
     """
@@ -153,6 +154,7 @@ class Record:
     mode: str
     groups: tuple[groups.Group, ...]
     summary: masks.Summary
+    keep_checkpoints: int
     tensorboard: bool
     wandb_project: str | None
 
@@ -279,6 +281,7 @@ def assemble(config: ConfigDict, workdir: epath.PathLike | None = None) -> Parts
             mode=mode,
             groups=trained,
             summary=masks.summary(params, labels, channel_masks),
+            keep_checkpoints=config.keep_checkpoints,
             tensorboard=config.tensorboard,
             wandb_project=config.wandb_project,
         ),

@@ -1,4 +1,4 @@
-"""Asynchronous, verified Orbax checkpoints of a train state; the latest two are kept."""
+"""Asynchronous, verified Orbax checkpoints of a train state; the latest ones are kept."""
 
 import logging
 import math
@@ -15,7 +15,7 @@ from randmix.errors import UserError
 from randmix.runtime import distributed, durable, signals
 from randmix.workdir import manifest
 
-FOLDER = "checkpoints"  # the latest two
+FOLDER = "checkpoints"  # the latest ones
 BEST = "best"  # the one that scored best on held-out examples
 SET_ASIDE = "set_aside"
 _ITEM = "default"  # the folder in a checkpoint that holds the state
@@ -167,8 +167,11 @@ class Checkpoints:
                 "use the config that it was trained with, or another workdir"
             ) from error
 
-    def restore_variables(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Restores the model's variables from the newest intact checkpoint, without the optimizer.
+    def restore_variables(self, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Restores the model's variables from a checkpoint, without the optimizer.
+
+        Args:
+            step: the checkpoint's step; None for the newest intact checkpoint.
 
         Returns:
             What the manifest says about the checkpoint; and the parameters by role with
@@ -177,7 +180,9 @@ class Checkpoints:
         Raises:
             UserError: no checkpoint, none that is intact, or one of another run.
         """
-        about = distributed.decided_by_primary(lambda: self.about(self._newest_intact()))
+        about = distributed.decided_by_primary(
+            lambda: self.about(self._newest_intact() if step is None else self._intact(step))
+        )
         # A restore with a target would need one for the complete state.
         item = self._root / str(about["step"]) / _ITEM
         handler = ocp.PyTreeCheckpointHandler()
@@ -271,6 +276,18 @@ class Checkpoints:
             found.append(f"{self.folder / str(step)}: {damage}")
         reason = f"no checkpoint is intact: {'; '.join(found)}" if found else "no checkpoint there"
         raise UserError(f"{self.folder}: {reason}; {how_to_train(self.folder.parent)}")
+
+    def _intact(self, step: int) -> int:
+        """Returns the step if its checkpoint is intact and of this run."""
+        if step not in (steps := self.all_steps()):
+            kept = ", ".join(map(str, reversed(steps))) or "none"
+            raise UserError(
+                f"{self.folder}: got step {step}, allowed are those of its checkpoints: {kept}"
+            )
+        if (damage := self.damage(step)) is not None:
+            raise UserError(f"{self.folder / str(step)}: {damage}; choose another step")
+        manifest.require_about(self._root / str(step), self._about)
+        return step
 
 
 def how_to_train(workdir: epath.Path) -> str:

@@ -38,7 +38,7 @@ class Settings:
     """What to measure.
 
     Attributes:
-        attacks: keys of ``attacks.ATTACKS``; must include "noise".
+        attacks: keys of ``attacks.ATTACKS``.
         epsilons: radii in 1/255, ascending.
         norm: "linf" or "l2"; the attack "square" allows "linf" only.
         seed: seed of the noise and the random starts; an example's draws depend only on the seed

@@ -112,6 +112,8 @@ def _noise_is_weaker(curves: Curves) -> Check:
     name = next(iter(_gradient_attacks(curves)), None)
     if name is None:
         return Check(claim, None, "no gradient-based attack was requested")
+    if "noise" not in curves.correct:
+        return Check(claim, None, "noise wasn't requested")
     attacked, noisy = _in_common(curves, name, "noise")
     clean = curves.clean_correct[: noisy.shape[1]].mean()
     cost, noise = clean - attacked.mean(axis=1), clean - noisy.mean(axis=1)

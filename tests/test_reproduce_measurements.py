@@ -1,0 +1,100 @@
+"""Accuracy under attack of a sweep's runs: what is stored, once, and for which checkpoints."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from randmix.analysis import robustness
+from randmix.reproduce import measurements, plan, presets
+from randmix.runtime.preemption import Preempted, StopSignals
+from randmix.training import loop as train
+
+pytestmark = pytest.mark.slow
+
+PRESET = presets.get("smoke")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("sweep")
+
+
+@pytest.fixture(scope="module")
+def run(root):
+    """A run of three steps that has kept every checkpoint."""
+    (planned,), *_ = plan.build(PRESET, ("E6",), range(1))
+    config = planned.config.copy_and_resolve_references()
+    config.update(steps=3, checkpoint_every=1, keep_checkpoints=3)
+    config.optimizer.learning_rate = 0.5
+    train.train(config, planned.folder(root), devices=jax.devices()[:1])
+    return dataclasses.replace(planned, config=config)
+
+
+def test_every_attack_is_stored_with_its_examples_and_bits(run, root):
+    with StopSignals() as stop:
+        found = measurements.attacks(run, root, PRESET, stop)
+    file = measurements.attacks_file(run, root, PRESET)
+    assert json.loads(file.read_text()) == found
+    assert found["examples"] == 32
+    bits = robustness.load(measurements.bits_file(file))
+    for row in found["rows"]:
+        outcomes = bits[row["attack"]][bits["epsilons"].tolist().index(row["epsilon"])]
+        assert len(outcomes) == row["examples"]
+        assert outcomes.mean() == row["accuracy"]
+    assert {row["attack"]: row["examples"] for row in found["rows"]} == {
+        "noise": 16,
+        "fgsm": 32,
+        "pgd2": 32,
+        "targeted": 16,
+        "square": 16,
+        "strong": 16,
+    }
+    assert bits["clean"].mean() == found["clean"]
+
+
+def test_checkpoints_are_attacked_once_each(run, root, monkeypatch):
+    with StopSignals() as stop:
+        rows = measurements.attacked_checkpoints(run, root, PRESET, stop)
+        assert [(row["step"], row["attack"], row["epsilon"]) for row in rows] == [
+            (step, attack, epsilon)
+            for step in (1, 2, 3)
+            for attack in ("fgsm", "pgd2")
+            for epsilon in (0, 8, 64)
+        ]
+        final = measurements.attacks(run, root, PRESET, stop)
+        assert [(row["accuracy"], row["clean"]) for row in rows if row["step"] == 3] == [
+            (row["accuracy"], final["clean"])
+            for row in final["rows"]
+            if row["attack"] in ("fgsm", "pgd2")
+        ]
+        files = [measurements.checkpoint_file(run, root, PRESET, step) for step in (1, 2, 3)]
+        first, second, _ = [
+            robustness.load(measurements.bits_file(file))["clean"] for file in files
+        ]
+        assert not np.array_equal(first, second)
+
+        # After a stop, or a loss of one file, only what is missing is measured.
+        measurements.bits_file(files[1]).unlink()
+        attacked = []
+        inner = robustness.measure
+
+        def measure(*arguments, **options):
+            attacked.append(1)
+            return inner(*arguments, **options)
+
+        monkeypatch.setattr(robustness, "measure", measure)
+        assert measurements.attacked_checkpoints(run, root, PRESET, stop) == rows
+        assert len(attacked) == 1
+
+
+def test_a_signal_stops_between_two_batches(run, root):
+    class Signalled:
+        signalled = True
+
+    other = dataclasses.replace(PRESET, attack={**PRESET.attack, "examples": 31})
+    with pytest.raises(Preempted, match="stopped during a measurement"):
+        measurements.attacks(run, root, other, Signalled())
+    assert not measurements.attacks_file(run, root, other).exists()
