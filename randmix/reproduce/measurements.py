@@ -87,17 +87,16 @@ def measure(
         Preempted: a signal arrived; completed measurements are kept.
     """
     failures = {}
-    for name, file, function in (
-        (
-            "accuracy under attack",
-            attacks_file(run, root, preset),
-            lambda: attacks(run, root, preset, stop, programs),
+    work = {
+        "accuracy under attack": lambda: attacks(run, root, preset, stop, programs),
+        "accuracy under attack of checkpoints": lambda: attacked_checkpoints(
+            run, root, preset, stop, programs
         ),
-        ("spectrum of each layer", layers_file(run, root), lambda: layers(run, root)),
-        ("rank of the filters", bank_file(run, root), lambda: bank(run, root)),
-    ):
-        if file not in _needed(run, root, preset):
-            continue
+        "spectrum of each layer": lambda: layers(run, root),
+        "rank of the filters": lambda: bank(run, root),
+    }
+    for name in _needed(run, root, preset):
+        function = work[name]
         try:
             function()
         except Preempted:
@@ -112,21 +111,41 @@ def measure(
         file.unlink()
 
 
-def _needed(run: PlannedRun, root: epath.PathLike, preset: Preset) -> list[epath.Path]:
-    """The files of the measurements that the experiments of a run need."""
-    files = []
+def _needed(
+    run: PlannedRun, root: epath.PathLike, preset: Preset
+) -> dict[str, Sequence[epath.Path]]:
+    """The files of the measurements that the experiments of a run need, by measurement."""
+    files: dict[str, Sequence[epath.Path]] = {}
     if {"E6", "E7"} & set(run.experiments):
-        files.append(attacks_file(run, root, preset))
+        files["accuracy under attack"] = [attacks_file(run, root, preset)]
+    if keeps_its_way(run):
+        files["accuracy under attack of checkpoints"] = [
+            checkpoint_file(run, root, preset, step)
+            for step in loading.kept_steps(run.folder(root))
+        ]
     if "E9" in run.experiments:
-        files.append(layers_file(run, root))
+        files["spectrum of each layer"] = [layers_file(run, root)]
     if "E3" in run.experiments and run.settings.get("model.filter_rank"):
-        files.append(bank_file(run, root))
+        files["rank of the filters"] = [bank_file(run, root)]
     return files
+
+
+def keeps_its_way(run: PlannedRun) -> bool:
+    """Whether checkpoints of a run are attacked as well: an undefended one of E6 that keeps some.
+
+    Two are kept in any case.
+    """
+    return (
+        "E6" in run.experiments
+        and run.settings.get("keep_checkpoints", 2) > 2
+        and not run.settings.get("defense.epsilon")
+    )
 
 
 def complete(run: PlannedRun, root: epath.PathLike, preset: Preset) -> bool:
     """Whether everything was measured that the experiments of a finished run need."""
-    return all(file.exists() for file in _needed(run, root, preset))
+    needed = _needed(run, root, preset).values()
+    return all(file.exists() for files in needed for file in files)
 
 
 def failures(run: PlannedRun, root: epath.PathLike) -> dict[str, str]:

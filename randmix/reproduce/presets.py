@@ -66,6 +66,11 @@ def _each(steps: int) -> Settings:
     return {"log_every": steps, "eval_every": steps}
 
 
+def _with_checkpoints(base: Settings) -> Settings:
+    """Keeps the checkpoints of all evaluations, to compare models of one clean accuracy (4e)."""
+    return {**base, "checkpoint_every": base["eval_every"], "keep_checkpoints": 100}
+
+
 def start(recipe: str, changes: Settings | None = None) -> Settings:
     """The settings of a recipe such as ``"convmixer_cifar:paper"``, with ``changes``.
 
@@ -206,8 +211,8 @@ def all_experiments(
         shares: E12's shares of learned filters.
         sizes: E10's depths and kernel sizes; the last are also those of Space.
     """
-    e2 = product(resnet, {"model.depth": depths, "mode": MODES})
-    e5 = product(convmixer, {"model.depth": (1, 2, 4), "mode": MODES})
+    e2 = product(_with_checkpoints(resnet), {"model.depth": depths, "mode": MODES})
+    e5 = product(_with_checkpoints(convmixer), {"model.depth": (1, 2, 4), "mode": MODES})
     middle = {**convmixer, "model.depth": 2}
     attacked = [run for run in (*e2, *e5) if run["mode"] in MODES[:2] and run["model.depth"] < 3]
     shallow = {**resnet, "model.depth": depths[0]}
@@ -234,7 +239,8 @@ def _smoke() -> Preset:
     resnet = start("resnet_cifar:digits", {**short, "model.width": 2})
     convmixer = start("digits", {**small, "model.patch_size": 2})
     e2 = product(resnet, {"mode": MODES})
-    e5 = product(convmixer, {"mode": MODES})
+    # Of three steps, each keeps its checkpoint.
+    e5 = product(_with_checkpoints({**convmixer, "eval_every": 1}), {"mode": MODES})
     return Preset(
         name="smoke",
         purpose="Runs all of the code on the digits, in a minute. Its numbers are meaningless: no "

@@ -11,6 +11,7 @@ from randmix import config as configs
 from randmix.reproduce import measurements
 from randmix.reproduce.plan import Group, PlannedRun, learned_share
 from randmix.reproduce.presets import Preset
+from randmix.training import loading
 from randmix.workdir import artifacts, metrics
 
 # What a number depends on beyond its run's settings, the metric and the value.
@@ -137,6 +138,15 @@ def _measured(
             for check in found["checks"]:
                 passed = math.nan if check["passed"] is None else check["passed"]
                 yield {"check": check["claim"]}, "check", passed
+    if experiment == "E6" and measurements.keeps_its_way(run):
+        for step in loading.kept_steps(run.folder(root)):
+            file = measurements.checkpoint_file(run, root, preset, step)
+            if file.exists():
+                found = measurements.read(file, {"rows": list, "clean": float})
+                yield {"step": step}, "step_accuracy", found["clean"]
+                for row in found["rows"]:
+                    where = {"step": step, "epsilon": row["epsilon"]}
+                    yield where, f"step_{row['attack']}", row["accuracy"]
     if experiment == "E9":
         file = measurements.layers_file(run, root)
         for row in measurements.read(file, list) if file.exists() else ():
