@@ -90,8 +90,9 @@ EXPERIMENTS = {
             "Smoothed frozen filters",
             "Figure 7, section 4.3.3",
             "Chans ConvMixers trained with random filters that were smoothed beforehand, as was "
-            "the patch stem, with a tenth of the training images held out. Each filter is convolved with a Gaussian whose standard deviation is half a pixel times "
-            "the smoothing index, then scaled back to its original norm.",
+            "the patch stem, with a tenth of the training images held out. Each filter is "
+            "convolved with a Gaussian whose standard deviation is half a pixel times the "
+            "smoothing index, then scaled back to its original norm.",
             ("E7", "E7-filters", "E7-curves"),
         ),
         Experiment(

@@ -32,6 +32,8 @@ class Table:
     rows: Sequence[Sequence[Cell]]
 
 
+# What an un-shuffled image's PSNR is held against.
+_BASELINES = {"mean_image_psnr": "mean training image", "reach": "reach (%)"}
 _OVER_SEEDS = "mean ± standard deviation over seeds (their number)."
 _SIZES = {"E4": ("model.width",), "E10": ("model.depth", "model.kernel_size", "model.width")}
 
@@ -74,9 +76,15 @@ def _by_mode(records: Records, sizes: Sequence[str]) -> list[Table]:
         for values in sorted({tuple(r.settings.get(size) for size in sizes) for r in of_data}):
             at = dict(zip(sizes, values, strict=True))
             title = ", ".join(f"{_short(size)} {value}" for size, value in at.items())
-            rows.append([Cell(title), *(_cell(of_data.where(mode=mode, **at)) for mode in modes)])
+            cells = [_cell(of_data.where(mode=mode, **at)) for mode in modes]
+            baselines = records.where(data__name=name, **at)
+            cells += [
+                _cell(baselines.where(metric=metric)) for metric in (_BASELINES if psnr else ())
+            ]
+            rows.append([Cell(title), *cells])
         caption = f"{what}, {title_of(name)}: {_OVER_SEEDS}"
-        tables.append(Table(caption, ["", *(MODES[mode] for mode in modes)], rows))
+        columns = ["", *(MODES[mode] for mode in modes), *(_BASELINES.values() if psnr else ())]
+        tables.append(Table(caption, columns, rows))
     return tables
 
 
