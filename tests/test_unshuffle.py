@@ -168,7 +168,8 @@ def test_from_the_command_line_to_a_picture_of_two_runs(whole, tmp_path):
     with (tmp_path / "both" / FILES[0]).open() as file:
         rows = list(csv.DictReader(file))
     original, shuffled, *given_back = unshuffle.reconstructions(workdirs, examples=3)
-    sources = ["mean training image", "linear, reach 95.3 %", "linear, reach 34.4 %", *workdirs]
+    linear = [f"linear regression, reach {share} %" for share in (95.3, 34.4)]
+    sources = ["mean training image", *linear, *workdirs]
     assert [(row["run"], row["image"]) for row in rows] == [
         (str(source), str(i)) for source in sources for i in range(3)
     ]
@@ -193,7 +194,7 @@ def test_two_baselines_stand_above_the_runs(whole):
     assert mean.label == "mean training image\nmean 11.43 dB"
     assert mean.label.endswith(f" {result['unshuffling']['mean_image_psnr']:.2f} dB")
     share = result["unshuffling"]["permutation_reach"]
-    assert linear.label.startswith(f"linear, reach {100 * share:.1f} %\nmean ")
+    assert linear.label.startswith(f"linear regression\nreach {100 * share:.1f} %\nmean ")
     exact = (linear.images == original.images).all(axis=(0, 3))
     assert share <= exact.mean() < 1  # some pixels are 0 in every image
     for row in (mean, linear, run):

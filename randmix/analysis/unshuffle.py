@@ -128,12 +128,12 @@ def _baselines(
     for field in apart.values():
         share = 100 * reach.permutation_reach(permutation, field)
         restored = linear.reconstruct(given, wanted, permutation, field)
-        yield _baseline(f"linear, reach {share:.1f} %", restored, wanted, examples)
+        yield _baseline(f"linear regression, reach {share:.1f} %", restored, wanted, examples)
 
 
 def _baseline(name: str, restored: np.ndarray, wanted: np.ndarray, examples: int) -> Row:
     psnr = tasks.psnr(restored, wanted)
-    label = f"{name}\nmean {psnr.mean():.2f} dB"
+    label = "\n".join([*name.split(", "), f"mean {psnr.mean():.2f} dB"])
     return Row(label, restored[:examples], psnr[:examples], name)
 
 

@@ -12,10 +12,12 @@ HELP = """
     python -m randmix unshuffle --workdirs=runs/full,runs/chans,runs/space --out=figures
 
 Each column is a test image; they are the first ones in the data set's own order, in which classes
-are mixed. Below the rows "original" and "shuffled" there is one row per run, with the PSNR under
-each image and the mean over the entire test split beside the row. Pixels are clipped to [0, 1] for
-display; the PSNR is that of the unclipped output. All runs in one picture must share the data set
-and the permutation.
+are mixed. Below the rows "original" and "shuffled" there are two baselines, the mean training image
+and linear regression from the pixels within reach, and one row per run, with the PSNR under each
+image and the mean over the entire test split beside the row. Baselines are left out for data sets
+that don't fit in memory, and regression for images of more than 4,096 numbers. Pixels are clipped
+to [0, 1] for display; the PSNR is that of the unclipped output. All runs in one picture must share
+the data set and the permutation.
 
 Writes reconstructions.png, .svg and, with every PSNR, .csv. Training draws the picture of a run
 with the task "unshuffling" when it ends.
