@@ -21,7 +21,7 @@ SIZES = {
     "whole image": (2, 9, 1, (5, 4)),
     "1 x 1": (4, 1, 1, (3, 3)),
 }
-SLOW = ("even, two", "even, patches", "patches", "1 x 1", "whole image")
+SLOW = ("odd", "even, two", "even, patches", "patches", "1 x 1", "whole image")
 
 
 def seen(depth, kernel_size, patch_size, shape):

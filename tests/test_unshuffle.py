@@ -2,6 +2,7 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import command
 import jax
@@ -201,6 +202,20 @@ def test_two_baselines_stand_above_the_runs(whole):
         errors = ((row.images - original.images) ** 2).mean((1, 2, 3))
         np.testing.assert_allclose(row.psnr, -10 * np.log10(errors), rtol=1e-4)
     assert mean.psnr.mean() < linear.psnr.mean()
+
+
+def test_photographs_that_are_streamed_have_a_reach_but_no_baselines():
+    images = SimpleNamespace(streamed=True, image_shape=(8, 8, 3))
+    split = SimpleNamespace(data_set=images)
+    parts = runs.assemble(config(model__kernel_size=9))
+    known = parts.step.task.prospects(parts.step.model, split, split, 10)
+    assert known == (
+        {"reach": 1, "permutation_reach": 1},
+        "unshuffling: 100.0 % of the pixels are within reach (100.0 % over all permutations)",
+        None,
+    )
+    permutation = parts.step.task.constants["permutation"]
+    assert not [*unshuffle._baselines(split, split, permutation, [config()], 1)]
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -150,7 +150,8 @@ def residual(kernel: np.ndarray, filters: np.ndarray) -> float:
 def ranks(filters: np.ndarray) -> np.ndarray:
     """Rank of the filters of each channel, [C] int, for filters [k, k, C, m].
 
-    Singular values up to float32's rounding of the largest count as zero.
+    Singular values up to float32's rounding of the largest count as zero. What is of use in
+    training has a higher threshold; see `randmix.analysis.spectrum.restriction.rank`.
     """
     return _ranks(_columns(filters))
 
@@ -168,7 +169,7 @@ def _solve_mixing(
     if exact and lowest < k * k:
         raise UserError(
             f"{layer}: got filters of rank {lowest}, needed is rank {k * k} in every channel; "
-            f"take the bank 'random' or 'same' with a multiplier of {k * k} or more"
+            f"take a bank of full rank, as 'random' or 'same', with a multiplier of {k * k} or more"
         )
     return (_inverses(factor) @ _columns(kernel)).reshape(-1, features)
 
