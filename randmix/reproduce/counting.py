@@ -13,7 +13,7 @@ from randmix.data import catalog
 from randmix.models import counts, split
 from randmix.reproduce.plan import make_config
 from randmix.reproduce.presets import Preset, Settings
-from randmix.reproduce.records import Record, Records
+from randmix.reproduce.records import MODES, Record, Records
 from randmix.training import runs
 
 _KERNEL_SIZES = (3, 5, 7, 9)
@@ -28,7 +28,7 @@ def rows(preset: Preset, overrides: Settings) -> list[dict[str, Any]]:
 
     Returns:
         Rows with ``model``, ``data``, ``width``, ``depth`` and ``kernel_size``; the trainable
-        parameters in each mode, ``full``, ``chans`` and ``space``; ``standard``, those of the same
+        parameters in each mode, ``full`` and so on; ``standard``, those of the same
         network with dense convolutions, or None where it has no separable ones; and ``differs``,
         whether a count deviates from the equations or from the ConvMixer's closed form.
     """
@@ -130,10 +130,7 @@ def records(rows: Sequence[Mapping[str, Any]], file: str) -> Records:
         model |= {f"model.{key}": row[key] for key in ("width", "depth")}
         settings = {**model, "model.kernel_size": row["kernel_size"]}
         chans.setdefault(tuple(model.items()), set()).add(row["chans"])
-        found += (
-            Record("E11", mode, settings, 0, "trainable", row[mode], file)
-            for mode in ("full", "chans", "space")
-        )
+        found += (Record("E11", mode, settings, 0, "trainable", row[mode], file) for mode in MODES)
         differs = float(row["differs"])
         found.append(Record("E11", "", settings, 0, "differs_from_equations", differs, file))
     for model, by_kernel_size in chans.items():
