@@ -13,7 +13,7 @@ from randmix import config as configs
 from randmix import convert, models
 from randmix.analysis import spectrum
 from randmix.errors import UserError
-from randmix.models import filters
+from randmix.models import filters, layers
 from randmix.runtime.preemption import Preempted
 from randmix.training import loop, runs, transplants
 from randmix.workdir import artifacts
@@ -63,6 +63,13 @@ def test_a_layer_takes_the_filters_of_the_layer_of_its_path_and_shape():
     bank = transplant(kernels)
     for path, kernel in kernels.items():
         np.testing.assert_array_equal(bank.at(path)(None, kernel.shape, jnp.float32), kernel)
+
+
+def test_a_layer_says_its_path():
+    kernels = {"spatial/kernel": numbered((3, 3, 4))["spatial/block_00/depthwise/kernel"]}
+    layer = layers.Depthwise(3, transplant(kernels))
+    init = jax.jit(lambda key: layer.init(key, jnp.zeros((1, 4, 4, 4)))["spatial"]["kernel"])
+    np.testing.assert_array_equal(init(jax.random.key(0)), kernels["spatial/kernel"])
 
 
 @pytest.mark.slow

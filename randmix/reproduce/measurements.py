@@ -349,8 +349,8 @@ def smoothed_filters(
 ) -> tuple[Rows, dict[str, epath.Path]]:
     """E7 and E8: frozen random filters of a Chans run, smoothed at the preset's three indices.
 
-    The bank "smoothed" applies the same smoothing to the same random numbers, so these are the
-    filters with which the smoothed runs of that seed were trained.
+    A run with a smoothing index applies the same smoothing to the same random numbers, so these are
+    the filters with which the smoothed runs of that seed were trained.
 
     Returns:
         Rows of measures, one per index, and the paths without suffix of the pictures "smoothing"
