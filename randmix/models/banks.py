@@ -108,7 +108,7 @@ def gaussian(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32)
     l = `CORRELATION_LENGTH`, a stationary kernel and a product over rows and columns: A Z A^T has
     it, if Z is white and A A^T is the covariance along one axis. After Trockman et al.,
     "Understanding the Covariance Structure of Convolutional Filters", arXiv 2210.03651, who sample
-    filters from covariances in closed form; theirs also depend on the pixel and the block.
+    filters from a covariance in closed form; this simpler form is ours.
     """
     k = side(shape)
     white = jax.random.normal(key, shape, jnp.float32)
