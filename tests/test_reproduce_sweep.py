@@ -11,7 +11,16 @@ import signal
 import pytest
 
 from randmix.errors import UserError
-from randmix.reproduce import measurements, plan, presets, records, sweep, training
+from randmix.reproduce import (
+    measurements,
+    plan,
+    presets,
+    records,
+    stored,
+    sweep,
+    training,
+    under_attack,
+)
 from randmix.runtime import locks
 from randmix.runtime.preemption import Preempted, StopSignals
 from randmix.workdir import artifacts
@@ -173,23 +182,23 @@ def test_what_was_measured_and_failed_is_named(tmp_path, groups, trained, monkey
     def broken(*arguments):
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr(measurements, "attacks", broken)
+    monkeypatch.setattr(under_attack, "attacks", broken)
     with StopSignals() as stop:
         measurements.measure(attacked, tmp_path, presets.get("smoke"), stop)
         assert measurements.failures(run, tmp_path) == {
             "accuracy under attack": "RuntimeError: no memory"
         }
-        monkeypatch.setattr(measurements, "attacks", lambda *arguments: {})
+        monkeypatch.setattr(under_attack, "attacks", lambda *arguments: {})
         measurements.measure(attacked, tmp_path, presets.get("smoke"), stop)
         assert measurements.failures(run, tmp_path) == {}
 
 
 def test_what_is_kept_is_read_and_not_computed_again(tmp_path):
     file = tmp_path / "measurements" / "a.json"
-    assert measurements.kept(file, lambda: {"x": 1}) == {"x": 1}
-    assert measurements.kept(file, lambda: pytest.fail("computed again")) == {"x": 1}
+    assert stored.kept(file, lambda: {"x": 1}) == {"x": 1}
+    assert stored.kept(file, lambda: pytest.fail("computed again")) == {"x": 1}
     assert json.loads(file.read_text()) == {"x": 1}
-    assert measurements.key({"examples": 1}) != measurements.key({"examples": 2})
+    assert stored.key({"examples": 1}) != stored.key({"examples": 2})
 
 
 def test_a_report_takes_no_result_of_another_config(groups, tmp_path, trained):

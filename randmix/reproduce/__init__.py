@@ -8,7 +8,8 @@ Modules, from the bottom up:
 - `plan`: the distinct runs that they amount to, their cost, and their division among jobs.
 - `training`: trains runs; those that differ only in their seed can be trained together.
 - `sweep`: executes a plan under locks, surviving failures and signals.
-- `measurements`: measurements of trained runs, stored in files beside them.
+- `stored`, `under_attack`, `measurements`: measurements of trained runs, stored in files beside
+  them.
 - `counting`: parameter counts compared with the paper's equations.
 - `records`: all numbers, each with the run that it comes from.
 - `effects`: what claims compare, one number per seed.

@@ -1,70 +1,34 @@
 """Measurements of trained runs and random banks, stored in files so that each is made only once.
 
-    runs/NAME/measurements/attacks-KEY.json    accuracy under attack and sanity checks (E6, E7)
-    runs/NAME/measurements/attacks-KEY.npz     the outcome for each image, see ``robustness.load``
-    runs/NAME/measurements/step-S-KEY.json     FGSM and PGD-2 on the checkpoint of step S (claim 4e)
-    runs/NAME/measurements/step-S-KEY.npz      the outcome for each image, likewise
-    runs/NAME/measurements/layers-KEY.json     coverage of each layer, with pictures (E9)
-    runs/NAME/measurements/bank-KEY.json       rank and coverage of chosen banks (E3)
-    pictures/...                          pictures of several runs or none (E1, E3, E7, E8, E10)
+    runs/NAME/measurements/attacks-..., step-...   accuracy under attack, see ``under_attack``
+    runs/NAME/measurements/layers-KEY.json         coverage of each layer, with pictures (E9)
+    runs/NAME/measurements/bank-KEY.json           rank and coverage of chosen banks (E3)
+    pictures/...                                   pictures of several runs or none
 
-KEY is a hash of the measurement's settings: with other settings the measurement is made anew, and
-the old file stays. A failed measurement is recorded in the run's measurements/failed.json and
-skipped.
+A failed measurement is recorded in the run's measurements/failed.json and skipped.
 """
 
-import hashlib
 import json
-import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
-from randmix.analysis import plots, robustness, spectrum, unshuffle
+from randmix.analysis import plots, spectrum, unshuffle
 from randmix.analysis.equivalence import equivalence as figure_of_equivalence
-from randmix.analysis.robustness import bits, report, sanity
 from randmix.analysis.spectrum import figures as spectra
 from randmix.analysis.spectrum.figures import Picture
+from randmix.reproduce import under_attack
 from randmix.reproduce.plan import PlannedRun
 from randmix.reproduce.presets import Preset
-from randmix.runtime import durable, progress
+from randmix.reproduce.stored import FOLDER, kept, key, read
+from randmix.runtime import durable
 from randmix.runtime.preemption import Preempted, StopSignals
-from randmix.training import evaluation as eval_loop
 from randmix.training import loading
 from randmix.training.compiled import Programs
-from randmix.workdir import json_files
 
 Rows = list[dict[str, Any]]
 FAILED = "failed.json"
-_FOLDER = "measurements"
-# Increase it whenever the meaning of the stored numbers changes.
-_VERSION = 2
-# Between two lines on the progress of the attacks.
-_SECONDS = 60
-
-
-def key(*how: Any) -> str:
-    """Hash of a measurement's settings: eight hex digits."""
-    text = json.dumps([_VERSION, *how], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def kept(file: epath.Path, compute: Callable[[], Any]) -> Any:
-    """Returns the content of a JSON file, computed and written first if it's missing or damaged."""
-    if file.exists():
-        try:
-            return json_files.read(file, object, what_to_do="it is computed anew")
-        except json_files.Damaged as damaged:
-            logging.getLogger(__name__).warning("%s", damaged)
-    durable.make_folder(file.parent)
-    durable.write(file, json.dumps(compute(), indent=1) + "\n")
-    return read(file)
-
-
-def read(file: epath.Path, structure: Any = object) -> Any:
-    """Returns the content of a measurement's JSON file; raises a UserError if it is damaged."""
-    return json_files.read(file, structure, what_to_do="remove it and start the same command again")
 
 
 def measure(
@@ -88,8 +52,8 @@ def measure(
     """
     failures = {}
     work = {
-        "accuracy under attack": lambda: attacks(run, root, preset, stop, programs),
-        "accuracy under attack of checkpoints": lambda: attacked_checkpoints(
+        "accuracy under attack": lambda: under_attack.attacks(run, root, preset, stop, programs),
+        "accuracy under attack of checkpoints": lambda: under_attack.attacked_checkpoints(
             run, root, preset, stop, programs
         ),
         "spectrum of each layer": lambda: layers(run, root),
@@ -103,7 +67,7 @@ def measure(
             raise
         except Exception as error:  # the others may still succeed, and the report names this one
             failures[name] = f"{type(error).__name__}: {error}"
-    file = run.folder(root) / _FOLDER / FAILED
+    file = run.folder(root) / FOLDER / FAILED
     if failures:
         durable.make_folder(file.parent)
         durable.write(file, json.dumps(failures) + "\n")
@@ -117,10 +81,10 @@ def _needed(
     """The files of the measurements that the experiments of a run need, by measurement."""
     files: dict[str, Sequence[epath.Path]] = {}
     if {"E6", "E7"} & set(run.experiments):
-        files["accuracy under attack"] = [attacks_file(run, root, preset)]
-    if keeps_its_way(run):
+        files["accuracy under attack"] = [under_attack.attacks_file(run, root, preset)]
+    if under_attack.keeps_its_way(run):
         files["accuracy under attack of checkpoints"] = [
-            checkpoint_file(run, root, preset, step)
+            under_attack.checkpoint_file(run, root, preset, step)
             for step in loading.kept_steps(run.folder(root))
         ]
     if "E9" in run.experiments:
@@ -128,18 +92,6 @@ def _needed(
     if "E3" in run.experiments and run.settings.get("model.filter_rank"):
         files["rank of the filters"] = [bank_file(run, root)]
     return files
-
-
-def keeps_its_way(run: PlannedRun) -> bool:
-    """Whether checkpoints of a run are attacked as well: an undefended one of E6 that keeps some.
-
-    Two are kept in any case.
-    """
-    return (
-        "E6" in run.experiments
-        and run.settings.get("keep_checkpoints", 2) > 2
-        and not run.settings.get("defense.epsilon")
-    )
 
 
 def complete(run: PlannedRun, root: epath.PathLike, preset: Preset) -> bool:
@@ -150,132 +102,10 @@ def complete(run: PlannedRun, root: epath.PathLike, preset: Preset) -> bool:
 
 def failures(run: PlannedRun, root: epath.PathLike) -> dict[str, str]:
     """Measurements of a run that failed in the latest attempt, with the reason by name."""
-    file = run.folder(root) / _FOLDER / FAILED
+    file = run.folder(root) / FOLDER / FAILED
     if not file.exists():
         return {}
     return read(file, {str: str})
-
-
-def attacks_file(run: PlannedRun, root: epath.PathLike, preset: Preset) -> epath.Path:
-    """Path of a run's accuracy under attack; the outcomes are beside it, see ``bits_file``."""
-    return run.folder(root) / _FOLDER / f"attacks-{key(dict(preset.attack))}.json"
-
-
-def bits_file(file: epath.Path) -> epath.Path:
-    """Path of the outcomes that belong to a file of accuracies, for ``robustness.load``."""
-    return file.parent / f"{file.name.removesuffix('.json')}.npz"
-
-
-def attacks(
-    run: PlannedRun,
-    root: epath.PathLike,
-    preset: Preset,
-    stop: StopSignals,
-    programs: Programs | None = None,
-) -> dict[str, Any]:
-    """Accuracy under every attack but "pgd" at every epsilon of the preset.
-
-    Arguments and errors are those of ``measure``.
-
-    Returns:
-        ``{"examples", "clean", "rows": [{"attack", "epsilon", "accuracy", "examples"}, ...],
-        "checks"}``: epsilons in 1/255, accuracies in [0, 1] over that many examples, and the sanity
-        checks as dicts.
-    """
-    attack = preset.attack
-    settings = robustness.Settings(
-        attacks=("noise", "fgsm", "pgd2", "targeted", "square", "strong"),
-        epsilons=tuple(attack["epsilons"]),
-        batch_size=run.config.batch_size,
-        strong_examples=attack["strong_examples"],
-        targeted={"steps": attack["steps"], "targets": attack["targets"]},
-        square={"queries": attack["queries"]},
-        strong={"steps": attack["steps"], "restarts": attack["restarts"]},
-    )
-    file = attacks_file(run, root, preset)
-    return _attacked(file, run, root, preset, settings, stop, programs)
-
-
-def attacked_checkpoints(
-    run: PlannedRun,
-    root: epath.PathLike,
-    preset: Preset,
-    stop: StopSignals,
-    programs: Programs | None = None,
-) -> Rows:
-    """Accuracy under FGSM and PGD-2 of every checkpoint that the run has kept, for claim 4e.
-
-    Each checkpoint's numbers are stored once, so a call that is stopped resumes. Arguments and
-    errors are those of ``measure``; of the preset's attacks, only epsilons and examples matter.
-
-    Returns:
-        Rows of ``{"step", "clean", "attack", "epsilon", "accuracy", "examples"}``, by step; "clean"
-        is the step's accuracy on the same examples without an attack.
-    """
-    attack = preset.attack
-    settings = robustness.Settings(
-        attacks=("fgsm", "pgd2"),
-        epsilons=tuple(attack["epsilons"]),
-        batch_size=run.config.batch_size,
-    )
-    programs = programs or Programs()
-    rows: Rows = []
-    for step in loading.kept_steps(run.folder(root)):
-        file = checkpoint_file(run, root, preset, step)
-        found = _attacked(file, run, root, preset, settings, stop, programs, step)
-        rows += [{"step": step, "clean": found["clean"], **row} for row in found["rows"]]
-    return rows
-
-
-def checkpoint_file(run: PlannedRun, root: epath.PathLike, preset: Preset, step: int) -> epath.Path:
-    """Path of the accuracy under attack of a run's checkpoint; see ``attacked_checkpoints``."""
-    how = key(preset.attack["epsilons"], preset.attack["examples"])
-    return run.folder(root) / _FOLDER / f"step-{step}-{how}.json"
-
-
-def _attacked(
-    file: epath.Path,
-    run: PlannedRun,
-    root: epath.PathLike,
-    preset: Preset,
-    settings: robustness.Settings,
-    stop: StopSignals,
-    programs: Programs | None,
-    step: int | None = None,
-) -> dict[str, Any]:
-    """Measures a run, or its checkpoint of a step, unless both files are there."""
-
-    def compute() -> dict[str, Any]:
-        trained = loading.load(run.folder(root), step=step)
-        data = eval_loop.open_split(trained, "test").arrays(preset.attack["examples"])
-        curves = robustness.measure(
-            trained.model,
-            trained.variables,
-            data,
-            settings,
-            track=lambda items, total, what: progress.track(
-                _stoppable(items, stop), total, f"{run.name}: {what}", every=_SECONDS
-            ),
-            programs=programs,
-        )
-        bits.write(bits_file(file), curves)
-        return {
-            "examples": curves.examples,
-            "clean": float(curves.clean),
-            "rows": report.rows(curves),
-            "checks": [check._asdict() for check in sanity.checks(curves)],
-        }
-
-    if file.exists() and not bits_file(file).exists():
-        file.unlink()
-    return kept(file, compute)
-
-
-def _stoppable(items: Iterable[Any], stop: StopSignals) -> Iterator[Any]:
-    for item in items:
-        if stop.signalled:
-            raise Preempted("stopped during a measurement, which will start over")
-        yield item
 
 
 def _kept_pictures(
@@ -294,7 +124,7 @@ def _kept_pictures(
 
 def layers_file(run: PlannedRun, root: epath.PathLike) -> epath.Path:
     """Path of the coverage of each layer of a run."""
-    return run.folder(root) / _FOLDER / f"layers-{key()}.json"
+    return run.folder(root) / FOLDER / f"layers-{key()}.json"
 
 
 def layers(run: PlannedRun, root: epath.PathLike) -> tuple[Rows, dict[str, epath.Path]]:
@@ -315,7 +145,7 @@ def layers(run: PlannedRun, root: epath.PathLike) -> tuple[Rows, dict[str, epath
 
 def bank_file(run: PlannedRun, root: epath.PathLike) -> epath.Path:
     """Path of the rank and the coverage of a run's filters."""
-    return run.folder(root) / _FOLDER / f"bank-{key()}.json"
+    return run.folder(root) / FOLDER / f"bank-{key()}.json"
 
 
 def bank(run: PlannedRun, root: epath.PathLike) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Any
 from etils import epath
 
 from randmix import config as configs
-from randmix.reproduce import measurements
+from randmix.reproduce import measurements, stored, under_attack
 from randmix.reproduce.plan import Group, PlannedRun, learned_share
 from randmix.reproduce.presets import Preset
 from randmix.training import loading
@@ -130,26 +130,26 @@ def _measured(
 ) -> Iterator[Row]:
     """What was measured of a trained run for an experiment."""
     if experiment in ("E6", "E7"):
-        file = measurements.attacks_file(run, root, preset)
+        file = under_attack.attacks_file(run, root, preset)
         if file.exists():
-            found = measurements.read(file, {"rows": list, "checks": list})
+            found = stored.read(file, {"rows": list, "checks": list})
             for row in found["rows"]:
                 yield {"epsilon": row["epsilon"]}, row["attack"], row["accuracy"]
             for check in found["checks"]:
                 passed = math.nan if check["passed"] is None else check["passed"]
                 yield {"check": check["claim"]}, "check", passed
-    if experiment == "E6" and measurements.keeps_its_way(run):
+    if experiment == "E6" and under_attack.keeps_its_way(run):
         for step in loading.kept_steps(run.folder(root)):
-            file = measurements.checkpoint_file(run, root, preset, step)
+            file = under_attack.checkpoint_file(run, root, preset, step)
             if file.exists():
-                found = measurements.read(file, {"rows": list, "clean": float})
+                found = stored.read(file, {"rows": list, "clean": float})
                 yield {"step": step}, "step_accuracy", found["clean"]
                 for row in found["rows"]:
                     where = {"step": step, "epsilon": row["epsilon"]}
                     yield where, f"step_{row['attack']}", row["accuracy"]
     if experiment == "E9":
         file = measurements.layers_file(run, root)
-        for row in measurements.read(file, list) if file.exists() else ():
+        for row in stored.read(file, list) if file.exists() else ():
             yield {"layer": row["layer"]}, "coverage", row["coverage"]
 
 
@@ -158,7 +158,7 @@ def _bank(run: PlannedRun, root: epath.PathLike) -> dict[str, float]:
     file = measurements.bank_file(run, root)
     if not file.exists():
         return {}
-    found = measurements.read(file, {"rank": float, "coverage": float})
+    found = stored.read(file, {"rank": float, "coverage": float})
     return {"bank_rank": round(found["rank"]), "bank_coverage": found["coverage"]}
 
 

@@ -25,8 +25,10 @@ from randmix.reproduce import (
     measurements,
     neighbours,
     pictures,
+    stored,
     sweep,
     tables,
+    under_attack,
     verdicts,
 )
 from randmix.reproduce.claims import CLAIMS
@@ -102,9 +104,9 @@ def write(
             records += of_smoothing(measurements.smoothed_filters(plain, root, preset)[0], plain)
         if "E11" in experiments:
             changed = sorted(map(str, overrides.items()))
-            name = f"counts-{measurements.key(preset.name, _models_key(preset), changed)}"
+            name = f"counts-{stored.key(preset.name, _models_key(preset), changed)}"
             file = epath.Path(root) / "measurements" / f"{name}.json"
-            counted = measurements.kept(file, lambda: counting.rows(preset, overrides))
+            counted = stored.kept(file, lambda: counting.rows(preset, overrides))
             records += counting.records(counted, f"measurements/{name}.json")
         judged = verdicts.judge(records, pending(groups, root, experiments, preset))
         drawn, missing = pictures.draw(
@@ -209,10 +211,10 @@ def _failed_checks(groups: Sequence[Group], root: Path, preset: Preset) -> dict[
     counts: dict[str, dict[str, int]] = {}
     failed = []
     for run in (run for group in groups for run in group):
-        file = measurements.attacks_file(run, root, preset)
+        file = under_attack.attacks_file(run, root, preset)
         if not file.exists():
             continue
-        for check in measurements.read(file, {"checks": list})["checks"]:
+        for check in stored.read(file, {"checks": list})["checks"]:
             verdict = {True: "passed", False: "failed", None: "open"}[check["passed"]]
             row = counts.setdefault(check["claim"], {"passed": 0, "failed": 0, "open": 0})
             row[verdict] += 1

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from randmix.analysis import robustness
-from randmix.reproduce import measurements, plan, presets
+from randmix.reproduce import plan, presets, under_attack
 from randmix.runtime.preemption import Preempted, StopSignals
 from randmix.training import loop as train
 
@@ -35,11 +35,11 @@ def run(root):
 
 def test_every_attack_is_stored_with_its_examples_and_bits(run, root):
     with StopSignals() as stop:
-        found = measurements.attacks(run, root, PRESET, stop)
-    file = measurements.attacks_file(run, root, PRESET)
+        found = under_attack.attacks(run, root, PRESET, stop)
+    file = under_attack.attacks_file(run, root, PRESET)
     assert json.loads(file.read_text()) == found
     assert found["examples"] == 32
-    bits = robustness.load(measurements.bits_file(file))
+    bits = robustness.load(under_attack.bits_file(file))
     for row in found["rows"]:
         outcomes = bits[row["attack"]][bits["epsilons"].tolist().index(row["epsilon"])]
         assert len(outcomes) == row["examples"]
@@ -57,27 +57,27 @@ def test_every_attack_is_stored_with_its_examples_and_bits(run, root):
 
 def test_checkpoints_are_attacked_once_each(run, root, monkeypatch):
     with StopSignals() as stop:
-        rows = measurements.attacked_checkpoints(run, root, PRESET, stop)
+        rows = under_attack.attacked_checkpoints(run, root, PRESET, stop)
         assert [(row["step"], row["attack"], row["epsilon"]) for row in rows] == [
             (step, attack, epsilon)
             for step in (1, 2, 3)
             for attack in ("fgsm", "pgd2")
             for epsilon in (0, 8, 64)
         ]
-        final = measurements.attacks(run, root, PRESET, stop)
+        final = under_attack.attacks(run, root, PRESET, stop)
         assert [(row["accuracy"], row["clean"]) for row in rows if row["step"] == 3] == [
             (row["accuracy"], final["clean"])
             for row in final["rows"]
             if row["attack"] in ("fgsm", "pgd2")
         ]
-        files = [measurements.checkpoint_file(run, root, PRESET, step) for step in (1, 2, 3)]
+        files = [under_attack.checkpoint_file(run, root, PRESET, step) for step in (1, 2, 3)]
         first, second, _ = [
-            robustness.load(measurements.bits_file(file))["clean"] for file in files
+            robustness.load(under_attack.bits_file(file))["clean"] for file in files
         ]
         assert not np.array_equal(first, second)
 
         # After a stop, or a loss of one file, only what is missing is measured.
-        measurements.bits_file(files[1]).unlink()
+        under_attack.bits_file(files[1]).unlink()
         attacked = []
         inner = robustness.measure
 
@@ -86,7 +86,7 @@ def test_checkpoints_are_attacked_once_each(run, root, monkeypatch):
             return inner(*arguments, **options)
 
         monkeypatch.setattr(robustness, "measure", measure)
-        assert measurements.attacked_checkpoints(run, root, PRESET, stop) == rows
+        assert under_attack.attacked_checkpoints(run, root, PRESET, stop) == rows
         assert len(attacked) == 1
 
 
@@ -96,5 +96,5 @@ def test_a_signal_stops_between_two_batches(run, root):
 
     other = dataclasses.replace(PRESET, attack={**PRESET.attack, "examples": 31})
     with pytest.raises(Preempted, match="stopped during a measurement"):
-        measurements.attacks(run, root, other, Signalled())
-    assert not measurements.attacks_file(run, root, other).exists()
+        under_attack.attacks(run, root, other, Signalled())
+    assert not under_attack.attacks_file(run, root, other).exists()

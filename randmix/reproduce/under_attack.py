@@ -1,0 +1,161 @@
+"""Accuracy under attack of trained runs and of their checkpoints, stored in files beside them.
+
+runs/NAME/measurements/attacks-KEY.json    accuracy under attack and sanity checks (E6, E7)
+runs/NAME/measurements/attacks-KEY.npz     the outcome for each image, see ``robustness.load``
+runs/NAME/measurements/step-S-KEY.json     FGSM and PGD-2 on the checkpoint of step S (claim 4e)
+runs/NAME/measurements/step-S-KEY.npz      the outcome for each image, likewise
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from etils import epath
+
+from randmix.analysis import robustness
+from randmix.analysis.robustness import bits, report, sanity
+from randmix.reproduce.plan import PlannedRun
+from randmix.reproduce.presets import Preset
+from randmix.reproduce.stored import FOLDER, kept, key
+from randmix.runtime import progress
+from randmix.runtime.preemption import Preempted, StopSignals
+from randmix.training import evaluation as eval_loop
+from randmix.training import loading
+from randmix.training.compiled import Programs
+
+Rows = list[dict[str, Any]]
+_SECONDS = 60  # between two lines on the progress
+
+
+def keeps_its_way(run: PlannedRun) -> bool:
+    """Whether checkpoints of a run are attacked as well: an undefended one of E6 that keeps some.
+
+    Two are kept in any case.
+    """
+    return (
+        "E6" in run.experiments
+        and run.settings.get("keep_checkpoints", 2) > 2
+        and not run.settings.get("defense.epsilon")
+    )
+
+
+def attacks_file(run: PlannedRun, root: epath.PathLike, preset: Preset) -> epath.Path:
+    """Path of a run's accuracy under attack; the outcomes are beside it, see ``bits_file``."""
+    return run.folder(root) / FOLDER / f"attacks-{key(dict(preset.attack))}.json"
+
+
+def bits_file(file: epath.Path) -> epath.Path:
+    """Path of the outcomes that belong to a file of accuracies, for ``robustness.load``."""
+    return file.parent / f"{file.name.removesuffix('.json')}.npz"
+
+
+def attacks(
+    run: PlannedRun,
+    root: epath.PathLike,
+    preset: Preset,
+    stop: StopSignals,
+    programs: Programs | None = None,
+) -> dict[str, Any]:
+    """Accuracy under every attack but "pgd" at every epsilon of the preset.
+
+    Arguments and errors are those of ``measurements.measure``.
+
+    Returns:
+        ``{"examples", "clean", "rows": [{"attack", "epsilon", "accuracy", "examples"}, ...],
+        "checks"}``: epsilons in 1/255, accuracies in [0, 1] over that many examples, and the sanity
+        checks as dicts.
+    """
+    attack = preset.attack
+    settings = robustness.Settings(
+        attacks=("noise", "fgsm", "pgd2", "targeted", "square", "strong"),
+        epsilons=tuple(attack["epsilons"]),
+        batch_size=run.config.batch_size,
+        strong_examples=attack["strong_examples"],
+        targeted={"steps": attack["steps"], "targets": attack["targets"]},
+        square={"queries": attack["queries"]},
+        strong={"steps": attack["steps"], "restarts": attack["restarts"]},
+    )
+    file = attacks_file(run, root, preset)
+    return _attacked(file, run, root, preset, settings, stop, programs)
+
+
+def attacked_checkpoints(
+    run: PlannedRun,
+    root: epath.PathLike,
+    preset: Preset,
+    stop: StopSignals,
+    programs: Programs | None = None,
+) -> Rows:
+    """Accuracy under FGSM and PGD-2 of every checkpoint that the run has kept, for claim 4e.
+
+    Each checkpoint's numbers are stored once, so a call that is stopped resumes. Arguments and
+    errors are those of ``measurements.measure``; of the preset's attacks, only epsilons and
+    examples matter.
+
+    Returns:
+        Rows of ``{"step", "clean", "attack", "epsilon", "accuracy", "examples"}``, by step; "clean"
+        is the step's accuracy on the same examples without an attack.
+    """
+    attack = preset.attack
+    settings = robustness.Settings(
+        attacks=("fgsm", "pgd2"),
+        epsilons=tuple(attack["epsilons"]),
+        batch_size=run.config.batch_size,
+    )
+    programs = programs or Programs()
+    rows: Rows = []
+    for step in loading.kept_steps(run.folder(root)):
+        file = checkpoint_file(run, root, preset, step)
+        found = _attacked(file, run, root, preset, settings, stop, programs, step)
+        rows += [{"step": step, "clean": found["clean"], **row} for row in found["rows"]]
+    return rows
+
+
+def checkpoint_file(run: PlannedRun, root: epath.PathLike, preset: Preset, step: int) -> epath.Path:
+    """Path of the accuracy under attack of a run's checkpoint; see ``attacked_checkpoints``."""
+    how = key(preset.attack["epsilons"], preset.attack["examples"])
+    return run.folder(root) / FOLDER / f"step-{step}-{how}.json"
+
+
+def _attacked(
+    file: epath.Path,
+    run: PlannedRun,
+    root: epath.PathLike,
+    preset: Preset,
+    settings: robustness.Settings,
+    stop: StopSignals,
+    programs: Programs | None,
+    step: int | None = None,
+) -> dict[str, Any]:
+    """Measures a run, or its checkpoint of a step, unless both files are there."""
+
+    def compute() -> dict[str, Any]:
+        trained = loading.load(run.folder(root), step=step)
+        data = eval_loop.open_split(trained, "test").arrays(preset.attack["examples"])
+        curves = robustness.measure(
+            trained.model,
+            trained.variables,
+            data,
+            settings,
+            track=lambda items, total, what: progress.track(
+                _stoppable(items, stop), total, f"{run.name}: {what}", every=_SECONDS
+            ),
+            programs=programs,
+        )
+        bits.write(bits_file(file), curves)
+        return {
+            "examples": curves.examples,
+            "clean": float(curves.clean),
+            "rows": report.rows(curves),
+            "checks": [check._asdict() for check in sanity.checks(curves)],
+        }
+
+    if file.exists() and not bits_file(file).exists():
+        file.unlink()
+    return kept(file, compute)
+
+
+def _stoppable(items: Iterable[Any], stop: StopSignals) -> Iterator[Any]:
+    for item in items:
+        if stop.signalled:
+            raise Preempted("stopped during a measurement, which will start over")
+        yield item
