@@ -54,7 +54,14 @@ QUICK = {
         "--config.tensorboard=False",  # imports PyTorch where installed, which takes seconds
         "--config.data.image_size=28",
     ),
-    "randmix evaluate": ("--examples=8", "--strong_steps=2", "--strong_restarts=1"),
+    "randmix evaluate": (
+        "--examples=8",
+        "--strong_steps=2",
+        "--strong_restarts=1",
+        "--targeted_steps=1",
+        "--targeted_classes=1",
+        "--square_queries=2",
+    ),
     "randmix reproduce": (
         "--experiments=E9,E11",
         "--override=steps=2",
