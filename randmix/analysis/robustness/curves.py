@@ -226,11 +226,11 @@ class _Work:
 
     def _outcomes(self, program: Program, calls: Sequence[tuple[int, Any]], what: str) -> list[Any]:
         """The program's results on the host, for each batch index and epsilon (in pixel values)."""
-        seed = np.uint32(self.settings.seed)
-        return [
-            jax.device_get(program(self.weights, self.split, index, epsilon, seed))
-            for index, epsilon in self.track(calls, len(calls), what)
-        ]
+        seed, results = np.uint32(self.settings.seed), []
+        for index, epsilon in self.track(calls, len(calls), what):
+            results.append(program(self.weights, self.split, index, epsilon, seed))
+            jax.block_until_ready(results[-2:-1])  # the host stays one batch ahead
+        return jax.device_get(results)
 
 
 def jit_together(
