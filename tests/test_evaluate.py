@@ -431,10 +431,6 @@ def test_the_picture_tells_the_lines_apart_and_shows_every_epsilon():
             "--epsilons: got '1e39', allowed are numbers, 0 to 3.4e+38 (in 1/255)",
         ),
         (
-            ["--attacks=fgsm", "--strong_examples=0"],
-            "--strong_examples: got 0, allowed 1 to 2147483647",
-        ),
-        (
             ["--attacks=square", "--square_queries=0"],
             "--square_queries: got 0, allowed 1 to 2147483647",
         ),

@@ -58,6 +58,7 @@ def numpy_square(images, labels, epsilon, queries, rng):
     return (margin <= 0).sum()
 
 
+@pytest.mark.slow
 def test_square_leaves_as_many_right_as_numpy_after_the_same_queries():
     seeds, epsilon, queries = 12, 0.06, 24
     square = jax.jit(partial(attacks.square, perceptron, queries=queries))
