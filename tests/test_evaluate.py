@@ -289,7 +289,7 @@ def test_good_curves_pass():
     ("place", "change", "detail"),
     [
         (0, {"clean": 0.89}, "the attacks' program 0.9000, clean 0.8900"),
-        (1, {"fgsm": (90, 30, 60)}, "fgsm rises from 0.3000 to 0.6000 at 64"),
+        (1, {"fgsm": (90, 60, 85)}, "fgsm rises from 0.6000 to 0.8500 at 64"),
         (2, {"strong": (90, 20, 2)}, "0.0200 at 64, strong"),
         (3, {"pgd2": (90, 60, 2)}, "pgd2 0.6000 over fgsm 0.3000 at 8"),
         (
@@ -315,6 +315,12 @@ def test_what_chance_explains_does_not_fail():
     assert verdicts[1].passed
     assert verdicts[3].passed
     assert str(verdicts[6]).endswith("3 of 100 at 8, at most, within chance")
+
+
+def test_long_steps_may_overshoot_beyond_the_radius_that_halves():
+    verdicts = sanity.checks(curves(**GOOD | {"fgsm": (90, 30, 60), "pgd2": (90, 25, 80)}))
+    assert verdicts[1].passed
+    assert verdicts[3].passed
 
 
 def test_what_the_numbers_cannot_tell_is_open():

@@ -17,6 +17,9 @@ NEAR_ZERO = 0.01
 _MISSES = 0.01
 # The gradient-based attacks, by number of steps.
 _BY_STEPS = ("fgsm", "pgd2", "pgd", "strong")
+# Their steps are as long as the radius, so far out they overshoot: accuracy may then rise, which
+# says nothing about the gradient. They are checked up to the radius that halves accuracy.
+_COARSE = ("fgsm", "pgd2")
 
 
 class Check(NamedTuple):
@@ -74,7 +77,7 @@ def _falls(curves: Curves) -> Check:
         for epsilon, (before, after) in zip(
             epsilons[1:], pairwise(curves.correct[name]), strict=True
         )
-        if _helps_beyond_noise(before, after)
+        if epsilon <= _checked_up_to(curves, name) and _helps_beyond_noise(before, after)
     ]
     return Check(claim, not rises, "; ".join(rises) or "for every attack, beyond noise")
 
@@ -102,7 +105,7 @@ def _more_steps_never_help(curves: Curves) -> Check:
         for epsilon, before, after in zip(
             curves.settings.epsilons, *_in_common(curves, fewer, more), strict=True
         )
-        if _helps_beyond_noise(before, after)
+        if epsilon <= _checked_up_to(curves, more) and _helps_beyond_noise(before, after)
     ]
     return Check(claim, not helped, "; ".join(helped) or f"{', '.join(names)}, beyond noise")
 
@@ -155,6 +158,12 @@ def _finds_nothing_new(curves: Curves, name: str, title: str) -> Check:
     masked = new[row] - 2 * np.sqrt(new[row]) > _MISSES * found.shape[1]
     verdict = "the gradients are masked" if masked else "at most, within chance"
     return Check(claim, not masked, f"{where}, {verdict}")
+
+
+def _checked_up_to(curves: Curves, name: str) -> float:
+    """The largest epsilon at which an attack is checked."""
+    halved = np.flatnonzero(curves.accuracy(name) <= curves.clean_correct.mean() / 2)
+    return curves.settings.epsilons[halved[0]] if name in _COARSE and halved.size else np.inf
 
 
 def _gradient_attacks(curves: Curves) -> list[str]:
