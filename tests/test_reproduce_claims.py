@@ -323,6 +323,28 @@ def test_one_seed_may_fail_a_check_by_chance(failing, expected):
     assert verdict("4a", found) == expected
 
 
+def test_masked_gradients_of_defended_models_leave_undefended_ones_assessable():
+    masked = [*attacked(0.5, passes=lambda seed: 0.0, **{"defense.epsilon": 8.0})]
+    found = [*attacked(0.5)], masked
+    assert verdict("4a", *found) == SUPPORTED
+    assert verdict("4b", *found) == NOT_ASSESSABLE
+
+
+def test_a_check_that_fails_once_in_each_of_several_models_fails_by_chance():
+    found = smoothed({1.0: 0.0, 2.0: 0.005})
+    checks = [
+        dataclasses.replace(
+            check,
+            settings={**check.settings, "model.smoothing_index": float(index)},
+            value=float(check.seed != index),
+        )
+        for check in attacked(0.0, experiment="E7")
+        if check.metric == "check"
+        for index in (0, 1, 2)
+    ]
+    assert verdict("5", found, checks) == SUPPORTED
+
+
 @pytest.mark.parametrize(
     ("full_steps", "expected"),
     # Checkpoint 10 of Full is as accurate as Chans is at its end, and halves at 3.
@@ -342,12 +364,8 @@ def test_robustness_at_matched_accuracy(full_steps, expected):
     assert verdict("4e", found, [*attacked(0.5)]) == expected
 
 
-@pytest.mark.parametrize(
-    ("losses", "expected"),
-    # Index 2 halves two octaves later, index 1 a tenth of one.
-    [({1.0: 0.0, 2.0: 0.005}, SUPPORTED), ({1.0: 0.0, 2.0: 0.02}, f"{SUPPORTED} and {EQUAL}")],
-)
-def test_smoothing_at_the_largest_index_that_is_free(losses, expected):
+def smoothed(losses):
+    """Index 2 halves two octaves later than index 0, index 1 a tenth of one."""
     octaves, losses = {0.0: 0.0, 1.0: 0.1, 2.0: 2.0}, {0.0: 0.0, **losses}
     indices = {"model__smoothing_index": tuple(octaves)}
 
@@ -358,9 +376,16 @@ def test_smoothing_at_the_largest_index_that_is_free(losses, expected):
         return 0.9 - losses[model__smoothing_index]
 
     found = records("E7", "fgsm", fgsm, over={**indices, "epsilon": EPSILONS}, mode="chans")
-    found += records("E7", "validation_accuracy", clean, over=indices, mode="chans")
+    return found + records("E7", "validation_accuracy", clean, over=indices, mode="chans")
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [({1.0: 0.0, 2.0: 0.005}, SUPPORTED), ({1.0: 0.0, 2.0: 0.02}, f"{SUPPORTED} and {EQUAL}")],
+)
+def test_smoothing_at_the_largest_index_that_is_free(losses, expected):
     checks = [r for r in attacked(0.0, experiment="E7") if r.metric == "check"]
-    assert verdict("5", found, checks) == expected
+    assert verdict("5", smoothed(losses), checks) == expected
 
 
 def unshuffled(psnr, reach):
