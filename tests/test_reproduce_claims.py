@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import simulated_families
 
-from randmix.reproduce import claims, effects, figures, presets, verdicts
+from randmix.reproduce import claims, effects, figures, gates, presets, verdicts
 from randmix.reproduce.claims import CLAIMS
 from randmix.reproduce.experiments import EXPERIMENTS
 from randmix.reproduce.records import Record, Records
@@ -181,6 +181,20 @@ def test_a_claim_is_looked_at_once():
     assert (one.verdict, one.reason) == (NOT_DECIDED, "3 of 10 runs aren't finished")
 
 
+def test_the_runs_of_the_gate_must_be_finished_as_well():
+    planned = {("E2", "digits"): (0, 10), ("convergence", "digits"): (1, 8)}
+    judged = verdicts.judge(Records(itertools.chain(*near(0.02))), planned)
+    words = {one.claim.id: (one.verdict, one.reason) for one in judged}
+    assert words["1a"] == (NOT_DECIDED, "1 of 18 runs aren't finished")
+
+
+def test_a_gate_with_a_family_that_was_not_measured_has_no_number():
+    effect = effects.points("full", "chans")
+    own = Records([*gate(), *gate(model="convmixer")])
+    found = gates.converged(effect)(own, gate(model="convmixer"))
+    assert (found.passed, found.detail) == (False, "not measured")
+
+
 def test_the_effect_is_the_mean_over_sizes_of_the_seeds_that_have_all():
     trained, _ = near(0.02)
     part = Records(r for r in trained if r.seed < 4 or r.settings["model.depth"] == 1)
@@ -271,6 +285,27 @@ def test_the_gap_closes(gaps, expected):
     assert verdict("3", records("E4", "accuracy", accuracy, over=over)) == expected
 
 
+def test_a_gap_that_one_family_lacks_leaves_the_other_assessable():
+    gaps = {"resnet": {4: 0.08, 16: 0.001}, "convmixer": {16: 0.0, 128: 0.001}}
+    found = [
+        records(
+            "E4",
+            "accuracy",
+            lambda seed, mode, model__width, own=own: 0.9 - (own[model__width] * (mode == "chans")),
+            over={"mode": ("full", "chans"), "model__width": tuple(own)},
+            model__name=name,
+        )
+        for name, own in gaps.items()
+    ]
+    one = judgement("3", *found)
+    assert one.verdict == f"1 {SUPPORTED}, 1 {NOT_ASSESSABLE}"
+    assert [(gate.part, gate.passed) for gate in one.gates] == [
+        ("resnet", True),
+        ("convmixer", False),
+    ]
+    assert "at the smallest width is above 0 with its whole interval (convmixer): " in one.reason
+
+
 EPSILONS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 
 
@@ -315,6 +350,33 @@ def test_a_radius_outside_the_grid_is_not_assessable():
     one = judgement("4a", [*attacked(0.5, middle=100.0)])
     assert one.verdict == NOT_ASSESSABLE
     assert one.reason.startswith("outside what was measured: Chans - Full, halving radius")
+
+
+@pytest.mark.parametrize("outside", ["resnet", "convmixer"])
+def test_a_family_outside_the_grid_leaves_the_other_assessable(outside):
+    inside = {"resnet", "convmixer"} - {outside}
+    found = []
+    for model in ("resnet", "convmixer"):
+        steps = {"mode": ("full", "chans"), "step": (20,)}
+        own = attacked(
+            0.5,
+            metric="step_{}",
+            middle=4.0 if model in inside else 100.0,
+            model__name=model,
+            step=20,
+        )
+        found += own
+        found += records(
+            "E6",
+            "step_accuracy",
+            lambda seed, **_: 0.8,
+            over={**steps, "model__depth": (1, 2)},
+            model__name=model,
+        )
+    one = judgement("4e", found)
+    assert sorted(one.verdict.split(", ")) == [f"1 {NOT_ASSESSABLE}", f"1 {SUPPORTED}"]
+    assert one.reason.startswith("outside what was measured: ")
+    assert one.reason.endswith(f"under FGSM ({outside})")
 
 
 @pytest.mark.parametrize(("failing", "expected"), [(1, SUPPORTED), (2, NOT_ASSESSABLE)])

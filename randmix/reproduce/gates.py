@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from randmix.experiments.statistics import t_interval
+from randmix.experiments.statistics import Interval, t_interval
 from randmix.reproduce import effects
 from randmix.reproduce.effects import SIZES, Effect, Values
 from randmix.reproduce.records import Records
@@ -23,11 +23,20 @@ _MODEL = ("model.name", *SIZES, "model.smoothing_index", "defense.epsilon")
 
 
 class Outcome(NamedTuple):
-    """The outcome of a gate: its condition in words, whether it passed, and what was measured."""
+    """The outcome of a gate: its condition in words, whether it passed, and what was measured.
+
+    ``part`` says for which part of a split claim, in words; "" for a whole experiment.
+    """
 
     words: str
     passed: bool
     detail: str
+    part: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """The outcome in one line."""
+        return f"{self.words}{f' ({self.part})' if self.part else ''}: {self.detail}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,14 +47,16 @@ class Gate:
         words: the condition, as the report says it.
         check: (the claim's records, all records of the data set) -> whether it passed, and what was
             measured.
+        experiment: id of the experiment that measures it; "" for the claim's own.
     """
 
     words: str
     check: Callable[[Records, Records], tuple[bool, str]]
+    experiment: str = ""
 
-    def __call__(self, own: Records, everything: Records) -> Outcome:
-        """Checks the condition."""
-        return Outcome(self.words, *self.check(own, everything))
+    def __call__(self, own: Records, everything: Records, part: str = "") -> Outcome:
+        """Checks the condition for a part of a claim."""
+        return Outcome(self.words, *self.check(own, everything), part)
 
 
 def spans(least: float) -> Gate:
@@ -64,8 +75,7 @@ def control_fails(effect: Effect) -> Gate:
 
     def check(own: Records, everything: Records) -> tuple[bool, str]:
         interval = t_interval([*effect.of(own).values()])
-        detail = _measured(interval.mean, effect.unit)
-        return interval.high < 0, f"{detail}, up to {interval.high:.2f}"
+        return interval.high < 0, _with_interval(interval, effect.unit)
 
     return Gate(f"the control fails: {effect.words} is below 0 with its whole interval", check)
 
@@ -76,15 +86,16 @@ def converged(effect: Effect) -> Gate:
     def check(own: Records, everything: Records) -> tuple[bool, str]:
         models = own.values("model.name")
         found = [_change(effect, everything.where(CONVERGENCE, model__name=m)) for m in models]
-        worst = max(map(abs, found), default=math.nan)
-        words = _measured(worst, effect.unit)
-        passed = bool(found) and all(abs(change) < _CHANGE for change in found)
-        return passed, f"changes by {words}" if found and not math.isnan(worst) else words
+        if not found or any(map(math.isnan, found)):
+            return False, "not measured"
+        worst = max(map(abs, found))
+        return worst < _CHANGE, f"changes by {_measured(worst, effect.unit)}"
 
     return Gate(
         f"at twice the epochs, {effect.words} on held-out training images changes by less than "
         f"{_CHANGE:g} points",
         check,
+        CONVERGENCE,
     )
 
 
@@ -130,7 +141,9 @@ def reaches() -> Gate:
 
     def check(own: Records, everything: Records) -> tuple[bool, str]:
         reach = own.where(metric="reach")
-        largest = max((record.value for record in reach), default=math.nan)
+        if not reach:
+            return False, "not measured"
+        largest = max(record.value for record in reach)
         return bool(effects.reaching(own)), f"at most {100 * largest:.0f} % of the pixels"
 
     return Gate(
@@ -159,13 +172,19 @@ def gap_at_first() -> Gate:
 
     def check(own: Records, everything: Records) -> tuple[bool, str]:
         interval = t_interval([*effect.of(own).values()])
-        return interval.low > 0, _measured(interval.mean, "points")
+        return interval.low > 0, _with_interval(interval, "points")
 
     return Gate(f"{effect.words} is above 0 with its whole interval", check)
 
 
 def _mean(values: Values) -> float:
     return sum(values.values()) / len(values) if values else math.nan
+
+
+def _with_interval(interval: Interval, unit: str) -> str:
+    if math.isnan(interval.mean):
+        return "not measured"
+    return f"{_measured(interval.mean, unit)} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
 def _measured(value: float, unit: str) -> str:

@@ -267,21 +267,19 @@ def _row(group: Group, root: Path) -> dict[str, Any]:
 
 def summary(judgement: Judgement) -> str:
     """The deciding effect in a line, or why there is no verdict."""
-    known = [r for r in judgement.results if not math.isnan(r.interval.mean)]
+    known = [r for r in judgement.deciding if not math.isnan(r.interval.mean)]
     if not known:
         return judgement.reason or "nothing to compare yet"
-    # By signed distance from the threshold: the effect that supports the claim least.
-    deciding = known[: max(1, judgement.claim.deciding)]
-    worst = max(deciding, key=lambda result: result.p_supported)
+    # The effect that supports the claim least.
+    worst = max(known, key=lambda result: result.p_supported)
     text = in_words(worst)
     return f"{text}; {judgement.reason}" if judgement.reason else text
 
 
 def in_words(result: Result) -> str:
     """A result in one line."""
-    what = f"{result.words} ({result.condition})" if result.condition else result.words
     mean = f"{number(result.interval.mean)} {result.unit}".strip()
-    return f"{what}: {mean}, {interval_in_words(result)}"
+    return f"{result.title}: {mean}, {interval_in_words(result)}"
 
 
 def interval_in_words(result: Result) -> str:

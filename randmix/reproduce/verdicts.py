@@ -1,6 +1,7 @@
 """Verdicts: the claims judged by the records, one family of primary claims for each data set."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -52,7 +53,7 @@ class Result:
             without one.
         p_supported, p_contradicted, p_equal: one-sided p-values, not corrected.
         runs: the runs that the claim's records come from.
-        verdict: a word of this module, as a secondary claim.
+        verdict: a word of this module, as a secondary claim; *not assessable* if a gate failed.
     """
 
     condition: str
@@ -71,6 +72,11 @@ class Result:
     runs: Sequence[str]
     verdict: str = NOT_DECIDED
 
+    @property
+    def title(self) -> str:
+        """The effect in words, and its condition if it has one."""
+        return f"{self.words} ({self.condition})" if self.condition else self.words
+
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
@@ -83,7 +89,7 @@ class Judgement:
         gates: outcomes of its gates.
         p: the primary claim's p-value after Holm's correction; NaN for a secondary one.
         verdict: the headline.
-        reason: why it isn't decided or assessable; "" otherwise.
+        reason: why it, or a part of it, isn't decided or assessable; "" otherwise.
     """
 
     claim: Claim
@@ -93,6 +99,11 @@ class Judgement:
     p: float
     verdict: str
     reason: str
+
+    @property
+    def deciding(self) -> Sequence[Result]:
+        """The results that decide, of all parts of a split claim."""
+        return _deciding(self.claim, self.results)
 
 
 def judge(records: Records, pending: Pending) -> list[Judgement]:
@@ -124,19 +135,37 @@ def _examine(claim: Claim, data: str, records: Records, pending: Pending) -> Jud
     own = records.where(claim.experiment)
     own = own.where(model__name=claim.model) if claim.model else own
     parts = [*conditions(own, claim.split)] if claim.split and own else [own]
-    results = tuple(
-        _result(test, part, _in_words(part, claim.split)) for test in claim.tests for part in parts
-    )
-    outcomes = tuple(gate(own, records) for gate in claim.gates)
-    unfinished, total = pending[claim.experiment, data]
-    reason, verdict = "", _headline(claim, results)
-    if censored := [r.words for r in results[: claim.deciding] if _censored(r.values)]:
-        reason, verdict = f"outside what was measured: {'; '.join(censored)}", NOT_ASSESSABLE
-    if failed := [f"{gate.words}: {gate.detail}" for gate in outcomes if not gate.passed]:
-        reason, verdict = f"a gate failed: {'; '.join(failed)}", NOT_ASSESSABLE
+    examined = [_part(claim, part, records) for part in parts]
+    by_test = zip(*(found for found, _ in examined), strict=True)
+    results = tuple(itertools.chain.from_iterable(by_test))
+    outcomes = tuple(itertools.chain.from_iterable(found for _, found in examined))
+    reason = _reason(claim, results, outcomes)
+    verdict = NOT_ASSESSABLE if reason and claim.primary else _headline(claim, results)
+    needed = {claim.experiment, *(gate.experiment for gate in claim.gates if gate.experiment)}
+    counts = [pending.get((experiment, data), (0, 0)) for experiment in needed]
+    unfinished, total = map(sum, zip(*counts, strict=True))
     if unfinished:
-        reason, verdict = f"{unfinished} of {total} runs aren't finished", NOT_DECIDED
+        verdict, reason = NOT_DECIDED, f"{unfinished} of {total} runs aren't finished"
     return Judgement(claim, data, results, outcomes, math.nan, verdict, reason)
+
+
+def _part(claim: Claim, part: Records, records: Records) -> tuple[list[Result], list[Outcome]]:
+    """The effects and gates of a part of a claim, or of a whole one that isn't split."""
+    condition = _in_words(part, claim.split)
+    results = [_result(test, part, condition) for test in claim.tests]
+    outcomes = [gate(part, records, condition) for gate in claim.gates]
+    if not all(outcome.passed for outcome in outcomes):
+        results = [dataclasses.replace(result, verdict=NOT_ASSESSABLE) for result in results]
+    return results, outcomes
+
+
+def _reason(claim: Claim, results: Sequence[Result], outcomes: Sequence[Outcome]) -> str:
+    """Why a claim, or a part of it, isn't assessable; "" if it is."""
+    if failed := [outcome.sentence for outcome in outcomes if not outcome.passed]:
+        return f"a gate failed: {'; '.join(failed)}"
+    if censored := [r.title for r in _deciding(claim, results) if r.verdict == NOT_ASSESSABLE]:
+        return f"outside what was measured: {'; '.join(censored)}"
+    return ""
 
 
 def _result(test: Test, records: Records, condition: str) -> Result:
@@ -192,7 +221,7 @@ def _words(result: Result, supported: float, contradicted: float) -> str:
         words.append(CONTRADICTED)
     if result.p_equal <= EQUIVALENCE:
         words.append(EQUAL)
-    if not words and _censored(result.values):
+    if _censored(result.values):
         return NOT_ASSESSABLE
     return " and ".join(words) or NOT_DECIDED
 
@@ -203,11 +232,15 @@ def _censored(values: Values) -> bool:
 
 def _headline(claim: Claim, results: Sequence[Result]) -> str:
     """A secondary claim's headline: the word of its deciding effects, or their number by word."""
-    deciding = results[: claim.deciding * max(1, len(results) // len(claim.tests))]
-    words = [result.verdict for result in deciding]
+    words = [result.verdict for result in _deciding(claim, results)]
     if len(set(words)) == 1:
         return words[0]
     return ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
+
+
+def _deciding(claim: Claim, results: Sequence[Result]) -> Sequence[Result]:
+    """The results, of all parts, of the tests that decide."""
+    return results[: claim.deciding * (len(results) // len(claim.tests))]
 
 
 def _corrected(family: Sequence[Judgement]) -> list[Judgement]:
@@ -228,7 +261,7 @@ def _sides(judgement: Judgement) -> tuple[float, float]:
     """P-values for and against a primary claim: all of its deciding effects, or any."""
     if judgement.reason:
         return 1.0, 1.0
-    deciding = judgement.results[: judgement.claim.deciding]
+    deciding = judgement.deciding
     against = min(result.p_contradicted for result in deciding) * len(deciding)
     return max(result.p_supported for result in deciding), min(1.0, against)
 
