@@ -120,11 +120,35 @@ def test_a_rule_says_threshold_margin_and_gates():
     )
 
 
-def test_another_threshold_is_another_fingerprint(monkeypatch):
+def test_the_rule_of_several_effects_says_how_they_decide():
+    assert CLAIMS["2'"].rule.startswith(
+        "Supported if rank 9 - rank 3, at one coverage is above 0 points, and rank 3 - rank 1, at "
+        "one coverage is above 0 points, and widest - narrowest coverage, at one rank is within "
+        "±0.5 points. Contradicted if one of these is on the other side. Practically equal if rank "
+        "9 - rank 3, at one coverage is within ±0.5 points, and rank 3 - rank 1, at one coverage "
+        "is within ±0.5 points. Not assessable unless"
+    )
+    assert CLAIMS["2"].rule.startswith(
+        "Supported if Different - Same is above 0 points; if Same - Box is above 0 points; if Box "
+        "- Identity is above 0 points. Each of these has a verdict of its own. Practically equal "
+        "if Different - Same is within ±0.5 points; if Same - Box is within ±0.5 points; if Box - "
+        "Identity is within ±0.5 points. Judged for each family of models and number of filters "
+        "per channel. Not assessable unless"
+    )
+
+
+@pytest.mark.parametrize(
+    ("id", "change"),
+    [
+        ("6a", {"tests": (dataclasses.replace(CLAIMS["6a"].tests[0], threshold=1.5),)}),
+        ("4a", {"tests": CLAIMS["4a"].tests[:2]}),
+        ("4a", {"model": "convmixer"}),
+        ("4e", {"split": ()}),
+    ],
+)
+def test_another_rule_is_another_fingerprint(monkeypatch, id, change):
     before = claims.fingerprint()
-    test = dataclasses.replace(CLAIMS["6a"].tests[0], threshold=1.5)
-    changed = dataclasses.replace(CLAIMS["6a"], tests=(test,))
-    monkeypatch.setitem(CLAIMS, "6a", changed)
+    monkeypatch.setitem(CLAIMS, id, dataclasses.replace(CLAIMS[id], **change))
     assert claims.fingerprint() != before
 
 
@@ -262,6 +286,9 @@ def ranked(accuracies, coverages=(1.0, 1.0, 1.0), by_coverage=0.0):
         (ranked((0.9, 0.8, 0.7)), SUPPORTED),
         (ranked((0.9, 0.8, 0.85)), CONTRADICTED),
         (ranked((0.9, 0.8, 0.7), by_coverage=0.02), CONTRADICTED),
+        # Equality is of both steps.
+        (ranked((0.803, 0.8, 0.7)), SUPPORTED),
+        (ranked((0.806, 0.803, 0.8)), f"{SUPPORTED} and {EQUAL}"),
         (ranked((0.9, 0.8, 0.7), coverages=(1.0, 0.9, 0.9)), NOT_ASSESSABLE),
     ],
 )
@@ -448,6 +475,13 @@ def smoothed(losses):
 def test_smoothing_at_the_largest_index_that_is_free(losses, expected):
     checks = [r for r in attacked(0.0, experiment="E7") if r.metric == "check"]
     assert verdict("5", smoothed(losses), checks) == expected
+
+
+def test_smoothing_that_always_costs_accuracy_is_not_assessable():
+    checks = [r for r in attacked(0.0, experiment="E7") if r.metric == "check"]
+    one = judgement("5", smoothed({1.0: 0.03, 2.0: 0.02}), checks)
+    assert one.verdict == NOT_ASSESSABLE
+    assert "costs less than 1 point of accuracy on held-out images: 2.00 points" in one.reason
 
 
 def unshuffled(psnr, reach):

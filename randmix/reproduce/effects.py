@@ -168,34 +168,41 @@ def matched_octaves() -> Effect:
         own = Records(r for r in records if not r.defended)
         return _over_sizes(own.where(metric="step_fgsm"), lambda at: _matched(own, at))
 
-    return Effect("Chans - Full at equal clean accuracy, halving radius under FGSM", "octaves", of)
+    words = f"Chans - Full at clean accuracies within {MATCHED:g} point, halving radius under FGSM"
+    return Effect(words, "octaves", of)
 
 
-def smoothing_octaves(attack: str = "fgsm") -> Effect:
+def smoothing_octaves() -> Effect:
     """Smoothed - plain filters, at the largest index that costs no accuracy on held-out images."""
 
     def of(records: Records) -> Values:
         index = free_index(records)
-        if index is None:
-            return {}
-        attacked = records.where(metric=attack)
-        return differences(
-            *(log_radii(attacked.where(model__smoothing_index=i)) for i in (index, 0.0))
+        return _over_sizes(
+            records.where(metric="fgsm"),
+            lambda at: differences(
+                *(log_radii(at.where(model__smoothing_index=i)) for i in (index, 0.0))
+            ),
         )
 
-    return Effect(f"smoothed - plain, halving radius under {ATTACKS[attack]}", "octaves", of)
+    return Effect(f"smoothed - plain, halving radius under {ATTACKS['fgsm']}", "octaves", of)
 
 
 def free_index(records: Records) -> float | None:
     """The largest smoothing index above 0 whose loss of held-out accuracy is under ``NO_COST``."""
+    losses = smoothing_losses(records)
+    return max((index for index, loss in losses.items() if loss < NO_COST), default=None)
+
+
+def smoothing_losses(records: Records) -> dict[float, float]:
+    """The loss of held-out accuracy, in points, by smoothing index above 0; a mean over seeds."""
     held_out = records.where(metric="validation_accuracy")
     plain = held_out.where(model__smoothing_index=0.0).by_seed()
-    free = []
+    found = {}
     for index in held_out.values("model.smoothing_index"):
         losses = _difference(plain, held_out.where(model__smoothing_index=index).by_seed())
-        if index > 0 and losses and sum(losses.values()) / len(losses) < NO_COST:
-            free.append(index)
-    return max(free, default=None)
+        if index > 0 and losses:
+            found[index] = sum(losses.values()) / len(losses)
+    return found
 
 
 def decibels(mode: str) -> Effect:
@@ -269,13 +276,13 @@ def above_the_line() -> Effect:
 
 
 def count(metric: str, words: str) -> Effect:
-    """An exact number, without seeds: the sum over all models."""
+    """An exact number of models, without seeds: the sum over all of them."""
 
     def of(records: Records) -> Values:
         found = records.where(metric=metric)
         return {0: sum(record.value for record in found)} if found else {}
 
-    return Effect(words, "models", of)
+    return Effect(words, "", of)
 
 
 def conditions(records: Records, settings: Any) -> Iterator[Records]:

@@ -136,6 +136,18 @@ def attack_checks(*, defended: bool) -> Gate:
     return Gate("no sanity check of the attacks fails with more than one seed of a model", check)
 
 
+def an_index_is_free() -> Gate:
+    """There is smoothing that costs no accuracy, whose robustness can then be judged."""
+
+    def check(own: Records, everything: Records) -> tuple[bool, str]:
+        least = min(effects.smoothing_losses(own).values(), default=math.nan)
+        return least < effects.NO_COST, _measured(least, "points at least")
+
+    return Gate(
+        f"an index costs less than {effects.NO_COST:g} point of accuracy on held-out images", check
+    )
+
+
 def reaches() -> Gate:
     """A model must see the pixels that it is to move."""
 
@@ -160,7 +172,7 @@ def equal_coverage() -> Gate:
         found = plain.values("bank_coverage")
         if not found:
             return False, "not measured"
-        apart = found[-1] / found[0] - 1
+        apart = found[-1] / found[0] - 1 if found[0] else math.inf
         return apart <= _COVERAGE, f"{100 * apart:.1f} % apart"
 
     return Gate(f"the coverages of the ranks are within {100 * _COVERAGE:g} %", check)

@@ -188,7 +188,8 @@ def _result(test: Test, records: Records, condition: str) -> Result:
         statistics.p_within(equal, test.margin) if test.equal else 1.0,
         records.runs,
     )
-    return dataclasses.replace(result, verdict=_words(result, supported, contradicted))
+    verdict = _words(supported, contradicted, result.p_equal)
+    return dataclasses.replace(result, verdict=NOT_ASSESSABLE if _censored(values) else verdict)
 
 
 def _exact(values: Values) -> Interval:
@@ -212,17 +213,15 @@ def _p_values(test: Test, values: Sequence[float]) -> tuple[float, float]:
     return within, min(1.0, 2 * outside)
 
 
-def _words(result: Result, supported: float, contradicted: float) -> str:
+def _words(supported: float, contradicted: float, equal: float) -> str:
     """The verdict by p-values; where two words hold, both are said."""
     words = []
     if supported <= ONE_SIDED:
         words.append(SUPPORTED)
     elif contradicted <= ONE_SIDED:
         words.append(CONTRADICTED)
-    if result.p_equal <= EQUIVALENCE:
+    if equal <= EQUIVALENCE:
         words.append(EQUAL)
-    if _censored(result.values):
-        return NOT_ASSESSABLE
     return " and ".join(words) or NOT_DECIDED
 
 
@@ -271,7 +270,8 @@ def _decide(judgement: Judgement, supported: float, contradicted: float, p: floa
         return dataclasses.replace(judgement, p=1.0)
     # The corrected p-value belongs to the side with the smaller one.
     sides = (p, 1.0) if supported <= contradicted else (1.0, p)
-    verdict = _words(judgement.results[0], *sides)
+    equal = max((r.p_equal for r in judgement.deciding if r.equal), default=1.0)
+    verdict = _words(*sides, equal)
     return dataclasses.replace(judgement, p=p, verdict=verdict)
 
 
