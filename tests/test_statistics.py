@@ -67,6 +67,16 @@ def test_equal_values_decide_unless_they_touch_the_threshold():
     assert statistics.p_within([0.0, 0.0], 0.5) == 0
 
 
+def test_rounding_errors_are_no_effect():
+    # Two sizes whose differences cancel, for every seed.
+    left = [statistics.mean_over([{0: 0.9 - 0.8}, {0: 0.7 - 0.8}])[0]] * 3
+    assert left[0] != 0
+    for p in (statistics.p_above, statistics.p_below):
+        assert p(left) == p([-x for x in left]) == p([1e-16, 2e-16, 3e-16]) == 1
+        assert p([0.1 + 0.2] * 3, 0.3) == 1
+    assert statistics.t_interval([1e-16, 1e-16]) == statistics.Interval(0, 0, 0, 2)
+
+
 @given(st.lists(probabilities, min_size=1, max_size=5))
 def test_holm_is_the_closure_of_bonferroni(values):
     """A hypothesis falls where Bonferroni rejects every intersection that contains it."""

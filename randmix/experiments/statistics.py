@@ -3,6 +3,8 @@
 A value is one number per seed; a difference is between runs of one seed. All tests are Student's,
 as in SciPy. Two rules hold for small samples: fewer than two values, or one that isn't finite,
 decide nothing, and values that are all equal lie on a side of a threshold unless they touch it.
+Numbers are equal if they agree to nine decimals: differences that cancel leave rounding errors,
+which would otherwise be an effect without variance.
 """
 
 import dataclasses
@@ -15,6 +17,7 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
+_DECIMALS = 9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +46,7 @@ def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Inter
     >>> print(f"{interval.mean:.3f} from {interval.low:.3f} to {interval.high:.3f}")
     2.000 from -0.484 to 4.484
     """
-    array = np.asarray(values, float)
+    array = _rounded(values)
     n = len(array)
     if not n or not np.isfinite(array).all():
         return Interval(math.nan, -math.inf, math.inf, n)
@@ -60,18 +63,22 @@ def p_above(values: Sequence[float], threshold: float = 0.0) -> float:
     >>> round(p_above([1.0, 2.0, 3.0]), 4)
     0.0371
     """
-    array = np.asarray(values, float)
-    if len(array) < 2 or not np.isfinite(array).all():
+    distances = _rounded(np.asarray(values, float) - threshold)
+    if len(distances) < 2 or not np.isfinite(distances).all():
         return 1.0
     with warnings.catch_warnings():  # equal values: SciPy warns, and its result is right
         warnings.simplefilter("ignore", RuntimeWarning)
-        test: Any = stats.ttest_1samp(array, threshold, alternative="greater")
+        test: Any = stats.ttest_1samp(distances, 0.0, alternative="greater")
     return 1.0 if math.isnan(test.pvalue) else float(test.pvalue)
 
 
 def p_below(values: Sequence[float], threshold: float = 0.0) -> float:
     """One-sided p-value for a mean below a threshold; 1 where the values can't decide."""
     return p_above([-value for value in values], -threshold)
+
+
+def _rounded(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    return np.round(np.asarray(values, float), _DECIMALS)
 
 
 def p_within(values: Sequence[float], margin: float) -> float:
