@@ -110,6 +110,21 @@ def test_every_claim_experiment_and_figure_has_its_entry():
     assert set(presets.get("imagenet").runs) == {"E1", "E2", "E5", "E9", "E11"}
 
 
+@pytest.mark.parametrize("name", ["smoke", "digits", "fashion_mnist", "cifar"])
+def test_a_preset_measures_the_gates_of_its_claims(name):
+    runs = presets.get(name).runs
+
+    def families(experiment, model=None):
+        every = {(run["data.name"], run["model.name"]) for run in runs[experiment]}
+        return {family for family in every if model in (None, family[1])}
+
+    for claim in CLAIMS.values():
+        for gate in claim.gates:
+            if gate.experiment:
+                needed = families(claim.experiment, claim.model)
+                assert needed <= families(gate.experiment), claim.id
+
+
 def test_a_rule_says_threshold_margin_and_gates():
     assert CLAIMS["1a"].rule == (
         "Supported if (Chans - Floor) - 0.9 (Full - Floor) is above 0 points. Practically equal if "

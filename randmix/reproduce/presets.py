@@ -402,7 +402,10 @@ def _cifar() -> Preset:
             "E10": [*pictures, *product(start("unshuffle:large"), {"mode": MODES[:2]})],
             "E11": (),
             "E12": fractions(middle, (0, 0.05, 0.1, 0.25, 0.5, 0.75, 1)),
-            CONVERGENCE: convergence({**resnet, "model.depth": 2}, middle),
+            CONVERGENCE: convergence(
+                *({**base, "model.depth": 2} for base in resnets),
+                *({**base, "model.depth": 8} for base in convmixers),
+            ),
         },
         attack={
             "epsilons": (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0),
