@@ -305,6 +305,7 @@ def ranked(accuracies, coverages=(1.0, 1.0, 1.0), by_coverage=0.0):
         (ranked((0.803, 0.8, 0.7)), SUPPORTED),
         (ranked((0.806, 0.803, 0.8)), f"{SUPPORTED} and {EQUAL}"),
         (ranked((0.9, 0.8, 0.7), coverages=(1.0, 0.9, 0.9)), NOT_ASSESSABLE),
+        (ranked((0.9, 0.8, 0.7), coverages=(1.0, 0.9, 0.0)), NOT_ASSESSABLE),
     ],
 )
 def test_rank_or_coverage(found, expected):

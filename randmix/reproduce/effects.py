@@ -1,9 +1,9 @@
 """What claims compare: effects, which have one number per seed.
 
-An effect averages over the sizes (width, depth, kernel size) of its experiment, for the seeds that
-have a value at every size, and compares runs of one seed. Accuracies are compared in percentage
-points, PSNR in dB, robustness in octaves: differences of log2 of the radius that halves a model's
-own clean accuracy.
+An effect compares runs of one seed and averages over the sizes (width, depth, kernel size) of its
+experiment at which all that it compares was run, for the seeds that have a value at each of them.
+Accuracies are compared in percentage points, PSNR in dB, robustness in octaves: differences of log2
+of the radius that halves a model's own clean accuracy.
 """
 
 import dataclasses
