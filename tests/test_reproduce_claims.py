@@ -110,6 +110,10 @@ def test_every_claim_experiment_and_figure_has_its_entry():
     assert set(presets.get("imagenet").runs) == {"E1", "E2", "E5", "E9", "E11"}
 
 
+def test_un_shuffling_is_of_full_chans_and_space():
+    assert {run["mode"] for run in presets.get("digits").runs["E10"]} == {"full", "chans", "space"}
+
+
 @pytest.mark.parametrize("name", ["smoke", "digits", "fashion_mnist", "cifar"])
 def test_a_preset_measures_the_gates_of_its_claims(name):
     runs = presets.get(name).runs
@@ -247,11 +251,16 @@ def test_the_effect_is_the_mean_over_sizes_of_the_seeds_that_have_all():
     [(1.4, SUPPORTED), (1.15, CONTRADICTED), (1.0, f"{CONTRADICTED} and {EQUAL}")],
 )
 def test_far_worse(ratio, expected):
-    def accuracy(seed, mode):
-        return 1 - 0.2 * (ratio if mode == "space" else 1)
+    assert verdict("1c", far_worse(ratio), gate()) == expected
 
-    over = {"mode": ("chans", "space")}
-    assert verdict("1c", records("E2", "accuracy", accuracy, over=over), gate()) == expected
+
+def test_models_that_learned_nothing_decide_nothing():
+    assert verdict("1c", far_worse(1.0, floor=0.8), gate()) == NOT_ASSESSABLE
+
+
+def far_worse(ratio, floor=0.4):
+    left = {"full": 0.8, "chans": 0.8, "space": 1 - 0.2 * ratio, "floor": floor}
+    return records("E2", "accuracy", lambda seed, mode: left[mode], over={"mode": tuple(left)})
 
 
 def test_each_step_between_banks_has_its_verdict():

@@ -168,7 +168,7 @@ _TABLE = (
                 math.log(1.05),
             ),
         ),
-        (gates.converged(points("chans", "space")),),
+        (gates.spans(5), gates.converged(points("chans", "space"))),
         "resnet",
         primary=True,
     ),

@@ -184,7 +184,7 @@ def unshuffling(
     runs = []
     for size in sizes:
         sized = {**base, "model.depth": size[0], "model.kernel_size": size[1]}
-        modes = MODES if size == space else MODES[:2]
+        modes = MODES[: 3 if size == space else 2]
         runs += product(sized, {"mode": modes, "model.width": widths})
     return runs
 
