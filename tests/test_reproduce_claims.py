@@ -321,6 +321,13 @@ def test_rank_or_coverage(found, expected):
     assert verdict("2'", found, gate()) == expected
 
 
+def test_a_rank_that_was_not_measured_is_named():
+    found = Records(r for r in ranked((0.9, 0.8, 0.7)) if r.settings["bank_rank"] != 3)
+    one = judgement("2'", found, gate())
+    assert one.verdict == NOT_ASSESSABLE
+    assert "rank 3 not measured; 1, 9 were" in one.reason
+
+
 @pytest.mark.parametrize(
     ("gaps", "expected"),
     [

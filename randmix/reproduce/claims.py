@@ -195,7 +195,7 @@ _TABLE = (
             _above(rank_step(3, 1), 0.5),
             Test(coverage_slope(), WITHIN, 0.5),
         ),
-        (gates.equal_coverage(), _FAMILY_CONVERGED),
+        (gates.equal_coverage(9, 3, 1), _FAMILY_CONVERGED),
         "resnet",
         primary=True,
         deciding=3,

@@ -13,9 +13,9 @@ from typing import NamedTuple
 from randmix.experiments.statistics import Interval, t_interval
 from randmix.reproduce import effects
 from randmix.reproduce.effects import SIZES, Effect, Values
+from randmix.reproduce.presets import CONVERGENCE
 from randmix.reproduce.records import Records
 
-CONVERGENCE = "convergence"  # the experiment that trains for twice as long
 _CHANGE = 0.5  # points
 _COVERAGE = 0.05
 # With the mode, what tells the models under attack apart.
@@ -164,18 +164,20 @@ def reaches() -> Gate:
     )
 
 
-def equal_coverage() -> Gate:
-    """The banks whose ranks are compared cover equally much."""
+def equal_coverage(*ranks: int) -> Gate:
+    """Banks of these measured ranks are there, and cover equally much."""
 
     def check(own: Records, everything: Records) -> tuple[bool, str]:
         plain = effects.ranked(own).where(model__smoothing_index=0.0)
         found = plain.values("bank_coverage")
-        if not found:
-            return False, "not measured"
+        if missing := {*ranks} - {*plain.values("bank_rank")}:
+            measured = ", ".join(map(str, plain.values("bank_rank")))
+            return False, f"rank {min(missing)} not measured; {measured or 'none'} were"
         apart = found[-1] / found[0] - 1 if found[0] else math.inf
         return apart <= _COVERAGE, f"{100 * apart:.1f} % apart"
 
-    return Gate(f"the coverages of the ranks are within {100 * _COVERAGE:g} %", check)
+    words = ", ".join(map(str, ranks))
+    return Gate(f"the coverages of the ranks {words} are within {100 * _COVERAGE:g} %", check)
 
 
 def gap_at_first() -> Gate:
