@@ -197,6 +197,12 @@ def test_near(id, experiment, model, gap, expected):
     assert verdict(id, *near(gap, experiment=experiment, model=model)) == expected
 
 
+def test_the_share_that_is_recovered_stands_beside():
+    _, share = judgement("1a", *near(0.1)).results
+    assert share.words == "share recovered by Chans of the way from Floor to Full"
+    assert share.interval.mean == pytest.approx(75, abs=0.2)
+
+
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [

@@ -147,6 +147,19 @@ def slopes(by_x: Mapping[float, Mapping[int, float]]) -> dict[int, float]:
     return found
 
 
+def recovered_share(floor: float, part: float, full: float) -> float:
+    """The share that ``part`` recovers of the way from ``floor`` to ``full``; NaN without a way.
+
+    Where the way is short this ratio varies wildly; a difference of the ways is then the better
+    test.
+
+    >>> round(recovered_share(floor=0.4, part=0.7, full=0.8), 3)
+    0.75
+    """
+    way = full - floor
+    return (part - floor) / way if way else math.nan
+
+
 def log_error_ratio(one: float, other: float) -> float:
     """Natural logarithm of the ratio of two error rates, from accuracies in [0, 1].
 

@@ -24,6 +24,7 @@ from randmix.reproduce.effects import (
     psnr_slope,
     rank_step,
     recovered,
+    recovered_share,
     smoothing_octaves,
 )
 from randmix.reproduce.gates import Gate
@@ -128,7 +129,10 @@ def _near(claim: str, text: str, source: str, experiment: str, model: str) -> Cl
         text,
         source,
         experiment,
-        (Test(effect, ABOVE, 0.0, points("full", "chans"), 1.0),),
+        (
+            Test(effect, ABOVE, 0.0, points("full", "chans"), 1.0),
+            Test(recovered_share("chans"), ABOVE, 90.0),
+        ),
         (gates.spans(5), gates.control_fails(recovered("space", 0.9)), gates.converged(effect)),
         model,
         primary=True,

@@ -62,6 +62,19 @@ def recovered(mode: str, share: float) -> Effect:
     return Effect(words, "points", _accuracies(at_size, mode, "floor", "full"))
 
 
+def recovered_share(mode: str) -> Effect:
+    """What a mode recovers of the way from Floor to Full, in per cent."""
+
+    def at_size(by_mode: dict[str, Values]) -> Values:
+        seeds = set.intersection(*(set(values) for values in by_mode.values()))
+        ends = [[by_mode[end][seed] for end in ("floor", mode, "full")] for seed in sorted(seeds)]
+        shares = [100 * statistics.recovered_share(*accuracies) for accuracies in ends]
+        return dict(zip(sorted(seeds), shares, strict=True))
+
+    words = f"share recovered by {MODES[mode]} of the way from Floor to Full"
+    return Effect(words, "%", _accuracies(at_size, "floor", mode, "full"))
+
+
 def error_ratio(one: str, other: str) -> Effect:
     """Logarithm of the ratio of the error rates of two modes; positive where ``one`` is worse."""
 
