@@ -12,9 +12,9 @@ HELP = """
     python -m randmix reproduce --preset=cifar --workdir=/shared/cifar --shard=3/8
     python -m randmix reproduce --preset=cifar --override=data.subset=0.1,attack.examples=500
 
-Presets, from a minute to weeks (their tables are in randmix/reproduce/presets.py):
+Presets, from minutes to weeks (their tables are in randmix/reproduce/presets.py):
 
-    smoke           all experiments in a minute: checks that the code runs
+    smoke           all experiments in three minutes: checks that the code runs
     digits          all experiments on a small scale, on scikit-learn's digits: the demonstration,
                     on two CPU cores
     fashion_mnist   all experiments on the real Fashion-MNIST: half an hour on a GPU, or a night on
