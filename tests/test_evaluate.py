@@ -69,6 +69,7 @@ def metrics_lines(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_defended_run_logs_a_multi_step_attack_at_each_evaluation(workdir):
     logged = [line["test_pgd_accuracy"] for line in metrics_lines(workdir) if "test_loss" in line]
     result = json.loads((workdir / "result.json").read_text())["metrics"]
@@ -392,29 +393,33 @@ def test_the_picture_tells_the_lines_apart_and_shows_every_epsilon():
             ["--attacks=fgsm", "--epsilons="],
             "--epsilons is empty; give some, for example --epsilons=0,2,8",
         ),
-        (
+        pytest.param(
             ["--attacks=fgsm", "--epsilons=8,-1"],
             "--epsilons: got '-1', allowed are numbers, 0 to 255 (in 1/255)",
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             ["--attacks=fgsm", "--epsilons=256"],
             "--epsilons: got '256', allowed are numbers, 0 to 255 (in 1/255)",
+            marks=pytest.mark.slow,
         ),
         (
             ["--attacks=fgsm", "--epsilons=nan"],
             "--epsilons: got 'nan', allowed are numbers, 0 to 255 (in 1/255)",
         ),
-        (
+        pytest.param(
             ["--attacks=fgsm", "--epsilons=a"],
             "--epsilons: got 'a', allowed are numbers, 0 to 255 (in 1/255)",
+            marks=pytest.mark.slow,
         ),
         (
             ["--attacks=strong", "--strong_steps=0"],
             "--strong_steps: got 0, allowed 1 to 2147483647",
         ),
-        (
+        pytest.param(
             ["--attacks=strong", "--strong_restarts=0"],
             "--strong_restarts: got 0, allowed 1 to 2147483647",
+            marks=pytest.mark.slow,
         ),
         (
             ["--attacks=pgd", "--pgd_step_size=0"],
@@ -424,21 +429,25 @@ def test_the_picture_tells_the_lines_apart_and_shows_every_epsilon():
             ["--attacks=pgd", "--pgd_restarts=2", "--nopgd_random_start"],
             "--pgd_restarts: got 2 without a random start, which would all end the same",
         ),
-        (
+        pytest.param(
             ["--attacks=pgd", "--pgd_step_size=inf"],
             "--pgd_step_size: got inf, allowed more than 0, up to 3.4e+38",
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             ["--attacks=strong", "--strong_steps=2147483648"],
             "--strong_steps: got 2147483648, allowed 1 to 2147483647",
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             ["--attacks=fgsm", "--norm=l2", "--epsilons=1e39"],
             "--epsilons: got '1e39', allowed are numbers, 0 to 3.4e+38 (in 1/255)",
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             ["--attacks=square", "--square_queries=0"],
             "--square_queries: got 0, allowed 1 to 2147483647",
+            marks=pytest.mark.slow,
         ),
         (
             ["--attacks=square", "--norm=l2"],
@@ -447,8 +456,14 @@ def test_the_picture_tells_the_lines_apart_and_shows_every_epsilon():
         (["--best", "--step=30"], "--step: got one with --best, which names another checkpoint"),
         (["--step=31"], "checkpoints: got step 31, allowed are those of its checkpoints: 30, 60"),
         (["--smoothing=nan"], "--smoothing: got nan, allowed 0 to 1000"),
-        (["--attacks=fgsm", "--norm=l1"], "--norm: got 'l1', allowed linf, l2"),
-        (["--examples=0"], "--examples=0: expected a positive integer"),
+        pytest.param(
+            ["--attacks=fgsm", "--norm=l1"],
+            "--norm: got 'l1', allowed linf, l2",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["--examples=0"], "--examples=0: expected a positive integer", marks=pytest.mark.slow
+        ),
         (["--split=dev"], "split: got 'dev', allowed train, test"),
         (
             ["--data=cifar10"],

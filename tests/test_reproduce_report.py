@@ -4,8 +4,10 @@ import csv
 import json
 
 import command
+import pytest
 
 
+@pytest.mark.slow
 def test_the_report_of_the_counts_and_the_random_banks(tmp_path):
     done = command.run(
         "randmix reproduce",

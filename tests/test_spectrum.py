@@ -418,6 +418,7 @@ def test_random_banks_by_size_and_seed(tmp_path):
     assert float(rows[3]["coverage"]) == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_help_is_enough():
     done = program("--help")
     assert done.status == 0
