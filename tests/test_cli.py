@@ -239,6 +239,7 @@ def test_help_lists_the_programs_own_flags(program, option):
     )
 
 
+@pytest.mark.slow
 def test_without_a_command_all_are_listed():
     for arguments in ((), ("--help",)):
         done = command.run("randmix", *arguments)

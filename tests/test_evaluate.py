@@ -86,6 +86,7 @@ def test_a_defended_run_logs_a_multi_step_attack_at_each_evaluation(workdir):
     assert result["test_pgd_accuracy"] == pytest.approx(float(expected), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_clean_evaluation_gives_the_run_s_result_and_writes_nothing(workdir):
     before = sorted(workdir.rglob("*"))
     done = evaluate(f"--workdir={workdir}")
@@ -464,22 +465,27 @@ def test_the_picture_tells_the_lines_apart_and_shows_every_epsilon():
         pytest.param(
             ["--examples=0"], "--examples=0: expected a positive integer", marks=pytest.mark.slow
         ),
-        (["--split=dev"], "split: got 'dev', allowed train, test"),
-        (
-            ["--data=cifar10"],
-            "data set cifar10: its images are 32 x 32 x 3, the model's 8 x 8 x 1; "
-            "give --data one that it fits\n",
-        ),
-        (
-            ["--data=mnist"],
-            "data set mnist: its images are 28 x 28 x 1, the model's 8 x 8 x 1; "
-            "give --data one that it fits, or --force\n",
-        ),
-        (["--data=mnist", "--force"], "mnist is not prepared in "),
-        (["--data=digit"], "no data set is named 'digit'; there are: digits, "),
-        (
-            ["--attacks=fgsm", "--out=/dev/null/x"],
-            "/dev/null/x: can't be written (Not a directory)",
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (["--split=dev"], "split: got 'dev', allowed train, test"),
+                (
+                    ["--data=cifar10"],
+                    "data set cifar10: its images are 32 x 32 x 3, the model's 8 x 8 x 1; "
+                    "give --data one that it fits\n",
+                ),
+                (
+                    ["--data=mnist"],
+                    "data set mnist: its images are 28 x 28 x 1, the model's 8 x 8 x 1; "
+                    "give --data one that it fits, or --force\n",
+                ),
+                (["--data=mnist", "--force"], "mnist is not prepared in "),
+                (["--data=digit"], "no data set is named 'digit'; there are: digits, "),
+                (
+                    ["--attacks=fgsm", "--out=/dev/null/x"],
+                    "/dev/null/x: can't be written (Not a directory)",
+                ),
+            )
         ),
     ],
 )

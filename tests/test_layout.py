@@ -98,6 +98,7 @@ def modules_imported(file):
                     yield name
 
 
+@pytest.mark.slow
 def test_training_imports_no_matplotlib():
     code = "import randmix.train, sys; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -63,6 +63,7 @@ def test_runs_with_large_seeds(trained):
     assert results[0]["metrics"] != results[1]["metrics"]
 
 
+@pytest.mark.slow
 def test_large_seeds_on_the_command_line(trained, tmp_path):
     done = command.run(
         "randmix evaluate",

@@ -49,7 +49,12 @@ def gradients(model, params, batch_stats):
 
 
 @pytest.mark.parametrize(
-    ("name", "remat"), [("convmixer", False), ("convmixer", True), ("resnet", False)]
+    ("name", "remat"),
+    [
+        ("convmixer", False),
+        ("convmixer", True),
+        pytest.param("resnet", False, marks=pytest.mark.slow),
+    ],
 )
 def test_scanned_blocks_are_the_unrolled_ones(name, remat):
     model, variables = build(name, depth=2)

@@ -20,7 +20,10 @@ FROZEN = {"full": (), "chans": ("spatial",), "space": ("channel",), "floor": ("s
 MODES = tuple(FROZEN)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode",
+    ["chans", "floor", *(pytest.param(m, marks=pytest.mark.slow) for m in ("full", "space"))],
+)
 def test_frozen_leaves_are_bit_identical_and_trainable_ones_moved(mode):
     before, after = small.initial_state(mode).params, small.after(3, mode).params
     difference = masks.diff(before, after)
