@@ -303,7 +303,7 @@ def _digits() -> Preset:
             epsilon=16,
             indices=(0, 1, 2),
             shares=(0, 0.1, 0.5, 1),
-            sizes=((1, 5), (4, 5), (3, 7)),
+            sizes=((1, 5), (3, 5), (4, 5), (3, 7)),  # the first reaches too little
         ),
         attack={
             "epsilons": (0.0, 8.0, 16.0, 32.0, 64.0, 96.0),
