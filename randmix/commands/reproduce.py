@@ -14,7 +14,7 @@ HELP = """
 
 Presets, from minutes to weeks (their tables are in randmix/reproduce/presets.py):
 
-    smoke           all experiments in three minutes: checks that the code runs
+    smoke           all experiments in four minutes: checks that the code runs
     digits          all experiments on a small scale, on scikit-learn's digits: the demonstration,
                     on two CPU cores
     fashion_mnist   all experiments on the real Fashion-MNIST: half an hour on a GPU, or a night on

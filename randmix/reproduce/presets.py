@@ -244,7 +244,7 @@ def _smoke() -> Preset:
     e5 = product(_with_checkpoints({**convmixer, "eval_every": 1}), {"mode": MODES})
     return Preset(
         name="smoke",
-        purpose="Runs all of the code on the digits, in three minutes. Its numbers are "
+        purpose="Runs all of the code on the digits, in four minutes. Its numbers are "
         "meaningless: no model is trained to convergence.",
         departures=(
             "The smallest models train for three steps on scikit-learn's digits; only ConvMixers "
