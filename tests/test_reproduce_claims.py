@@ -1,4 +1,7 @@
-"""Claims, experiments and figures are complete, and verdicts follow planted numbers both ways."""
+"""Claims, experiments and figures are complete, and verdicts follow planted numbers both ways.
+
+All claims are in one file, despite its length, since they plant their records by the same builders.
+"""
 
 import dataclasses
 import itertools
