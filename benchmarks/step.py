@@ -7,10 +7,11 @@ r"""Full training steps compared with PyTorch, and with this project's model on 
 
 A step is forward, cross-entropy, backward and AdamW on one fixed batch. Ours is
 `steps.train_step`, jitted as in training. PyTorch's models are the ConvMixer as published
-by its authors and the usual pre-activation ResNet with convolutions grouped by channel, in
-channels_last, eager and, with --compile, also under torch.compile. In Chans the spatial weights of
-both are frozen (PyTorch: requires_grad False). On a GPU both compute in bfloat16. --plain adds the
-same model with XLA's grouped convolutions and JAX's own differentiation.
+by its authors, the usual pre-activation ResNet with convolutions grouped by channel, and timm's
+meta-formers, in channels_last, eager and, with --compile, also under torch.compile. In Chans the
+spatial weights of both are frozen (PyTorch: requires_grad False), except queries and keys of timm's
+ViT, which share a tensor with the values. On a GPU both compute in bfloat16. --plain adds the same
+model with XLA's grouped convolutions and JAX's own differentiation.
 
 Each runs in its own process, as in real use, so that they share neither allocator nor threads. They
 alternate, one at a time. On a CPU PyTorch runs twice: with its defaults, and with the host settings
@@ -37,6 +38,8 @@ from randmix.runtime import host
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "parity"))
 
 CONVMIXER = {"name": "convmixer", "activation": "gelu"}
+METAFORMER = {"name": "metaformer", "patch_size": 4}
+VIT = {**METAFORMER, "patch_size": 16}
 # name: (data set, for its image size; the model; batch size on a CPU, on a GPU)
 CASES = {
     "convmixer_128_4": (
@@ -59,7 +62,37 @@ CASES = {
         {"name": "resnet", "width": 16, "depth": 2, "multiplier": 9},
         (128, 512),
     ),
+    "vit_tiny": (
+        "imagenet2012",
+        {**VIT, "mixer": "attention", "width": 192, "depth": 12, "head_dim": 64},
+        (4, 128),
+    ),
+    "mixer_s16": (
+        "imagenet2012",
+        {**VIT, "mixer": "token_mlp", "width": 512, "depth": 8},
+        (4, 128),
+    ),
+    "poolformer_s12": (
+        "imagenet2012",
+        {
+            **METAFORMER,
+            "mixer": "pooling",
+            "width": 64,
+            "depth": 12,
+            "stages": (1, 2, 5, 8),
+            "norm": "group",
+            "layer_scale": 1e-5,
+        },
+        (4, 128),
+    ),
 }
+# timm's meta-formers by mixer, and the names of their spatial parameters.
+TIMM = {
+    "attention": ("vit_tiny_patch16_224", {"class_token": False, "global_pool": "avg"}),
+    "token_mlp": ("mixer_s16_224", {}),
+    "pooling": ("poolformer_s12", {}),
+}
+TIMM_SPATIAL = ("patch_embed", "pos_embed", "stem", "mlp_tokens", "downsample")
 
 MODES = ("full", "chans")
 
@@ -292,17 +325,21 @@ def plain_operators() -> Iterator[None]:
         yield
 
 
-def torch_step(config, *, compiled: bool) -> Callable[[], object]:
-    """Returns a function that takes the same step in PyTorch."""
-    import torch
+def torch_model(config):
+    """Returns the model in PyTorch, and its spatial parameters."""
     import torch_twins
-    from torch.nn import functional
 
     from randmix.data import catalog
 
-    torch.manual_seed(0)
-    device = "cuda" if torch.cuda.is_available() and config.precision == "bfloat16" else "cpu"
-    sizes = {"channels": 3, "num_classes": catalog.get(config.data.name).num_classes}
+    classes = catalog.get(config.data.name).num_classes
+    if config.model.name == "metaformer":
+        import timm
+
+        name, more = TIMM[config.model.mixer]
+        module = timm.create_model(name, num_classes=classes, **more)
+        named = module.named_parameters()
+        return module, [tensor for path, tensor in named if any(p in path for p in TIMM_SPATIAL)]
+    sizes = {"channels": 3, "num_classes": classes}
     if config.model.name == "convmixer":
         keys = ("width", "depth", "kernel_size", "patch_size", "activation")
         module = torch_twins.conv_mixer(**sizes, **{key: config.model[key] for key in keys})
@@ -311,11 +348,22 @@ def torch_step(config, *, compiled: bool) -> Callable[[], object]:
         keys = ("width", "depth", "kernel_size", "multiplier", "between", "stem")
         module = torch_twins.PreActResNet(**sizes, **{key: config.model[key] for key in keys})
         places = torch_twins.resnet_places(module)
+    spatial = [part for place, part in places.items() if place.startswith("spatial/")]
+    return module, [tensor for part in spatial for tensor in part.parameters()]
+
+
+def torch_step(config, *, compiled: bool) -> Callable[[], object]:
+    """Returns a function that takes the same step in PyTorch."""
+    import torch
+    from torch.nn import functional
+
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() and config.precision == "bfloat16" else "cpu"
+    module, spatial = torch_model(config)
     module = module.to(device, memory_format=torch.channels_last).train()
     if config.mode == "chans":
-        for place, part in places.items():
-            if place.startswith("spatial/"):
-                part.requires_grad_(False)
+        for parameter in spatial:
+            parameter.requires_grad_(False)
     trained = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.005, fused=device == "cuda")
     images, labels = (torch.from_numpy(array).to(device) for array in random_batch(config))

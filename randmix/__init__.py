@@ -16,15 +16,17 @@ from typing import TYPE_CHECKING
 from randmix.runtime import host
 
 if TYPE_CHECKING:
+    from randmix.experiments.compare import compare
     from randmix.models.torch_weights import convmixer_from_torch, convmixer_to_torch
     from randmix.training.loading import Run, load
 
 __version__ = "0.1.0"
-__all__ = ["Run", "__version__", "convmixer_from_torch", "convmixer_to_torch", "load"]
+__all__ = ["Run", "__version__", "compare", "convmixer_from_torch", "convmixer_to_torch", "load"]
 
 _HOMES = {
     "Run": "randmix.training.loading",
     "load": "randmix.training.loading",
+    "compare": "randmix.experiments.compare",
     "convmixer_from_torch": "randmix.models.torch_weights",
     "convmixer_to_torch": "randmix.models.torch_weights",
 }

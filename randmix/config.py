@@ -18,15 +18,23 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, config_dict
 
-from randmix import ranges
+from randmix import parts, ranges
 from randmix.errors import UserError, check_choice, did_you_mean
 
 # The files of configs/: a wheel has them inside the package, a checkout beside it.
 _SHIPPED = Path(__file__).parent / "configs"
 RECIPES = _SHIPPED if _SHIPPED.is_dir() else Path(__file__).parents[1] / "configs"
 
-# A run's config: locked and typed, with the keys of ``default``.
-Config = ConfigDict
+
+class Config(ConfigDict):
+    """A run's config: locked and typed, with the keys of ``default``.
+
+    The keys of a group keep the order in which they were given, which decides between ``roles``.
+    """
+
+    def __init__(self, initial_dictionary: Any = None, type_safe: bool = True):
+        super().__init__(initial_dictionary, type_safe=type_safe, sort_keys=False)
+
 
 # Keys that change what is shown or where data lie, but never what is learned.
 DISPLAY_KEYS = frozenset(
@@ -37,11 +45,22 @@ DISPLAY_KEYS = frozenset(
         "keep_checkpoints",
         "tensorboard",
         "wandb_project",
+        "code_dir",
         "data.data_dir",
         "data.workers",
         "defense.pgd_steps",
         "defense.pgd_examples",
     }
+)
+
+# Keys that a run may leave to its data or its machine, which ``training.runs.resolve`` asks.
+LEFT_OPEN = (
+    "data.in_memory",
+    "data.image_size",
+    "data.decoder",
+    "data.interpolation",
+    "model.mean",
+    "model.std",
 )
 
 
@@ -74,7 +93,11 @@ KEYS = {
         kind=str,
     ),
     "groups": Key(None, "Groups to train, (label, selector, settings); see docs/masks.md.", tuple),
-    "task": Key("classification", '"classification", or "unshuffling": restore moved pixels.'),
+    "task": Key(
+        "classification",
+        '"classification"; "unshuffling": restore moved pixels; or MODULE:FUNCTION, a loss of your '
+        "own, see docs/training.md.",
+    ),
     "permutation_seed": Key(
         0,
         "Seed of unshuffling's pixel permutation, 0 to 2**32 - 1. It is separate from `seed` so "
@@ -155,9 +178,19 @@ KEYS = {
         ),
     },
     "batch_size": Key(128, "Global batch size, over all devices of all hosts, 1 or more."),
+    "accumulate": Key(
+        1,
+        "Number of parts into which a batch is divided, whose gradients are averaged before the "
+        "step, 1 or more: less memory for the same batch.",
+    ),
     "epochs": Key(10.0, "Length of the run in epochs, more than 0; ignored if `steps` is set."),
     "steps": Key(None, "Length of the run in steps, 1 or more; overrides `epochs`.", int),
     "label_smoothing": Key(0.0, "Share of each target that all classes get evenly, in [0, 1)."),
+    "ema": Key(
+        0.0,
+        "Decay of an exponential moving average of the trained weights, per step, in [0, 1); 0 "
+        "keeps none. The average is evaluated beside the weights themselves.",
+    ),
     # Adversarial training on FGSM samples (paper, section 4.3.1).
     "defense": {
         "epsilon": Key(
@@ -177,7 +210,11 @@ KEYS = {
         ),
     },
     "optimizer": {
-        "name": Key("adamw", '"adamw" or "sgd".'),
+        "name": Key(
+            "adamw",
+            '"adamw" or "sgd"; or any optimizer of optax, such as "lion", or MODULE:FUNCTION, with '
+            "its arguments as the other keys; see docs/training.md.",
+        ),
         "learning_rate": Key(0.01, "Peak learning rate of the schedule."),
         "weight_decay": Key(0.0, "Weight decay of kernels (not of biases or normalization)."),
         "clip_norm": Key(0.0, "Largest global norm of the trained gradients; 0 disables clipping."),
@@ -188,7 +225,11 @@ KEYS = {
         "nesterov": Key(True, "sgd: Nesterov's momentum."),
     },
     "schedule": {
-        "name": Key("linear", 'Learning-rate schedule: "linear", "step", "cosine" or "constant".'),
+        "name": Key(
+            "linear",
+            'Learning-rate schedule: "linear", "step", "cosine" or "constant"; or a schedule of '
+            "optax or MODULE:FUNCTION, with its arguments as the other keys.",
+        ),
         "points": Key(
             ((0.0, 0.0), (0.4, 1.0), (0.8, 0.05), (1.0, 0.0)),
             "linear: (fraction of the run, multiple of learning_rate) points, interpolated "
@@ -212,15 +253,36 @@ KEYS = {
     "tensorboard": Key(True, "Write TensorBoard events to the workdir."),
     "wandb_project": Key(None, "Weights & Biases project to log to as well.", str),
     "precision": Key("float32", 'Arithmetic: "float32" or "bfloat16"; parameters stay float32.'),
+    "roles": Key(
+        {},
+        "For a model of your own: the role of each parameter, {role: selector}, of which the first "
+        "that selects it counts; see docs/models.md.",
+    ),
+    "user": Key({}, "Whatever your own parts need; functions with an argument `user` get it."),
+    "code_dir": Key(
+        None,
+        "Folder with the modules of your own parts (MODULE:NAME). Default: the config file's.",
+        kind=str,
+    ),
 }
+
+# Groups that name a part, with its keys here that every part has. The other keys of a part of the
+# user's own, or of optax's, are its arguments, which ``training.runs`` checks.
+PARTS = {
+    "model": ("name",),
+    "optimizer": ("name", "learning_rate", "clip_norm"),
+    "schedule": ("name",),
+}
+OPTIMIZERS = ("adamw", "sgd")
+SCHEDULES = ("linear", "step", "cosine", "constant")
 
 # The keys of every model.
 _MODEL_KEYS = {
     "filters": Key(
         "random",
         'Initial depthwise filters: "random", "same", "box", "identity", "delta", "dct", '
-        '"gaussian" or "gaussian8", or "from=WORKDIR", those of a finished run; see '
-        "docs/models.md.",
+        '"gaussian" or "gaussian8", or those of a finished run or of a file of weights, '
+        '"from=WORKDIR" or "from=FILE"; see docs/models.md.',
     ),
     "filter_rank": Key(
         None,
@@ -280,21 +342,117 @@ MODEL_KEYS = {
         ),
         **_MODEL_KEYS,
     },
+    "metaformer": {
+        "mixer": Key(
+            "depthwise",
+            'Mixer of tokens: "depthwise", "attention", "token_mlp", "random" (a matrix over all '
+            'positions), "pooling", "shift" or "identity".',
+        ),
+        "width": Key(128, "Number of channels, of the first stage if there are four."),
+        "depth": Key(6, "Number of blocks; with four stages a multiple of 6."),
+        "stages": Key(
+            (1,),
+            "Width of each stage as a multiple of `width`: (1,) is isotropic; (1, 2, 5, 8) is "
+            "PoolFormer-S, whose patches overlap.",
+        ),
+        "patch_size": Key(4, "Stride of the patches; isotropic, also their side, in pixels."),
+        "kernel_size": Key(
+            3, "depthwise, pooling, shift: side of the filters or of the window, in pixels."
+        ),
+        "head_dim": Key(32, "attention: channels of a head; divides the width of each stage."),
+        "attention_roles": Key(
+            "queries_keys",
+            'attention: what of it is spatial mixing, "queries_keys" or "all" of its weights.',
+        ),
+        "mlp_ratio": Key(4.0, "Hidden units of each block's perceptron, per channel."),
+        "token_ratio": Key(0.5, "token_mlp: its hidden units, per channel."),
+        "norm": Key("layer", '"layer" (LayerNorm), "group" (GroupNorm with one group) or "batch".'),
+        "layer_scale": Key(0.0, "Initial value of a learned scale of each branch; 0 for none."),
+        "position_embedding": Key(
+            None,
+            "Initial deviation of a learned embedding that is added to the patches; 0 for none. "
+            "Default: 1 with attention, 0 with the other mixers.",
+            float,
+        ),
+        **_MODEL_KEYS,
+    },
 }
 
 
-def default(model: str = "convmixer") -> ConfigDict:
+def default(model: str = "convmixer") -> Config:
     """Returns a locked config with every key of a run, for one model.
 
     Args:
-        model: a key of ``MODEL_KEYS``; its entry becomes ``config.model``.
+        model: a key of ``MODEL_KEYS``, whose entry becomes ``config.model``, or MODULE:CLASS.
 
     Raises:
         UserError: an unknown model; the message suggests the nearest name.
     """
-    check_choice("config.model.name", model, MODEL_KEYS)
-    values = _defaults(KEYS) | {"model": {"name": model, **_defaults(MODEL_KEYS[model])}}
-    return ConfigDict(values).lock()
+    if not parts.is_own(model):
+        check_choice("config.model.name", model, [*MODEL_KEYS, "MODULE:CLASS"])
+    values = _defaults(KEYS) | {"model": {"name": model, **_defaults(MODEL_KEYS.get(model, {}))}}
+    return Config(values).lock()
+
+
+def complete(config: Config) -> Config:
+    """Gives groups that were replaced by a dict the defaults of the keys that they lack; locks all.
+
+    A group such as ``config.optimizer = {"name": "sgd", "momentum": 0.8}`` may lack keys. Those of
+    a part of the user's own, or of optax's, are left to the part.
+
+    Args:
+        config: the config; modified in place and returned.
+
+    Raises:
+        UserError: a key that the group doesn't have; the message suggests the nearest name.
+    """
+    for name, group in expected(config).items():
+        got = config.get(name)
+        if not isinstance(group, ConfigDict) or not isinstance(got, ConfigDict):
+            continue  # ``check`` says what is wrong with it
+        if {*group} <= {*got}:
+            continue
+        whole = group.copy_and_resolve_references()
+        with whole.unlocked(), whole.ignore_type():
+            for key, value in got.items():
+                if key not in group and not is_open(config, name):
+                    raise _unknown(f"{name}.{key}", group)
+                whole[key] = value
+        with config.ignore_type():
+            config[name] = whole
+    return config.unlock().lock()  # what was assigned isn't locked, nor would `lock` alone reach it
+
+
+def set_code_dir(config: Config, folder: str) -> None:
+    """Sets ``code_dir`` of a config that names parts of the user's own, unless it has one."""
+    names = [config.task, *(config[group].name for group in ("data", *PARTS))]
+    if config.code_dir is None and any(map(parts.is_own, names)):
+        config.code_dir = folder
+
+
+def expected(config: Mapping[str, Any]) -> Config:
+    """Returns the defaults of a config's keys.
+
+    They are those of ``default`` for its model; but of a part that isn't ours, only the keys that
+    every such part has.
+    """
+    usual = default(_model_name(config))
+    for name, common in PARTS.items():
+        if is_open(config, name):
+            with usual.ignore_type():
+                usual[name] = {key: usual[name][key] for key in common}
+    return usual.unlock().lock()
+
+
+def is_open(config: Mapping[str, Any], group: str) -> bool:
+    """Whether a group of a config has keys that aren't in ``KEYS``, such as a part's arguments."""
+    if group in ("roles", "user"):
+        return True
+    ours = {"model": MODEL_KEYS, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
+    part = config.get(group)
+    if group not in ours or not isinstance(part, Mapping | ConfigDict):
+        return False
+    return part.get("name", next(iter(ours[group]))) not in ours[group]
 
 
 def _defaults(keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -310,7 +468,7 @@ def _defaults(keys: Mapping[str, Any]) -> dict[str, Any]:
 def describe() -> str:
     """Returns the meaning and default of every key, for ``--help``."""
     lines = ["Keys of a config (default, unless the file sets another):", *_describe(KEYS)]
-    for model in ("convmixer", "resnet"):
+    for model in ("convmixer", "resnet", "metaformer"):
         lines += ["", f"Keys of a config whose config.model.name is {model}:"]
         lines += _describe(MODEL_KEYS[model], "model.")
     return "\n".join(lines)
@@ -325,7 +483,7 @@ def _describe(keys: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _describe(key, f"{prefix}{name}.")
 
 
-def vary(config: ConfigDict, variant: str, variants: Mapping[str, Mapping[str, Any]]) -> ConfigDict:
+def vary(config: Config, variant: str, variants: Mapping[str, Mapping[str, Any]]) -> Config:
     """Applies a config's variants, as selected by ``--config=configs/NAME.py:VARIANT-VARIANT``.
 
     Args:
@@ -342,7 +500,7 @@ def vary(config: ConfigDict, variant: str, variants: Mapping[str, Mapping[str, A
     return config
 
 
-def recipe(name: str) -> ConfigDict:
+def recipe(name: str) -> Config:
     """Returns a config of the files in ``RECIPES``, such as ``"convmixer_imagenet:laptop"``.
 
     Args:
@@ -372,6 +530,8 @@ def to_json(config: Mapping[str, Any]) -> str:
         UserError: a value that JSON can't hold, such as a NumPy number inside a tuple.
     """
     plain = config.to_dict() if isinstance(config, ConfigDict) else config
+    if isinstance(roles := plain.get("roles"), Mapping) and roles:
+        plain = {**plain, "roles": [*roles.items()]}  # in their order
     return json.dumps(plain, indent=2, sort_keys=True, default=_refuse)
 
 
@@ -382,7 +542,7 @@ def _refuse(value: Any) -> None:
     )
 
 
-def from_values(values: Mapping[str, Any]) -> ConfigDict:
+def from_values(values: Mapping[str, Any]) -> Config:
     """Returns the config of values written by ``to_json``; missing keys get its model's defaults.
 
     Raises:
@@ -391,11 +551,8 @@ def from_values(values: Mapping[str, Any]) -> ConfigDict:
     config = default(_model_name(values))
     with config.unlocked(), config.ignore_type():  # the errors of ``check`` are clearer
         for key, value in _lists_to_tuples(values).items():
-            if isinstance(config.get(key), ConfigDict) and isinstance(value, dict):
-                config[key].update(value)
-            else:
-                config[key] = value
-    check(config)
+            config[key] = dict(value) if key == "roles" else value
+    check(complete(config))
     return config
 
 
@@ -432,6 +589,22 @@ def fingerprint(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
+def changed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values that aren't those of ``default``, by dotted key, without display keys.
+
+    >>> changed(recipe("digits:tiny"))["model.depth"]
+    1
+    >>> changed(default("resnet"))
+    {'model.name': 'resnet'}
+    """
+    usual = flatten(expected(config)) | {"model.name": default().model.name}
+    return {
+        key: value
+        for key, value in flatten(config).items()
+        if key not in DISPLAY_KEYS and value != usual.get(key)
+    }
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Lists ``"key: old -> new"`` for every key that makes two configs different runs."""
     before, after = identity(old), identity(new)
@@ -448,21 +621,38 @@ _TYPES = {str: "a text", bool: "True or False", tuple: "a tuple", ConfigDict: "a
 _START = "start from randmix.config.default()"
 
 
-def check(config: ConfigDict) -> None:
+def check(config: Config) -> None:
     """Raises a UserError that names the key of a missing or unknown key or a bad value.
 
     Numbers must be in the ranges of ``randmix.ranges``. Names are checked where they are looked up.
     """
-    _check_keys(config, default(_model_name(config)))
-    shares = [share for share, _ in config.schedule.points]
-    if not shares or shares != sorted(shares):
+    _check_keys(config, expected(config))
+    if config.schedule.name in SCHEDULES:
+        shares = [share for share, _ in config.schedule.points]
+        if not shares or shares != sorted(shares):
+            raise UserError(
+                f"config.schedule.points: got fractions {shares}, allowed one or more, rising"
+            )
+    for role, selector in config.roles.items():
+        if not re.fullmatch(r"[A-Za-z]\w*", role) or role == "batch_stats":
+            raise UserError(
+                f"config.roles: got the role {role!r}, allowed are letters, digits and _, but not "
+                "'batch_stats'"
+            )
+        if not isinstance(selector, str):
+            raise UserError(
+                f"config.roles.{role}: got {ranges.shown(selector)}, allowed is a selector's text"
+            )
+    if config.roles and not parts.is_own(config.model.name):
         raise UserError(
-            f"config.schedule.points: got fractions {shares}, allowed one or more, rising"
+            f"config.roles: got {', '.join(config.roles)}, allowed is {{}} with the model "
+            f"{config.model.name}, whose collections are its roles"
         )
     if config.task == "unshuffling":
-        _require_zero(config, ("label_smoothing", *_MIXING), "the task unshuffling")
-    if config.task != "classification":
-        _require_zero(config, ("defense.epsilon",), f"the task {config.task}")
+        more = ("label_smoothing", "defense.epsilon", *_MIXING)
+        _require_zero(config, more, "the task unshuffling")
+    if parts.is_own(config.task):
+        _require_zero(config, ("label_smoothing",), "a task of your own, which may have its own")
     if config.defense.epsilon:
         _require_zero(config, _MIXING, "config.defense.epsilon")
     check_choice("config.precision", config.precision, ("float32", "bfloat16"))
@@ -483,17 +673,22 @@ def _model_name(config: Mapping[str, Any]) -> Any:
         raise UserError(f"config.model.name: missing; {_START}") from error
 
 
-def _check_keys(config: ConfigDict, defaults: ConfigDict, group: str = "") -> None:
+def _unknown(key: str, known: Iterable[str]) -> UserError:
+    nearest = did_you_mean(key.rpartition(".")[2], known)
+    return UserError(f"config.{key}: no such key{nearest}; {_START}")
+
+
+def _check_keys(
+    config: ConfigDict, defaults: ConfigDict, group: str = "", more: bool = False
+) -> None:
     """Checks keys and types against the defaults, and numbers against their ranges.
 
     ConfigDict does so only in part: it takes None for any type and True for 1, and a config may be
     made without it.
     """
     for key in config:
-        if key not in defaults:
-            raise UserError(
-                f"config.{group}{key}: no such key{did_you_mean(key, defaults)}; {_START}"
-            )
+        if key not in defaults and not more:
+            raise _unknown(f"{group}{key}", defaults)
     for key in defaults:
         name = f"{group}{key}"
         if key not in config:
@@ -503,19 +698,20 @@ def _check_keys(config: ConfigDict, defaults: ConfigDict, group: str = "") -> No
             pass
         elif name in ranges.CONFIG:
             ranges.check(f"config.{name}", got, ranges.CONFIG[name])
-        elif expected is ConfigDict and isinstance(got, ConfigDict):
-            _check_keys(got, defaults[key], f"{name}.")
+        elif issubclass(expected, ConfigDict) and isinstance(got, ConfigDict):
+            _check_keys(got, defaults[key], f"{name}.", is_open(config, key))
         elif not isinstance(got, expected):
-            raise UserError(f"config.{name}: got {ranges.shown(got)}, allowed {_TYPES[expected]}")
+            kind = ConfigDict if issubclass(expected, ConfigDict) else expected
+            raise UserError(f"config.{name}: got {ranges.shown(got)}, allowed {_TYPES[kind]}")
 
 
-def _require_zero(config: ConfigDict, keys: Iterable[str], other: str) -> None:
+def _require_zero(config: Config, keys: Iterable[str], other: str) -> None:
     for key in keys:
         if got := functools.reduce(getattr, key.split("."), config):
             raise UserError(f"config.{key}: got {got!r}, allowed 0 with {other}")
 
 
-def total_steps(config: ConfigDict, train_examples: int) -> int:
+def total_steps(config: Config, train_examples: int) -> int:
     """Returns the number of steps: ``steps``, or ``epochs`` times the full batches per epoch.
 
     Raises:

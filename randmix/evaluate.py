@@ -13,7 +13,7 @@ from randmix.analysis.robustness import report
 from randmix.data import feeds
 from randmix.errors import UserError, check_choice
 from randmix.runtime import distributed, progress
-from randmix.training import evaluation, loading, runs, tasks
+from randmix.training import evaluation, loading, runs
 
 
 def main(options: Any) -> None:
@@ -29,7 +29,7 @@ def main(options: Any) -> None:
     with distributed.shared_errors():
         runs.read_config(options.workdir)
     # Outside shared_errors: in it, the processes wait for each other.
-    run = loading.load(options.workdir, best=options.best, step=options.step)
+    run = loading.load(options.workdir, best=options.best, step=options.step, ema=options.ema)
     with distributed.shared_errors():
         split = evaluation.open_split(
             run,
@@ -40,6 +40,8 @@ def main(options: Any) -> None:
         )
     got, total = split.examples(options.examples), split.examples()
     out = options.workdir if options.step is None else f"{options.workdir}/step_{options.step}"
+    if options.ema:
+        out = f"{out}/ema"
     if options.smoothing:
         run = dataclasses.replace(
             run, variables=spectrum.smooth_filters(run.variables, options.smoothing)
@@ -48,13 +50,15 @@ def main(options: Any) -> None:
     about = {
         "workdir": options.workdir,
         "step": run.step,
+        **({"weights": "average"} if run.ema else {}),
         "data": f"{split.data_set.name}, {options.split}",
         "examples": f"all {total:,}" if got == total else f"the first {got:,} of {total:,}",
     }
-    batch_size = options.batch_size or run.config.batch_size
+    batch_size = options.batch_size or run.config.batch_size // run.config.accumulate
     if arguments is not None or options.smoothing:
         # The composition of two Gaussians is a Gaussian whose variance is the sum.
-        about["smoothing_index"] = math.hypot(run.config.model.smoothing_index, options.smoothing)
+        own = run.config.model.get("smoothing_index", 0.0)
+        about["smoothing_index"] = math.hypot(own, options.smoothing)
     if arguments is None:
         metrics = evaluation.evaluate_run(
             run, split, batch_size=batch_size, examples=options.examples
@@ -81,7 +85,7 @@ def _attack(
     folder: str,
 ) -> None:
     """Measures, writes and prints the accuracy under attack."""
-    if run.config.task != tasks.CLASSIFICATION.name:
+    if not runs.build_task(run.config, run.model, data["image"].shape[1:]).has_accuracy:
         raise UserError(
             f"{about['workdir']}: a run with the task {run.config.task!r}, allowed under attack "
             "are runs with the task 'classification'; leave --attacks out"

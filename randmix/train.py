@@ -8,6 +8,7 @@ from randmix.models import counts
 from randmix.runtime import distributed, progress, signals
 from randmix.runtime.preemption import Preempted
 from randmix.training import aot, loop, runs, tpu
+from randmix.workdir import artifacts
 
 
 def main(options: Any) -> int:
@@ -34,7 +35,12 @@ def main(options: Any) -> int:
     if options.compiled:
         print(f"compiled programs: kept in {options.compiled}", flush=True)
     try:
-        result = loop.train(options.config, options.workdir)
+        result = loop.train(
+            options.config,
+            options.workdir,
+            context=artifacts.Context(options.config_name),
+            profile=options.profiled_steps,
+        )
     except Preempted as stopped:
         what = "resumes from there" if stopped.saved else "starts again"
         print(f"randmix: {stopped}; the same command {what}", file=sys.stderr)
@@ -50,6 +56,7 @@ def main(options: Any) -> int:
 
 def summary(parts: runs.Parts) -> str:
     """Returns the table of initial parameters, with the multiply-adds per image."""
-    costs = counts.multiply_adds(parts.step.model, parts.data.dataset.image_shape)
-    table = dataclasses.replace(parts.record.summary, columns={"multiply-adds per image": costs})
+    table = parts.record.summary
+    if costs := counts.multiply_adds(parts.step.model, parts.data.dataset.image_shape):
+        table = dataclasses.replace(table, columns={"multiply-adds per image": costs})
     return dataclasses.replace(parts.record, summary=table).description

@@ -16,7 +16,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
         "JAX_PLATFORMS": "cpu",
         "JAX_NUMPY_RANK_PROMOTION": "raise",
         "JAX_NUMPY_DTYPE_PROMOTION": "strict",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        # Eight devices on a busy machine may wait longer for each other than XLA allows, 40 s.
+        "XLA_FLAGS": "--xla_backend_optimization_level=0 "
+        "--xla_cpu_collective_call_terminate_timeout_seconds=600",
     }
 
 import jax

@@ -1,10 +1,12 @@
 """Trees and random expressions for the tests of randmix.masks."""
 
 import copy
+import functools
 import operator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import numpy as np
 from flax import nnx
@@ -61,6 +63,23 @@ class NnxModel(nnx.Module):
         self.spatial = nnx.Linear(2, 3, rngs=rngs)
         self.layers = nnx.List([nnx.Linear(3, 3, rngs=rngs), nnx.Linear(3, 3, rngs=rngs)])
         self.norm = nnx.BatchNorm(3, rngs=rngs)
+
+
+class EquinoxModel(eqx.Module):
+    spatial: eqx.nn.Conv2d
+    layers: list
+    head: eqx.nn.MLP  # holds functions too
+    name: str = eqx.field(static=True)
+
+    def __init__(self):
+        keys = jax.random.split(jax.random.key(0), 4)
+        self.spatial = eqx.nn.Conv2d(2, 2, 3, key=keys[0])
+        self.layers = [eqx.nn.Linear(2, 2, use_bias=i > 0, key=keys[1 + i]) for i in range(2)]
+        self.head = eqx.nn.MLP(2, 2, 3, 1, key=keys[3])
+        self.name = "net"
+
+
+equinox_model = functools.cache(EquinoxModel)  # its random keys compile for seconds
 
 
 # Random trees and random expressions; Python sets evaluate an expression as well

@@ -373,10 +373,14 @@ def test_without_a_defence_the_program_is_the_plain_one(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_defended_step_is_a_step_on_fgsm_samples_of_the_model_in_eval_mode():
-    run, before = small.parts("chans", **DEFENDED), small.initial_state("chans", **DEFENDED)
-    step, (data, order, seed) = small.compiled_step("chans", **DEFENDED)
-    got, _ = step(small.first("chans", **DEFENDED), data, order, seed)
+@pytest.mark.parametrize(("accumulate", "share", "count"), [(1, 0.75, 24), (4, 0.7, 22)])
+def test_a_defended_step_is_a_step_on_fgsm_samples_of_the_model_in_eval_mode(
+    accumulate, share, count
+):
+    keys = {**DEFENDED, "defense__share": share, "accumulate": accumulate}
+    run, before = small.parts("chans", **keys), small.initial_state("chans", **keys)
+    step, (data, order, seed) = small.compiled_step("chans", **keys)
+    got, _ = step(small.first("chans", **keys), data, order, seed)
 
     batch = loader.train_batch(
         data, order, jnp.int32(0), 0, batch_size=32, augmentation=Augmentation(crop_padding=1)
@@ -389,13 +393,14 @@ def test_a_defended_step_is_a_step_on_fgsm_samples_of_the_model_in_eval_mode():
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).sum()
 
     moved = jnp.clip(batch["image"] + 16 / 255 * jnp.sign(gradient(batch["image"])), 0, 1)
-    images = jnp.concatenate([moved[:24], batch["image"][24:]])
+    images = jnp.concatenate([moved[:count], batch["image"][count:]])
     plain_step = partial(
         steps.train_step,
         model=run.step.model,
         task=run.step.task,
         optimizer=run.step.phases[0].optimizer,
         labels=run.step.labels,
+        accumulate=accumulate,
     )
     expected, _ = jax.jit(plain_step)(before, {**batch, "image": images})
     # The statistics moved once, in the step itself, not in the pass that made the samples.

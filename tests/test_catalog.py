@@ -199,6 +199,8 @@ def test_the_digits_classes_are_those_of_the_prepared_files(data_dir, tmp_path):
         "version": "3.0.1",
         "image_shape": [28, 28, 1],
         "num_classes": 10,
+        "train_examples": 60_000,
+        "test_examples": 10_000,
         "classes": None,
     }
 

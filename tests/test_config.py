@@ -26,6 +26,31 @@ def test_the_fingerprint_is_of_what_is_learned_not_of_what_is_shown():
     assert configs.fingerprint(small.config(model__depth=3)) != name
 
 
+def test_what_a_config_changes_is_what_was_asked_for_not_what_the_data_decided():
+    config = small.config(mode="full", log_every=7)
+    config.data.interpolation = "antialias"  # for photographs; the digits are in memory
+    record = runs.assemble(config).record
+    assert record.config["model"]["mean"] == ()  # the digits' own
+    assert record.config["data"]["interpolation"] == "fast"
+    assert record.changed == {
+        "batch_size": 32,
+        "data.crop_padding": 1,
+        "data.interpolation": "antialias",
+        "mode": "full",
+        "model.depth": 2,
+        "model.kernel_size": 3,
+        "model.patch_size": 2,
+        "model.width": 16,
+        "optimizer.clip_norm": 1.0,
+        "optimizer.weight_decay": 0.01,
+        "steps": 6,
+    }
+    assert {"data.in_memory", "model.mean"} < configs.changed(record.config).keys()
+    config.model.update(mean=(0.5,), std=(0.25,))
+    own = runs.assemble(config).record.changed
+    assert own == record.changed | {"model.mean": [0.5], "model.std": [0.25]}
+
+
 def test_steps_override_epochs():
     assert configs.total_steps(small.config(), 1437) == 6
     config = small.config()
@@ -48,12 +73,13 @@ def test_a_key_that_is_not_there_cannot_be_set():
         ),
         (
             {"optimizer__name": "adamv"},
-            "config.optimizer.name: got 'adamv', allowed adamw, sgd; did you mean 'adamw'?",
+            "config.optimizer.name: got 'adamv', allowed adamw, sgd, an optimizer of optax "
+            "or MODULE:FUNCTION; did you mean 'adamw'?",
         ),
         (
             {"schedule__name": "cosin"},
-            "config.schedule.name: got 'cosin', allowed linear, step, cosine, constant; "
-            "did you mean 'cosine'?",
+            "config.schedule.name: got 'cosin', allowed linear, step, cosine, constant, a "
+            "schedule of optax or MODULE:FUNCTION; did you mean 'cosine'?",
         ),
         ({"task": "clasification"}, "did you mean 'classification'?"),
         ({"precision": "float16"}, "config.precision: got 'float16', allowed float32, bfloat16"),
@@ -120,8 +146,6 @@ def test_a_selector_text_is_what_is_trained():
     ],
 )
 def test_schedules_by_their_definitions(settings, expected):
-    schedule = optim.build_schedule(
-        optim.ScheduleOptions(**small.config(**settings).schedule), 100, 1.0
-    )
+    schedule = optim.build_schedule(small.config(**settings).schedule, 100, 1.0)
     for step, rate in expected.items():
         assert float(schedule(step)) == pytest.approx(rate, abs=1e-6), step

@@ -118,3 +118,126 @@ def test_multiply_adds_of_a_resnet_by_hand_are_those_of_two_steps(between):
     assert costs["channel/block_01/shortcut/kernel"] == 4 * 8 * 5 * 4
     assert costs["head/classifier/kernel"] == 16 * 10
     assert len(costs) == 2 * 7 + 2 + 1
+
+
+def products(step, *arguments):
+    """Multiply-adds of all convolutions and matrix products that a traced function computes."""
+    total = 0
+    for equation in jax.make_jaxpr(step)(*arguments).jaxpr.eqns:
+        result = math.prod(equation.outvars[0].aval.shape)
+        if equation.primitive.name == "conv_general_dilated":
+            kernel = equation.invars[1].aval.shape
+            _, inputs, *window = equation.params["dimension_numbers"].rhs_spec
+            zeros = math.prod(equation.params["lhs_dilation"])  # strides, in a gradient to an input
+            total += result * kernel[inputs] * math.prod(kernel[d] for d in window) // zeros
+        elif equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            total += result * math.prod(equation.invars[0].aval.shape[d] for d in contracted)
+    return total
+
+
+def convolution(x, kernel, *, stride=1):
+    """A dense or, for kernels [k, k, 1, C m], a depthwise convolution."""
+    return jax.lax.conv_general_dilated(
+        *(x, kernel, (stride, stride), "SAME"),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1] // kernel.shape[2],
+    )
+
+
+def norm(x, scale):
+    """What counts of a norm: a learned parameter in front of the layers above."""
+    return x * scale
+
+
+def convmixer(params, images):
+    """A ConvMixer of width 6, depth 2, kernel size 3 and patch size 2, in plain JAX."""
+    x = norm(convolution(images, params["spatial"][0], stride=2), params["norm"][0])
+    for i in (1, 2):
+        x = x + norm(convolution(x, params["spatial"][i]), params["norm"][2 * i - 1])
+        x = norm(convolution(x, params["channel"][i - 1]), params["norm"][2 * i])
+    return x.mean((1, 2)) @ params["head"][0]
+
+
+def resnet(params, images):
+    """A separable ResNet of width 4, depth 1 and 3 filters per channel, in plain JAX."""
+    spatial, channel, norms = (iter(params[role]) for role in ("spatial", "channel", "norm"))
+    x = convolution(convolution(images, next(spatial)), next(channel))
+    for stride in (1, 2, 2):
+        y = norm(x, next(norms))
+        x = x if stride == 1 else convolution(y[:, ::2, ::2], next(channel))
+        y = convolution(convolution(y, next(spatial), stride=stride), next(channel))
+        y = norm(y, next(norms))
+        x = x + convolution(convolution(y, next(spatial)), next(channel))
+    return norm(x, next(norms)).mean((1, 2)) @ params["head"][0]
+
+
+def metaformer(params, images):
+    """A block of attention with one head, between patches of 2 x 2 and a head, in plain JAX."""
+    spatial, channel, norms = (iter(params[role]) for role in ("spatial", "channel", "norm"))
+    x = convolution(images, next(spatial), stride=2)
+    y = norm(x, next(norms)).reshape(len(x), -1, x.shape[-1])
+    query, key, value = y @ next(spatial), y @ next(spatial), y @ next(channel)
+    mixed = jax.nn.softmax(query @ key.swapaxes(1, 2)) @ value
+    x = x + (mixed @ next(channel)).reshape(x.shape)
+    y = jax.nn.gelu(norm(x, next(norms)) @ next(channel)) @ next(channel)
+    return norm(x + y, next(norms)).mean((1, 2)) @ params["head"][0]
+
+
+PLAIN = {
+    "convmixer": (
+        convmixer,
+        {"width": 6, "depth": 2, "kernel_size": 3, "patch_size": 2},
+        {
+            "spatial": [(2, 2, 3, 6), *2 * [(3, 3, 1, 6)]],
+            "channel": 2 * [(1, 1, 6, 6)],
+            "norm": 5 * [(1, 1, 1, 6)],
+            "head": [(6, 10)],
+        },
+    ),
+    "resnet": (
+        resnet,
+        {"width": 4, "depth": 1, "multiplier": 3},
+        {
+            "spatial": [(3, 3, 1, 3 * c) for c in (3, 4, 4, 4, 8, 8, 16)],
+            "channel": [
+                (1, 1, c, out)
+                for c, out in (
+                    *((9, 4), (12, 4), (12, 4), (4, 8), (12, 8), (24, 8)),
+                    *((8, 16), (24, 16), (48, 16)),
+                )
+            ],
+            "norm": [(1, 1, 1, c) for c in (4, 4, 4, 8, 8, 16, 16)],
+            "head": [(16, 10)],
+        },
+    ),
+    "metaformer": (
+        metaformer,
+        {"mixer": "attention", "width": 6, "depth": 1, "patch_size": 2, "head_dim": 6},
+        {
+            "spatial": [(2, 2, 3, 6), (6, 6), (6, 6)],
+            "channel": [(6, 6), (6, 6), (6, 24), (24, 6)],
+            "norm": 3 * [(1, 1, 1, 6)],
+            "head": [(6, 10)],
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("mode", ["full", "chans", "space", "floor"])
+def test_a_training_step_costs_what_its_gradient_computes(name, mode):
+    plain, sizes, shapes = PLAIN[name]
+    params = {role: [jnp.zeros(shape) for shape in each] for role, each in shapes.items()}
+    roles = {"norm", "head"}
+    roles |= {"full": {"spatial", "channel"}, "chans": {"channel"}, "space": {"spatial"}}.get(
+        mode, set()
+    )
+
+    def loss(learned, images):
+        return (plain({**params, **learned}, images) ** 2).sum()
+
+    learned, images = {role: params[role] for role in roles}, jnp.zeros((1, 8, 8, 3))
+    model = models.build(name, **sizes, num_classes=10)
+    expected = counts.training_step(counts.multiply_adds(model, (8, 8, 3)), mode)
+    assert products(jax.grad(loss), learned, images) == expected

@@ -62,6 +62,12 @@ QUICK = {
         "--targeted_classes=1",
         "--square_queries=2",
     ),
+    "randmix sweep": (
+        "--config.steps=2",
+        "--set=batch_size=4",
+        "--set=model.width=8",
+        "--set=tensorboard=False",
+    ),
     "randmix reproduce": (
         "--experiments=E9,E11",
         "--override=steps=2",
@@ -87,7 +93,7 @@ COMPILER = {
 # Stand in for Python and sbatch where launch/ starts them; record what they are asked to run.
 PYTHON = """#!/usr/bin/env bash
 if [[ $1 == -c ]]; then echo 9999; exit; fi
-printf '%q ' "$@" >> "$LOG"; echo >> "$LOG"
+printf '%s\n' "$(printf '%q ' "$@")" >> "$LOG" # one write, as several tasks do so at once
 """
 SBATCH = """#!/usr/bin/env bash
 export SLURM_JOB_ID=7 TASKS=0
@@ -188,7 +194,12 @@ class Checkout:
         arguments = [
             argument.replace(
                 "=/usr/share/datasets/fashion-mnist", f"={self.archives}/fashion_mnist"
-            ).replace("=/data/imagenet", f"={self.archives}/imagenet2012")
+            )
+            .replace("=/data/imagenet", f"={self.archives}/imagenet2012")
+            .replace("--profile=100:104", "--profile=1:2")  # of the two steps of a quick run
+            .replace("--set=steps=200", "--set=steps=2")
+            .replace("--grid=model.depth=2,4", "--grid=model.depth=1")
+            .replace("--seeds=3", "--seeds=1")
             for argument in arguments
         ]
         if module == "randmix prepare" and arguments[0] in SMALL and len(arguments) == 1:

@@ -12,7 +12,7 @@ import randmix
 from randmix import masks
 from randmix.data import loader
 from randmix.errors import UserError
-from randmix.reproduce import training
+from randmix.experiments import training
 from randmix.runtime import sharding
 from randmix.runtime.preemption import Preempted
 from randmix.training import ensemble, runs
@@ -223,11 +223,17 @@ def test_what_an_ensemble_needs_is_what_its_programs_hold(whole):
     assert 3 * state + data < ensemble._needs(lowered) < 3 * state + data + 100e6
 
 
+def reasons(root, together):
+    """Why each run failed, in the order of the runs."""
+    found = dict(training.train_seeds(configs(), folders(root), together))
+    return [found[i] for i in range(len(found))]
+
+
 @pytest.mark.slow
 def test_a_sweep_hands_seeds_over(tmp_path, monkeypatch):
     calls = []
 
-    def train_together(all_parts, workdirs, programs):
+    def train_together(all_parts, workdirs, **rest):
         calls.append([parts.seed for parts in all_parts])
         print("said by all")
         if error:
@@ -237,20 +243,20 @@ def test_a_sweep_hands_seeds_over(tmp_path, monkeypatch):
     error = None
     monkeypatch.setattr(ensemble, "train", train_together)
     monkeypatch.setattr(
-        training, "train", lambda config, workdir, programs: calls.append(config.seed)
+        training, "train", lambda config, workdir, **rest: calls.append(config.seed)
     )
-    assert training.train_seeds(configs(), folders(tmp_path), 2) == ["bad", None, None]
+    assert reasons(tmp_path, 2) == ["bad", None, None]
     assert calls == [[0, 3], 7]
     assert [(folder / "log.txt").read_text() for folder in folders(tmp_path)] == [
         *["said by all\n"] * 2,
         "",
     ]
     calls.clear()
-    assert training.train_seeds(configs(), folders(tmp_path), "auto") == [None] * 3
+    assert reasons(tmp_path, "auto") == [None] * 3
     assert calls == [0, 3, 7]  # alone on a CPU
     calls.clear()
     error = MemoryError("all of it")
-    assert training.train_seeds(configs(), folders(tmp_path), 3) == [None] * 3
+    assert reasons(tmp_path, 3) == [None] * 3
     assert calls == [[0, 3, 7], 0, 3, 7]
     assert (
         "MemoryError: all of it\ntraining the seeds together failed"
@@ -258,7 +264,7 @@ def test_a_sweep_hands_seeds_over(tmp_path, monkeypatch):
     )
     error = Preempted("stopped")
     with pytest.raises(Preempted):
-        training.train_seeds(configs(), folders(tmp_path), 3)
+        reasons(tmp_path, 3)
 
 
 @pytest.mark.slow
@@ -268,10 +274,8 @@ def test_on_an_accelerator_auto_takes_what_fits(tmp_path, monkeypatch):
     monkeypatch.setattr(
         ensemble, "largest_that_fits", lambda config, count: asked.append(count) or 2
     )
-    monkeypatch.setattr(
-        ensemble, "train", lambda configs, workdirs, programs: [None] * len(configs)
-    )
-    monkeypatch.setattr(training, "train", lambda config, workdir, programs: None)
+    monkeypatch.setattr(ensemble, "train", lambda configs, workdirs, **rest: [None] * len(configs))
+    monkeypatch.setattr(training, "train", lambda config, workdir, **rest: None)
     assert training._cohorts(configs(), folders(tmp_path), "auto") == [[0, 1], [2]]
     assert asked == [3]
 

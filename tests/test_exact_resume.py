@@ -27,6 +27,7 @@ CASES = [
     ("convmixer", "chans", 8, ALL_AUGMENTATION),
     ("resnet", "full", 1, {"data.mixup": 0.2}),
     ("resnet", "chans", 8, {"data.random_erasing": 0.5}),
+    ("convmixer", "chans", 8, {"accumulate": 2, "ema": 0.9, "defense.epsilon": 4.0}),
 ]
 
 

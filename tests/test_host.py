@@ -20,6 +20,7 @@ def fresh(monkeypatch):
     monkeypatch.setattr(host.platform, "libc_ver", lambda: ("glibc", "2.36"))
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     monkeypatch.setattr(host.ctypes, "CDLL", lambda name: FakeLibc)
+    monkeypatch.setattr(host, "_tuned", False)
     FakeLibc.calls, FakeLibc.answer = [], 1
 
 
@@ -36,10 +37,52 @@ def test_on_a_cpu_with_glibc(fresh):
     assert os.environ["XLA_FLAGS"] == "--xla_cpu_prefer_vector_width=512"
 
 
+def test_a_program_that_needs_much_memory_gives_large_blocks_back(fresh):
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert not host.keeps_memory()
+    assert not host.give_back(memory)
+    host.tune()
+    assert host.keeps_memory()
+    FakeLibc.calls = []
+    assert not host.give_back(memory // 17)
+    assert FakeLibc.calls == []
+    assert host.give_back(memory // 15)
+    assert FakeLibc.calls == [(-3, 32 * 2**20), (-4, 65536)]
+
+
+def test_no_thread_precedes_the_settings():
+    # It would keep an arena of its own, whose memory glibc returns.
+    program = (
+        "import os, sys\n"
+        "from randmix import commands\n"
+        "from randmix.runtime import cli, host\n"
+        "host.tune = lambda: sys.exit(str(len(os.listdir('/proc/self/task'))))\n"
+        "cli.run(lambda: commands.run('train'))\n"
+    )
+    words = ["-c", program, "--config=configs/digits.py:tiny"]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+    assert done.stderr == "1\n"
+
+
 def test_the_users_own_xla_flags_win(fresh, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_prefer_vector_width=256 --xla_dump_to=x")
     host.tune()
     assert os.environ["XLA_FLAGS"] == "--xla_cpu_prefer_vector_width=256 --xla_dump_to=x"
+
+
+def test_quick_compilation_adds_to_the_flags_on_a_cpu_and_the_users_win(fresh, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=2")
+    assert host.compile_quickly()
+    assert not host.compiles_quickly()
+    flags = "--xla_backend_optimization_level=2 --xla_llvm_disable_expensive_passes=true"
+    assert os.environ["XLA_FLAGS"] == flags
+    monkeypatch.delenv("XLA_FLAGS")
+    assert host.compile_quickly()
+    assert host.compiles_quickly()
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    assert not host.compile_quickly()
+    assert os.environ["XLA_FLAGS"] == flags
 
 
 @pytest.mark.parametrize(

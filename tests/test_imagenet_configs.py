@@ -29,3 +29,15 @@ def test_the_resnet():
     assert resnet.data.reading.interpolation == "antialias"
     rates = [float(resnet.loop.schedule(epoch * 5004)) for epoch in (0, 29, 31, 59, 61, 89)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+@pytest.mark.parametrize(
+    ("variant", "millions"), [("", 11.9), (":vit_tiny", 5.7), (":mixer_s16", 18.5)]
+)
+def test_the_metaformers(variant, millions):
+    metaformer = runs.assemble(configs.recipe(f"metaformer_imagenet{variant}"))
+    summary = metaformer.record.summary
+    assert round((summary.trainable + summary.frozen) / 1e6, 1) == millions  # as published
+    assert metaformer.loop.steps_per_epoch == 1251
+    rates = [float(metaformer.loop.schedule(epoch * 1251)) for epoch in (0, 2.5, 5, 152.5, 300)]
+    assert rates == pytest.approx([0, 5e-4, 1e-3, 5e-4, 0], abs=1e-9)

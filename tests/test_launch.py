@@ -186,7 +186,7 @@ GET = "in commit COMMIT of ROOT, which is what workers get;"
     ("arguments", "message"),
     [
         (RUN[:1], f"--workdir is missing, and {OWN_DISK} --workdir=gs://BUCKET/FOLDER after --"),
-        (("randmix", "reproduce", "--preset=cifar"), f"--workdir is missing, and {OWN_DISK}"),
+        (("randmix", "reproduce", "--preset=cifar10"), f"--workdir is missing, and {OWN_DISK}"),
         ((RUN[0], "--workdir=runs/a"), LOCAL_FOLDER),
         ((RUN[0], "--workdir", "runs/a"), LOCAL_FOLDER),
         ((*RUN, "-workdir=runs/a"), LOCAL_FOLDER),

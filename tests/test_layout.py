@@ -15,6 +15,7 @@ LAYERS = (
     {"errors", "__version__"},
     {"masks", "ops"},
     {"ranges"},
+    {"parts"},
     {"config"},
     {"runtime"},
     {"models"},
@@ -109,7 +110,7 @@ def test_importing_randmix_imports_nothing_heavy():
     code = (
         "import randmix, randmix.commands, randmix.main, randmix.data.catalog, sys;"
         "print([m for m in ('jax', 'flax', 'tensorflow', 'tensorflow_datasets', "
-        "'orbax', 'sklearn', 'matplotlib') if m in sys.modules])"
+        "'orbax', 'sklearn', 'matplotlib', 'pandas') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

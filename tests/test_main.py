@@ -30,6 +30,11 @@ def test_a_run_ends_with_a_table_and_a_second_one_says_that_it_is_finished(tmp_p
     assert lines[3].endswith(" left")
     assert done.err == ""
     result = json.loads((tmp_path / "result.json").read_text())
+    assert lines[-7:-5] == [
+        "digits: batch_size=64 epochs=20.0 mode=full model.depth=1 model.width=8",
+        "  optimizer.clip_norm=1.0 optimizer.weight_decay=0.005 steps=4",
+    ]
+    assert result["config"]["name"] == "digits"
     header, row = lines[-4].split("┃"), lines[-2].split("│")
     assert [cell.strip() for cell in header[1:-1]] == [
         "mode",
@@ -116,7 +121,8 @@ def test_a_summary_shows_the_parameters_and_their_cost_and_ends(tmp_path):
         ([DIGITS, "--config.model.name=convmixr"], "did you mean 'convmixer'?"),
         (
             [DIGITS, "--config.optimizer.name=adamv"],
-            "config.optimizer.name: got 'adamv', allowed adamw, sgd; did you mean 'adamw'?",
+            "config.optimizer.name: got 'adamv', allowed adamw, sgd, an optimizer of optax "
+            "or MODULE:FUNCTION; did you mean 'adamw'?",
         ),
         ([DIGITS, "--config.batch_size=many"], "--config.batch_size=many: expected an integer"),
         (
@@ -133,6 +139,24 @@ def test_a_summary_shows_the_parameters_and_their_cost_and_ends(tmp_path):
             ],
             "fashion_mnist is not prepared in /nowhere; "
             "run `python -m randmix prepare fashion_mnist --data_dir=/nowhere`",
+        ),
+        (
+            [DIGITS, "--profile=5:3"],
+            "--profile: got '5:3', allowed START:STOP with 1 <= START <= STOP, for example "
+            "--profile=10:14",
+        ),
+        ([DIGITS, "--profile=0:2"], "--profile: got '0:2', allowed START:STOP with 1 <= START"),
+        (
+            [DIGITS, "--profile=439:441"],
+            "--profile: got 439:441, allowed are the run's steps, 1 to 440; set others",
+        ),
+        (
+            [DIGITS, "--profile=1:2", "--summary"],
+            "--profile: got it with --summary, which trains no steps; leave one out",
+        ),
+        (
+            [DIGITS, "--profile=1:2", "--compile_for=v5e:4x4"],
+            "--profile: got it with --compile_for, which trains no steps; leave one out",
         ),
         (
             [DIGITS, "--workdir=/dev/null/run"],

@@ -125,25 +125,6 @@ def test_python_logic_is_refused(logic):
 
 
 @pytest.mark.parametrize(
-    ("joined", "number"),
-    [
-        ("spatial/block_07/depthwise/kernel", 7),
-        ("layers_3/kernel", 3),
-        ("layers/12/kernel", 12),
-        ("0/kernel", 0),
-        ("stage_1/block_5/kernel", 1),
-        ("spatial/stem/kernel", None),
-        ("conv2d/kernel_a", None),
-        ("layer1/kernel", None),
-    ],
-)
-def test_depth_is_the_first_number(joined, number):
-    within = [index for index in range(20) if depth(index, index + 1)(joined)]
-    assert within == ([] if number is None else [number])
-    assert depth(None, None)(joined) == (number is not None)
-
-
-@pytest.mark.parametrize(
     "text",
     [
         *[

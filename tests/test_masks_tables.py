@@ -55,6 +55,20 @@ def test_summary_counts():
     )
 
 
+def test_a_column_may_have_numbers_of_what_is_no_parameter():
+    params = {"spatial": {"kernel": np.ones((2, 3))}, "head": {"bias": np.ones(3)}}
+    labels = masks.labels(params, masks.trainable("chans"))
+    costs = {"spatial/kernel": 60, "products/block_0": 7000}
+    table = masks.summary(params, labels, columns={"cost": costs, "other": {"head/bias": 5}})
+    lines = [line.split() for line in str(table).splitlines()]
+    assert lines[4] == ["products/block_0", "7,000"]  # after the parameters' rows
+    assert lines[-1][-2:] == ["7,060", "5"]
+    assert (table.trainable, table.frozen) == (3, 6)
+    cells = Cells(table._repr_html_()).cells
+    assert cells.count("products/block_0") == 1
+    assert len(cells) == 9 * (1 + 3 + 3)  # header, rows, totals: train, freeze and all
+
+
 def test_summary_counts_the_learned_part_of_a_leaf():
     params = {"spatial": {"kernel": np.ones((3, 3, 10)), "bias": np.ones(10)}, "head": np.ones(10)}
     rules = [("slow", fraction(role("spatial"), 0.3)), ("train", everything)]

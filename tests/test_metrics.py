@@ -1,12 +1,14 @@
 """Trackers: the metrics that TensorBoard and Weights & Biases receive."""
 
+import itertools
 import struct
 import sys
+import time
 import types
 
 import pytest
 import small
-from tensorboardX.proto import event_pb2
+from tensorboardX.proto import event_pb2, plugin_hparams_pb2
 
 from randmix.errors import UserError
 from randmix.workdir import metrics
@@ -25,23 +27,38 @@ def events(folder):
 
 def scalars(folder):
     return [
-        (v.tag, event.step, v.simple_value) for event in events(folder) for v in event.summary.value
+        (v.tag, event.step, v.simple_value)
+        for event in events(folder)
+        for v in event.summary.value
+        if not v.HasField("metadata")
     ]
 
 
-def opened_by(config, workdir, start_step):
+def hyperparameters(folder):
+    """The contents of the hparams plugin's summaries, in the order of writing."""
+    return [
+        plugin_hparams_pb2.HParamsPluginData.FromString(v.metadata.plugin_data.content)
+        for event in events(folder)
+        for v in event.summary.value
+        if v.metadata.plugin_data.plugin_name == "hparams"
+    ]
+
+
+def opened_by(config, workdir, start_step, **sweep):
     return metrics.open_trackers(
         workdir,
         start_step,
+        3,
         tensorboard=config.tensorboard,
         wandb_project=config.wandb_project,
         values=config.to_dict(),
+        **sweep,
     )
 
 
-def write(config, workdir, start_step, steps):
+def write(config, workdir, start_step, steps, **sweep):
     with (
-        opened_by(config, workdir, start_step) as opened,
+        opened_by(config, workdir, start_step, **sweep) as opened,
         MetricsLog(workdir / "metrics.jsonl", start_step, trackers=opened) as log,
     ):
         for step in steps:
@@ -67,25 +84,43 @@ def test_tensorboard_gets_what_the_log_gets_and_forgets_what_runs_again(tmp_path
     assert [event.step for event in starts] == [2]
 
 
+def test_tensorboard_gets_what_the_runs_of_a_sweep_differ_in_once(tmp_path, monkeypatch):
+    # Files are named after the second in which they are opened.
+    clock = itertools.count(2e9)
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    varied = {"model.width": 8, "optimizer.nesterov": False, "mode": "full", "train": None}
+    varied |= {"schedule.boundaries": [0.5, 0.75], "optimizer.learning_rate": 0.1}
+    folder = tmp_path / "tensorboard"
+    write(small.config(), tmp_path, 0, (1, 2), varied=varied)
+    assert not hyperparameters(folder)  # the run isn't at its end
+    write(small.config(), tmp_path, 2, (3,), varied=varied)
+    experiment, start, end = hyperparameters(folder)
+    assert {x.name for x in experiment.experiment.hparam_infos} == varied.keys()
+    assert [x.name.tag for x in experiment.experiment.metric_infos] == ["test/accuracy"]
+    assert "test/accuracy" in {tag for tag, _, _ in scalars(folder)}
+    given = {
+        key: getattr(value, value.WhichOneof("kind"))
+        for key, value in start.session_start_info.hparams.items()
+    }
+    assert given == varied | {"train": "null", "schedule.boundaries": "[0.5, 0.75]"}
+    assert type(given["optimizer.nesterov"]) is bool
+    assert end.session_end_info.status == 1  # success
+    write(small.config(), tmp_path, 3, (3,), varied=varied)  # killed before its result
+    assert len(hyperparameters(folder)) == 3
+
+
+def test_tensorboard_has_no_table_of_hyperparameters_without_a_sweep(tmp_path):
+    write(small.config(), tmp_path, 0, (3,))
+    assert not hyperparameters(tmp_path / "tensorboard")
+
+
 def test_nothing_is_written_where_nothing_is_asked_for(tmp_path):
     write(small.config(tensorboard=False), tmp_path, 0, (1,))
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def test_weights_and_biases_resumes_the_folders_run(tmp_path, monkeypatch):
-    class Run:
-        def __init__(self, **options):
-            self.options, self.logged, self.finished = options, [], False
-            made.append(self)
-
-        def log(self, metrics, step):
-            self.logged.append((step, metrics))
-
-        def finish(self):
-            self.finished = True
-
-    made = []
-    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=Run))
+    made = stand_in_for_wandb(monkeypatch)
     config = small.config(tensorboard=False)
     config.wandb_project = "mixing"
     write(config, tmp_path, 0, (3,))
@@ -95,14 +130,53 @@ def test_weights_and_biases_resumes_the_folders_run(tmp_path, monkeypatch):
         (3, {"test_accuracy": 0.5}),
     ]
     assert run.finished
-    asked = {key: run.options[key] for key in ("project", "id", "resume", "dir")}
-    assert asked == {
+    assert run.options.pop("config")["model"]["width"] == 16
+    assert run.options == {
         "project": "mixing",
         "id": tmp_path.name,
+        "name": tmp_path.name,
+        "group": None,
         "resume": "allow",
         "dir": str(tmp_path),
     }
-    assert run.options["config"]["model"]["width"] == 16
+
+
+def test_weights_and_biases_groups_the_runs_of_a_sweep(tmp_path, monkeypatch):
+    made = stand_in_for_wandb(monkeypatch)
+    config = small.config(tensorboard=False, wandb_project="mixing")
+    write(config, tmp_path, 0, (3,), sweep="widths")
+    assert made[0].options["group"] == "widths"
+
+
+def stand_in_for_wandb(monkeypatch):
+    """Stands in for wandb, and returns the list of the runs that are made."""
+
+    class Run:
+        def __init__(self, options):
+            unknown = options.keys() - WANDB_INIT
+            assert not unknown
+            self.options, self.logged, self.finished = options, [], False
+            made.append(self)
+
+        def log(self, data, step=None, commit=None):
+            self.logged.append((step, data))
+
+        def finish(self, exit_code=None):
+            self.finished = True
+
+    made = []
+    module = types.SimpleNamespace(init=lambda **options: Run(options))
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    return made
+
+
+# The parameters of `wandb.init`, which are the same in wandb 0.19 and 0.31.
+WANDB_INIT = {
+    "allow_val_change", "anonymous", "config", "config_exclude_keys", "config_include_keys", "dir",
+    "entity", "force", "fork_from", "group", "id", "job_type", "mode", "monitor_gym", "name",
+    "notes", "project", "reinit", "resume", "resume_from", "save_code", "settings",
+    "sync_tensorboard", "tags", "tensorboard",
+}  # fmt: skip
 
 
 def test_weights_and_biases_that_is_not_installed(tmp_path, monkeypatch):

@@ -141,7 +141,7 @@ def test_arithmetic_promotes_no_dtype_silently():
     [
         (
             {"name": "convmixr"},
-            "model name: got 'convmixr', allowed convmixer, resnet, convmixer_1536_20, "
+            "model name: got 'convmixr', allowed convmixer, resnet, metaformer, convmixer_1536_20, "
             "convmixer_768_32, convmixer_1024_20; did you mean 'convmixer'?",
         ),
         (
@@ -230,7 +230,8 @@ def test_an_argument_of_the_other_family_is_refused_with_what_is_allowed(name, f
 def test_every_model_has_its_config_keys(name):
     """The keys are exactly those a user can set, with values that `build` accepts."""
     settings = default(name).model.to_dict() | {"mean": (), "std": ()}  # None: the data set's
-    head = {"num_classes": 7} if name == "resnet" else {"num_classes": 7, "head": "classifier"}
+    head = {"head": "classifier"} if models.MODELS[name][0] is models.ConvMixer else {}
+    head |= {"num_classes": 7}
     model = models.build(**settings, **head)
     fields = {field.name for field in dataclasses.fields(model)} - {"name", "parent", "dtype"}
     fixed = models.MODELS[name][1]

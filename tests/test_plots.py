@@ -57,6 +57,17 @@ def test_a_line_is_the_mean_of_the_seeds_in_a_band_of_one_standard_deviation():
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["full", "chans"]
 
 
+@plots.style()
+def test_missing_values_are_left_out_and_bars_are_one_standard_deviation():
+    axes = plots.new_figure(3, 2).subplots()
+    values = [[0, np.nan, 1], [4, 3, 1]]
+    plots.mean_and_spread(axes, [1, 2, 3], values, label="", bars=True)
+    ((line, _, (bars,)),) = axes.containers
+    np.testing.assert_array_equal(line.get_ydata(), [2, 3, 1])
+    low, high = np.array([s[:, 1] for s in bars.get_segments() if len(s)]).T
+    np.testing.assert_allclose([low[0], high[0], low[-1]], [2 - 8**0.5, 2 + 8**0.5, 1])
+
+
 def test_saving_writes_the_picture_twice_and_its_data(tmp_path):
     rows = [
         {"mode": "full", "depth": 1, "accuracy": 1 / 3},

@@ -17,12 +17,15 @@ from randmix.training import groups, runs
 
 # The keys of tuples of numbers, with two values of which only the number varies.
 TUPLES = {
+    "model.stages": (lambda x: (x,), lambda x: (1, x)),
     "model.mean": (lambda x: (x,), lambda x: (0.5, x)),
     "model.std": (lambda x: (x,), lambda x: (0.5, x)),
     "schedule.points": (lambda x: ((x, 1.0),), lambda x: ((0.0, 1.0), (1.0, x))),
     "schedule.boundaries": (lambda x: (x,), lambda x: (0.5, x)),
 }
 NEGATIVE = {"model.mean"}  # the only numbers that may be
+# Those that may be None.
+OPTIONAL = {"steps", "data.image_size", "model.filter_rank", "model.position_embedding"}
 
 
 def numeric_keys(config):
@@ -71,7 +74,7 @@ def assert_sane_or_refused(model, key, number):
         held = configs.flatten(config)[key]  # ConfigDict makes 1.0 of True
         for one in np.ravel(np.asarray(held, object)):
             if one is None:
-                assert key in ("steps", "data.image_size", "model.filter_rank")
+                assert key in OPTIONAL
                 continue
             assert type(one) in ((int,) if KEYS[model][key] else (int, float)), (key, number)
             assert abs(one) <= np.finfo(np.float32).max  # NaN isn't
@@ -166,7 +169,7 @@ def test_the_line_says_what_is_allowed(key, value, message):
 def test_a_config_that_does_not_start_from_the_default():
     for config, message in (
         (ConfigDict({"epochs": 3}), "config.model.name: missing; start from"),
-        (ConfigDict({"model": {"name": "convmixer"}}), "config.batch_size: missing; start from"),
+        (ConfigDict({"model": {"name": "convmixer"}}), "config.seed: missing; start from"),
         (
             ConfigDict(configs.default().to_dict() | {"epoch": 3.0}),
             "config.epoch: no such key; did you mean 'epochs'?; start from",

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from randmix.analysis import spectrum
+from randmix.experiments import records, sweep
 from randmix.models import filters
-from randmix.reproduce import plan, presets, report, sweep
+from randmix.reproduce import plan, presets, report
 from randmix.reproduce.claims import CLAIMS
 from randmix.reproduce.experiments import EXPERIMENTS
 from randmix.training import loading
@@ -31,7 +32,7 @@ SMOKE = presets.get("smoke")
 def root(tmp_path_factory):
     """The complete sweep of the preset smoke."""
     root = tmp_path_factory.mktemp("sweep") / "smoke"
-    done = command.run(MODULE, "--preset=smoke", "--seeds=2", f"--workdir={root}", limit=900)
+    done = command.run(MODULE, "--preset=smoke", "--seeds=2", f"--workdir={root}", limit=1800)
     assert done.status == 0, done.err
     assert done.out.splitlines()[-1] == str(root / "report" / "index.html")
     return root
@@ -59,7 +60,7 @@ def test_every_claim_has_a_verdict_and_every_figure_is_inside(root, page):
         assert f'id="figure-{name}"' in page
         for suffix in ("png", "svg"):
             assert (root / "report" / "figures" / f"{name}.{suffix}").stat().st_size > 1000
-    assert page.count("data:image/") == len(names)
+    assert page.count("data:image/") == len(names) + 2  # and the verdicts
 
 
 def test_the_page_is_self_contained_and_its_links_resolve(root, page):
@@ -110,6 +111,30 @@ def test_a_second_call_trains_and_measures_nothing(root):
     assert {file: file.stat().st_mtime_ns for file in files} == before
 
 
+def test_the_same_report_is_drawn_from_records_alone(root, tmp_path):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    shutil.copy(root / records.FILE, copy)
+    shutil.copytree(root / records.ARRAYS, copy / records.ARRAYS)
+    flags = ["--preset=smoke", "--seeds=2", f"--workdir={copy}"]
+    done = command.run(MODULE, *flags, "--report_only", limit=300)
+    assert done.status == 0, done.err
+    assert not (copy / "runs").exists()
+    for name in ("results.csv", "verdicts.json"):
+        assert (copy / "report" / name).read_text() == (root / "report" / name).read_text()
+    figures = sorted((root / "report" / "figures").iterdir())
+    assert [file.name for file in figures] == [
+        file.name for file in sorted((copy / "report" / "figures").iterdir())
+    ]
+    for file in figures:
+        assert file.read_bytes() == (copy / "report" / "figures" / file.name).read_bytes(), file
+    # Nothing is left to train either; a shard writes no report.
+    done = command.run(MODULE, *flags, "--shard=1/1", limit=300)
+    assert done.status == 0, done.err
+    assert re.search(r"^(\d+) of \1 runs were finished before", done.out, re.MULTILINE)
+    assert not (copy / "runs").exists()
+
+
 def test_smoothed_runs_were_trained_with_the_filters_that_are_drawn(root):
     groups = plan.build(SMOKE, ("E7",), (1,))
     plain, *smoothed = (run for (run,) in groups)
@@ -124,14 +149,14 @@ def test_smoothed_runs_were_trained_with_the_filters_that_are_drawn(root):
 def test_an_interrupted_report_keeps_the_old_one(root, tmp_path, monkeypatch):
     # A sweep of the banks alone, which takes no time.
     shutil.copytree(root / "pictures", tmp_path / "pictures")
-    arguments = (tmp_path, SMOKE, ("E1",), [])
+    arguments = (tmp_path, SMOKE, ("E1",), [], {})
     assert [
         one.claim.id
         for one in report.write(*arguments, overrides={}, command="the first").judgements
     ] == ["7"]
     inner = report._rows
 
-    def killed(records):
+    def killed(numbers):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(report, "_rows", killed)
@@ -152,8 +177,12 @@ def test_what_failed_is_named_and_the_rest_is_there(root, tmp_path):
     failed, unfinished = groups[0][0], groups[-1][1]
     for run in (failed, unfinished):
         (run.folder(copy) / "result.json").unlink()
+    (copy / records.FILE).unlink()
     (failed.folder(copy) / sweep.FAILED).write_text(json.dumps({"reason": "out of <memory>"}))
-    written = report.write(copy, SMOKE, ("E2", "E5"), groups, overrides={"epochs": 3}, command="it")
+    found = sweep.collect(groups, copy)
+    written = report.write(
+        copy, SMOKE, ("E2", "E5"), groups, found, overrides={"epochs": 3}, command="it"
+    )
     page = (copy / "report" / "index.html").read_text()
     assert len(written.problems) == 2
     assert "out of &lt;memory&gt;" in page
@@ -177,7 +206,7 @@ def test_a_dry_run_only_lists(tmp_path):
         "--shard=1/2",
     )
     assert done.status == 0, done.err
-    assert "convmixer" in done.out
+    assert "ConvMixer" in done.out
     assert re.search(r"[12] runs, ", done.out)
     assert not root.exists()
 
@@ -194,7 +223,7 @@ def test_a_sweep_that_is_stopped_or_fails_says_so_in_its_status(tmp_path, error,
     code = f"""
 import sys
 from randmix import commands
-from randmix.reproduce import training
+from randmix.experiments import training
 from randmix.runtime import cli, preemption
 
 
@@ -223,8 +252,8 @@ cli.run(lambda: commands.run("reproduce"))
         ([], "--preset is missing; allowed are smoke, digits"),
         (["--preset=digit"], "--preset: got 'digit', allowed smoke, digits"),
         (
-            ["--preset=smoke", "--experiments=E2,E13"],
-            "--experiments: got 'E13', allowed with --preset=smoke",
+            ["--preset=smoke", "--experiments=E2,E16"],
+            "--experiments: got 'E16', allowed with --preset=smoke",
         ),
         (
             ["--preset=imagenet", "--experiments=E3"],
@@ -235,7 +264,9 @@ cli.run(lambda: commands.run("reproduce"))
             ["--preset=smoke", "--override=epoch=3"],
             "no config has the key 'epoch'; did you mean 'epochs'?",
         ),
-        (["--preset=cifar", "--experiments=E9"], "cifar10 is not prepared in"),
+        (["--preset=cifar10", "--experiments=E9"], "cifar10 is not prepared in"),
+        (["--preset=cifar100", "--tier=laptop"], "--tier: got 'laptop', allowed with --preset"),
+        (["--preset=smoke", "--data=digit"], "no data set is named 'digit'"),
         (["--preset=smoke", "--seeds=0"], "--seeds"),
         (
             ["--preset=smoke", "--ensemble=all"],
@@ -262,5 +293,5 @@ def test_a_folder_of_something_else_is_refused(what, tmp_path):
     done = command.run(MODULE, "--preset=smoke", f"--workdir={tmp_path}")
     assert done.status == 2
     assert len(done.err.splitlines()) == 1
-    assert ("--preset=digits" if what == "another preset" else "isn't a sweep") in done.err
+    assert ("the preset digits" if what == "another preset" else "isn't a sweep") in done.err
     assert sorted(Path(tmp_path).iterdir()) == before

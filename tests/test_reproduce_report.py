@@ -22,7 +22,7 @@ def test_the_report_of_the_counts_and_the_random_banks(tmp_path):
     }
     page = (report / "index.html").read_text()
     assert 'id="claim-7"' in page
-    assert page.count("data:image/") == 1
+    assert page.count("data:image/") == 2  # the banks, and the verdicts
     assert (report / "figures" / "E1.png").stat().st_size > 1000
     rows = [*csv.DictReader((report / "results.csv").read_text().splitlines())]
     assert {row["experiment"] for row in rows} == {"E1", "E11"}

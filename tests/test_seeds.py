@@ -80,7 +80,7 @@ def test_large_seeds_of_a_sweep():
     for seed in LARGE:
         (group, *_) = plan.build(preset, ["E3"], [seed])
         assert group[0].config.seed == group[0].settings["seed"] == seed
-        assert group[0].title.endswith(f"seed {seed}")
+        assert str(group[0]).endswith(f"seed {seed}")
 
 
 @pytest.mark.slow

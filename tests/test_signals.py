@@ -45,6 +45,7 @@ class AtShutdown:
         send()
 
 def native():
+    signals.watch()
     # In the main thread signals are blocked, so that they don't interrupt the C function.
     signal.pthread_sigmask(signal.SIG_BLOCK, signals.NUMBERS)
     threading.Timer(0.2, send).start()

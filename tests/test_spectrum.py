@@ -324,6 +324,8 @@ def test_layers_without_filters_or_with_broken_ones_are_one_line():
         UserError, match=r"^spatial/block_00/depthwise/kernel: got weights that are NaN or inf"
     ):
         spectrum.layers(broken)
+    with pytest.raises(UserError, match="model: no depthwise filters in it"):
+        spectrum.smooth_filters({"channel": {"kernel": np.ones((4, 4))}}, 2.0)
 
 
 @pytest.mark.parametrize("keep_norm", [True, False])

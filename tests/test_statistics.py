@@ -32,6 +32,14 @@ def test_a_paired_interval_is_scipys(pairs, confidence):
     assert interval.n == len(pairs)
 
 
+@pytest.mark.parametrize("n", [3, 5])
+def test_an_interval_covers_the_truth_as_often_as_it_says(n):
+    draws = np.random.default_rng(n).normal(2.0, 3.0, (2000, n))
+    intervals = [statistics.t_interval(draw) for draw in draws]
+    covered = np.mean([interval.low < 2.0 < interval.high for interval in intervals])
+    assert covered == pytest.approx(0.95, abs=0.01)
+
+
 @given(pairs, numbers)
 def test_a_p_value_is_below_a_level_where_the_interval_excludes_the_threshold(pairs, threshold):
     differences, *_ = differences_of(pairs)

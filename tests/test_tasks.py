@@ -114,7 +114,7 @@ def test_a_task_returns_the_metrics_that_it_names(name):
 
 def test_an_unknown_task_names_the_nearest():
     message = (
-        r"config.task: got 'unshufling', allowed classification, unshuffling; "
+        r"config.task: got 'unshufling', allowed classification, unshuffling, MODULE:FUNCTION; "
         r"did you mean 'unshuffling'\?"
     )
     with pytest.raises(UserError, match=message):

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 import small
+from test_metrics import hyperparameters
 
 import randmix
 from randmix import masks
@@ -24,9 +25,12 @@ from randmix.training import loop as train
 from randmix.workdir import artifacts
 from randmix.workdir.metrics import MetricsLog
 
+CONTEXT = artifacts.Context("digits", "widths", ("model.width", "model.absent"))
+
 
 def run(workdir, devices=1, **overrides):
-    return train.train(small.config(**overrides), workdir, devices=jax.devices()[:devices])
+    devices = jax.devices()[:devices]
+    return train.train(small.config(**overrides), workdir, devices=devices, context=CONTEXT)
 
 
 def lines(workdir):
@@ -156,6 +160,16 @@ def test_a_run_killed_before_its_result_only_evaluates_again(whole, tmp_path):
     (tmp_path / "result.json").unlink()
     assert run(tmp_path)["metrics"] == result["metrics"]
     assert lines(tmp_path) == lines(reference)
+    assert len(hyperparameters(tmp_path / "tensorboard")) == 3  # as before
+
+
+def test_a_run_of_a_sweep_says_in_tensorboard_what_is_varied(whole):
+    workdir, result = whole
+    experiment, start, _ = hyperparameters(workdir / "tensorboard")
+    given = {k: v.number_value for k, v in start.session_start_info.hparams.items()}
+    assert given == {"model.width": 16, "seed": 0}
+    tags = {info.name.tag for info in experiment.experiment.metric_infos}
+    assert tags == {name.replace("_", "/") for name in result["metrics"]}
 
 
 def test_any_process_but_the_first_writes_nothing_itself(whole, tmp_path, monkeypatch):
@@ -191,12 +205,29 @@ def test_the_files_of_a_finished_run(whole):
         "image_shape": [8, 8, 1],
         "num_classes": 10,
         "classes": ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"],
+        "train_examples": 1437,
+        "test_examples": 360,
     }
     assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["4", "6"]
     assert result["parameters"] == {"trainable": 874, "frozen": 400}
     assert result["mode"] == "chans"
+    assert result["config"] == {
+        "name": "digits",
+        "changed": {
+            "batch_size": 32,
+            "data.crop_padding": 1,
+            "model.depth": 2,
+            "model.kernel_size": 3,
+            "model.patch_size": 2,
+            "model.width": 16,
+            "optimizer.clip_norm": 1.0,
+            "optimizer.weight_decay": 0.01,
+            "steps": 6,
+        },
+    }
     assert result["seed"] == 0
     assert result["device"] == {"kind": "cpu", "platform": "cpu", "count": 1}
+    assert result["cores"] == len(os.sched_getaffinity(0))
     assert result["versions"]["jax"] == jax.__version__
     train_lines = [line for line in lines(workdir) if "train_loss" in line]
     test_lines = [line for line in lines(workdir) if "test_loss" in line]

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 import small
 
 import randmix
@@ -18,6 +19,11 @@ from randmix.runtime.preemption import Preempted
 from randmix.training import loop, runs, transplants
 from randmix.workdir import artifacts
 
+# The beginning of an .npy file.
+NPY = (
+    b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (0,), }".ljust(127)
+    + b"\n"
+)
 SIZES = {"width": 16, "depth": 2, "kernel_size": 3, "patch_size": 2}  # those of tests/small.py
 
 
@@ -156,6 +162,121 @@ def test_a_run_has_the_hash_of_the_filters_wherever_they_are(source, tmp_path):
     assert configs.fingerprint(edited) != configs.fingerprint(first)
     bank = runs.assemble(small.config(model__filters=f"from={folder}")).step.model.filters.bank
     assert bank.kernels.keys() == kernels.keys()
+
+
+def test_a_file_serves_as_the_run_it_comes_from(source, tmp_path):
+    folder, kernels = source
+    file = tmp_path / "kernels.npz"
+    np.savez(file, **kernels, **{"channel/block_00/pointwise/kernel": np.ones((1, 1, 2, 2))})
+    of_run = transplants.find(f"from={folder}")
+    of_file = transplants.find(f"from={file}")
+    assert of_file.missing is None
+    assert of_file.bank == of_run.bank
+    assert of_file.text == f"from={file}@{of_run.bank.digest}"
+    for path, kernel in kernels.items():
+        np.testing.assert_array_equal(of_file.bank.kernels[path], kernel)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        (b"PK", "can't be read as an .npz file"),
+        (b"", "can't be read as an .npz file"),
+        (NPY, "can't be read as an .npz file"),
+        ({"depthwise": np.ones(2)}, "holds no arrays at spatial/.../depthwise/kernel"),
+    ],
+)
+def test_a_file_without_filters_is_named(content, message, tmp_path):
+    file = tmp_path / "kernels.npz"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content:
+        np.savez(file, **content)
+    assert f"{file}: {message}" in transplants.find(f"from={file}").missing
+
+
+def test_weights_of_pytorch_serve_as_the_run_that_they_convert_to(tmp_path):
+    model = models.build("convmixer", num_classes=3, **SIZES)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    rng = np.random.default_rng(0)
+    weights = jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32), shapes)
+    convert.write_run(tmp_path / "run", model, weights)
+    expected = transplants.find(f"from={tmp_path / 'run'}").bank
+    for naming in convert.NAMINGS:
+        file = tmp_path / f"{naming}.safetensors"
+        safetensors.numpy.save_file(convert.convmixer_to_torch(model, weights, naming), file)
+        found = transplants.find(f"from={file}")
+        assert found.missing is None
+        assert found.text == f"from={file}@{expected.digest}"
+        for path, kernel in expected.kernels.items():
+            np.testing.assert_array_equal(found.bank.kernels[path], kernel)
+
+
+def test_a_layer_draws_from_the_depthwise_kernels_of_any_model_with_the_runs_seed(tmp_path):
+    rng = np.random.default_rng(0)
+    shapes = {
+        "stem.0.weight": (4, 1, 3, 3),  # dense, on grey images
+        "stages.0.blocks.0.conv_dw.weight": (4, 1, 3, 3),
+        "stages.1.blocks.0.conv_dw.weight": (8, 1, 3, 3),
+        "stages.1.blocks.0.mlp.fc1.weight": (8, 8, 1, 1),
+        "stages.1.downsample.1.weight": (8, 4, 3, 3),
+        "stages.2.blocks.0.conv_dw.weight": (8, 1, 7, 7),
+        "stages.2.blocks.0.dwconv_w.weight": (8, 1, 1, 7),
+        "stages.2.blocks.0.scale.weight": (8, 1, 1, 1),
+    }
+    arrays = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    file = tmp_path / "weights.safetensors"
+    safetensors.numpy.save_file(arrays, file)
+    first, again, other = (
+        runs.assemble(small.config(model__filters=f"from={file}", seed=seed)).init_state(seed)
+        for seed in (0, 0, 1)
+    )
+    kernels = [spectrum.layers({**state.params}) for state in (first, again, other)]
+    pool = [arrays[f"stages.{i}.blocks.0.conv_dw.weight"].reshape(-1, 3, 3) for i in (0, 1)]
+    pool = {each.tobytes() for each in np.concatenate(pool)}
+    for name, kernel in kernels[0].items():
+        assert {np.ascontiguousarray(kernel[:, :, i]).tobytes() for i in range(16)} <= pool
+        np.testing.assert_array_equal(kernel, kernels[1][name])
+        assert (kernel != kernels[2][name]).any()
+    with pytest.raises(UserError, match="got transplanted filters of side 3, 7 for a layer of si"):
+        runs.assemble(small.config(model__filters=f"from={file}", model__kernel_size=5))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (None, "no such file"),
+        (b"no weights", "can't be read (Error while deserializing header"),
+        ({}, "got an empty mapping, expected arrays by name; give model.state_dict()"),
+        (
+            {"fc": np.ones((2, 3), np.float32)},
+            "got 1 arrays, expected depthwise kernels (C, 1, k, k) with k > 1; give the weights of "
+            "a model that has them, such as a ConvMixer or a ConvNeXt",
+        ),
+        (
+            {"conv1.weight": np.ones((2, 1, 3, 3), np.float32), "fc": np.ones(3, np.float32)},
+            "got 2 arrays, the first kernel conv1.weight (2, 1, 3, 3), expected depthwise kernels",
+        ),
+        (
+            {"dw": np.full((2, 1, 3, 3), np.nan, np.float32)},
+            "dw: got 18 of 18 values NaN or infinite, allowed finite ones",
+        ),
+        (
+            {"dw": np.ones((2, 1, 3, 3))},
+            "dw: got float64, allowed float32, float16, bfloat16; give model.float().state_dict()",
+        ),
+    ],
+)
+def test_weights_without_filters_are_named(arrays, message, tmp_path):
+    file = tmp_path / "weights.safetensors"
+    if isinstance(arrays, bytes):
+        file.write_bytes(arrays)
+    elif arrays is not None:
+        safetensors.numpy.save_file(arrays, file)
+    missing = transplants.find(f"from={file}").missing
+    assert missing.startswith(f"{file}: {message}")
+    assert "\n" not in missing
 
 
 def test_a_new_run_needs_its_source_and_a_plan_does_not(source, tmp_path):

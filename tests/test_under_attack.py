@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import os
 
 import jax
 import numpy as np
 import pytest
 
 from randmix.analysis import robustness
+from randmix.experiments import measured
 from randmix.reproduce import plan, presets, under_attack
 from randmix.runtime.preemption import Preempted, StopSignals
 from randmix.training import loop as train
@@ -36,10 +38,10 @@ def run(root):
 def test_every_attack_is_stored_with_its_examples_and_bits(run, root):
     with StopSignals() as stop:
         found = under_attack.attacks(run, root, PRESET, stop)
-    file = under_attack.attacks_file(run, root, PRESET)
+    file = measured.path(run.folder(root), under_attack.attacks_name(PRESET))
     assert json.loads(file.read_text()) == found
     assert found["examples"] == 32
-    bits = robustness.load(under_attack.bits_file(file))
+    bits = robustness.load(measured.arrays_path(file))
     for row in found["rows"]:
         outcomes = bits[row["attack"]][bits["epsilons"].tolist().index(row["epsilon"])]
         assert len(outcomes) == row["examples"]
@@ -53,6 +55,8 @@ def test_every_attack_is_stored_with_its_examples_and_bits(run, root):
         "strong": 16,
     }
     assert bits["clean"].mean() == found["clean"]
+    assert found["seconds"] > 0
+    assert (found["device"]["platform"], found["cores"]) == ("cpu", len(os.sched_getaffinity(0)))
 
 
 def test_checkpoints_are_attacked_once_each(run, root, monkeypatch):
@@ -70,14 +74,13 @@ def test_checkpoints_are_attacked_once_each(run, root, monkeypatch):
             for row in final["rows"]
             if row["attack"] in ("fgsm", "pgd2")
         ]
-        files = [under_attack.checkpoint_file(run, root, PRESET, step) for step in (1, 2, 3)]
-        first, second, _ = [
-            robustness.load(under_attack.bits_file(file))["clean"] for file in files
-        ]
+        names = [under_attack.step_name(PRESET, step) for step in (1, 2, 3)]
+        files = [measured.path(run.folder(root), name) for name in names]
+        first, second, _ = [robustness.load(measured.arrays_path(file))["clean"] for file in files]
         assert not np.array_equal(first, second)
 
         # After a stop, or a loss of one file, only what is missing is measured.
-        under_attack.bits_file(files[1]).unlink()
+        measured.arrays_path(files[1]).unlink()
         attacked = []
         inner = robustness.measure
 
@@ -97,4 +100,4 @@ def test_a_signal_stops_between_two_batches(run, root):
     other = dataclasses.replace(PRESET, attack={**PRESET.attack, "examples": 31})
     with pytest.raises(Preempted, match="stopped during a measurement"):
         under_attack.attacks(run, root, other, Signalled())
-    assert not under_attack.attacks_file(run, root, other).exists()
+    assert not measured.path(run.folder(root), under_attack.attacks_name(other)).exists()

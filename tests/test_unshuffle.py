@@ -194,6 +194,9 @@ def test_two_baselines_stand_above_the_runs(whole):
     np.testing.assert_allclose(mean.images, np.stack([train_images.mean(0)] * 3), rtol=1e-6)
     assert mean.label == "mean training image\nmean 11.43 dB"
     assert mean.label.endswith(f" {result['unshuffling']['mean_image_psnr']:.2f} dB")
+    assert mean.mean_psnr == pytest.approx(result["unshuffling"]["mean_image_psnr"], rel=1e-5)
+    assert (original.mean_psnr, run.mean_psnr) == (None, None)
+    assert linear.label.endswith(f"mean {linear.mean_psnr:.2f} dB")
     share = result["unshuffling"]["permutation_reach"]
     assert linear.label.startswith(f"linear regression\nreach {100 * share:.1f} %\nmean ")
     exact = (linear.images == original.images).all(axis=(0, 3))

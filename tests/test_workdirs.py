@@ -246,10 +246,23 @@ WRONG_RESULTS = {
     **GARBAGE,
     "no metrics": b'{"mode": "chans"}',
     "text for a number": b'{"mode": "chans", "metrics": {"test_loss": "low"}}',
+    "a text for the config": json.dumps(
+        {
+            "mode": "chans",
+            "metrics": {},
+            "parameters": {"trainable": 1, "frozen": 1},
+            "step": 4,
+            "seed": 0,
+            "wall_seconds": 1.0,
+            "versions": {},
+            "device": {"kind": "cpu", "platform": "cpu", "count": 1},
+            "config": {"name": "digits", "changed": "nothing"},
+        }
+    ).encode(),
 }
 
 
-@pytest.mark.parametrize("name", fast("empty", "text for a number", out_of=WRONG_RESULTS))
+@pytest.mark.parametrize("name", fast("empty", "a text for the config", out_of=WRONG_RESULTS))
 def test_a_damaged_result_is_named_and_computed_anew(workdir, name, reference, caplog):
     file = workdir / "result.json"
     file.write_bytes(WRONG_RESULTS[name])

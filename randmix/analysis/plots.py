@@ -67,7 +67,7 @@ _STYLE = {
     "svg.hashsalt": "randmix",  # the same figure yields the same file
 }
 # Metadata that would make two files of the same figure differ.
-_METADATA = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
+METADATA = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 
 
 @contextlib.contextmanager
@@ -79,12 +79,14 @@ def style() -> Iterator[None]:
 
 
 def new_figure(
-    width: float, height: float, layout: Literal["constrained", "compressed"] = "constrained"
+    width: float,
+    height: float,
+    layout: Literal["constrained", "compressed"] | None = "constrained",
 ) -> Figure:
     """Returns an empty figure, its size in inches, whose layout keeps labels inside.
 
     Draw on it within `style`. The layout "compressed" suits grids of images, whose aspect ratio is
-    fixed.
+    fixed; with None, axes are placed by hand.
     """
     return Figure(figsize=(width, height), layout=layout)
 
@@ -104,22 +106,33 @@ def series(index: int) -> dict[str, Any]:
 
 
 def mean_and_spread(
-    axes: Axes, x: Sequence[float], values: np.ndarray, *, label: str, **appearance: Any
+    axes: Axes,
+    x: Sequence[float],
+    values: np.ndarray,
+    *,
+    label: str,
+    bars: bool = False,
+    **appearance: Any,
 ) -> None:
-    """Draws the mean over seeds as a line within a band of one sample standard deviation.
+    """Draws the mean over seeds as a line with one sample standard deviation to each side.
 
     Args:
         axes: the axes to draw on.
         x: [points].
-        values: [seeds, points]; a single seed has no band.
+        values: [seeds, points]; NaN where a seed has no value. Points of a single seed have no
+            spread.
         label: the legend's entry.
+        bars: draws the spread as error bars instead of a band.
         **appearance: arguments of ``axes.plot``, see `series`.
     """
-    values = np.asarray(values, float)
-    mean = values.mean(axis=0)
+    known = np.ma.masked_invalid(np.asarray(values, float))
+    mean, spread = known.mean(axis=0), known.std(axis=0, ddof=1)
+    if bars:
+        errors = np.ma.filled(spread, np.nan)
+        axes.errorbar(x, mean, errors, label=label, capsize=2, elinewidth=0.8, **appearance)
+        return
     (line,) = axes.plot(x, mean, label=label, **appearance)
-    if len(values) > 1:
-        spread = values.std(axis=0, ddof=1)
+    if len(known) > 1:
         axes.fill_between(
             x, mean - spread, mean + spread, color=line.get_color(), alpha=0.2, linewidth=0
         )
@@ -161,7 +174,7 @@ def save(
     path = epath.Path(path)
     files = {}
     with style():
-        for suffix, metadata in _METADATA.items():
+        for suffix, metadata in METADATA.items():
             buffer = io.BytesIO()
             figure.savefig(buffer, format=suffix, metadata=metadata)
             files[path.parent / f"{path.name}.{suffix}"] = buffer.getvalue()

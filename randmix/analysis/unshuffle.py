@@ -20,6 +20,7 @@ from randmix.runtime import distributed
 from randmix.training import groups, loading, runs, tasks
 from randmix.workdir import artifacts
 
+LINEAR = "linear regression"  # what the name of this baseline starts with
 _NAME = "reconstructions"
 _SHARED_KEYS = ("data.name", "permutation_seed")
 _LABEL_WIDTH = 24  # characters
@@ -34,12 +35,14 @@ class Row:
         images: [N, H, W, C] float32; values outside [0, 1] are clipped for display.
         psnr: [N], the PSNR of each image in dB; None for rows that show none.
         source: what the images come from, for the table: a run's folder, or a baseline.
+        mean_psnr: of a baseline, the mean over the whole test split in dB, infinite if it is exact.
     """
 
     label: str
     images: np.ndarray
     psnr: np.ndarray | None = None
     source: str = ""
+    mean_psnr: float | None = None
 
 
 def draw(
@@ -128,13 +131,13 @@ def _baselines(
     for field in apart.values():
         share = 100 * reach.permutation_reach(permutation, field)
         restored = linear.reconstruct(given, wanted, permutation, field)
-        yield _baseline(f"linear regression, reach {share:.1f} %", restored, wanted, examples)
+        yield _baseline(f"{LINEAR}, reach {share:.1f} %", restored, wanted, examples)
 
 
 def _baseline(name: str, restored: np.ndarray, wanted: np.ndarray, examples: int) -> Row:
     psnr = tasks.psnr(restored, wanted)
     label = "\n".join([*name.split(", "), f"mean {psnr.mean():.2f} dB"])
-    return Row(label, restored[:examples], psnr[:examples], name)
+    return Row(label, restored[:examples], psnr[:examples], name, float(psnr.mean()))
 
 
 @plots.style()

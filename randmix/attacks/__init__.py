@@ -26,7 +26,7 @@ images, is then computed once.
 """
 
 from randmix.attacks.balls import NORMS, ball
-from randmix.attacks.batches import Perturb, fgsm_on_share, perturb_batch
+from randmix.attacks.batches import Perturb, perturb_batch
 from randmix.attacks.scores import Attempt, Classifier, cross_entropy, is_correct, margin
 from randmix.attacks.search import strong, targeted
 from randmix.attacks.squares import require_linf, square
@@ -52,7 +52,6 @@ __all__ = [
     "ball",
     "cross_entropy",
     "fgsm",
-    "fgsm_on_share",
     "is_correct",
     "margin",
     "noise",

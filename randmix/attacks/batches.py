@@ -7,7 +7,6 @@ from typing import Any
 import jax.numpy as jnp
 
 from randmix.attacks.scores import Array, Classifier, column
-from randmix.attacks.steps import fgsm
 
 # An attack with its radius bound that draws nothing at random.
 Perturb = Callable[[Classifier, Array, Array], Array]
@@ -24,19 +23,14 @@ def perturb_batch(
 
     Args:
         variables: the model's variables.
-        batch: ``image`` [N, H, W, C] float32 in [0, 1] and ``label`` [N] int32, as loaded.
+        batch: ``image`` [N, H, W, C] float32 in [0, 1] and ``label`` [N] int32, as loaded; and
+            perhaps ``attacked`` [N] bool, False for images that stay clean.
         model: a Linen classifier.
         perturb: the attack to apply; static under jit.
     """
     classifier = partial(model.apply, variables, train=False)
-    return {**batch, "image": perturb(classifier, batch["image"], batch["label"])}
-
-
-def fgsm_on_share(
-    classifier: Classifier, images: Array, labels: Array, *, epsilon: float, share: float = 1.0
-) -> Array:
-    """FGSM on the first ``share`` (in [0, 1]) of a shuffled batch, for training (section 4.3.1)."""
-    attacked = fgsm(classifier, images, labels, epsilon)
-    count = round(share * images.shape[0])
-    # Selected, not sliced: slicing a batch that is sharded over devices would move images.
-    return jnp.where(column(jnp.arange(images.shape[0]) < count), attacked, images)
+    images = perturb(classifier, batch["image"], batch["label"])
+    if "attacked" in batch:
+        # Selected, not sliced: slicing a batch that is sharded over devices would move images.
+        images = jnp.where(column(batch["attacked"]), images, batch["image"])
+    return {**batch, "image": images}

@@ -16,16 +16,19 @@ from absl import app, flags
 
 from randmix import config as configs
 from randmix.errors import UserError
-from randmix.runtime import cli
+from randmix.runtime import cli, signals
 
 # What each command does, in the order of `python -m randmix --help`.
 SUMMARIES: Mapping[str, str] = {
     "train": "Train and evaluate the run that a config describes.",
     "evaluate": "Evaluate a trained run on a full split, clean or under attack.",
+    "sweep": "Train runs with every combination of some config keys' values, over seeds.",
+    "compare": "Tabulate and plot trained runs side by side: what was varied and what came out.",
     "reproduce": "Run the paper's experiments and write a report with a verdict on every claim.",
     "prepare": "Prepare a data set for training.",
     "show": "Draw training images before and after augmentation.",
     "spectrum": "Plot which frequencies filters cover, or what smoothing them gains under attack.",
+    "roles": "Show what each parameter of a model is for, or propose it for one that doesn't say.",
     "unshuffle": "Draw the images that un-shuffling runs reconstruct.",
     "convert": "Convert PyTorch's ConvMixer weights to a run.",
     "verify": "Check that a run's files are unchanged, or that a data set's images are intact.",
@@ -42,7 +45,8 @@ class Command:
             means 0). The options are the values of the command's flags and positional arguments,
             and `given`, the names of the flags on the command line.
         define_flags: defines the command's flags.
-        arguments: the names of the positional arguments, all of which are needed.
+        arguments: the names of the positional arguments, all of which are needed. A last name
+            that ends with "..." takes one or more words, as a list.
         prepare: checks the options as far as that is cheap, makes the host settings and may add
             what follows from the options; called before `work` is imported.
     """
@@ -73,19 +77,29 @@ def run(name: str) -> None:
 
 def _work(command: Command, names: list[str], argv: list[str]) -> int | None:
     """Runs the command with the parsed flags of these names and the positional arguments."""
-    words = argv[1:]
-    if words and not command.arguments:
-        raise UserError(f"got {words[0]!r}, allowed are flags only; see --help")
-    if len(words) != len(command.arguments):
-        expected = " ".join(command.arguments)
-        raise UserError(f"expected {expected}, got {' '.join(words) or 'nothing'}; see --help")
     options = types.SimpleNamespace(
         given={name for name in names if flags.FLAGS[name].present},
         **{name: flags.FLAGS[name].value for name in names},
-        **{name.lower(): word for name, word in zip(command.arguments, words, strict=True)},
+        **_positional(command.arguments, argv[1:]),
     )
     command.prepare(options)
+    signals.watch()  # a thread, after the settings of malloc: it would have memory of its own
     return importlib.import_module(command.work).main(options)
+
+
+def _positional(names: tuple[str, ...], words: list[str]) -> dict[str, str | list[str]]:
+    """The words by the names of the positional arguments, in lower case and without "..."."""
+    if words and not names:
+        raise UserError(f"got {words[0]!r}, allowed are flags only; see --help")
+    several = bool(names) and names[-1].endswith("...")
+    if len(words) < len(names) or (len(words) > len(names) and not several):
+        got = " ".join(words) or "nothing"
+        raise UserError(f"expected {' '.join(names)}, got {got}; see --help")
+    last = len(names) - 1
+    values = [*words[:last], words[last:]] if several else words
+    return {
+        name.lower().removesuffix("..."): value for name, value in zip(names, values, strict=True)
+    }
 
 
 def _help(name: str, command: Command, names: list[str]) -> str:

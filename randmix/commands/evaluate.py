@@ -39,6 +39,9 @@ Attacks:
 --step=200 evaluates another checkpoint than the latest; config.keep_checkpoints says how many a run
 keeps. With --attacks, the results then go to WORKDIR/step_200.
 
+--ema evaluates the moving average of the weights, of a run with config.ema. With --attacks, the
+results then go to WORKDIR/ema.
+
 --smoothing=2 first smooths the run's spatial filters; with --attacks, the results then go to
 WORKDIR/smoothing_2, and python -m randmix spectrum --folders plots the effect of smoothing.
 
@@ -75,6 +78,7 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "step", None, "Use the checkpoint of this step, not the latest.", lower_bound=1
     )
+    flags.DEFINE_bool("ema", False, "Use the moving average of the weights.")
     flags.DEFINE_string("split", "test", "The split to evaluate: test | train.")
     flags.DEFINE_string("data", None, "The data set to evaluate on. Default: the run's.")
     flags.DEFINE_bool(

@@ -1,6 +1,7 @@
 """Flags that several commands take, and what their values lead to."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -19,6 +20,12 @@ def config() -> None:
         "config",
         help_string="The config file, for example configs/digits.py, or configs/NAME.py:VARIANT.",
     )
+
+
+def config_name() -> str:
+    """Returns the name of the --config that was given, such as "digits" or "digits-tiny"."""
+    path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    return "-".join(filter(None, (Path(path).stem, variant)))
 
 
 def workdir(meaning: str) -> None:
@@ -49,6 +56,41 @@ def seed(default: int | None, meaning: str) -> None:
 def seeds(default: int | None, meaning: str) -> None:
     """Defines --seeds, their number."""
     flags.DEFINE_integer("seeds", default, meaning, lower_bound=1, upper_bound=1000)
+
+
+def shard(meaning: str) -> None:
+    """Defines --shard, i/n."""
+    flags.DEFINE_string("shard", None, f"i/n: {meaning}")
+
+
+def ensemble() -> None:
+    """Defines --ensemble, which ``training.parse_ensemble`` reads."""
+    flags.DEFINE_string(
+        "ensemble",
+        "auto",
+        "auto | off | N: largest number of seeds of a ConvMixer trained as one program. auto: as "
+        "many as fit into the memory of a GPU or TPU; on a CPU, one at a time.",
+    )
+
+
+def records() -> None:
+    """Defines --records, files beside the sweep's own."""
+    flags.DEFINE_list(
+        "records",
+        [],
+        "FILE,...: further records.jsonl files, or folders with one; their runs count as finished.",
+    )
+
+
+def dry_run() -> None:
+    """Defines --dry_run and --calibrate."""
+    flags.DEFINE_bool("dry_run", False, "Print the runs and their cost, and exit.")
+    flags.DEFINE_bool(
+        "calibrate",
+        False,
+        "With --dry_run: time some of the runs' steps on this machine, for about a minute, and "
+        "print minutes.",
+    )
 
 
 def host_settings() -> None:
@@ -83,6 +125,12 @@ def require(options: Any, flag: str, example: str) -> None:
     """Raises a UserError if a flag is missing or empty."""
     if not getattr(options, flag):
         raise UserError(f"--{flag} is missing; give one, for example --{flag}={example}")
+
+
+def check_calibrate(options: Any) -> None:
+    """Raises a UserError if --calibrate is given without --dry_run."""
+    if options.calibrate and not options.dry_run:
+        raise UserError("--calibrate: got it alone, allowed with --dry_run; add --dry_run")
 
 
 def tune_host(options: Any) -> str:

@@ -1,13 +1,13 @@
 """``python -m randmix train``."""
 
-from pathlib import Path
+import re
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 
 from randmix import config as configs
 from randmix.commands import Command, shared
+from randmix.errors import UserError
 from randmix.runtime import host
 
 HELP = """
@@ -27,6 +27,9 @@ this and restart what was stopped.
 
 --compile_for trains nothing. It compiles the run's steps for a Cloud TPU slice, on any machine with
 libtpu, prints what they need of each chip and writes it to WORKDIR/compile.json.
+
+--profile=START:STOP traces these steps into WORKDIR/tensorboard, for TensorBoard's profiler and for
+Perfetto.
 
 Exit status: 0 done, 2 a mistake in the command or a step that doesn't fit the slice, 75 stopped by
 a signal (the same command resumes), 130 stopped by Ctrl-C with nothing new to save.
@@ -48,6 +51,12 @@ def define_flags() -> None:
         "Compile the steps for this Cloud TPU slice, for example v5e:4x4, print what they need, "
         "and exit.",
     )
+    flags.DEFINE_string(
+        "profile",
+        None,
+        "START:STOP, the steps to trace, counted from 1, STOP included; the compilation before "
+        "them is not. With several processes, process 0 is traced.",
+    )
     flags.DEFINE_bool(
         "deterministic",
         False,
@@ -68,7 +77,9 @@ def prepare(options: Any) -> None:
     """Makes the host settings; sets the default workdir, and notes what ``compiled`` came to."""
     shared.require(options, "config", "configs/digits.py")
     shared.check_processes(options)
-    options.workdir = options.workdir or f"runs/{_name()}-{configs.fingerprint(options.config)}"
+    options.profiled_steps = _profiled_steps(options)
+    options.config_name = name = shared.config_name()
+    options.workdir = options.workdir or f"runs/{name}-{configs.fingerprint(options.config)}"
     if options.compile_for is None:
         options.host_settings = shared.tune_host(options)
     else:
@@ -80,9 +91,20 @@ def prepare(options: Any) -> None:
     )
 
 
-def _name() -> str:
-    path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
-    return "-".join(filter(None, (Path(path).stem, variant)))
+def _profiled_steps(options: Any) -> range:
+    if options.profile is None:
+        return range(0)
+    if options.summary or options.compile_for is not None:
+        other = "--summary" if options.summary else "--compile_for"
+        raise UserError(f"--profile: got it with {other}, which trains no steps; leave one out")
+    match = re.fullmatch(r"(\d+):(\d+)", options.profile)
+    first, last = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= first <= last:
+        raise UserError(
+            f"--profile: got {options.profile!r}, allowed START:STOP with 1 <= START <= STOP, for "
+            "example --profile=10:14"
+        )
+    return range(first, last + 1)
 
 
 COMMAND = Command(HELP, "randmix.train", define_flags, prepare=prepare)

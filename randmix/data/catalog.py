@@ -216,8 +216,8 @@ def describe(data_set: DataSet, data_dir: epath.PathLike | None = None) -> dict[
         data_dir: TFDS's data directory; None for its default.
 
     Returns:
-        {"name", "version", "image_shape", "num_classes", "classes"}: the last is `class_names`, or
-        None if the data set isn't prepared.
+        {"name", "version", "image_shape", "num_classes", "train_examples", "test_examples",
+        "classes"}: the last is `class_names`, or None if the data set isn't prepared.
     """
     known = data_set.embedded or is_prepared(data_set.name, data_dir)
     return {
@@ -225,6 +225,8 @@ def describe(data_set: DataSet, data_dir: epath.PathLike | None = None) -> dict[
         "version": data_set.version,
         "image_shape": list(data_set.image_shape),
         "num_classes": data_set.num_classes,
+        "train_examples": data_set.train_examples,
+        "test_examples": data_set.test_examples,
         "classes": class_names(data_set.name, data_dir) if known else None,
     }
 

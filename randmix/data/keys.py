@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 Seed = int | jax.Array  # 0 .. 2**32 - 1
 
-_PURPOSES = {"order": 1, "augment": 2, "mix": 3}
+_PURPOSES = {"order": 1, "augment": 2, "mix": 3, "dropout": 4}
 
 
 def stream_key(seed: Seed, purpose: str) -> jax.Array:
@@ -15,10 +15,15 @@ def stream_key(seed: Seed, purpose: str) -> jax.Array:
 
     Args:
         seed: the run's seed, in 0 .. 2**32 - 1.
-        purpose: "order" for the order of examples, "augment" for draws per example, or "mix" for
-            draws per batch.
+        purpose: "order" for the order of examples, "augment" for draws per example, "mix" for draws
+            per batch, or "dropout" for those of a model.
     """
     return jax.random.fold_in(jax.random.key(seed), _PURPOSES[purpose])
+
+
+def step_key(seed: Seed, step: jax.Array) -> jax.Array:
+    """Typed key of a step's draws inside the model, such as dropout."""
+    return jax.random.fold_in(stream_key(seed, "dropout"), step)
 
 
 def example_keys(seed: Seed, step: jax.Array, batch_size: int) -> jax.Array:

@@ -15,18 +15,15 @@ each time: the hash of the arrays is the data set's version, by which a resumed 
 import dataclasses
 import functools
 import hashlib
-import importlib
 import io
 import json
-import os
-import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from randmix import parts
 from randmix.data import records
 from randmix.errors import UserError, check_name
 from randmix.runtime import durable
@@ -202,28 +199,11 @@ def _damaged(file: epath.Path, reason: object) -> UserError:
 @functools.cache
 def _called(name: str) -> tuple[Arrays, About]:
     """Calls a function named MODULE:FUNCTION, once a process."""
-    module, _, attribute = name.partition(":")
-    if not {"", os.getcwd()} & {*sys.path}:  # a console script doesn't look there by itself
-        sys.path.append(os.getcwd())
-    try:
-        function = getattr(importlib.import_module(module), attribute, None)
-        returned = function() if callable(function) else None
-    except (Exception, SystemExit) as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == module:
-            raise UserError(
-                f"config.data.name: got {name!r}, but {error}; give an importable module and a "
-                "function in it"
-            ) from error
-        _, *places = traceback.extract_tb(error.__traceback__)  # the first is here
-        users = [p for p in places if "importlib" not in p.filename]
-        where = f" in {users[-1].filename}, line {users[-1].lineno}" if users else ""
-        raise UserError(
-            f"config.data.name: {name} raised {type(error).__name__} ({error}){where}"
-        ) from error
+    function = parts.find("config.data.name", name)
     if not callable(function):
-        raise UserError(
-            f"config.data.name: got {name!r}, but {module} has no function {attribute!r}"
-        )
+        raise UserError(f"config.data.name: got {name!r}, which isn't a function")
+    with parts.running("config.data.name", name):
+        returned = function()
     if not isinstance(returned, Mapping) or not {*_SPLITS} <= {*returned} <= {*_SPLITS, "classes"}:
         got = ", ".join(map(str, returned)) if isinstance(returned, Mapping) else type(returned)
         raise UserError(

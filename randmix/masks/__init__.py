@@ -15,27 +15,22 @@ randmix and can be used alone.
 
 Modules, from the lowest layer up:
 
-- `tree`: a pytree as leaves with paths.
+- `depths` and `tree`: a pytree as leaves with paths and depths.
 - `selectors`: `role`, `path`, `depth`, `leaf`, `where`, `everything`, `nothing` and the operators.
 - `parsing`: `parse`, the text form.
-- `rules`: `MODES`, `trainable`, `fraction`.
-- `labelling`: `mask`, `paths`, `apply`, `labels`, `partition` and `merge`; inside a leaf,
-  `channel_masks` and `blend`.
+- `rules`: `MODES`, `trainable`, `fraction`; `strictness`: what is refused in them.
+- `labelling`: `mask`, `paths`, `apply`, `labels` and `channel_masks`.
+- `splitting`: `partition`, `merge`, `hold`, and `blend` inside a leaf.
+- `transforms`: `transform`, an optax optimizer for labels.
 - `summaries` and `comparison`: `summary` and `diff`.
+- `linting` and `costs`: `lint`, what an optimizer does to frozen leaves, and `savings` of a step.
 """
 
 from randmix.masks.comparison import Change, Comparison, diff
+from randmix.masks.costs import Saving, Savings, savings
 from randmix.masks.errors import MaskError
-from randmix.masks.labelling import (
-    apply,
-    blend,
-    channel_masks,
-    labels,
-    mask,
-    merge,
-    partition,
-    paths,
-)
+from randmix.masks.labelling import apply, channel_masks, labels, mask, paths
+from randmix.masks.linting import Finding, Findings, lint
 from randmix.masks.parsing import parse
 from randmix.masks.rules import MODES, fraction, trainable
 from randmix.masks.selectors import (
@@ -49,15 +44,23 @@ from randmix.masks.selectors import (
     role,
     where,
 )
+from randmix.masks.splitting import blend, hold, merge, partition
+from randmix.masks.strictness import MaskWarning
 from randmix.masks.summaries import Row, Summary, summary
+from randmix.masks.transforms import transform
 
 __all__ = [
     "MODES",
     "Change",
     "Comparison",
+    "Finding",
+    "Findings",
     "Fraction",
     "MaskError",
+    "MaskWarning",
     "Row",
+    "Saving",
+    "Savings",
     "Selector",
     "Summary",
     "apply",
@@ -67,8 +70,10 @@ __all__ = [
     "diff",
     "everything",
     "fraction",
+    "hold",
     "labels",
     "leaf",
+    "lint",
     "mask",
     "merge",
     "nothing",
@@ -77,7 +82,9 @@ __all__ = [
     "path",
     "paths",
     "role",
+    "savings",
     "summary",
     "trainable",
+    "transform",
     "where",
 ]

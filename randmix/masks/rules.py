@@ -1,5 +1,6 @@
 """Rules: ordered pairs of a label and the selector of the leaves that receive it."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 
 from randmix.masks.errors import MaskError, shown
@@ -11,15 +12,20 @@ FREEZE = "freeze"
 
 Rule = tuple[str, Selector | Fraction]
 
+_SPATIAL, _CHANNEL = (
+    dataclasses.replace(role(name), of_mode=True) for name in ("spatial", "channel")
+)
 MODES: dict[str, Selector] = {
     "full": everything,
-    "chans": ~role("spatial"),
-    "space": ~role("channel"),
-    "floor": ~(role("spatial") | role("channel")),
+    "chans": ~_SPATIAL,
+    "space": ~_CHANNEL,
+    "floor": ~(_SPATIAL | _CHANNEL),
 }
 """What the modes train: everything, all but spatial mixing, all but channel mixing, or neither.
 
-The first three are the paper's; the last, which trains only norms and head, is their baseline."""
+The first three are the paper's; the last, which trains only norms and head, is their baseline. If a
+model lacks one of their two roles, a strict mask warns, where it refuses `~role('spatial')`; if it
+lacks both, it refuses the mode, too."""
 
 
 def fraction(selector: Selector | str, share: float, seed: int = 0) -> Fraction:

@@ -15,10 +15,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-import re2
+try:
+    import re2
+except ImportError:  # only the patterns of `path` need it
+    re2 = None
 
+from randmix.masks.depths import depth_alone
 from randmix.masks.errors import MaskError, shown
-from randmix.masks.tree import Leaf
+from randmix.masks.tree import ABSENT, Leaf
 
 MAX_CHARACTERS = 4096
 MAX_NESTING = 64
@@ -42,7 +46,9 @@ _MEANINGS: dict[str, Callable[..., bool]] = {
         and (start is None or start <= leaf.depth)
         and (stop is None or leaf.depth < stop)
     ),
-    "where": lambda leaf, name, predicate: bool(predicate(leaf.path, leaf.value)),
+    "where": lambda leaf, name, predicate: (
+        leaf.value is not ABSENT and bool(predicate(leaf.path, leaf.value))
+    ),
     "everything": lambda leaf: True,
     "nothing": lambda leaf: False,
     "&": lambda leaf, *operands: all(operand.matches(leaf) for operand in operands),
@@ -72,7 +78,8 @@ class Selector:
 
     A selector is also a predicate `(path, leaf) -> bool`, where the path is a str or a sequence of
     components. It can therefore serve as a `flax.nnx` filter:
-    `nnx.split(model, masks.role("spatial"), ...)`.
+    `nnx.split(model, masks.role("spatial"), ...)`. Called with one path it doesn't know the tree:
+    it can't find a misspelt name, and refuses the depth of a block in a stage.
 
     Attributes:
         kind: the word of a term, such as "role", or one of the operators "&", "|", "-" and "~".
@@ -80,6 +87,7 @@ class Selector:
         text: the expression, which `parse` reads back.
         nesting: number of operators inside one another.
         program: number of instructions in the compiled patterns.
+        of_mode: whether it is a role of the modes, which a strict mask allows to be absent.
     """
 
     kind: str
@@ -87,6 +95,7 @@ class Selector:
     text: str = field(compare=False)
     nesting: int = field(default=0, compare=False)
     program: int = field(default=0, compare=False)
+    of_mode: bool = field(default=False, compare=False)
 
     def __post_init__(self):
         if self.nesting > MAX_NESTING:
@@ -113,7 +122,8 @@ class Selector:
     def __call__(self, path: str | Sequence[Any], leaf: Any = None) -> bool:
         """Returns whether the leaf at a path is selected; `leaf` is read by `where` alone."""
         joined = path if isinstance(path, str) else "/".join(map(str, path))
-        return self.matches(Leaf(joined, leaf))
+        deep = any(term.kind == "depth" for term in self.terms())
+        return self.matches(Leaf(joined, leaf, depth_alone(joined) if deep else None))
 
     def __repr__(self) -> str:
         return self.text
@@ -172,10 +182,11 @@ def path(pattern: str) -> Selector:
         pattern: a regular expression, applied to paths such as `spatial/block_03/depthwise/kernel`.
             Its [syntax](https://github.com/google/re2/wiki/Syntax) is RE2's: Python's without
             lookaround and backreferences, with `\w`, `\d` and `\s` for ASCII only. A pattern can't
-            take exponential time.
+            take exponential time. A pattern without special characters is the path itself.
 
     Raises:
-        MaskError: `pattern` is not a valid regular expression, or is too large.
+        MaskError: `pattern` is not a valid regular expression, is too large, or has special
+            characters where the package google-re2 is not installed.
 
     >>> path(r"spatial/block_\d+/.*")("spatial/block_03/depthwise/kernel")
     True
@@ -190,10 +201,10 @@ def path(pattern: str) -> Selector:
 def depth(start: int | None, stop: int | None) -> Selector:
     """Selects the leaves whose depth is in [start, stop); None leaves an end open.
 
-    The depth of a leaf is the number in the first path component that ends in `_` and digits, or
-    that consists of digits (an index into a sequence): 7 in `spatial/block_07/depthwise/kernel`, 3
-    in `layers_3/kernel` and in `layers/3/kernel`. A leaf without such a component has no depth and
-    is in no range, not even `depth(None, None)`.
+    The depth of a leaf is the number of its block: 7 in `spatial/block_07/depthwise/kernel`, 3 in
+    `layers_3/kernel`, `layer3/kernel` and `layers/3/kernel`. Blocks inside stages are counted over
+    the whole tree: if `stage_0` has 3 blocks, `stage_1/block_3` has depth 6. `depths.depths` states
+    the rule in full. A leaf outside all blocks is in no range, not even `depth(None, None)`.
 
     Args:
         start: first depth, at least 0, or None for no lower limit.
@@ -206,7 +217,7 @@ def depth(start: int | None, stop: int | None) -> Selector:
     [False, True, False]
     """
     for end in (start, stop):
-        if end is not None and not _is_bounded(end):
+        if end is not None and not is_bounded(end):
             raise MaskError(
                 f"depth(start, stop) expects integers from 0 to {MAX_INTEGER:,}, or None for "
                 f"an open end, got {shown(end)}"
@@ -275,7 +286,7 @@ class Fraction:
             raise MaskError(
                 f"the share of a fraction must be a number from 0 to 1, got {shown(self.share)}"
             )
-        if not _is_bounded(self.seed):
+        if not is_bounded(self.seed):
             raise MaskError(
                 f"the seed of a fraction must be an integer from 0 to {MAX_INTEGER:,}, "
                 f"got {shown(self.seed)}"
@@ -296,7 +307,7 @@ class Fraction:
     __and__ = __rand__ = __or__ = __ror__ = __sub__ = __rsub__ = __invert__ = __bool__ = _refuse
 
 
-def _is_bounded(value: Any) -> bool:
+def is_bounded(value: Any) -> bool:
     """Whether a value is an integer from 0 to `MAX_INTEGER`, whose decimal form can be read."""
     integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     return integer and 0 <= int(value) <= MAX_INTEGER
@@ -317,6 +328,11 @@ def _fits(joined: str, pattern: str) -> bool:
 
 @functools.lru_cache(maxsize=1024)  # a selector holds at most MAX_PROGRAM patterns
 def _compiled(pattern: str) -> Any:
+    if re2 is None:
+        raise MaskError(
+            f"path({shown(pattern)}) is a regular expression, which needs RE2: "
+            "run pip install google-re2, or use role, leaf, depth, where or a full path"
+        )
     options = re2.Options()
     options.max_mem = _REGEX_BYTES
     options.never_capture = True

@@ -92,7 +92,8 @@ class Summary(Table):
             frozen.
         trainable: number of parameters that are trained.
         frozen: number of all other parameters.
-        columns: additional columns by title, each path -> number.
+        columns: additional columns by title, each path -> number. A path that isn't a parameter's
+            has a row of its own, after the parameters.
     """
 
     rows: tuple[Row, ...]
@@ -118,6 +119,13 @@ class Summary(Table):
             + numbers(row.count, row.learned)
             + [f"{column[row.path]:,}" if row.path in column else "" for column in columns]
             for row in self.rows
+        ]
+        paths = {row.path for row in self.rows}
+        others = dict.fromkeys(path for column in columns for path in column if path not in paths)
+        empty = [""] * (len(header) - 1)
+        body += [
+            [path, *empty, *(f"{column[path]:,}" if path in column else "" for column in columns)]
+            for path in others
         ]
         footer = [
             ["", "", "", "", label]
@@ -145,7 +153,8 @@ def summary(
         labels: a tree of labels with the same structure, from `labels`.
         channel_masks: a tree with the same structure, from `channel_masks`.
         frozen: the label of the leaves that are not trained.
-        columns: additional columns by title, each path -> number, summed in the last line.
+        columns: additional columns by title, each path -> number, summed in the last line; see
+            `Summary`.
 
     Raises:
         MaskError: the structures differ, or a channel mask doesn't broadcast to its leaf.

@@ -1,25 +1,28 @@
 """Flatten any pytree of parameters into leaves with readable paths."""
 
 import functools
-import re
 from typing import Any, NamedTuple
 
 import jax
 
+from randmix.masks.depths import depths
 from randmix.masks.errors import MaskError, shown
 
 PyTree = Any
 
-# The first component that is a number or ends in one: `block_07`, `layers_3`, the 3 in `layers/3`.
-# Python reads at most 4,300 digits.
-_DEPTH = re.compile(r"(?:^|[/_])([0-9]{1,4300})(?=/|$)")
+ABSENT = object()
+"""The value of a leaf that another half of the tree holds."""
 
 
 class Leaf(NamedTuple):
-    """A leaf with its slash-joined path, such as `spatial/block_03/depthwise/kernel`."""
+    """A leaf with its slash-joined path, such as `spatial/block_03/depthwise/kernel`.
+
+    Its depth, the number of its block or None, depends on the other leaves of the tree.
+    """
 
     path: str
     value: Any
+    depth: int | None
 
     @property
     def role(self) -> str:
@@ -31,28 +34,35 @@ class Leaf(NamedTuple):
         """The last component of the path."""
         return self.path.rpartition("/")[2]
 
-    @property
-    def depth(self) -> int | None:
-        """The number in the first component that is one or ends in `_` and one, or None."""
-        return _depth(self.path)
 
-
-def flatten(tree: PyTree) -> tuple[list[Leaf], Any]:
+def flatten(tree: PyTree, *, nones: bool = False) -> tuple[list[Leaf], Any]:
     """Flattens a tree into its leaves, in JAX's order, and its treedef.
 
     The components of a path are dict keys, attribute names and sequence indices. A box that Flax
     wraps around an array (an `nnx.Variable`, a Linen `Partitioned`) adds no component.
 
+    Args:
+        tree: any pytree.
+        nones: whether a None counts as a leaf, with the value `ABSENT`; a half of a `partition` has
+            one where the other half has a leaf.
+
     >>> [leaf.path for leaf in flatten({"layers": [{"kernel": 1.0}, {"kernel": 2.0}]})[0]]
     ['layers/0/kernel', 'layers/1/kernel']
     """
-    leaves = []
-    for keys, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_box)[0]:
-        inside = jax.tree_util.tree_flatten_with_path(node)[0] if _is_box(node) else [((), node)]
+    is_leaf = is_none if nones else None
+    paths, values = [], []
+    for keys, node in jax.tree_util.tree_flatten_with_path(
+        tree, is_leaf=lambda node: _is_box(node) or (nones and node is None)
+    )[0]:
+        inside = [((), node)]
+        if _is_box(node):
+            inside = jax.tree_util.tree_flatten_with_path(node, is_leaf=is_leaf)[0]
         for more, value in inside:
             visible = keys if len(more) == 1 else keys + more  # without the box's own `value`
-            leaves.append(Leaf("/".join(map(_component, visible)), value))
-    return leaves, jax.tree.structure(tree)
+            paths.append("/".join(map(_component, visible)))
+            values.append(ABSENT if value is None else value)
+    leaves = list(map(Leaf, paths, values, depths(paths)))
+    return leaves, jax.tree.structure(tree, is_leaf=is_leaf)
 
 
 def flatten_like(treedef: Any, tree: PyTree, what: str) -> list[Any]:
@@ -80,12 +90,6 @@ def flatten_labels(treedef: Any, labels: PyTree) -> list[str]:
 def is_none(node: Any) -> bool:
     """Returns whether a node is None; passed as `is_leaf`, it makes None a leaf."""
     return node is None
-
-
-@functools.lru_cache(maxsize=4096)  # a selector may contain hundreds of depths
-def _depth(path: str) -> int | None:
-    found = _DEPTH.search(path)
-    return int(found[1]) if found else None
 
 
 def _component(key: Any) -> str:

@@ -10,6 +10,8 @@ from randmix import ranges
 from randmix.errors import UserError, check_choice, did_you_mean
 from randmix.models.convmixer import HEADS
 from randmix.models.layers import BETWEEN
+from randmix.models.metaformer import MIXERS, NORMS, SHARES
+from randmix.models.mixers import ATTENTION_ROLES
 from randmix.models.resnet import STAGES
 from randmix.ops.depthwise import METHODS
 
@@ -25,6 +27,9 @@ _CHOICES = {
     "between": BETWEEN,
     "depthwise_method": METHODS,
     "stem": tuple(STAGES),
+    "mixer": MIXERS,
+    "norm": NORMS,
+    "attention_roles": ATTENTION_ROLES,
 }
 _CLASSES = ranges.integers(1, ranges.INT32)
 
@@ -74,6 +79,8 @@ def complete(
             check_choice(f"{what}: {key}", value, _CHOICES[key])
         elif key in allowed:
             ranges.check(f"{what}: {key}", value, allowed[key])
+    if "mixer" in values:
+        _check_stages(what, values)
     if len(values["mean"]) != len(values["std"]):
         raise UserError(f"{what}: mean and std: give both, of equal length, or neither")
     return values
@@ -90,3 +97,21 @@ def _check_image_head(what: str, values: Mapping[str, Any]) -> None:
             f"{what}: patch_size: got {values['patch_size']!r}, allowed 1 with head 'image', "
             "which maps pixel to pixel"
         )
+
+
+def _check_stages(what: str, values: Mapping[str, Any]) -> None:
+    """Checks what a meta-former's sizes must divide."""
+    stages, depth, head_dim = (values[key] for key in ("stages", "depth", "head_dim"))
+    if len(stages) not in SHARES:
+        raise UserError(f"{what}: stages: got {stages!r}, allowed one number, or four")
+    if len(stages) > 1 and depth % 6:
+        raise UserError(
+            f"{what}: depth: got {depth}, allowed with four stages are the multiples of 6: they "
+            "have 1/6, 1/6, 1/2 and 1/6 of the blocks"
+        )
+    for width in (values["width"] * multiple for multiple in stages):
+        if values["mixer"] == "attention" and width % head_dim:
+            raise UserError(
+                f"{what}: head_dim: got {head_dim}, which doesn't divide the width {width}; "
+                "allowed is a divisor of the width of each stage"
+            )

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from randmix.errors import UserError
 from randmix.models import layers
 from randmix.models.filters import Smoothing
 from randmix.models.parameters import Initializer
@@ -136,10 +135,5 @@ class ConvMixer(nn.Module):
 
     def check_image_shape(self, image_shape: tuple[int, ...]) -> None:
         """Raises a UserError if images [H, W, C] don't fit the patches or the normalisation."""
-        h, w, c = image_shape
-        if h % self.patch_size or w % self.patch_size:
-            raise UserError(
-                f"patch_size: got {self.patch_size}, which doesn't divide the image's {h} x {w} "
-                "pixels; allowed is a common divisor of both sides"
-            )
-        layers.check_channels(c, mean=self.mean, std=self.std)
+        layers.check_patches(self.patch_size, image_shape)
+        layers.check_channels(image_shape[-1], mean=self.mean, std=self.std)

@@ -5,6 +5,7 @@ Equations 1 to 3 of the paper count the parameters of one convolution: `standard
 for m = k^2 it equals the first.
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, cast
@@ -14,10 +15,20 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from randmix.models import layers
+from randmix.models import layers, metaformer, mixers
+from randmix.models.own import OwnModel
 from randmix.models.parameters import ROLES
 
-_MIXING = (layers.PatchStem, layers.Depthwise, layers.Pointwise, layers.Separable, layers.Head)
+_FROZEN = {
+    "full": (),
+    "chans": ("spatial/",),
+    "space": ("channel/",),
+    "floor": ("spatial/", "channel/"),
+}
+_MIXING = (
+    *(layers.PatchStem, layers.Depthwise, layers.Pointwise, layers.Separable, layers.Head),
+    *(metaformer.Patches, mixers.Linear, mixers.AttentionProducts),
+)
 
 
 def standard(kernel_size: int, in_channels: int, out_channels: int) -> int:
@@ -80,43 +91,74 @@ def trainable(by_role: Mapping[str, int]) -> dict[str, int]:
     }
 
 
-def parameters(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, int]:
+def parameters(model: nn.Module | OwnModel, image_shape: tuple[int, int, int]) -> dict[str, int]:
     """Parameters of any model by role, without computing or allocating anything.
 
     Args:
         model: the model.
         image_shape: (height, width, channels).
     """
-    variables = _abstract_variables(model, image_shape)
+    variables = abstract_variables(model, image_shape)
+    roles = [role for role in dict.fromkeys([*ROLES, *variables]) if role in variables]
     return {
-        role: sum(math.prod(x.shape) for x in jax.tree.leaves(variables[role])) for role in ROLES
+        role: sum(math.prod(x.shape) for x in jax.tree.leaves(variables[role]))
+        for role in roles
+        if role != "batch_stats"
     }
 
 
-def multiply_adds(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, int]:
+def forward(model: nn.Module | OwnModel, image_shape: tuple[int, int, int]) -> int:
+    """Multiply-adds per image of the forward pass of any model.
+
+    For one of the user's own it is half of the floating-point operations that XLA counts, which
+    include additions, activations and norms.
+
+    Args:
+        model: the model.
+        image_shape: (height, width, channels).
+    """
+    if not isinstance(model, OwnModel):
+        return sum(multiply_adds(model, image_shape).values())
+    variables = abstract_variables(model, image_shape)
+    lowered = jax.jit(model.apply).lower(variables, _abstract_images(image_shape))
+    return round((lowered.cost_analysis() or {}).get("flops", 0) / 2)
+
+
+def multiply_adds(model: nn.Module | OwnModel, image_shape: tuple[int, int, int]) -> dict[str, int]:
     """Multiply-adds per image of each kernel in the forward pass.
 
     A kernel costs its size times the number of positions in the result of its layer: k^2 C m H' W'
     for a depthwise kernel, C m C_out H' W' for the pointwise kernel after it. The network is
     counted as it is defined: a separable convolution counts as two steps, even if they are computed
-    as one. Norms, activations and biases aren't counted; products with padding are.
+    as one. Norms, activations, biases, pooling and shifts aren't counted; products with padding
+    are. The two products of attention over T positions cost 2 T^2 C.
 
     Args:
         model: the model.
         image_shape: (height, width, channels).
 
     Returns:
-        Multiply-adds by path of the kernel, such as "spatial/stem/kernel"; their sum is the cost of
-        the model.
+        Multiply-adds by path of the kernel, such as "spatial/stem/kernel", or of the products of
+        attention, which have no role: "products/block_00/attention". Their sum is the cost of the
+        model. {} for a model of the user's own, whose layers aren't known; see ``forward``.
     """
+    if isinstance(model, OwnModel):
+        return {}
     if getattr(model, "scan", ()):
         model = model.clone(scan=())  # results inside a scan can't be captured
-    variables = _abstract_variables(model, image_shape)
+    variables = abstract_variables(model, image_shape)
+    attention = set()
+
+    def is_counted(module: nn.Module, _: str) -> bool:
+        if isinstance(module, mixers.AttentionProducts):
+            attention.add(module.path)
+        return isinstance(module, _MIXING)
+
     _, captured = jax.eval_shape(
         lambda variables, images: model.apply(
             variables,
             images,
-            capture_intermediates=lambda module, _: isinstance(module, _MIXING),
+            capture_intermediates=is_counted,
             mutable=["intermediates"],
         ),
         variables,
@@ -127,6 +169,10 @@ def multiply_adds(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[s
         for path, result in flatten_dict(captured["intermediates"]).items()
     }
     costs = {}
+    for place in sorted(attention):
+        _, positions, *channels = results[place]
+        cost = 2 * positions**2 * math.prod(channels)
+        costs["/".join(("products", *place[:-1]))] = cost
     for role in ROLES:
         # Flax's hints leave out that the leaves are arrays.
         leaves = cast(Mapping[tuple[str, ...], Any], flatten_dict(variables[role]))
@@ -140,9 +186,48 @@ def multiply_adds(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[s
     return costs
 
 
+@functools.lru_cache(maxsize=128)
+def abstract_variables(model: nn.Module | OwnModel, image_shape: tuple[int, int, int]) -> Any:
+    """The shapes and dtypes of a model's variables, which equal models share: don't change them.
+
+    Args:
+        model: the model.
+        image_shape: (height, width, channels).
+
+    Returns:
+        `jax.ShapeDtypeStruct`s in nested dictionaries, as ``model.init`` nests its arrays.
+    """
+    return jax.eval_shape(model.init, jax.random.key(0), _abstract_images(image_shape))
+
+
+def training_step(by_kernel: Mapping[str, int], mode: str) -> int:
+    """Multiply-adds per image of a training step, without the optimizer and what isn't a kernel.
+
+    The gradient of a kernel costs as much as its layer's forward pass, and so does the gradient to
+    the layer's input. A frozen kernel has no gradient. An input needs one if anything below it is
+    learned: norms are, in every mode, and so all layers but the stem need it. Below the pointwise
+    half of a separable stem is the depthwise half alone, if no norm is in between. The products of
+    attention have two inputs, and both need a gradient in every mode.
+
+    Args:
+        by_kernel: multiply-adds of the forward pass, from `multiply_adds`.
+        mode: "full", "chans", "space" or "floor".
+
+    >>> kernels = {"spatial/stem/kernel": 5, "channel/block_00/pointwise/kernel": 7}
+    >>> {mode: training_step(kernels, mode) for mode in ("full", "chans", "space", "floor")}
+    {'full': 31, 'chans': 26, 'space': 24, 'floor': 19}
+    """
+    frozen = _FROZEN[mode]
+    total = 0
+    for path, cost in by_kernel.items():
+        own = not path.startswith(frozen)
+        if path.split("/")[1] != "stem":
+            below = True
+        else:
+            below = path.endswith("pointwise/kernel") and "spatial/" not in frozen
+        total += cost * (1 + own + below)
+    return total
+
+
 def _abstract_images(image_shape: tuple[int, int, int]) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-
-
-def _abstract_variables(model: nn.Module, image_shape: tuple[int, int, int]) -> Any:
-    return jax.eval_shape(model.init, jax.random.key(0), _abstract_images(image_shape))

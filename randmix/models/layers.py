@@ -244,3 +244,13 @@ def check_channels(channels: int, *, mean: tuple[float, ...], std: tuple[float, 
             raise UserError(
                 f"{name}: got {len(numbers)} numbers, allowed {channels} (one per channel) or none"
             )
+
+
+def check_patches(patch_size: int, image_shape: tuple[int, ...]) -> None:
+    """Raises a UserError unless patches of that side tile images [H, W, C]."""
+    h, w, _ = image_shape
+    if h % patch_size or w % patch_size:
+        raise UserError(
+            f"patch_size: got {patch_size}, which doesn't divide the image's {h} x {w} pixels; "
+            "allowed is a common divisor of both sides"
+        )

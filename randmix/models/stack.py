@@ -59,6 +59,11 @@ def block_name(i: int) -> str:
     return f"block_{i:02d}"
 
 
+def is_block(name: str) -> bool:
+    """Whether a component of a path names a block."""
+    return name.startswith("block_")
+
+
 def equal_runs(params: Mapping[str, Any], labels: Any = None) -> Runs:
     """Runs of two or more consecutive blocks that one scan can apply.
 
@@ -74,7 +79,7 @@ def equal_runs(params: Mapping[str, Any], labels: Any = None) -> Runs:
     >>> equal_runs({"spatial": {"block_00": {"k": a}, "block_01": {"k": b}, "block_02": {"k": b}}})
     ((1, 3),)
     """
-    names = sorted({name for role in params.values() for name in role if name.startswith("block_")})
+    names = sorted({name for role in params.values() for name in role if is_block(name)})
 
     def kind(name: str) -> Any:
         shapes = jax.tree.map(
@@ -109,12 +114,12 @@ def _scan(
 ) -> jax.Array:
     """Applies the equal blocks start to stop - 1."""
     names = [block_name(i) for i in range(start, stop)]
-    mutable = parent.is_mutable_collection("batch_stats")
     block = make_block(name=None, parent=None)
     of_each = [
         {role: tree[name] for role, tree in parent.variables.items() if name in tree}
         for name in names
     ]
+    mutable = "batch_stats" in of_each[0] and parent.is_mutable_collection("batch_stats")
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *of_each)
 
     def body(x: Any, variables: Any) -> tuple[Any, Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_dtypes  # noqa: F401 (JAX depends on it; registers bfloat16 with NumPy)
+import numpy as np
 
 from randmix.errors import UserError
 
@@ -27,6 +28,7 @@ except ImportError:  # the extra "convert"
 _PREFIXES = ("module.", "model.", "_orig_mod.")
 _WRAPPINGS = ("state_dict", "model")  # where a training checkpoint stores its state dict
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar")
+SUFFIXES = (".safetensors", *_TORCH_SUFFIXES)  # of the files that can be read
 _MAX_WRAPPINGS = 8  # mappings, or prefixes, around a state dict; real ones have at most three
 _STATE_DICT = "arrays by name; give model.state_dict()"
 _FLOATS = ("float32", "float16", "bfloat16")  # the dtypes that float32 represents exactly
@@ -68,7 +70,7 @@ def read(path: Path, check: Callable[[Any], object]) -> Any:
         return _read_safetensors(path, check)
     if path.suffix in _TORCH_SUFFIXES:
         return _read_torch(path, check)
-    allowed = ", ".join((".safetensors", *_TORCH_SUFFIXES))
+    allowed = ", ".join(SUFFIXES)
     raise UserError(f"{path}: got a file name ending in {path.suffix!r}, allowed {allowed}")
 
 
@@ -164,6 +166,30 @@ def check_stored(what: str, value: Any) -> None:
             f"{what}: got shape {shape} in {extent:,} bytes, an expanded tensor, allowed one that "
             "stores each value; save it after .contiguous()"
         )
+
+
+def float32(what: str, value: Any) -> np.ndarray:
+    """The values of an array or tensor that `check_stored` accepts.
+
+    Args:
+        what: name of the array, for error messages.
+        value: a float32, float16 or bfloat16 array or tensor of any shape.
+
+    Returns:
+        A float32 array of the same shape with exactly these values.
+
+    Raises:
+        UserError: a value is NaN or infinite.
+    """
+    if hasattr(value, "detach"):  # a PyTorch tensor; NumPy has neither its bfloat16 nor its signs
+        value = value.detach().cpu().float().resolve_neg().numpy()
+    value = np.asarray(value, np.float32)
+    if unusable := int(np.sum(~np.isfinite(value))):
+        raise UserError(
+            f"{what}: got {unusable:,} of {value.size:,} values NaN or infinite, allowed finite "
+            "ones; give a checkpoint from before they arose"
+        )
+    return value
 
 
 def named(key: str) -> str:

@@ -231,14 +231,7 @@ def _sizes(what: str, arrays: Mapping[str, Any], keys: Mapping[str, str], depth:
 
 def _to_ours(what: str, value: Any, path: str) -> np.ndarray:
     """Checks and reorders the values of a leaf."""
-    if hasattr(value, "detach"):  # a PyTorch tensor; NumPy has neither its bfloat16 nor its signs
-        value = value.detach().cpu().float().resolve_neg().numpy()
-    value = np.asarray(value, np.float32)
-    if unusable := int(np.sum(~np.isfinite(value))):
-        raise UserError(
-            f"{what}: got {unusable:,} of {value.size:,} values NaN or infinite, allowed finite "
-            "ones; give a checkpoint from before they arose"
-        )
+    value = torch_files.float32(what, value)
     if path.startswith("batch_stats/") and path.endswith("/var") and value.min() < 0:
         raise UserError(
             f"{what}: got the variance {value.min():g}, allowed at least 0; "

@@ -5,19 +5,17 @@
 Modules, from the bottom up:
 
 - `presets`: tables of the configs of each experiment, for each preset.
-- `plan`: the distinct runs that they amount to, their cost, and their division among jobs.
-- `training`: trains runs; those that differ only in their seed can be trained together.
-- `sweep`: executes a plan under locks, surviving failures and signals.
-- `stored`, `under_attack`, `measurements`: measurements of trained runs, stored in files beside
-  them.
+- `plan`: the distinct runs that they amount to; `randmix.experiments` trains and records them.
+- `under_attack`, `measurements`: what is measured of trained runs, and pictures from records.
 - `counting`: parameter counts compared with the paper's equations.
-- `records`: all numbers, each with the run that it comes from.
+- `numbers`: all numbers, each with the run that it comes from.
 - `effects`: what claims compare, one number per seed.
 - `gates`: what must hold before a claim is judged.
 - `claims`: the table of the claims, with thresholds, margins and gates.
 - `verdicts`: the claims judged.
-- `experiments`, `figures`, `curves`, `pictures`, `tables`, `titles`, `neighbours`: the contents of
-  the report.
+- `shares`, `lattice`, `frozen_filters`, `scaling`: figures and tables of E12 to E15.
+- `experiments`, `figures`, `panels`, `curves`, `pictures`, `tables`, `cells`, `titles`,
+  `neighbours`: the contents of the report.
 - `report`: the page, its data and its figures.
 - `command`: the work of ``python -m randmix reproduce``.
 """

@@ -6,7 +6,9 @@
 import dataclasses
 import hashlib
 import math
+from collections.abc import Mapping
 
+from randmix.experiments.plan import PlannedRun
 from randmix.reproduce import gates
 from randmix.reproduce.effects import (
     Effect,
@@ -29,6 +31,7 @@ from randmix.reproduce.effects import (
 )
 from randmix.reproduce.gates import Gate
 
+_DEFENDED = "defense.epsilon"
 _SPLITS = {
     "model.name": "family of models",
     "model.multiplier": "number of filters per channel",
@@ -86,6 +89,7 @@ class Claim:
         primary: whether it belongs to the family of primary claims of its data set.
         deciding: number of tests, from the first, that must all hold.
         split: settings by whose values a secondary claim is judged, and gated, separately.
+        among: settings that all runs which it compares have (True) or lack (False).
     """
 
     id: str
@@ -98,6 +102,17 @@ class Claim:
     primary: bool = False
     deciding: int = 1
     split: tuple[str, ...] = ()
+    among: Mapping[str, bool] = dataclasses.field(default_factory=dict)
+
+    def compares(self, run: PlannedRun) -> bool:
+        """Whether a run is one of those that the claim, or one of its gates, compares."""
+        if self.model not in (None, run.config.model.name):
+            return False
+        if any(gate.experiment in run.experiments for gate in self.gates):
+            return True
+        return self.experiment in run.experiments and all(
+            bool(run.settings.get(setting)) == has for setting, has in self.among.items()
+        )
 
     @property
     def rule(self) -> str:
@@ -133,7 +148,7 @@ def _near(claim: str, text: str, source: str, experiment: str, model: str) -> Cl
             Test(effect, ABOVE, 0.0, points("full", "chans"), 1.0),
             Test(recovered_share("chans"), ABOVE, 90.0),
         ),
-        (gates.spans(5), gates.control_fails(recovered("space", 0.9)), gates.converged(effect)),
+        (gates.spans(5), gates.control_fails("space", 0.9), gates.converged(effect)),
         model,
         primary=True,
     )
@@ -145,7 +160,8 @@ def _robust(
     attacks = ("fgsm", "pgd2", "strong")
     tests = tuple(_above(octaves(attack, defended=defended), 0.25) for attack in attacks)
     checks = (gates.attack_checks(defended=defended),)
-    return Claim(claim, text, source, "E6", tests, checks, model, primary)
+    among = {_DEFENDED: defended}
+    return Claim(claim, text, source, "E6", tests, checks, model, primary, among=among)
 
 
 _FAMILY_CONVERGED = gates.converged(points("full", "chans"))
@@ -172,7 +188,10 @@ _TABLE = (
                 math.log(1.05),
             ),
         ),
-        (gates.spans(5), gates.converged(points("chans", "space"))),
+        (
+            gates.spans(5),
+            gates.converged(error_ratio("space", "chans"), math.log(1.25), math.log(1.05)),
+        ),
         "resnet",
         primary=True,
     ),
@@ -188,6 +207,7 @@ _TABLE = (
         (_FAMILY_CONVERGED,),
         deciding=3,
         split=("model.name", "model.multiplier"),
+        among={"model.filter_rank": False},
     ),
     Claim(
         "2'",
@@ -203,6 +223,7 @@ _TABLE = (
         "resnet",
         primary=True,
         deciding=3,
+        among={"model.filter_rank": True},
     ),
     Claim(
         "3",
@@ -253,6 +274,7 @@ _TABLE = (
         (_above(matched_octaves(), 0.25),),
         (gates.attack_checks(defended=False),),
         split=("model.name",),
+        among={_DEFENDED: False},
     ),
     Claim(
         "5",

@@ -1,56 +1,95 @@
 """The work of ``python -m randmix reproduce``: runs a sweep and writes its report."""
 
-import json
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from randmix.errors import UserError
-from randmix.reproduce import measurements, plan, presets, report, sweep, training
-from randmix.runtime import durable
+from randmix.experiments import calibration, sweep, training
+from randmix.experiments.grid import parse_fixed
+from randmix.experiments.plan import Group, PlannedRun, parse_shard, shard, table
+from randmix.experiments.records import Record
+from randmix.reproduce import measurements, plan, presets, report, transplants
+from randmix.reproduce.order import soonest_verdicts_first
 from randmix.runtime.preemption import Preempted
-
-_SWEEP = "sweep.json"
+from randmix.workdir.artifacts import Context
 
 
 def main(options: Any) -> int:
     """Runs the sweep of ``commands/reproduce.py``'s options and writes its report."""
     if not options.preset:
         raise UserError(f"--preset is missing; allowed are {', '.join(presets.NAMES)}")
-    preset = presets.get(options.preset)
+    preset = presets.get(options.preset, options.tier)
+    if options.data:
+        preset = preset.on(options.data)
     experiments = presets.check_experiments(preset, options.experiments)
     together = training.parse_ensemble(options.ensemble)
-    part = plan.parse_shard(options.shard) if options.shard else None
-    preset, overrides = plan.split_overrides(preset, plan.parse_overrides(options.override))
-    root = Path(options.workdir or f"runs/reproduce-{preset.name}")
-    check_workdir(root, preset.name)
+    part = parse_shard(options.shard) if options.shard else None
+    # The report lists overrides of the attack too.
+    changed = parse_fixed(options.override, "override", "--override=data.subset=0.1,epochs=2")
+    preset, overrides = plan.split_overrides(preset, changed)
+    root = Path(options.workdir or f"runs/reproduce-{preset.label}")
+    sweep.check_folder(root, preset.label)
     seeds = None if options.seeds is None else range(options.seeds)
-    groups = plan.build(preset, experiments, seeds, overrides=overrides, data_dir=options.data_dir)
+
+    def planned() -> list[Group]:
+        groups = plan.build(
+            preset,
+            experiments,
+            seeds,
+            overrides=overrides,
+            data_dir=options.data_dir,
+            root=root,
+            known=sweep.known(root, options.records),
+            report_only=options.report_only,
+        )
+        return soonest_verdicts_first(groups)
+
+    def own(groups: Sequence[Group]) -> list[Group]:
+        names = {group[0].name for group in (shard(groups, *part) if part else groups)}
+        return [group for group in groups if group[0].name in names]
+
+    def complete(run: PlannedRun, record: Record) -> bool:
+        return measurements.complete(run, record, preset)
+
+    def train(groups: Sequence[Group]) -> None:
+        transplants.write(groups, root, sweep.known(root, options.records))
+        sweep.execute(
+            [group for group in groups if not plan.waits(group)],
+            root,
+            measure=lambda run, *rest: measurements.measure(run, root, preset, *rest),
+            complete=complete,
+            more=options.records,
+            together=together,
+            context=Context(sweep=root.name),
+        )
+
+    groups = planned()
     if options.dry_run:
-        print(plan.table(plan.shard(groups, *part) if part else groups, root))
+        finished = sweep.collect(groups, root, complete, options.records)
+        minutes = calibration.minutes(own(groups), finished) if options.calibrate else None
+        print(table(own(groups), finished, minutes))
         return 0
-    open_workdir(root, preset.name)
+    sweep.open_folder(root, preset.label)
     try:
         with sweep.compiled_programs_kept(root):
             if not options.report_only:
-                sweep.execute(
-                    plan.shard(groups, *part) if part else groups,
-                    root,
-                    measure=lambda run, *rest: measurements.measure(run, root, preset, *rest),
-                    together=together,
-                )
+                train(own(groups))
+                if any(map(plan.waits, groups)):
+                    groups = planned()  # with the names of the runs that waited for filters
+                    train([group for group in own(groups) if plan.starts_elsewhere(group)])
             if part:
                 print(
                     f"shard {options.shard} is done; "
                     "run the same command without --shard to write the report"
                 )
                 return 0
-            # The report lists overrides of the attack too.
-            changed = plan.parse_overrides(options.override)
             command = shlex.join(["python", "-m", "randmix", "reproduce", *sys.argv[1:]])
+            found = sweep.collect(groups, root, complete, options.records)
             written = report.write(
-                root, preset, experiments, groups, overrides=changed, command=command
+                root, preset, experiments, groups, found, overrides=changed, command=command
             )
     except Preempted as stopped:
         print(f"randmix: {stopped}; run the same command to resume", file=sys.stderr)
@@ -64,36 +103,3 @@ def main(options: Any) -> int:
         print(problem, file=sys.stderr)
     print(written.folder / "index.html")
     return 1 if written.problems else 0
-
-
-def check_workdir(root: Path, preset: str) -> None:
-    """Raises a UserError if a folder holds another preset's sweep, or something else."""
-    file = root / _SWEEP
-    if not file.exists():
-        if root.exists() and (not root.is_dir() or any(root.iterdir())):
-            raise UserError(
-                f"{root}: holds something that isn't a sweep; give --workdir a new or empty folder"
-            )
-        return
-    other = json.loads(file.read_text())["preset"]
-    if other != preset:
-        raise UserError(
-            f"{root}: holds a sweep of --preset={other}, got --preset={preset}; "
-            "give another --workdir"
-        )
-
-
-def open_workdir(root: Path, preset: str) -> None:
-    """Creates the folder of a sweep.
-
-    Raises:
-        UserError: the folder can't be written.
-    """
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        if not (root / _SWEEP).exists():
-            durable.write(root / _SWEEP, json.dumps({"preset": preset}) + "\n")
-    except OSError as error:
-        raise UserError(
-            f"{root}: can't be written ({error.strerror}); give a --workdir that you may write to"
-        ) from error

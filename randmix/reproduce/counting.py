@@ -5,15 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
-from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
 from randmix.data import catalog
 from randmix.models import counts, split
+from randmix.reproduce.numbers import MODES, Number, Numbers
 from randmix.reproduce.plan import make_config
 from randmix.reproduce.presets import Preset, Settings
-from randmix.reproduce.records import MODES, Record, Records
 from randmix.training import runs
 
 _KERNEL_SIZES = (3, 5, 7, 9)
@@ -39,7 +37,7 @@ def rows(preset: Preset, overrides: Settings) -> list[dict[str, Any]]:
         )
         parts = runs.assemble(config)
         model, dataset = parts.step.model, parts.data.dataset
-        params = _parameters(model, dataset.image_shape)
+        params, _ = split(counts.abstract_variables(model, dataset.image_shape))
         trainable = counts.trainable(counts.parameters(model, dataset.image_shape))
         separable = [*_separable(params)]
         dense = sum(
@@ -75,11 +73,6 @@ def _models(preset: Preset) -> Iterator[Settings]:
             if (key := (config.model.to_dict(), config.data.name)) not in seen:
                 seen.append(key)
                 yield shape
-
-
-def _parameters(model: nn.Module, image_shape: tuple[int, int, int]) -> Mapping[str, Any]:
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    return split(jax.eval_shape(model.init, jax.random.key(0), images))[0]
 
 
 def _separable(params: Mapping[str, Any]) -> Iterator[tuple[int, int, int, int]]:
@@ -121,19 +114,19 @@ def _closed_form(
     return {"spatial": spatial, "channel": chans + sum(shortcuts), **others}
 
 
-def records(rows: Sequence[Mapping[str, Any]], file: str) -> Records:
-    """Records of the counts in each mode, and of the two metrics by which claim 8 is judged."""
-    found = Records()
+def numbers(rows: Sequence[Mapping[str, Any]], file: str) -> Numbers:
+    """Numbers of the counts in each mode, and of the two metrics by which claim 8 is judged."""
+    found = Numbers()
     chans: dict[tuple, set[int]] = {}
     for row in rows:
         model = {"model.name": row["model"], "data.name": row["data"]}
         model |= {f"model.{key}": row[key] for key in ("width", "depth")}
         settings = {**model, "model.kernel_size": row["kernel_size"]}
         chans.setdefault(tuple(model.items()), set()).add(row["chans"])
-        found += (Record("E11", mode, settings, 0, "trainable", row[mode], file) for mode in MODES)
+        found += (Number("E11", mode, settings, 0, "trainable", row[mode], file) for mode in MODES)
         differs = float(row["differs"])
-        found.append(Record("E11", "", settings, 0, "differs_from_equations", differs, file))
+        found.append(Number("E11", "", settings, 0, "differs_from_equations", differs, file))
     for model, by_kernel_size in chans.items():
         changes = float(len(by_kernel_size) > 1)
-        found.append(Record("E11", "", dict(model), 0, "depends_on_kernel_size", changes, file))
+        found.append(Number("E11", "", dict(model), 0, "depends_on_kernel_size", changes, file))
     return found

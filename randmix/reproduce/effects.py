@@ -13,7 +13,7 @@ from typing import Any
 
 from randmix.experiments import statistics
 from randmix.experiments.statistics import differences, mean_over, slopes
-from randmix.reproduce.records import BANKS, MODES, Records
+from randmix.reproduce.numbers import BANKS, MODES, Numbers
 
 Values = dict[int, float]
 SIZES = ("model.width", "model.depth", "model.kernel_size")
@@ -30,12 +30,14 @@ class Effect:
     Attributes:
         words: for example "Full - Chans".
         unit: "points", "dB" and so on.
-        of: the values by seed, from the records of one experiment, data set and model.
+        of: the values by seed, from the numbers of one experiment, data set and model.
+        unknown: what it means, in a few words, that a value isn't finite.
     """
 
     words: str
     unit: str
-    of: Callable[[Records], Values]
+    of: Callable[[Numbers], Values]
+    unknown: str = "outside what was measured"
 
 
 def points(one: str, other: str) -> Effect:
@@ -75,6 +77,23 @@ def recovered_share(mode: str) -> Effect:
     return Effect(words, "%", _accuracies(at_size, "floor", mode, "full"))
 
 
+def interaction() -> Effect:
+    """What learning both roles brings beyond the sum of what each brings alone, in points.
+
+    (Full - Floor) - (Space - Floor) - (Chans - Floor).
+    """
+
+    def at_size(by_mode: dict[str, Values]) -> Values:
+        with_spatial = _difference(by_mode["full"], by_mode["space"])
+        return differences(with_spatial, _difference(by_mode["chans"], by_mode["floor"]))
+
+    return Effect(
+        "Full - Space - Chans + Floor",
+        "points",
+        _accuracies(at_size, "floor", "space", "chans", "full"),
+    )
+
+
 def error_ratio(one: str, other: str) -> Effect:
     """Logarithm of the ratio of the error rates of two modes; positive where ``one`` is worse."""
 
@@ -91,8 +110,8 @@ def error_ratio(one: str, other: str) -> Effect:
 def bank_step(one: str, other: str) -> Effect:
     """Difference in accuracy between Chans models with two kinds of frozen filters."""
 
-    def of(records: Records) -> Values:
-        chans = _unranked(records.where(metric="accuracy", mode="chans"))
+    def of(numbers: Numbers) -> Values:
+        chans = _unranked(numbers.where(metric="accuracy", mode="chans"))
         return _over_sizes(
             chans,
             lambda at: _difference(
@@ -106,8 +125,8 @@ def bank_step(one: str, other: str) -> Effect:
 def rank_step(high: int, low: int) -> Effect:
     """Difference in accuracy between frozen unsmoothed banks of two measured ranks."""
 
-    def of(records: Records) -> Values:
-        plain = ranked(records).where(model__smoothing_index=0.0)
+    def of(numbers: Numbers) -> Values:
+        plain = ranked(numbers).where(model__smoothing_index=0.0)
         return _difference(*(plain.where(bank_rank=rank).by_seed() for rank in (high, low)))
 
     return Effect(f"rank {high} - rank {low}, at one coverage", "points", of)
@@ -120,7 +139,7 @@ def coverage_slope() -> Effect:
     ranks.
     """
 
-    def at_rank(part: Records) -> Values:
+    def at_rank(part: Numbers) -> Values:
         found = {}
         for seed in part.by_seed():
             own = [r for r in part if r.seed == seed]
@@ -129,29 +148,29 @@ def coverage_slope() -> Effect:
             found |= {s: 100 * width * slope for s, slope in slopes(by_coverage).items()}
         return found
 
-    def of(records: Records) -> Values:
-        chosen = ranked(records)
+    def of(numbers: Numbers) -> Values:
+        chosen = ranked(numbers)
         parts = [at_rank(chosen.where(bank_rank=rank)) for rank in chosen.values("bank_rank")]
         return mean_over([part for part in parts if part])
 
     return Effect("widest - narrowest coverage, at one rank", "points", of)
 
 
-def ranked(records: Records) -> Records:
+def ranked(numbers: Numbers) -> Numbers:
     """Accuracies of Chans models whose filters have a chosen rank, with what was measured."""
-    return Records(
-        record
-        for record in records.where(metric="accuracy", mode="chans")
-        if record.settings.get("model.filter_rank") is not None and "bank_rank" in record.settings
+    return Numbers(
+        number
+        for number in numbers.where(metric="accuracy", mode="chans")
+        if number.settings.get("model.filter_rank") is not None and "bank_rank" in number.settings
     )
 
 
 def gap_at(which: int, words: str) -> Effect:
     """Full - Chans at the smallest (0) or the largest (-1) width."""
 
-    def of(records: Records) -> Values:
-        widths = records.where(metric="accuracy", mode="full").values("model.width")
-        chosen = records.where(model__width=widths[which]) if widths else Records()
+    def of(numbers: Numbers) -> Values:
+        widths = numbers.where(metric="accuracy", mode="full").values("model.width")
+        chosen = numbers.where(model__width=widths[which]) if widths else Numbers()
         return points("full", "chans").of(chosen)
 
     return Effect(f"Full - Chans at the {words} width", "points", of)
@@ -160,8 +179,8 @@ def gap_at(which: int, words: str) -> Effect:
 def octaves(attack: str, *, defended: bool = False) -> Effect:
     """Difference of log2 of the halving radius under an attack, Chans - Full."""
 
-    def of(records: Records) -> Values:
-        attacked = Records(r for r in records.where(metric=attack) if r.defended == defended)
+    def of(numbers: Numbers) -> Values:
+        attacked = Numbers(r for r in numbers.where(metric=attack) if r.defended == defended)
         return _over_sizes(
             attacked,
             lambda at: differences(*(log_radii(at.where(mode=mode)) for mode in ("chans", "full"))),
@@ -177,21 +196,25 @@ def matched_octaves() -> Effect:
     whose clean accuracy is closest to the other's; NaN if none is within ``MATCHED`` points.
     """
 
-    def of(records: Records) -> Values:
-        own = Records(r for r in records if not r.defended)
+    def of(numbers: Numbers) -> Values:
+        own = Numbers(r for r in numbers if not r.defended)
         return _over_sizes(own.where(metric="step_fgsm"), lambda at: _matched(own, at))
 
     words = f"Chans - Full at clean accuracies within {MATCHED:g} point, halving radius under FGSM"
-    return Effect(words, "octaves", of)
+    unknown = (
+        f"for some seed no checkpoint comes within {MATCHED:g} point of the other model's "
+        "accuracy, or a radius is outside the grid"
+    )
+    return Effect(words, "octaves", of, unknown)
 
 
 def smoothing_octaves() -> Effect:
     """Smoothed - plain filters, at the largest index that costs no accuracy on held-out images."""
 
-    def of(records: Records) -> Values:
-        index = free_index(records)
+    def of(numbers: Numbers) -> Values:
+        index = free_index(numbers)
         return _over_sizes(
-            records.where(metric="fgsm"),
+            numbers.where(metric="fgsm"),
             lambda at: differences(
                 *(log_radii(at.where(model__smoothing_index=i)) for i in (index, 0.0))
             ),
@@ -200,15 +223,15 @@ def smoothing_octaves() -> Effect:
     return Effect(f"smoothed - plain, halving radius under {ATTACKS['fgsm']}", "octaves", of)
 
 
-def free_index(records: Records) -> float | None:
+def free_index(numbers: Numbers) -> float | None:
     """The largest smoothing index above 0 whose loss of held-out accuracy is under ``NO_COST``."""
-    losses = smoothing_losses(records)
+    losses = smoothing_losses(numbers)
     return max((index for index, loss in losses.items() if loss < NO_COST), default=None)
 
 
-def smoothing_losses(records: Records) -> dict[float, float]:
+def smoothing_losses(numbers: Numbers) -> dict[float, float]:
     """The loss of held-out accuracy, in points, by smoothing index above 0; a mean over seeds."""
-    held_out = records.where(metric="validation_accuracy")
+    held_out = numbers.where(metric="validation_accuracy")
     plain = held_out.where(model__smoothing_index=0.0).by_seed()
     found = {}
     for index in held_out.values("model.smoothing_index"):
@@ -221,8 +244,8 @@ def smoothing_losses(records: Records) -> dict[float, float]:
 def decibels(mode: str) -> Effect:
     """Difference in PSNR between Full and a mode, among the sizes that reach; see ``REACH``."""
 
-    def of(records: Records) -> Values:
-        psnr = reaching(records).where(metric="psnr")
+    def of(numbers: Numbers) -> Values:
+        psnr = reaching(numbers).where(metric="psnr")
         return _over_sizes(
             psnr,
             lambda at: differences(*(at.where(mode=m).by_seed() for m in ("full", mode))),
@@ -234,8 +257,8 @@ def decibels(mode: str) -> Effect:
 def psnr_slope(size: str) -> Effect:
     """Slope of PSNR over log2 of a size, averaged over the other sizes, among those that reach."""
 
-    def of(records: Records) -> Values:
-        psnr = reaching(records).where(metric="psnr")
+    def of(numbers: Numbers) -> Values:
+        psnr = reaching(numbers).where(metric="psnr")
         others = [name for name in (*SIZES, "mode") if name != size]
         lines = [
             slopes({math.log2(x): line.where(**{size: x}).by_seed() for x in line.values(size)})
@@ -246,17 +269,17 @@ def psnr_slope(size: str) -> Effect:
     return Effect(f"slope over {size.rpartition('.')[2].replace('_', ' ')}", "dB per doubling", of)
 
 
-def reaching(records: Records) -> Records:
-    """The records of runs that reach at least ``REACH`` of the pixels."""
-    runs = {r.run for r in records.where(metric="reach") if r.value >= REACH}
-    return Records(record for record in records if record.run in runs)
+def reaching(numbers: Numbers) -> Numbers:
+    """The numbers of runs that reach at least ``REACH`` of the pixels."""
+    runs = {r.run for r in numbers.where(metric="reach") if r.value >= REACH}
+    return Numbers(number for number in numbers if number.run in runs)
 
 
 def bank_coverage() -> Effect:
     """Slope of the coverage of random banks over log2 of their size."""
 
-    def of(records: Records) -> Values:
-        coverage = records.where(metric="coverage")
+    def of(numbers: Numbers) -> Values:
+        coverage = numbers.where(metric="coverage")
         by_count = {math.log2(n): coverage.where(filters=n) for n in coverage.values("filters")}
         found = slopes({x: part.by_seed() for x, part in by_count.items()})
         return {seed: 100 * slope for seed, slope in found.items()}
@@ -270,8 +293,8 @@ def above_the_line() -> Effect:
     Averaged over the shares between 0 and 1.
     """
 
-    def of(records: Records) -> Values:
-        accuracy = records.where(metric="accuracy")
+    def of(numbers: Numbers) -> Values:
+        accuracy = numbers.where(metric="accuracy")
         ends = [accuracy.where(share=share).by_seed() for share in (0.0, 1.0)]
         whole = differences(ends[1], ends[0])
         above = [
@@ -291,33 +314,33 @@ def above_the_line() -> Effect:
 def count(metric: str, words: str) -> Effect:
     """An exact number of models, without seeds: the sum over all of them."""
 
-    def of(records: Records) -> Values:
-        found = records.where(metric=metric)
-        return {0: sum(record.value for record in found)} if found else {}
+    def of(numbers: Numbers) -> Values:
+        found = numbers.where(metric=metric)
+        return {0: sum(number.value for number in found)} if found else {}
 
     return Effect(words, "", of)
 
 
-def conditions(records: Records, settings: Any) -> Iterator[Records]:
-    """The records of each combination of settings that occurs."""
-    found = dict.fromkeys(tuple(r.settings.get(name) for name in settings) for r in records)
+def conditions(numbers: Numbers, settings: Any) -> Iterator[Numbers]:
+    """The numbers of each combination of settings that occurs."""
+    found = dict.fromkeys(tuple(r.settings.get(name) for name in settings) for r in numbers)
     for values in found:
-        yield records.where(**dict(zip(settings, values, strict=True)))
+        yield numbers.where(**dict(zip(settings, values, strict=True)))
 
 
 def _accuracies(
     at_size: Callable[[dict[str, Values]], Values], *modes: str
-) -> Callable[[Records], Values]:
+) -> Callable[[Numbers], Values]:
     """An effect of the accuracies of modes, each by seed, averaged over sizes."""
-    return lambda records: _over_sizes(
-        records.where(metric="accuracy"),
+    return lambda numbers: _over_sizes(
+        numbers.where(metric="accuracy"),
         lambda at: at_size({mode: at.where(mode=mode).by_seed() for mode in modes}),
     )
 
 
-def _over_sizes(records: Records, at_size: Callable[[Records], Values]) -> Values:
+def _over_sizes(numbers: Numbers, at_size: Callable[[Numbers], Values]) -> Values:
     """The mean over the sizes at which there is anything to compare."""
-    parts = [at_size(part) for part in conditions(records, SIZES)]
+    parts = [at_size(part) for part in conditions(numbers, SIZES)]
     return mean_over([part for part in parts if part])
 
 
@@ -325,11 +348,11 @@ def _difference(one: Values, other: Values) -> Values:
     return {seed: 100 * value for seed, value in differences(one, other).items()}
 
 
-def _unranked(records: Records) -> Records:
-    return Records(r for r in records if r.settings.get("model.filter_rank") is None)
+def _unranked(numbers: Numbers) -> Numbers:
+    return Numbers(r for r in numbers if r.settings.get("model.filter_rank") is None)
 
 
-def log_radii(attacked: Records) -> Values:
+def log_radii(attacked: Numbers) -> Values:
     """log2 of the radius (in 1/255) that halves accuracy, by seed; not finite where censored.
 
     Args:
@@ -346,7 +369,7 @@ def log_radii(attacked: Records) -> Values:
     return found
 
 
-def _matched(own: Records, at: Records) -> Values:
+def _matched(own: Numbers, at: Numbers) -> Values:
     """``matched_octaves`` at one size: ``at`` holds that size's accuracies under FGSM by step."""
     size = {name: at[0].settings.get(name) for name in SIZES}
     clean = own.where(metric="step_accuracy", **size)
@@ -361,11 +384,11 @@ def _matched(own: Records, at: Records) -> Values:
         for mode, by_step in ends.items():
             step = min(by_step, key=lambda step, of=by_step: (abs(of[step] - target), -step))
             matched &= 100 * abs(by_step[step] - target) <= MATCHED
-            curve = Records(r for r in at.where(mode=mode, step=step) if r.seed == seed)
+            curve = Numbers(r for r in at.where(mode=mode, step=step) if r.seed == seed)
             radii[mode] = log_radii(curve).get(seed, math.nan)
         found[seed] = radii["chans"] - radii["full"] if matched else math.nan
     return found
 
 
-def _by_step(clean: Records, mode: str, seed: int) -> dict[int, float]:
+def _by_step(clean: Numbers, mode: str, seed: int) -> dict[int, float]:
     return {r.settings["step"]: r.value for r in clean.where(mode=mode) if r.seed == seed}

@@ -8,7 +8,7 @@ class Experiment:
     """An experiment of the paper, or one of ours.
 
     Attributes:
-        id: "E1" to "E12", or "convergence".
+        id: "E1" to "E15", or "convergence".
         title: a short title.
         source: the paper's figure and section.
         about: what was run and what the figures show.
@@ -63,7 +63,8 @@ EXPERIMENTS = {
             "Figure 2, section 4.1.2",
             "Pre-activation ResNets in which every convolution is separable, trained as Full, "
             "Chans or Space, or as Floor: norms and head alone. Depth is the number of blocks per "
-            "stage.",
+            "stage. With 9 filters per channel frozen filters restrict nothing here, as E3 "
+            "explains: what is compared is how well each can be optimised.",
             ("E2", "E2-curves"),
         ),
         Experiment(
@@ -101,8 +102,9 @@ EXPERIMENTS = {
             "halves their own clean accuracy. FGSM and PGD-2 measure sensitivity rather than "
             "robustness, so a strong attack (many steps and restarts, two losses) and random noise "
             "of the same size are reported beside them, on the first images. A black-box and a "
-            "targeted attack test whether gradients are masked.",
-            ("E6-depth", "E6-epsilon", "E6-curves"),
+            "targeted attack test whether gradients are masked. Figure E6-depth averages over all "
+            "epsilons above 0.",
+            ("E6-octaves", "E6-depth", "E6-epsilon", "E6-curves"),
         ),
         Experiment(
             "E7",
@@ -111,15 +113,17 @@ EXPERIMENTS = {
             "Chans ConvMixers trained with random filters that were smoothed beforehand, as was "
             "the patch stem, with a tenth of the training images held out. Each filter is "
             "convolved with a Gaussian whose standard deviation is half a pixel times the "
-            "smoothing index, then scaled back to its original norm.",
-            ("E7", "E7-filters", "E7-curves"),
+            "smoothing index, then scaled back to its original norm. Claim 5 "
+            "compares index 0 with the largest index that costs less than a point of accuracy on "
+            "the held-out images. The filters are shown in E8.",
+            ("E7", "E7-curves"),
         ),
         Experiment(
             "E8",
             "Spectra of smoothed filters",
             "Figure 8",
-            "The envelopes of those filters at three smoothing indices, and their means over rings "
-            "of equal frequency.",
+            "The filters of E7 and their envelopes at three smoothing indices, and the envelopes' "
+            "means over rings of equal frequency.",
             ("E8", "E8-profile"),
         ),
         Experiment(
@@ -137,7 +141,10 @@ EXPERIMENTS = {
             "The pixels of every image are shuffled by one fixed permutation; a ConvMixer of patch "
             "size 1 with a linear read-out reconstructs the image. A pixel can only be moved home "
             "from within the receptive field, so sizes are judged where that reaches 90 % of the "
-            "pixels. What a PSNR is worth shows beside that of the mean training image.",
+            "pixels. What a PSNR is worth shows beside those of the mean training image and "
+            "of linear regression, which knows the permutation, copies what is within reach and "
+            "predicts the rest from it; where everything is within reach it is exact "
+            "and has no line. Whether longer training changes the difference isn't tested.",
             ("E10", "E10-reconstructions", "E10-curves"),
         ),
         Experiment(
@@ -160,12 +167,45 @@ EXPERIMENTS = {
             ("E12", "E12-curves"),
         ),
         Experiment(
+            "E13",
+            "The lattice of roles",
+            "ours",
+            "What learning spatial mixing, channel mixing or both adds to norms and head, in each "
+            "family of models at one size. Parallel sides of a lattice learn the same role, once "
+            "without and once with the other; were they parallel in accuracy, the roles would add "
+            "up, and Full would lie on the hollow mark. Dashes beside a point are its seeds.",
+            ("E13", "E13-curves"),
+        ),
+        Experiment(
+            "E14",
+            "Which frozen filters suffice?",
+            "ours; filters after arXiv 2210.03651 (covariance), 2509.11711 (Gaussian derivatives) "
+            "and 2412.16751 (learned elsewhere)",
+            "ConvMixers with frozen filters of several kinds, between Floor and Full: Different "
+            "random ones, the Same for all channels, cosines (DCT), impulses, samples of a "
+            "Gaussian with a covariance, eight derivatives of a Gaussian, and filters learned in "
+            "another run. Each is compared with Different, seed by seed.",
+            ("E14", "E14-curves"),
+        ),
+        Experiment(
+            "E15",
+            "The law of the gap",
+            "ours",
+            "The ratio of the error rates of Chans and Full against width, depth and length of "
+            "training, from the runs of E2, E4, E5 and of the convergence gate, whose errors are "
+            "on held-out training images. A ratio compares models at any accuracy: a falling line "
+            "means that the gap closes even in proportion to the errors.",
+            ("E15",),
+        ),
+        Experiment(
             "convergence",
             "Are the models trained to the end?",
             "ours",
             "All modes at one size of each family, with a tenth of the training images held out, "
             "and for twice as long: the gate of the claims about accuracy. A schedule that ends at "
-            "zero always looks converged in its last epoch.",
+            "zero always looks converged in its last epoch. The model of a family, with Different "
+            "filters, stands for the others; where few images are held out, one of them is worth "
+            "more than the gate allows.",
             ("convergence-curves",),
         ),
     )

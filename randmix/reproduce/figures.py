@@ -1,63 +1,125 @@
-"""The paper's figures, drawn from records.
+"""The paper's figures, drawn from numbers.
 
-Lines are means over seeds, bands one standard deviation. Each function accepts `Records` and
-returns a picture, or None if there is nothing to draw yet. Pictures of filters and images are drawn
-by ``spectrum`` and ``unshuffle`` and stored by ``measurements``.
+Lines are means over seeds, bands one standard deviation. Each function accepts `Numbers` and
+returns a picture, or None if there is nothing to draw yet. E12 to E15 have modules of their own.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
 from randmix.analysis import plots, smoothing
 from randmix.analysis.spectrum.figures import Picture
-from randmix.reproduce import curves
+from randmix.experiments.statistics import t_interval
+from randmix.reproduce import curves, effects, frozen_filters, lattice, scaling, shares
 from randmix.reproduce.effects import conditions, ranked
-from randmix.reproduce.records import BANKS, MODES, Records
-from randmix.reproduce.titles import DATA, MODELS, title_of, title_of_model
+from randmix.reproduce.experiments import EXPERIMENTS
+from randmix.reproduce.numbers import BANKS, MODES, Numbers
+from randmix.reproduce.panels import (
+    Panel,
+    draw_intervals,
+    draw_lines,
+    draw_panels,
+    reference,
+    shared_legend,
+)
+from randmix.reproduce.titles import ATTACKS, MODELS, title_of, title_of_model
 
-_LEFT = 0.05  # least accuracy, on average, of which a relative gain is drawn
+_EQUAL = 0.25  # octaves: the margin of the claims about robustness
+_HIGH = 80  # per cent, above which accuracies would merge on an axis from zero
+_LEFT = 0.05  # least accuracy of which a relative gain is drawn, if chance isn't higher
 
 
-class Panel(NamedTuple):
-    """A panel of lines over a size: its title, its records, and further columns of its rows."""
-
-    title: str
-    records: Records
-    about: Mapping[str, Any] = {}
-
-
-def accuracy_over(records: Records, experiment: str, size: str, xlabel: str) -> Picture | None:
+def accuracy_over(numbers: Numbers, experiment: str, size: str, xlabel: str) -> Picture | None:
     """Test accuracy against a size: figures 2, 4 and 5.
 
-    One panel per data set, one line per mode.
+    One column per data set and model, one line per mode, with chance; below, Full - Chans, which
+    claims are about.
 
     Args:
-        records: all records.
+        numbers: all numbers.
         experiment: "E2", "E4" or "E5".
         size: the setting on the x axis, for example "model.depth".
         xlabel: label of the x axis.
     """
-    accuracy = records.where(experiment, "accuracy")
-    panels = [
-        Panel(title_of(name), accuracy.where(data__name=name))
-        for name in accuracy.values("data.name")
-    ]
-    return _panels([("test accuracy (%)", panels)] if panels else [], size, xlabel)
+    accuracy = numbers.where(experiment, "accuracy")
+    panels = sorted({(r.settings["data.name"], r.settings["model.name"]) for r in accuracy})
+    if not panels:
+        return None
+    figure = plots.new_figure(max(4.2, 0.6 + 2.4 * len(panels)), 4.4)
+    grid = figure.subplots(2, len(panels), squeeze=False, sharey="row", height_ratios=(1.6, 1))
+    rows: list[dict[str, Any]] = []
+    for (above, below), (data, model) in zip(grid.T, panels, strict=True):
+        part = accuracy.where(data__name=data, model__name=model)
+        about = {"data": data, "model": model}
+        draw_lines(above, part, size, "mode", MODES, rows, scale=100, more=about)
+        above.set(title=f"{MODELS[model]}\n{title_of(data)}")
+        _differences(below, part, size, rows, about)
+        below.set(xlabel=xlabel)
+    start = _start(rows)
+    for above, (data, _) in zip(grid[0], panels, strict=True):
+        for classes in accuracy.where(data__name=data).values("num_classes")[:1]:
+            _chance(above, 100 / classes, start)
+    grid[0][0].set(ylim=(start, 102 - 0.02 * start))
+    grid[0][0].set_ylabel("test accuracy (%)" + (f",\naxis from {start} %" if start else ""))
+    grid[1][0].set_ylabel("Full - Chans (points),\n95 % interval")
+    shared_legend(figure, ncols=5)
+    return Picture(figure, rows)
 
 
-def bars(records: Records) -> Picture | None:
+def _start(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Where an axis of accuracies starts, in per cent: at zero unless all but Floor are high.
+
+    Lines near the top of an axis from zero would lie on one another.
+    """
+    means = {mode: [r["mean"] for r in rows if r["series"] == mode] for mode in MODES.values()}
+    others = [mean for mode, own in means.items() if mode != MODES["floor"] for mean in own]
+    if min(others, default=0) <= _HIGH:
+        return 0
+    return max(0, 10 * math.floor((min(itertools.chain(*means.values())) - 5) / 10))
+
+
+def _chance(axes: Axes, chance: float, start: float) -> None:
+    """Draws chance, in per cent, or says it where the axis starts above it."""
+    if chance >= start:
+        reference(axes, chance, "chance")
+    else:
+        style = {"ha": "right", "va": "bottom", "fontsize": 7, "color": "0.45"}
+        axes.text(0.98, 0.02, f"chance: {chance:g} %", transform=axes.transAxes, **style)
+
+
+def _differences(
+    axes: Axes, numbers: Numbers, x: str, rows: list[dict[str, Any]], more: Mapping[str, Any]
+) -> None:
+    """Draws Full - Chans against ``x``, which claims are about, with intervals over seeds."""
+    effect = effects.points("full", "chans")
+    found = {point: effect.of(numbers.where(**{x: point})) for point in numbers.values(x)}
+    found = {point: values for point, values in found.items() if values}
+    draw_intervals(axes, found, color="0.3", marker="o")  # no mode's colour
+    for point, values in found.items():
+        array = np.asarray([*values.values()])
+        spread = array.std(ddof=1) if len(array) > 1 else math.nan
+        about = {"series": effect.words, **more, x.rpartition(".")[2]: point}
+        rows.append({**about, "mean": array.mean(), "std": spread, "seeds": len(array)})
+    if x == "model.width" and len(found) > 2:
+        axes.set_xscale("log", base=2)
+        axes.minorticks_off()
+    axes.set_xticks([*found], [f"{point:g}" for point in found])
+
+
+def bars(numbers: Numbers) -> Picture | None:
     """Figure 3: test accuracy of Full, and of Chans with each kind of filters.
 
     One panel per model and number of filters per channel; in the last, accuracy against coverage
     for banks of each rank. Dots are seeds, whiskers one standard deviation.
     """
-    accuracy = records.where("E3", "accuracy")
-    plain = Records(r for r in accuracy if r.settings.get("model.filter_rank") is None)
+    accuracy = numbers.where("E3", "accuracy")
+    plain = Numbers(r for r in accuracy if r.settings.get("model.filter_rank") is None)
     panels = [*conditions(plain, ("model.name", "model.multiplier"))]
     if not panels:
         return None
@@ -80,10 +142,10 @@ def bars(records: Records) -> Picture | None:
 _NO_RANK = {"rank": "", "coverage": ""}  # of the bars' rows, which share a table with ranks
 
 
-def _bars(axes: Axes, records: Records, rows: list[dict[str, Any]]) -> None:
-    title = title_of_model(records[0].settings)
-    chans = records.where(mode="chans")
-    groups = {"Full": records.where(mode="full")}
+def _bars(axes: Axes, numbers: Numbers, rows: list[dict[str, Any]]) -> None:
+    title = title_of_model(numbers[0].settings)
+    chans = numbers.where(mode="chans")
+    groups = {"Full": numbers.where(mode="full")}
     groups |= {name: chans.where(model__filters=bank) for bank, name in BANKS.items()}
     groups = {name: part for name, part in groups.items() if part}
     for i, (name, part) in enumerate(groups.items()):
@@ -102,11 +164,11 @@ def _bars(axes: Axes, records: Records, rows: list[dict[str, Any]]) -> None:
     axes.grid(False, axis="x")
 
 
-def _ranks(axes: Axes, records: Records, rows: list[dict[str, Any]]) -> None:
-    for i, rank in enumerate(records.values("bank_rank")):
-        part = records.where(bank_rank=rank)
-        coverages = [record.settings["bank_coverage"] for record in part]
-        values = [100 * record.value for record in part]
+def _ranks(axes: Axes, numbers: Numbers, rows: list[dict[str, Any]]) -> None:
+    for i, rank in enumerate(numbers.values("bank_rank")):
+        part = numbers.where(bank_rank=rank)
+        coverages = [number.settings["bank_coverage"] for number in part]
+        values = [100 * number.value for number in part]
         style = {**plots.series(i), "linestyle": "", "markersize": 4}
         axes.plot(coverages, values, label=f"rank {rank}", **style)
         rows += [
@@ -120,27 +182,27 @@ def _ranks(axes: Axes, records: Records, rows: list[dict[str, Any]]) -> None:
     axes.legend()
 
 
-def attacked_over_depth(records: Records) -> Picture | None:
+def attacked_over_depth(numbers: Numbers) -> Picture | None:
     """Figure 6: accuracy under attack, averaged over all epsilons above 0, against depth.
 
     One row of panels per model and data set, one panel per attack.
     """
-    attacked = Records(r for r in records.where("E6") if r.settings.get("epsilon", 0) > 0)
+    attacked = Numbers(r for r in numbers.where("E6") if r.settings.get("epsilon", 0) > 0)
     rows = []
     for model, data in _models(attacked):
         label = f"{MODELS[model]}, {title_of(data)}\naccuracy under attack (%)"
         part = attacked.where(model__name=model, data__name=data)
         about = {"model": model, "data": data}
         rows.append((label, _attacks(part, about, strong="strong attack")))
-    return _panels(rows, "model.depth", "depth")
+    return draw_panels(rows, "model.depth", "depth")
 
 
-def attacked_over_epsilon(records: Records) -> Picture | None:
+def attacked_over_epsilon(numbers: Numbers) -> Picture | None:
     """Figure 6's other axis: accuracy against epsilon at the largest depth.
 
     One row of panels per model and data set, one panel per attack.
     """
-    attacked = Records(r for r in records.where("E6") if "epsilon" in r.settings)
+    attacked = Numbers(r for r in numbers.where("E6") if "epsilon" in r.settings)
     rows = []
     for model, data in _models(attacked):
         part = attacked.where(model__name=model, data__name=data)
@@ -148,39 +210,86 @@ def attacked_over_epsilon(records: Records) -> Picture | None:
         label = f"{MODELS[model]}, depth {depth}\naccuracy under attack (%)"
         about = {"model": model, "data": data, "depth": depth}
         rows.append((label, _attacks(part.where(model__depth=depth), about, strong="strong")))
-    picture = _panels(rows, "epsilon", "epsilon (1/255)")
+    picture = draw_panels(rows, "epsilon", "epsilon (1/255)")
     for axes in picture.figure.axes if picture else ():
         axes.set(ylim=(-3, 103))
     return picture
 
 
-def _models(attacked: Records) -> list[tuple[str, str]]:
-    """The pairs of model and data set among the records, ResNets first."""
+def octaves(numbers: Numbers) -> Picture | None:
+    """What claims 4a to 4d judge: Chans - Full in octaves of the radius that halves accuracy.
+
+    One panel per model and data set, one row per attack, without and with training on FGSM samples.
+    """
+    attacked = Numbers(r for r in numbers.where("E6") if "epsilon" in r.settings)
+    panels = _models(attacked)
+    if not panels:
+        return None
+    lines = [(attack, defended) for defended in (False, True) for attack in effects.ATTACKS]
+    figure = plots.new_figure(1.6 + 2.4 * len(panels), 2.9)
+    grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    rows = []
+    for axes, (model, data) in zip(grid, panels, strict=True):
+        part = numbers.where("E6", model__name=model, data__name=data)
+        axes.axvspan(-_EQUAL, _EQUAL, color="#dfe6ef", zorder=0)
+        axes.axvline(0, color="0.6", linewidth=0.8, zorder=0.5)
+        for y, (attack, defended) in enumerate(lines):
+            interval = t_interval([*effects.octaves(attack, defended=defended).of(part).values()])
+            known, style = not math.isnan(interval.mean), plots.series(int(defended))
+            if known and interval.n > 1:
+                axes.plot([interval.low, interval.high], [y, y], color=style["color"])
+            if known:
+                axes.plot(interval.mean, y, **style)
+            else:
+                words = "outside the grid" if interval.n else "no runs"
+                axes.text(0, y, words, ha="center", va="center", color="0.4", fontsize=7)
+            rows.append(
+                {
+                    **{"model": model, "data": data, "attack": attack, "defended": defended},
+                    **{"octaves": interval.mean, "low": interval.low, "high": interval.high},
+                    "seeds": interval.n,
+                }
+            )
+        axes.set(title=f"{MODELS[model]}, {title_of(data)}", ylim=(len(lines) - 0.5, -0.5))
+        axes.grid(False, axis="y")
+        widest = max(map(abs, axes.get_xlim()))
+        axes.set_xlim(-widest, widest)
+        axes.set_xlabel("Chans - Full (octaves), 95 % interval\nright: Chans is more robust")
+    names = [f"{ATTACKS[a]}{', defended' if defended else ''}" for a, defended in lines]
+    grid[0].set_yticks(range(len(lines)), names)
+    return Picture(figure, rows)
+
+
+def _models(attacked: Numbers) -> list[tuple[str, str]]:
+    """The pairs of model and data set among the numbers, ResNets first."""
     pairs = {(r.settings["model.name"], r.settings["data.name"]) for r in attacked}
     return sorted(pairs, reverse=True)
 
 
-def _attacks(records: Records, about: dict[str, Any], *, strong: str) -> list[Panel]:
+def _attacks(numbers: Numbers, about: dict[str, Any], *, strong: str) -> list[Panel]:
     columns = [("FGSM", "fgsm", False), ("PGD-2", "pgd2", False), ("FGSM, defended", "fgsm", True)]
     return [
         Panel(
             title,
-            Records(r for r in records.where(metric=attack) if r.defended == defended),
+            Numbers(r for r in numbers.where(metric=attack) if r.defended == defended),
             {"panel": title, **about},
         )
         for title, attack, defended in (*columns, (strong, "strong", False))
     ]
 
 
-def smoothing_gains(records: Records) -> Picture | None:
+def smoothing_gains(numbers: Numbers) -> Picture | None:
     """Figure 7: relative gain under FGSM, and clean accuracy, against the smoothing index.
 
-    One line per epsilon, over the seeds that have all indices.
+    One line per epsilon, over the seeds that have all indices. A gain is relative to each seed's
+    own accuracy, so an epsilon that leaves a seed next to none is left out: one image more or less
+    would decide.
     """
-    fgsm, clean = records.where("E7", "fgsm"), records.where("E7", "accuracy")
+    fgsm, clean = numbers.where("E7", "fgsm"), numbers.where("E7", "accuracy")
     indices = clean.values("model.smoothing_index")
     plain = fgsm.where(model__smoothing_index=0.0)
-    largest = _largest_epsilon(plain)
+    least = max([_LEFT, *(1 / classes for classes in plain.values("num_classes"))])
+    largest = _largest_epsilon(plain, least)
     if largest is None or len(indices) < 2:
         return None
     gains, rows = {}, []
@@ -200,20 +309,24 @@ def smoothing_gains(records: Records) -> Picture | None:
     seeds = sorted(set.intersection(*map(set, at_index)))
     accuracies = 100 * np.asarray([[at[seed] for at in at_index] for seed in seeds])
     figure = smoothing.figure(indices, gains, accuracies, ylabel="relative gain under FGSM (%)")
+    if largest < max(plain.values("epsilon")):
+        words = f"larger epsilons leave a seed less than {100 * least:g} % accuracy"
+        figure.axes[0].set_title(words, fontsize=7, color="0.4")
     return Picture(figure, rows)
 
 
-def _largest_epsilon(plain: Records) -> float | None:
-    """The largest epsilon above 0, in 1/255, that leaves some accuracy; None if there is none."""
-    left = [
-        epsilon
-        for epsilon in plain.values("epsilon")
-        if epsilon > 0 and np.mean([r.value for r in plain.where(epsilon=epsilon)]) >= _LEFT
-    ]
-    return max(left, default=None)
+def _largest_epsilon(plain: Numbers, least: float) -> float | None:
+    """The largest epsilon above 0, in 1/255, that leaves each seed some accuracy.
+
+    Where none does, it is the smallest, unless hardly any accuracy is left on average: then None.
+    """
+    at = {e: [r.value for r in plain.where(epsilon=e)] for e in plain.values("epsilon") if e > 0}
+    left = [epsilon for epsilon, values in at.items() if min(values) >= least]
+    smallest = [epsilon for epsilon in [*at][:1] if np.mean(at[epsilon]) >= _LEFT]
+    return max([*smallest, *left], default=None)
 
 
-def _relative_gains(plain: Records, smoothed: Records) -> list[float]:
+def _relative_gains(plain: Numbers, smoothed: Numbers) -> list[float]:
     """Relative gain in accuracy of smoothed over plain filters, in per cent, one per seed."""
     before, after = plain.by_seed(), smoothed.by_seed()
     return [
@@ -222,138 +335,62 @@ def _relative_gains(plain: Records, smoothed: Records) -> list[float]:
     ]
 
 
-def psnr_over_width(records: Records) -> Picture | None:
+def psnr_over_width(numbers: Numbers) -> Picture | None:
     """Figures B.4 and B.5: test PSNR against width.
 
-    One row of panels per data set, one panel per depth and kernel size.
+    One row of panels per data set, one panel per depth and kernel size. A dotted line is the PSNR
+    of the mean training image, a dashed one that of a linear regression on what the model sees.
     """
-    psnr = records.where("E10", "psnr")
+    psnr = numbers.where("E10", "psnr")
     sizes = sorted({(r.settings["model.depth"], r.settings["model.kernel_size"]) for r in psnr})
     rows = []
     for name in psnr.values("data.name"):
-        panels = [
-            Panel(
-                f"{title_of(name)}, depth {depth}, k {kernel}",
-                psnr.where(data__name=name, model__depth=depth, model__kernel_size=kernel),
-                {"data": name, "depth": depth, "kernel_size": kernel},
-            )
-            for depth, kernel in sizes
-        ]
+        panels = [_psnr_panel(numbers.where("E10", data__name=name), *size) for size in sizes]
         rows.append(("test PSNR (dB)", panels))
-    return _panels(rows, "model.width", "width", scale=1, legend_in_fullest=True)
+    return draw_panels(rows, "model.width", "width", scale=1)
 
 
-def accuracy_over_share(records: Records) -> Picture | None:
-    """E12: test accuracy against the share of spatial filters that are learned."""
-    accuracy = records.where("E12", "accuracy")
-    if not accuracy:
-        return None
-    figure = plots.new_figure(4.2, 2.8)
-    axes = figure.subplots()
-    rows: list[dict[str, Any]] = []
-    _lines(axes, accuracy, "share", "data.name", DATA, rows, scale=100)
-    axes.set(xlabel="share of spatial filters learned", ylabel="test accuracy (%)")
-    return Picture(figure, rows)
+_BASELINES = {
+    "mean_image_psnr": ("mean training image", {}),
+    "linear_psnr": ("linear regression within reach", {"linestyle": (0, (5, 2))}),
+}
 
 
-# Figures drawn from records, by name; all others are pictures stored by ``measurements``.
-DRAWN: dict[str, Callable[[Records], Picture | None]] = {
+def _psnr_panel(numbers: Numbers, depth: int, kernel: int) -> Panel:
+    """A panel of models of one receptive field, with its reach and the mean image's PSNR."""
+    part = numbers.where(model__depth=depth, model__kernel_size=kernel)
+    about = {"data": numbers[0].settings["data.name"], "depth": depth, "kernel_size": kernel}
+    title = f"{title_of(about['data'])}\ndepth {depth}, k {kernel}"
+    if reach := part.where(metric="reach"):
+        title += f", reach {100 * max(number.value for number in reach):.0f} %"
+    baselines = []
+    for metric, (name, appearance) in _BASELINES.items():
+        if values := [number.value for number in part.where(metric=metric)]:
+            baselines.append((float(np.mean(values)), name, appearance))
+    return Panel(title, part.where(metric="psnr"), about, baselines)
+
+
+# Figures drawn from numbers, by name; all others are pictures stored by ``measurements``.
+DRAWN: dict[str, Callable[[Numbers], Picture | None]] = {
     "E2": partial(
         accuracy_over, experiment="E2", size="model.depth", xlabel="depth (blocks per stage)"
     ),
     "E3": bars,
     "E4": partial(accuracy_over, experiment="E4", size="model.width", xlabel="base width"),
     "E5": partial(accuracy_over, experiment="E5", size="model.depth", xlabel="depth (blocks)"),
+    "E6-octaves": octaves,
     "E6-depth": attacked_over_depth,
     "E6-epsilon": attacked_over_epsilon,
     "E7": smoothing_gains,
     "E10": psnr_over_width,
-    "E12": accuracy_over_share,
+    "E12": shares.draw,
+    "E13": lattice.draw,
+    "E14": frozen_filters.draw,
+    "E15": scaling.draw,
     **{
-        f"{id}-curves": partial(curves.draw, experiment=id)
-        for id in ("E2", "E3", "E4", "E5", "E6", "E7", "E9", "E10", "E12", "convergence")
+        name: partial(curves.draw, experiment=experiment.id)
+        for experiment in EXPERIMENTS.values()
+        for name in experiment.figures
+        if name.endswith("-curves")
     },
 }
-
-
-def _panels(
-    rows: Sequence[tuple[str, Sequence[Panel]]],
-    x: str,
-    xlabel: str,
-    *,
-    scale: float = 100,
-    legend_in_fullest: bool = False,
-) -> Picture | None:
-    """Draws rows of panels, each with its label and a line per mode; None without rows."""
-    if not rows:
-        return None
-    columns = len(rows[0][1])
-    figure = plots.new_figure(max(3.6, 0.6 + 2.0 * columns), 0.5 + 2.1 * len(rows))
-    grid = figure.subplots(len(rows), columns, squeeze=False, sharey="row")
-    table: list[dict[str, Any]] = []
-    for (label, panels), line in zip(rows, grid, strict=True):
-        for panel, axes in zip(panels, line, strict=True):
-            more = panel.about
-            _lines(axes, panel.records, x, "mode", MODES, table, scale=scale, more=more)
-            axes.set(title=panel.title)
-        line[0].set_ylabel(label)
-    for axes in grid[-1]:
-        axes.set_xlabel(xlabel)
-    fullest = max(grid.ravel(), key=lambda axes: len(axes.lines))
-    (fullest if legend_in_fullest else grid[0][-1]).legend()
-    return Picture(figure, table)
-
-
-def _lines(
-    axes: Axes,
-    records: Records,
-    x: str,
-    by: str,
-    titles: dict[str, str],
-    rows: list[dict[str, Any]],
-    *,
-    scale: float,
-    more: Mapping[str, Any] = {},
-) -> None:
-    """Draws one line per value of the setting ``by`` against ``x``, at the points all seeds have.
-
-    Args:
-        axes: the axes to draw on.
-        records: records of one metric.
-        x: the setting on the x axis.
-        by: the setting that tells lines apart.
-        titles: legend entry by value of ``by``, in drawing order.
-        rows: the figure's data, to which those drawn are appended.
-        scale: factor for the values; 100 for per cent.
-        more: further columns of the rows.
-    """
-    for place, (value, title) in enumerate(titles.items()):
-        part = records.where(**{by: value})
-        by_x = {point: part.where(**{x: point}).by_seed() for point in part.values(x)}
-        if not by_x:
-            continue
-        # A point that some seeds lack would average over other seeds than its neighbours do.
-        seeds = sorted(max(by_x.values(), key=len))
-        by_x = {point: at for point, at in by_x.items() if at.keys() >= {*seeds}}
-        values = scale * np.asarray([[at[seed] for at in by_x.values()] for seed in seeds])
-        plots.mean_and_spread(axes, [*by_x], values, label=title, **plots.series(place))
-        spreads = values.std(axis=0, ddof=1) if len(seeds) > 1 else np.full(len(by_x), np.nan)
-        about = {"series": title, **more}
-        rows += [
-            {**about, x.rpartition(".")[2]: point, "mean": mean, "std": std, "seeds": len(seeds)}
-            for point, mean, std in zip(by_x, values.mean(axis=0), spreads, strict=True)
-        ]
-    points = records.values(x)
-    if not axes.has_data():
-        axes.text(
-            0.5, 0.5, "no runs", ha="center", va="center", color="0.5", transform=axes.transAxes
-        )
-        axes.set_xticks([])
-    if x in ("model.width", "epsilon") and len(points) > 2:
-        if x == "epsilon":
-            axes.set_xscale("symlog", base=2, linthresh=points[1])
-        else:
-            axes.set_xscale("log", base=2)
-        axes.minorticks_off()
-    if points:
-        axes.set_xticks(points, [f"{point:g}" for point in points])

@@ -1,23 +1,25 @@
-"""All figures of a report, written to one folder: from records, and of filters and images."""
+"""All figures of a report, written to one folder: from numbers, and of filters and images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from etils import epath
 
 from randmix.analysis import plots
-from randmix.reproduce import figures, measurements, sweep
+from randmix.experiments.plan import Group, PlannedRun
+from randmix.experiments.records import Record
+from randmix.reproduce import figures, measurements
 from randmix.reproduce.experiments import EXPERIMENTS
-from randmix.reproduce.plan import Group, PlannedRun
+from randmix.reproduce.numbers import Numbers
 from randmix.reproduce.presets import Preset
-from randmix.reproduce.records import Records
 
 _SUFFIXES = ("png", "svg", "csv")
 
 
 def draw(
     experiments: Sequence[str],
-    records: Records,
+    numbers: Numbers,
     groups: Sequence[Group],
+    found: Mapping[str, Record],
     root: epath.PathLike,
     preset: Preset,
     folder: epath.Path,
@@ -26,8 +28,9 @@ def draw(
 
     Args:
         experiments: ids of the experiments whose figures are drawn.
-        records: all records of the sweep.
+        numbers: all numbers of the sweep.
         groups: the sweep's runs.
+        found: the records of the finished ones, by name.
         root: the sweep's folder.
         preset: the sweep's preset.
         folder: folder to write to.
@@ -43,9 +46,9 @@ def draw(
         for name in EXPERIMENTS[experiment].figures:
             try:
                 if name in figures.DRAWN:
-                    names = _draw(name, records, folder)
+                    names = _draw(name, numbers, folder)
                 else:
-                    names = _copy(name, _sources(name, groups, root, preset), folder)
+                    names = _copy(name, _sources(name, groups, found, root, preset), folder)
             except Exception as error:  # one failed picture must not prevent the report
                 missing[name] = f"{type(error).__name__}: {error}"
                 continue
@@ -55,9 +58,9 @@ def draw(
     return drawn, missing
 
 
-def _draw(name: str, records: Records, folder: epath.Path) -> list[str]:
+def _draw(name: str, numbers: Numbers, folder: epath.Path) -> list[str]:
     with plots.style():
-        picture = figures.DRAWN[name](records)
+        picture = figures.DRAWN[name](numbers)
     if picture is None:
         return []
     plots.save(picture.figure, folder / name, picture.rows)
@@ -75,7 +78,11 @@ def _copy(name: str, sources: Sequence[epath.Path], folder: epath.Path) -> list[
 
 
 def _sources(
-    name: str, groups: Sequence[Group], root: epath.PathLike, preset: Preset
+    name: str,
+    groups: Sequence[Group],
+    found: Mapping[str, Record],
+    root: epath.PathLike,
+    preset: Preset,
 ) -> list[epath.Path]:
     """The files, without suffix, of a figure of filters or images; [] without finished runs."""
     experiment, _, part = name.partition("-")
@@ -83,31 +90,41 @@ def _sources(
         return [measurements.random_banks(root, preset)[1]]
     if experiment == "E3":
         return [measurements.equivalence(root)]
-    if experiment in ("E7", "E8"):
-        plain = unsmoothed(groups, root)
+    if experiment == "E8":
+        plain = unsmoothed(groups, found)
+        if plain is None:
+            return []
         which = "smoothing_profile" if part == "profile" else "smoothing"
-        return [measurements.smoothed_filters(plain, root, preset)[1][which]] if plain else []
-    first = _first_finished(experiment, groups, root)
+        return [measurements.smoothed_filters(found[plain.name], root, preset)[1][which]]
     if experiment == "E9":
-        return [measurements.layers(first[0], root)[1][part]] if first else []
-    return [measurements.reconstructions(runs, root) for runs in _reconstructed(first)]
+        first = _first(experiment, measurements.LAYERS, groups, found)[:1]
+        return [measurements.pictures_of_layers(found[run.name], root)[part] for run in first]
+    first = _first(experiment, measurements.RECONSTRUCTIONS, groups, found)
+    return [
+        measurements.picture_of_reconstructions([found[run.name] for run in runs], root)
+        for runs in _reconstructed(first)
+    ]
 
 
-def unsmoothed(groups: Sequence[Group], root: epath.PathLike) -> PlannedRun | None:
+def unsmoothed(groups: Sequence[Group], found: Mapping[str, Record]) -> PlannedRun | None:
     """The first finished run of E8 or E7 with random filters, which both experiments smooth."""
-    runs = [run for experiment in ("E8", "E7") for run in _first_finished(experiment, groups, root)]
+    runs = [run for id in ("E8", "E7") for run in _first(id, measurements.LAYERS, groups, found)]
     return next((run for run in runs if not run.settings.get("model.smoothing_index")), None)
 
 
-def _first_finished(
-    experiment: str, groups: Sequence[Group], root: epath.PathLike
+def _first(
+    experiment: str, measurement: str, groups: Sequence[Group], found: Mapping[str, Record]
 ) -> list[PlannedRun]:
-    """The first finished seed of each group of an experiment."""
-    found = []
+    """The first seed of each group of an experiment of which something was measured."""
+    first = []
     for group in groups:
         if experiment in group[0].experiments:
-            found += [run for run in group if sweep.state(run, root).name == "finished"][:1]
-    return found
+            first += [
+                run
+                for run in group
+                if run.name in found and measurement in found[run.name].measurements
+            ][:1]
+    return first
 
 
 def _reconstructed(runs: Sequence[PlannedRun]) -> list[list[PlannedRun]]:

@@ -1,4 +1,7 @@
-"""The report: index.html, results.csv, verdicts.json and figures/, written all at once."""
+"""The report: index.html, results.csv, verdicts.json and figures/, written all at once.
+
+It gathers what every part of the page shows, hence its length.
+"""
 
 import base64
 import contextlib
@@ -18,35 +21,44 @@ from etils import epath
 from PIL import Image
 
 from randmix.analysis import plots
+from randmix.errors import UserError
+from randmix.experiments import measured, sweep
+from randmix.experiments.plan import Group
+from randmix.experiments.records import Record
 from randmix.reproduce import (
     claims,
+    cost,
     counting,
+    departures,
     figures,
+    forest,
     measurements,
     neighbours,
     pictures,
-    stored,
-    sweep,
+    sentences,
     tables,
     under_attack,
     verdicts,
 )
 from randmix.reproduce.claims import CLAIMS
 from randmix.reproduce.experiments import EXPERIMENTS
-from randmix.reproduce.plan import Group
+from randmix.reproduce.numbers import Numbers, collect, of_banks, of_smoothing
+from randmix.reproduce.order import pending
 from randmix.reproduce.presets import Preset, Settings
-from randmix.reproduce.records import Records, collect, of_banks, of_smoothing
-from randmix.reproduce.titles import title_of
-from randmix.reproduce.verdicts import Judgement, Result
+from randmix.reproduce.titles import known_name, title_of
+from randmix.reproduce.verdicts import SUPPORTED, Judgement
 from randmix.runtime import durable, locks
-from randmix.workdir import artifacts
 
+_OVERVIEW = "verdicts"  # name of the first figure; further ones have a number
 _TEMPLATE = "report.html.j2"
 _COLUMNS = ("experiment", "claim", "mode", "size", "seed", "metric", "value", "run")
 # What a number depends on beside its run.
 _PLACES = ("epsilon", "layer", "filters", "index", "epoch", "step", "check")
 _SHOWN = 10  # most failed checks listed
-_SIZES = ("model.name", "model.width", "model.depth", "model.kernel_size", "model.filters")
+_SIZES = (
+    *("model.name", "model.width", "model.depth", "model.kernel_size", "model.multiplier"),
+    *("model.filters", "model.filter_rank", "total_steps"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +81,7 @@ def write(
     preset: Preset,
     experiments: Sequence[str],
     groups: Sequence[Group],
+    found: Mapping[str, Record],
     *,
     overrides: Settings,
     command: str,
@@ -83,6 +96,7 @@ def write(
         preset: the sweep's preset.
         experiments: ids of the requested experiments.
         groups: all runs of the sweep, including those of other shards.
+        found: the records of the finished ones, by name; all that is known of them.
         overrides: keys that the command line changed in the preset.
         command: the command line, shown in the report.
 
@@ -94,26 +108,37 @@ def write(
         if not stack.enter_context(locks.try_lock(root / "report.lock")):
             return None
         folder = stack.enter_context(_replaced(place))
-        records = collect(groups, root, preset)
-        problems = [*_problems(groups, root)]
+        numbers = collect(groups, found, preset)
+        problems = [*_problems(groups, found, root, preset)]
         counted: list[dict[str, Any]] = []
         if "E1" in experiments:
             rows, bare = measurements.random_banks(root, preset)
-            records += of_banks(rows, f"pictures/{bare.name}.json")
-        if "E8" in experiments and (plain := pictures.unsmoothed(groups, root)):
-            records += of_smoothing(measurements.smoothed_filters(plain, root, preset)[0], plain)
+            numbers += of_banks(rows, f"pictures/{bare.name}.json")
+        if "E8" in experiments and (plain := pictures.unsmoothed(groups, found)):
+            try:
+                rows, _ = measurements.smoothed_filters(found[plain.name], root, preset)
+                numbers += of_smoothing(rows, plain, found[plain.name])
+            except UserError as error:  # the filters, which lie beside the records, aren't here
+                problems.append(f"E8: {error}")
         if "E11" in experiments:
             changed = sorted(map(str, overrides.items()))
-            name = f"counts-{stored.key(preset.name, _models_key(preset), changed)}"
+            name = f"counts-{measured.key(preset.name, _models_key(preset), changed)}"
             file = epath.Path(root) / "measurements" / f"{name}.json"
-            counted = stored.kept(file, lambda: counting.rows(preset, overrides))
-            records += counting.records(counted, f"measurements/{name}.json")
-        judged = verdicts.judge(records, pending(groups, root, experiments, preset))
+            try:
+                counted = measured.kept(file, lambda: counting.rows(preset, overrides))
+            except UserError as error:  # the data, which decide the shapes, aren't here
+                problems.append(f"E11: {error}")
+            numbers += counting.numbers(counted, f"measurements/{name}.json")
+        judged = verdicts.judge(numbers, pending(groups, found, experiments, preset))
         drawn, missing = pictures.draw(
-            experiments, records, groups, root, preset, epath.Path(folder) / "figures"
+            experiments, numbers, groups, found, root, preset, epath.Path(folder) / "figures"
         )
         problems += [f"figure {name}: {reason}" for name, reason in missing.items()]
-        results = plots.csv_text(_rows(records), _COLUMNS)
+        overviews = [*filter(None, map(forest.draw, forest.pages(judged)))]
+        names = [f"{_OVERVIEW}-{i + 1}" if i else _OVERVIEW for i in range(len(overviews))]
+        for name, overview in zip(names, overviews, strict=True):
+            plots.save(overview.figure, folder / "figures" / name, overview.rows)
+        results = plots.csv_text(_rows(numbers), _COLUMNS)
         (folder / "results.csv").write_text(results)
         (folder / "verdicts.json").write_text(json.dumps(_verdicts(judged), indent=2) + "\n")
         page = {
@@ -123,47 +148,32 @@ def write(
                     "experiment": EXPERIMENTS[id],
                     "claims": claims.of(id),
                     "figures": [_image(folder / "figures", name) for name in drawn[id]],
-                    "tables": tables.build(id, records, counted),
-                    "data": records.where(id).values("data.name"),
+                    "tables": tables.build(id, numbers, counted),
+                    "data": {*map(known_name, numbers.where(id).values("data.name"))},
                 }
                 for id in experiments
             ],
             "claims": CLAIMS.values(),
             "judged": judged,
+            "overviews": [_image(folder / "figures", name) for name in names],
+            "banner": _banner(groups, found, judged),
+            "summary": _summary(judged),
             "method": verdicts.METHOD,
             "hashes": {
                 "claims": claims.fingerprint(),
                 "numbers": hashlib.sha256(results.encode()).hexdigest()[:8],
             },
+            "departures": departures.table(groups, found, preset),
             "overrides": overrides,
             "command": command,
             "problems": problems,
-            "checks": _failed_checks(groups, root, preset),
-            "facts": _facts(groups, root),
-            "runs": [_row(group, root) for group in groups],
+            "checks": _failed_checks(groups, found, preset),
+            "facts": _facts(groups, found),
+            "runs": [_row(group, found, root) for group in groups],
             "neighbours": neighbours.NEIGHBOURS,
         }
         (folder / "index.html").write_text(_environment().get_template(_TEMPLATE).render(page))
     return Report(place, judged, problems)
-
-
-def pending(
-    groups: Sequence[Group], root: Path, experiments: Sequence[str], preset: Preset
-) -> dict[tuple[str, str], tuple[int, int]]:
-    """How many runs of each experiment and data set aren't finished, of how many.
-
-    A run that is to be measured is finished once it was.
-    """
-    found: dict[tuple[str, str], tuple[int, int]] = {
-        (id, ""): (0, 0) for id in ("E1", "E11") if id in experiments
-    }
-    for run in (run for group in groups for run in group):
-        trained = sweep.state(run, root).name == "finished"
-        for id in (id for id in run.experiments if id in experiments):
-            done = trained and measurements.complete(run, root, preset)
-            missing, total = found.get((id, run.config.data.name), (0, 0))
-            found[id, run.config.data.name] = missing + (not done), total + 1
-    return found
 
 
 @contextlib.contextmanager
@@ -187,118 +197,122 @@ def _models_key(preset: Preset) -> list[str]:
     return [repr(sorted(run.items())) for id in ("E2", "E5") for run in preset.runs.get(id, ())]
 
 
-def _problems(groups: Sequence[Group], root: Path) -> Iterator[str]:
+def _problems(
+    groups: Sequence[Group], found: Mapping[str, Record], root: Path, preset: Preset
+) -> Iterator[str]:
     for group in groups:
-        states = {run.name: sweep.state(run, root) for run in group}
+        unfinished = []
         for run in group:
-            state = states[run.name]
-            if state.name == "failed":
-                what = f"{'+'.join(run.experiments)}: {run.title}"
+            if run.name in found:
+                if not measurements.complete(run, found[run.name], preset):
+                    failures = measurements.failures(run, root)
+                    for name, reason in failures.items():
+                        yield f"run {run.name} ({run}): {name} failed: {reason}"
+                    if not failures:
+                        yield f"run {run.name} ({run}): not measured"
+            elif (state := sweep.state(run, root)).name == "failed":
+                what = f"{'+'.join(run.experiments)}: {run}"
                 yield f"run {run.name} ({what}) failed: {state.reason}"
-            for name, reason in measurements.failures(run, root).items():
-                yield f"run {run.name} ({run.title}): {name} failed: {reason}"
-        unfinished = [run for run in group if states[run.name].name not in ("finished", "failed")]
+            else:
+                unfinished.append(run)
         if unfinished:
-            title = f"{'+'.join(group[0].experiments)}: {group[0].title.rpartition(' seed ')[0]}"
+            title = f"{'+'.join(group[0].experiments)}: {group[0].title}"
             names = ", ".join(
                 f"seed {run.settings['seed']} is run {run.name}" for run in unfinished
             )
             yield f"{title}: not finished: {names}"
 
 
-def _failed_checks(groups: Sequence[Group], root: Path, preset: Preset) -> dict[str, Any]:
+def _banner(
+    groups: Sequence[Group], found: Mapping[str, Record], judged: Sequence[Judgement]
+) -> dict[str, Any]:
+    """What a reader must know before any verdict: unfinished runs, and what can't be assessed."""
+    names = [run.name for group in groups for run in group]
+    failed: dict[str, list[str]] = {}
+    for one in judged:
+        # A claim before all of its runs are finished says that already.
+        if one.verdict != verdicts.NOT_DECIDED:
+            name = f"{one.claim.id} ({title_of(one.data)})" if one.data else one.claim.id
+            for reason in sentences.obstacles(one):
+                failed.setdefault(reason, []).append(name)
+    return {
+        "unfinished": len([name for name in names if name not in found]),
+        "runs": len(names),
+        "failed": failed,
+        "claims": len({name for names in failed.values() for name in names}),
+    }
+
+
+def _summary(judged: Sequence[Judgement]) -> list[str]:
+    """How the primary claims of each data set fared, in a sentence each."""
+    lines = []
+    primary = [one for one in judged if one.claim.primary]
+    for data in dict.fromkeys(one.data for one in primary):
+        ids: dict[str, list[str]] = {}
+        own = [one for one in primary if one.data == data]
+        for one in own:
+            ids.setdefault(one.verdict, []).append(one.claim.id)
+        words = [f"{len(of)} {verdict} ({', '.join(of)})" for verdict, of in ids.items()]
+        none = (
+            "" if any(SUPPORTED in verdict for verdict in ids) else ", of which none is supported"
+        )
+        plural = "s" if len(own) > 1 else ""
+        where = f" on {title_of(data)}" if data else ""
+        lines.append(f"{len(own)} primary claim{plural}{where}{none}: {', '.join(words)}.")
+    return lines
+
+
+def _failed_checks(
+    groups: Sequence[Group], found: Mapping[str, Record], preset: Preset
+) -> dict[str, Any]:
     """Sanity checks of accuracy under attack: counts by outcome, and the failed ones."""
     counts: dict[str, dict[str, int]] = {}
     failed = []
-    for run in (run for group in groups for run in group):
-        file = under_attack.attacks_file(run, root, preset)
-        if not file.exists():
-            continue
-        for check in stored.read(file, {"checks": list})["checks"]:
+    for run in (run for group in groups for run in group if run.name in found):
+        attacks = found[run.name].measurements.get(under_attack.attacks_name(preset))
+        for check in attacks["checks"] if attacks else ():
             verdict = {True: "passed", False: "failed", None: "open"}[check["passed"]]
             row = counts.setdefault(check["claim"], {"passed": 0, "failed": 0, "open": 0})
             row[verdict] += 1
             if verdict == "failed":
-                failed.append(f"{run.name} ({run.title}): {check['claim']}: {check['detail']}")
+                failed.append(f"{run.name} ({run}): {check['claim']}: {check['detail']}")
     if (more := len(failed) - _SHOWN) > 0:
         failed[_SHOWN:] = [f"and {more} more, in the runs' measurements"]
     return {"counts": counts, "failed": failed}
 
 
-def _facts(groups: Sequence[Group], root: Path) -> dict[str, Any]:
+def _facts(groups: Sequence[Group], found: Mapping[str, Record]) -> dict[str, Any]:
     runs = [run for group in groups for run in group]
-    results = {run.name: artifacts.read_result(run.folder(root)) for run in runs}
-    finished = [result for result in results.values() if result]
-    seconds = sum(map(_seconds, finished))
-    devices = [result["device"] for result in finished]
+    finished = [found[run.name].result for run in runs if run.name in found]
     versions = [result["versions"] for result in finished]
     return {
-        "device": sorted({f"{d['count']} x {d['kind']} ({d['platform']})" for d in devices}),
+        "machines": cost.machines(found[run.name] for run in runs if run.name in found),
         "versions": sorted({", ".join(f"{k} {v}" for k, v in each.items()) for each in versions}),
         "finished": len(finished),
         "runs": len(runs),
         "seeds": sorted({run.settings["seed"] for run in runs}),
         "commit": sorted({result["commit"] for result in finished if result.get("commit")}),
-        "time": str(datetime.timedelta(seconds=round(seconds))),
-        "cost": sum(run.cost for run in runs if results[run.name]),
+        "cost": sum(run.cost for run in runs if run.name in found),
         "data": sorted({run.config.data.name for run in runs}),
         "written": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
 
 
-def _seconds(result: Mapping[str, Any]) -> float:
-    """A run's training time; for seeds trained together, its share of it."""
-    return result["wall_seconds"] / result.get("ensemble", 1)
-
-
-def _row(group: Group, root: Path) -> dict[str, Any]:
+def _row(group: Group, found: Mapping[str, Record], root: Path) -> dict[str, Any]:
     """A row of the table of runs: one group, with a run for each seed."""
-    results = [artifacts.read_result(run.folder(root)) for run in group]
-    seconds = [_seconds(result) for result in results if result]
+    seconds = [cost.seconds(found[run.name].result) for run in group if run.name in found]
+    runs = []
+    for run in group:
+        state = "finished" if run.name in found else sweep.state(run, root).name
+        runs.append((run.config.seed, run.name, state, run.folder(root).exists()))
     return {
         "name": group[0].name,
-        "title": group[0].title.rpartition(" seed ")[0],
+        "title": group[0].title,
         "experiments": " ".join(group[0].experiments),
-        "runs": [(run.settings["seed"], run.name, sweep.state(run, root).name) for run in group],
+        "runs": runs,
         "seconds": f"{sum(seconds) / len(seconds):.0f}" if seconds else "",
         "cost": f"{group[0].cost / 1e9:,.1f}",
     }
-
-
-def summary(judgement: Judgement) -> str:
-    """The deciding effect in a line, or why there is no verdict."""
-    known = [r for r in judgement.deciding if not math.isnan(r.interval.mean)]
-    if not known:
-        return judgement.reason or "nothing to compare yet"
-    # The effect that supports the claim least.
-    worst = max(known, key=lambda result: result.p_supported)
-    text = in_words(worst)
-    return f"{text}; {judgement.reason}" if judgement.reason else text
-
-
-def in_words(result: Result) -> str:
-    """A result in one line."""
-    mean = f"{number(result.interval.mean)} {result.unit}".strip()
-    return f"{result.title}: {mean}, {interval_in_words(result)}"
-
-
-def interval_in_words(result: Result) -> str:
-    """The interval of a result and its number of seeds, or a note that there is none."""
-    if result.interval.n < 2 or math.isnan(result.interval.mean):
-        return f"no interval, n = {result.interval.n}"
-    low, high = number(result.interval.low), number(result.interval.high)
-    return f"[{low}, {high}], n = {result.interval.n}"
-
-
-def number(value: float) -> str:
-    r"""Formats a number with two decimals and a true minus sign; "n/a" for NaN.
-
-    >>> number(-1.234) == "\N{MINUS SIGN}1.23"
-    True
-    """
-    if math.isnan(value):
-        return "n/a"
-    return f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _verdicts(judged: Sequence[Judgement]) -> list[dict[str, Any]]:
@@ -329,20 +343,20 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _rows(records: Records) -> list[dict[str, Any]]:
+def _rows(numbers: Numbers) -> list[dict[str, Any]]:
     """The lines of results.csv."""
     return [
         {
-            "experiment": record.experiment,
-            "claim": " ".join(claim.id for claim in claims.of(record.experiment)),
-            "mode": record.mode,
-            "size": _size(record.settings),
-            "seed": record.seed,
-            "metric": record.metric,
-            "value": record.value,
-            "run": record.run,
+            "experiment": number.experiment,
+            "claim": " ".join(claim.id for claim in claims.of(number.experiment)),
+            "mode": number.mode,
+            "size": _size(number.settings),
+            "seed": number.seed,
+            "metric": number.metric,
+            "value": number.value,
+            "run": number.run,
         }
-        for record in records
+        for number in numbers
     ]
 
 
@@ -355,6 +369,8 @@ def _size(settings: Mapping[str, Any]) -> str:
         shown.append(("smoothing_index", settings["model.smoothing_index"]))
     if settings.get("defense.epsilon"):
         shown.append(("defended", settings["defense.epsilon"]))
+    if settings.get("data.validation"):
+        shown.append(("held_out", settings["data.validation"]))
     if 0 < settings.get("share", 0) < 1:
         shown.append(("share", settings["share"]))
     return " ".join(f"{key}={value}" for key, value in shown if value is not None)
@@ -362,7 +378,7 @@ def _size(settings: Mapping[str, Any]) -> str:
 
 def _image(folder: Path, name: str) -> dict[str, Any]:
     """A figure as a data URI, and its width in CSS pixels, which keeps text at one size."""
-    lines = name in figures.DRAWN
+    lines = name in figures.DRAWN or name.startswith(_OVERVIEW)
     # For pictures of filters and images, an SVG would contain the same pixels.
     suffix, kind = ("svg", "svg+xml") if lines else ("png", "png")
     content = base64.b64encode((folder / f"{name}.{suffix}").read_bytes()).decode()
@@ -385,9 +401,10 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {
-        "number": number,
-        "interval": interval_in_words,
-        "summary": summary,
+        "two_decimals": sentences.two_decimals,
+        "claimed": sentences.claimed,
+        "interval": sentences.interval_in_words,
+        "sentence": sentences.sentence,
         "title_of": title_of,
     }
     return environment

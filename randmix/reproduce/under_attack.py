@@ -4,23 +4,27 @@ runs/NAME/measurements/attacks-KEY.json    accuracy under attack and sanity chec
 runs/NAME/measurements/attacks-KEY.npz     the outcome for each image, see ``robustness.load``
 runs/NAME/measurements/step-S-KEY.json     FGSM and PGD-2 on the checkpoint of step S (claim 4e)
 runs/NAME/measurements/step-S-KEY.npz      the outcome for each image, likewise
+runs/NAME/measurements/steps-KEY.json      the steps of all checkpoints, once they are measured
 """
 
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import jax
 from etils import epath
 
 from randmix.analysis import robustness
 from randmix.analysis.robustness import bits, report, sanity
-from randmix.reproduce.plan import PlannedRun
+from randmix.experiments import measured
+from randmix.experiments.plan import PlannedRun
 from randmix.reproduce.presets import Preset
-from randmix.reproduce.stored import FOLDER, kept, key
 from randmix.runtime import progress
 from randmix.runtime.preemption import Preempted, StopSignals
 from randmix.training import evaluation as eval_loop
 from randmix.training import loading
 from randmix.training.compiled import Programs
+from randmix.workdir import artifacts
 
 Rows = list[dict[str, Any]]
 _SECONDS = 60  # between two lines on the progress
@@ -38,14 +42,23 @@ def keeps_its_way(run: PlannedRun) -> bool:
     )
 
 
-def attacks_file(run: PlannedRun, root: epath.PathLike, preset: Preset) -> epath.Path:
-    """Path of a run's accuracy under attack; the outcomes are beside it, see ``bits_file``."""
-    return run.folder(root) / FOLDER / f"attacks-{key(dict(preset.attack))}.json"
+def attacks_name(preset: Preset) -> str:
+    """Name of the measurement of accuracy under attack; its arrays are the outcomes."""
+    return f"attacks-{measured.key(dict(preset.attack))}"
 
 
-def bits_file(file: epath.Path) -> epath.Path:
-    """Path of the outcomes that belong to a file of accuracies, for ``robustness.load``."""
-    return file.parent / f"{file.name.removesuffix('.json')}.npz"
+def step_name(preset: Preset, step: int) -> str:
+    """Name of the measurement of a checkpoint; see ``attacked_checkpoints``."""
+    return f"step-{step}-{_how(preset)}"
+
+
+def steps_name(preset: Preset) -> str:
+    """Name of the list of a run's checkpoints, which is kept once all of them are measured."""
+    return f"steps-{_how(preset)}"
+
+
+def _how(preset: Preset) -> str:
+    return measured.key(preset.attack["epsilons"], preset.attack["examples"])
 
 
 def attacks(
@@ -61,8 +74,8 @@ def attacks(
 
     Returns:
         ``{"examples", "clean", "rows": [{"attack", "epsilon", "accuracy", "examples"}, ...],
-        "checks"}``: epsilons in 1/255, accuracies in [0, 1] over that many examples, and the sanity
-        checks as dicts.
+        "checks", "seconds", "device", "cores"}``: epsilons in 1/255, accuracies in [0, 1] over that
+        many examples, the sanity checks as dicts, and what the measurement took on which machine.
     """
     attack = preset.attack
     settings = robustness.Settings(
@@ -74,8 +87,7 @@ def attacks(
         square={"queries": attack["queries"]},
         strong={"steps": attack["steps"], "restarts": attack["restarts"]},
     )
-    file = attacks_file(run, root, preset)
-    return _attacked(file, run, root, preset, settings, stop, programs)
+    return _attacked(attacks_name(preset), run, root, preset, settings, stop, programs)
 
 
 def attacked_checkpoints(
@@ -103,21 +115,17 @@ def attacked_checkpoints(
     )
     programs = programs or Programs()
     rows: Rows = []
-    for step in loading.kept_steps(run.folder(root)):
-        file = checkpoint_file(run, root, preset, step)
-        found = _attacked(file, run, root, preset, settings, stop, programs, step)
+    steps = loading.kept_steps(run.folder(root))
+    for step in steps:
+        name = step_name(preset, step)
+        found = _attacked(name, run, root, preset, settings, stop, programs, step)
         rows += [{"step": step, "clean": found["clean"], **row} for row in found["rows"]]
+    measured.kept(measured.path(run.folder(root), steps_name(preset)), lambda: steps)
     return rows
 
 
-def checkpoint_file(run: PlannedRun, root: epath.PathLike, preset: Preset, step: int) -> epath.Path:
-    """Path of the accuracy under attack of a run's checkpoint; see ``attacked_checkpoints``."""
-    how = key(preset.attack["epsilons"], preset.attack["examples"])
-    return run.folder(root) / FOLDER / f"step-{step}-{how}.json"
-
-
 def _attacked(
-    file: epath.Path,
+    name: str,
     run: PlannedRun,
     root: epath.PathLike,
     preset: Preset,
@@ -128,7 +136,11 @@ def _attacked(
 ) -> dict[str, Any]:
     """Measures a run, or its checkpoint of a step, unless both files are there."""
 
+    file = measured.path(run.folder(root), name)
+    bits_file = measured.arrays_path(file)
+
     def compute() -> dict[str, Any]:
+        began = time.monotonic()
         trained = loading.load(run.folder(root), step=step)
         data = eval_loop.open_split(trained, "test").arrays(preset.attack["examples"])
         curves = robustness.measure(
@@ -141,17 +153,19 @@ def _attacked(
             ),
             programs=programs,
         )
-        bits.write(bits_file(file), curves)
+        bits.write(bits_file, curves)
         return {
             "examples": curves.examples,
             "clean": float(curves.clean),
             "rows": report.rows(curves),
             "checks": [check._asdict() for check in sanity.checks(curves)],
+            "seconds": round(time.monotonic() - began, 2),
+            **artifacts.machine(jax.devices()),
         }
 
-    if file.exists() and not bits_file(file).exists():
+    if file.exists() and not bits_file.exists():
         file.unlink()
-    return kept(file, compute)
+    return measured.kept(file, compute)
 
 
 def _stoppable(items: Iterable[Any], stop: StopSignals) -> Iterator[Any]:

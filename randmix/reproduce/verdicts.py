@@ -1,4 +1,4 @@
-"""Verdicts: the claims judged by the records, one family of primary claims for each data set."""
+"""Verdicts: the claims judged by the numbers, one family of primary claims for each data set."""
 
 import dataclasses
 import itertools
@@ -9,8 +9,9 @@ from randmix.experiments import statistics
 from randmix.experiments.statistics import Interval, t_interval
 from randmix.reproduce.claims import ABOVE, BELOW, CLAIMS, EXACTLY, Claim, Test
 from randmix.reproduce.effects import Values, conditions
-from randmix.reproduce.gates import Outcome
-from randmix.reproduce.records import Records
+from randmix.reproduce.gates import NOT_MEASURED, Outcome
+from randmix.reproduce.numbers import MODES, Numbers
+from randmix.reproduce.titles import MODELS
 
 METHOD = """\
 An effect is one number per seed: a difference between runs of that seed, averaged over the sizes of
@@ -36,7 +37,7 @@ SUPPORTED, CONTRADICTED, EQUAL = "supported", "contradicted", "practically equal
 NOT_DECIDED, NOT_ASSESSABLE = "not decided", "not assessable"
 ONE_SIDED, EQUIVALENCE = 0.025, 0.05
 
-# (experiment, data set) -> (runs that aren't finished, planned runs)
+# (claim, data set) -> (runs that aren't finished, planned runs)
 Pending = Mapping[tuple[str, str], tuple[int, int]]
 
 
@@ -54,7 +55,7 @@ class Result:
         equal, margin: the interval of what may be practically equal, at 90 %, and its margin; None
             without one.
         p_supported, p_contradicted, p_equal: one-sided p-values, not corrected.
-        runs: the runs that the claim's records come from.
+        runs: the runs that the claim's numbers come from.
         verdict: a word of this module, as a secondary claim; *not assessable* if a gate failed.
     """
 
@@ -108,54 +109,51 @@ class Judgement:
         return _deciding(self.claim, self.results)
 
 
-def judge(records: Records, pending: Pending) -> list[Judgement]:
-    """Judges all claims of the planned experiments.
+def judge(numbers: Numbers, pending: Pending) -> list[Judgement]:
+    """Judges claims.
 
     Args:
-        records: records of all experiments.
-        pending: for each planned experiment and data set ("" for none), how many of its runs
-            aren't finished, and how many there are.
+        numbers: numbers of all experiments.
+        pending: for each claim and data set ("" for none) that is to be judged, how many of the
+            runs that it compares aren't finished, and how many there are.
 
     Returns:
         Judgements in the order of the data sets, then of the claims.
     """
     judged = []
     for data in dict.fromkeys(data for _, data in pending):
-        planned = {experiment for experiment, name in pending if name == data}
-        of_data = records.where(data__name=data) if data else records
+        of_data = numbers.where(data__name=data) if data else numbers
         family = [
             _examine(claim, data, of_data, pending)
             for claim in CLAIMS.values()
-            if claim.experiment in planned
+            if (claim.id, data) in pending
         ]
         judged += _corrected(family)
     return judged
 
 
-def _examine(claim: Claim, data: str, records: Records, pending: Pending) -> Judgement:
+def _examine(claim: Claim, data: str, numbers: Numbers, pending: Pending) -> Judgement:
     """A claim's effects and gates; a primary claim's headline still lacks the correction."""
-    own = records.where(claim.experiment)
+    own = numbers.where(claim.experiment)
     own = own.where(model__name=claim.model) if claim.model else own
     parts = [*conditions(own, claim.split)] if claim.split and own else [own]
-    examined = [_part(claim, part, records) for part in parts]
+    examined = [_part(claim, part, numbers) for part in parts]
     by_test = zip(*(found for found, _ in examined), strict=True)
     results = tuple(itertools.chain.from_iterable(by_test))
     outcomes = tuple(itertools.chain.from_iterable(found for _, found in examined))
     reason = _reason(claim, results, outcomes)
     verdict = NOT_ASSESSABLE if reason and claim.primary else _headline(claim, results)
-    needed = {claim.experiment, *(gate.experiment for gate in claim.gates if gate.experiment)}
-    counts = [pending.get((experiment, data), (0, 0)) for experiment in needed]
-    unfinished, total = map(sum, zip(*counts, strict=True))
+    unfinished, total = pending[claim.id, data]
     if unfinished:
         verdict, reason = NOT_DECIDED, f"{unfinished} of {total} runs aren't finished"
     return Judgement(claim, data, results, outcomes, math.nan, verdict, reason)
 
 
-def _part(claim: Claim, part: Records, records: Records) -> tuple[list[Result], list[Outcome]]:
+def _part(claim: Claim, part: Numbers, numbers: Numbers) -> tuple[list[Result], list[Outcome]]:
     """The effects and gates of a part of a claim, or of a whole one that isn't split."""
     condition = _in_words(part, claim.split)
     results = [_result(test, part, condition) for test in claim.tests]
-    outcomes = [gate(part, records, condition) for gate in claim.gates]
+    outcomes = [gate(part, numbers, condition) for gate in claim.gates]
     if not all(outcome.passed for outcome in outcomes):
         results = [dataclasses.replace(result, verdict=NOT_ASSESSABLE) for result in results]
     return results, outcomes
@@ -165,14 +163,18 @@ def _reason(claim: Claim, results: Sequence[Result], outcomes: Sequence[Outcome]
     """Why a claim, or a part of it, isn't assessable; "" if it is."""
     if failed := [outcome.sentence for outcome in outcomes if not outcome.passed]:
         return f"a gate failed: {'; '.join(failed)}"
-    if censored := [r.title for r in _deciding(claim, results) if r.verdict == NOT_ASSESSABLE]:
-        return f"outside what was measured: {'; '.join(censored)}"
-    return ""
+    unknown: dict[str, list[str]] = {}
+    for result in _deciding(claim, results):
+        if result.verdict == NOT_ASSESSABLE:
+            test = next(test for test in claim.tests if test.effect.words == result.words)
+            why = test.effect.unknown if result.values else NOT_MEASURED
+            unknown.setdefault(why, []).append(result.title)
+    return " and ".join(f"{why}: {'; '.join(titles)}" for why, titles in unknown.items())
 
 
-def _result(test: Test, records: Records, condition: str) -> Result:
-    values = test.effect.of(records)
-    equal = [*test.equal.of(records).values()] if test.equal else []
+def _result(test: Test, numbers: Numbers, condition: str) -> Result:
+    values = test.effect.of(numbers)
+    equal = [*test.equal.of(numbers).values()] if test.equal else []
     supported, contradicted = _p_values(test, [*values.values()])
     result = Result(
         condition,
@@ -188,10 +190,11 @@ def _result(test: Test, records: Records, condition: str) -> Result:
         supported,
         contradicted,
         statistics.p_within(equal, test.margin) if test.equal else 1.0,
-        records.runs,
+        numbers.runs,
     )
     verdict = _words(supported, contradicted, result.p_equal)
-    return dataclasses.replace(result, verdict=NOT_ASSESSABLE if _censored(values) else verdict)
+    assessable = bool(values) and all(map(math.isfinite, values.values()))
+    return dataclasses.replace(result, verdict=verdict if assessable else NOT_ASSESSABLE)
 
 
 def _exact(values: Values) -> Interval:
@@ -225,10 +228,6 @@ def _words(supported: float, contradicted: float, equal: float) -> str:
     if equal <= EQUIVALENCE:
         words.append(EQUAL)
     return " and ".join(words) or NOT_DECIDED
-
-
-def _censored(values: Values) -> bool:
-    return any(not math.isfinite(value) for value in values.values())
 
 
 def _headline(claim: Claim, results: Sequence[Result]) -> str:
@@ -277,10 +276,8 @@ def _decide(judgement: Judgement, supported: float, contradicted: float, p: floa
     return dataclasses.replace(judgement, p=p, verdict=verdict)
 
 
-def _in_words(records: Records, split: Sequence[str]) -> str:
-    words = []
-    for name in split if records else ():
-        value, short = records[0].settings.get(name), name.rpartition(".")[2]
-        if value is not None:
-            words.append(str(value) if short in ("name", "mode") else f"{short} {value}")
-    return ", ".join(words)
+def _in_words(numbers: Numbers, split: Sequence[str]) -> str:
+    settings = numbers[0].settings if numbers else {}
+    titles = {"model.name": MODELS.get, "mode": MODES.get, "model.multiplier": "m = {}".format}
+    words = (titles[name](settings[name]) for name in split if settings.get(name) is not None)
+    return ", ".join(filter(None, words))

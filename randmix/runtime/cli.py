@@ -17,9 +17,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from absl import flags, logging
+from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from randmix import config as configs
+from randmix import parts
 from randmix.errors import UserError, did_you_mean
 from randmix.runtime import host, signals
 
@@ -30,7 +32,6 @@ _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 def run(program: Callable[[], int | None]) -> None:
     """Runs a program to its end and exits by the rules in the module's docstring."""
     signals.listen()
-    signals.watch()
     atexit.register(signals.ignore)  # first, to be called last
     host.leave_libtpu_alone()
     try:
@@ -168,9 +169,14 @@ def _load(name: str, path: str):
 
     An error raised inside this package, called from the file, is our bug and is raised unchanged.
     """
+    folder = os.path.dirname(os.path.abspath(path.split(":")[0]))
+    parts.look_in(folder)  # the file may import its neighbours
     try:
         config = config_flags.ConfigFileFlagParser(name).parse(path)
         getattr(config, "is_locked", None)  # ml_collections defers an OSError to first use
+        if isinstance(config, configs.Config):
+            configs.complete(config)
+            configs.set_code_dir(config, folder)
         return config
     except Exception as error:
         file = path.split(":")[0]
@@ -217,6 +223,8 @@ def _check_overrides(name: str, config: Any, options: list[str]) -> None:
             key = flag.partition(".")[2]
             if key not in keys:
                 nearest = did_you_mean(key, keys) or f"; it has: {', '.join(config)}"
+                if configs.is_open(config, key.partition(".")[0]):
+                    nearest += "; a key of your own must be in the file first"
                 raise UserError(f"--{name}.{key}: the config has no such key{nearest}")
 
 
@@ -224,7 +232,7 @@ def _keys(config: Any, prefix: str = "") -> Iterator[str]:
     """Yields all dotted keys of a config, including those of its groups."""
     for key in config:
         yield f"{prefix}{key}"
-        if config.get_type(key) is configs.Config:
+        if isinstance(config[key], ConfigDict):
             yield from _keys(config[key], f"{prefix}{key}.")
 
 

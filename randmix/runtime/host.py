@@ -4,7 +4,8 @@ XLA:CPU allocates its temporary buffers with malloc and frees them at every step
 returns such large blocks to the kernel, which then hands out zeroed pages again, with one page
 fault per 4 KiB: 152,000 faults per step for a ConvMixer-128/4 at 32 x 32, batch 32. Told to keep
 them, the process is faster and stays at its peak size. Measured, the setting has no effect once JAX
-has started.
+has started. It must precede the first thread, too: a thread that exists keeps its own arena, which
+others then share, and whose blocks glibc still returns.
 """
 
 import ctypes
@@ -18,6 +19,9 @@ from pathlib import Path
 
 # From glibc's malloc.h: one arena for all threads, no separate mappings, no heap trimming.
 _MALLOPT = {-8: 1, -4: 0, -1: 2**31 - 1}
+# Separate mappings again, of blocks of 32 MiB, the largest threshold there is, and more.
+_GIVE_BACK = {-3: 32 * 2**20, -4: 65536}
+_KEPT_SHARE = 1 / 16  # of the machine's memory
 _VECTOR_WIDTH = "--xla_cpu_prefer_vector_width"
 # libtpu asks the machine for its type and takes a lock file. These settings answer in its place and
 # let several processes compile at once. The type doesn't matter: the requested topology decides.
@@ -28,11 +32,16 @@ _COMPILE_ONLY = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
+_QUICK = {
+    "--xla_backend_optimization_level": "0",
+    "--xla_llvm_disable_expensive_passes": "true",
+}
 _DETERMINISTIC = "--xla_gpu_deterministic_ops"
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 # Google's PCI vendor number, by which JAX recognizes a TPU. A TPU without a device file, as when
 # its driver is missing, must fail with libtpu's own message, not train on the CPU unnoticed.
 _GOOGLE = "0x1ae0"
+_tuned = False
 _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*", "/dev/kfd")
 
 
@@ -42,19 +51,46 @@ def tune() -> str:
     Returns:
         What was done, or why nothing was, as a phrase for the log.
     """
+    global _tuned
     if "jax" in sys.modules:
         return "left as they are: JAX is imported already"
     if not _will_use_cpu():
         return "left as they are: not a CPU run"
     if platform.libc_ver()[0] != "glibc":
         return "left as they are: the C library isn't glibc"
-    libc = ctypes.CDLL(None)
-    if not all(libc.mallopt(option, value) for option, value in _MALLOPT.items()):
+    if not _mallopt(_MALLOPT):
         return "left as they are: mallopt refused"
+    _tuned = True
     flags = os.environ.get("XLA_FLAGS", "")
     if _VECTOR_WIDTH not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {_VECTOR_WIDTH}=512".strip()
     return "malloc keeps its memory, 512-bit vectors preferred"
+
+
+def keeps_memory() -> bool:
+    """Whether ``tune`` made malloc keep its memory in this process."""
+    return _tuned
+
+
+def give_back(needed: int) -> bool:
+    """Makes malloc return large blocks after all, if a program needs much of the machine's memory.
+
+    Kept blocks of gigabytes leave gaps that smaller ones fill, so the next step needs new memory: a
+    step of 3 GiB grew the process to 16 GiB. Where ``tune`` did nothing, this doesn't either.
+
+    Args:
+        needed: bytes of the program.
+
+    Returns:
+        Whether it does.
+    """
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return _tuned and needed > _KEPT_SHARE * memory and _mallopt(_GIVE_BACK)
+
+
+def _mallopt(options: dict[int, int]) -> bool:
+    libc = ctypes.CDLL(None)
+    return all(libc.mallopt(option, value) for option, value in options.items())
 
 
 def make_deterministic() -> None:
@@ -67,6 +103,28 @@ def make_deterministic() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if _DETERMINISTIC not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {_DETERMINISTIC}=true".strip()
+
+
+def compile_quickly() -> bool:
+    """Makes XLA:CPU skip most optimisations, for programs that run a few times; before JAX starts.
+
+    Flags that are in XLA_FLAGS already win.
+
+    Returns:
+        Whether it does: only for a CPU run.
+    """
+    if not _will_use_cpu():
+        return False
+    flags = os.environ.get("XLA_FLAGS", "")
+    more = [f"{name}={value}" for name, value in _QUICK.items() if name not in flags]
+    os.environ["XLA_FLAGS"] = " ".join([flags, *more]).strip()
+    return True
+
+
+def compiles_quickly() -> bool:
+    """Whether XLA_FLAGS asks for what ``compile_quickly`` does."""
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    return all(f"{name}={value}" in flags for name, value in _QUICK.items())
 
 
 def keep_compiled(folder: str | None, *, default: str) -> str | None:

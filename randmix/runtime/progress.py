@@ -1,10 +1,13 @@
 """Progress display: a live bar on a terminal, plain lines elsewhere."""
 
+import json
 import sys
+import textwrap
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -15,6 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 Item = TypeVar("Item")
 
@@ -97,11 +101,14 @@ def _shown(name: str, value: float) -> str:
 
 
 def result_table(result: dict[str, Any]) -> str:
-    """Formats a result as a table: mode, test metrics but the loss, parameter counts, seconds."""
+    """Formats a result: what the run's config sets, then mode, test metrics and counts as a table.
+
+    The test loss is left out, and so is the config of a result of older versions, which lack it.
+    """
     metrics = {
         name.removeprefix("test_"): value
         for name, value in result["metrics"].items()
-        if name.startswith("test_") and name != "test_loss"
+        if name.startswith("test_") and not name.endswith("loss")
     }
     row = {
         "mode": result["mode"],
@@ -110,7 +117,26 @@ def result_table(result: dict[str, Any]) -> str:
         "frozen": f"{result['parameters']['frozen']:,}",
         "seconds": f"{result['wall_seconds']:.1f}",
     }
-    return table([row])
+    return "\n".join([*_config_lines(result.get("config")), table([row])])
+
+
+def _config_lines(config: Mapping[str, Any] | None) -> list[str]:
+    """Returns ``digits: model.depth=8 seed=3``, in lines as wide as the terminal."""
+    if config is None:
+        return []
+    words = [f"{key}={_word(value)}" for key, value in config["changed"].items()]
+    text = " ".join([f"{config['name'] or 'config'}:", *(words or ["the defaults"])])
+    return textwrap.wrap(
+        text,
+        _console().width,
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
 
 
 def metrics_row(metrics: Mapping[str, float]) -> dict[str, str]:
@@ -129,6 +155,28 @@ def table(rows: Sequence[Mapping[str, object]]) -> str:
     with console.capture() as capture:
         console.print(grid)
     return capture.get().rstrip("\n")
+
+
+def narrow_table(rows: Sequence[Mapping[str, str]], *, left: Collection[str]) -> str:
+    """Formats rows as a table without vertical rules, as wide as its cells need.
+
+    Cells are never folded or cut. Headings are wrapped to the width of their cells.
+
+    Args:
+        rows: one mapping from heading to cell per row, all with the same headings.
+        left: the headings of left-aligned columns.
+    """
+    grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for name in rows[0]:
+        width = max(len(part) for part in (*(row[name] for row in rows), *name.split()))
+        heading = textwrap.fill(name, width, break_on_hyphens=False)
+        grid.add_column(Text(heading), justify="left" if name in left else "right")
+    for row in rows:
+        grid.add_row(*map(Text, row.values()))  # brackets in a str would be markup
+    console = Console(width=10_000, force_jupyter=False)
+    with console.capture() as capture:
+        console.print(grid)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
 def track(items: Iterable[Item], total: int, what: str, *, every: float = 0.0) -> Iterator[Item]:

@@ -35,10 +35,13 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     )
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Raises a UserError unless the devices divide the global batch size."""
-    if batch_size % mesh.size:
+def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
+    """Raises a UserError unless the devices share each part of the global batch evenly."""
+    multiple = mesh.size * accumulate
+    if batch_size % multiple:
+        devices = f"{mesh.size} device{'s' if mesh.size > 1 else ''}"
+        parts = f" in {accumulate} parts (config.accumulate)" if accumulate > 1 else ""
         raise UserError(
-            f"config.batch_size: got {batch_size}, which {mesh.size} devices can't share evenly; "
-            f"allowed is a multiple of {mesh.size}"
+            f"config.batch_size: got {batch_size}, which {devices} can't share evenly{parts}; "
+            f"allowed is a multiple of {multiple}"
         )

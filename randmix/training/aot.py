@@ -45,7 +45,7 @@ class Needs:
         compile_seconds: compile time on this machine.
         temporary_bytes: the part of memory_bytes that is only live while the step runs. This
             and the following attributes are None if the step doesn't fit.
-        flops: floating-point operations, as counted by XLA.
+        flops: floating-point operations, as counted by XLA, which counts the body of a loop once.
         bytes_accessed: bytes that all instructions read and write, as counted by XLA; this
             includes accesses to the chip's own VMEM and copies into it.
         collectives: number of exchanges between chips, by kind.
@@ -134,7 +134,7 @@ def measure(
         The requirements of every step, and the compiled text of those that fit, both keyed by the
         names of ``compiled.lower_steps``.
     """
-    sharding.check_batch_size(parts.step.batch_size, mesh)
+    sharding.check_batch_size(parts.step.batch_size, mesh, parts.step.accumulate)
     needs, texts = {}, {}
     for name, lowered in compiled.lower_steps(parts, mesh).items():
         needs[name], text = _compile(lowered, where)
@@ -190,12 +190,12 @@ def batch_size_that_fits(
     The memory of a step grows at most in proportion to the batch, so its excess says how far to
     shrink it. The result has been compiled; None if no batch size was found.
     """
-    batch_size = parts.step.batch_size
+    batch_size, multiple = parts.step.batch_size, mesh.size * parts.step.accumulate
     for _ in range(_TRIALS):
         excess = max(
             step.memory_bytes / step.limit_bytes for step in needs.values() if not step.fits
         )
-        batch_size = int(batch_size / (1.05 * excess)) // mesh.size * mesh.size
+        batch_size = int(batch_size / (1.05 * excess)) // multiple * multiple
         if not batch_size:
             return None
         step = dataclasses.replace(parts.step, batch_size=batch_size)

@@ -1,14 +1,17 @@
 """Compiled train and eval steps of a run or an ensemble."""
 
 from collections.abc import Callable, Hashable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from randmix import attacks
 from randmix.config import differences
 from randmix.data import feeds, loader
+from randmix.data.keys import step_key
 from randmix.runtime import sharding
 from randmix.training import evaluation, runs, steps
 
@@ -83,10 +86,11 @@ def jit_train_step(
             augmentation=options.augmentation,
         )
         batch = jax.lax.with_sharding_constraint(batch, sharding.split_batch(mesh))
+        perturb = None
         if options.perturb is not None:
-            batch = attacks.perturb_batch(
-                state.variables, batch, model=options.model, perturb=options.perturb
-            )
+            attacked = jnp.arange(options.batch_size) < round(options.share * options.batch_size)
+            batch = {**batch, "attacked": attacked}
+            perturb = partial(attacks.perturb_batch, model=options.model, perturb=options.perturb)
         return steps.train_step(
             state,
             batch,
@@ -96,6 +100,10 @@ def jit_train_step(
             labels=phase.labels,
             channel_masks=options.channel_masks,
             label_smoothing=options.label_smoothing,
+            perturb=perturb,
+            accumulate=options.accumulate,
+            ema=options.ema,
+            key=step_key(seed, state.step) if options.draws else None,
         )
 
     if members is not None:
@@ -117,7 +125,7 @@ def jit_eval_steps(
             model=options.model,
             task=options.task,
             mesh=mesh,
-            batch_size=options.batch_size,
+            batch_size=options.micro_batch_size,
             perturb=perturb,
             members=members,
         )
@@ -146,9 +154,11 @@ def lower_steps(
             lambda x: jax.ShapeDtypeStruct((*axis, *x.shape), x.dtype, sharding=whole), tree
         )
 
-    dataset, batches = parts.data.dataset, {"batch_size": parts.step.batch_size, "mesh": mesh}
+    dataset = parts.data.dataset
     state = stacked(parts.abstract_state(mesh))
-    data, order = feeds.train_shapes(dataset, examples=parts.data.train_examples, **batches)
+    data, order = feeds.train_shapes(
+        dataset, examples=parts.data.train_examples, batch_size=parts.step.batch_size, mesh=mesh
+    )
     seed = stacked(jax.ShapeDtypeStruct((), np.uint32))
     lowered = {}
     for phase in parts.step.phases:
@@ -158,7 +168,9 @@ def lower_steps(
     everything = dataset.test_examples
     tested = {"eval": everything, "eval_pgd": min(parts.data.pgd_examples, everything)}
     for name, eval_step in jit_eval_steps(parts.step, mesh, members).items():
-        data = feeds.eval_shapes(dataset, examples=tested[name], **batches)
+        data = feeds.eval_shapes(
+            dataset, examples=tested[name], batch_size=parts.step.micro_batch_size, mesh=mesh
+        )
         lowered[name] = eval_step.lower(state.variables, data, 0)
     return lowered
 

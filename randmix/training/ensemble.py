@@ -35,6 +35,7 @@ def train(
     *,
     devices: list[jax.Device] | None = None,
     programs: Programs | None = None,
+    context: artifacts.Context = artifacts.Context(),
 ) -> list[str | None]:
     """Trains or resumes runs together and evaluates them, on a single process.
 
@@ -49,6 +50,7 @@ def train(
         devices: the devices to train on; by default all.
         programs: a cache of compiled programs to share with ensembles of the same size and with
             single runs.
+        context: where the runs come from.
 
     Returns:
         For each run None, or one line that says why it failed.
@@ -61,7 +63,7 @@ def train(
     began, size = time.monotonic(), len(all_parts)
     runs_in = list(zip(all_parts, map(epath.Path, workdirs), strict=True))
     with StopSignals() as stop, contextlib.ExitStack() as locks:
-        session = Session.build(all_parts[0], devices, programs, stop, size)
+        session = Session.build(all_parts[0], devices, programs, stop, context, size=size)
         splits = all_parts[0].data.open()
         for parts, workdir in runs_in:
             if locks.enter_context(open_workdir(parts, workdir)) is not None:
@@ -81,7 +83,7 @@ def train(
         seconds = time.monotonic() - began
         for member, own in zip(members, metrics, strict=True):
             if member.failure is None:
-                result = loop.summarize(member.parts, own, seconds, session.mesh)
+                result = loop.summarize(member.parts, own, seconds, session)
                 artifacts.write_result(member.workdir, {**result, **known, "ensemble": size})
     return [member.failure for member in members]
 
@@ -94,9 +96,10 @@ def cohorts(
     Runs train together if they can start from a common step: runs that haven't begun, and runs with
     an intact checkpoint of the same step. Finished runs and runs with only damaged checkpoints stay
     single, and so does every run that an ensemble doesn't support: one with a composed ResNet (vmap
-    would turn its convolutions into grouped ones: 22.5 ms for four seeds, 2.1 ms for one), with a
-    streamed data set, with a best checkpoint (``data.validation``), whose step differs between
-    members, or on several processes.
+    would turn its convolutions into grouped ones: 22.5 ms for four seeds, 2.1 ms for one) or with a
+    meta-former in stages, which has such convolutions as well, with a streamed data set, with a
+    best checkpoint (``data.validation``), whose step differs between members, or on several
+    processes.
 
     Args:
         all_parts: the runs' parts.
@@ -162,8 +165,11 @@ def _needs(lowered: Iterable[jax.stages.Lowered]) -> float:
 
 
 def _suited(parts: runs.Parts) -> bool:
+    model = parts.record.config["model"]
     return (
-        parts.record.config["model"]["name"] != "resnet"
+        model["name"] != "resnet"
+        and len(model.get("stages", (1,))) == 1
+        and not parts.step.draws  # nor a model of the user's own, whose cost isn't known
         and not parts.data.validation_examples
         and not parts.data.dataset.streamed
         and jax.process_count() == 1

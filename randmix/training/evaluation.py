@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from randmix import attacks
+from randmix import attacks, models
 from randmix.data import catalog, feeds, loader
 from randmix.errors import UserError
+from randmix.models import counts
 from randmix.runtime import sharding
-from randmix.training import loading, runs, steps, tasks
+from randmix.training import loading, runs, steps
 from randmix.training.tasks import Task
 from randmix.workdir import artifacts
 
@@ -103,11 +103,7 @@ def evaluate_run(
         examples: use only this many, from the start of the split; None uses all.
     """
     mesh = sharding.make_mesh()
-    task = tasks.build(
-        run.config.task,
-        image_shape=split.data_set.image_shape,
-        permutation_seed=run.config.permutation_seed,
-    )
+    task = runs.build_task(run.config, run.model, split.data_set.image_shape)
     batch_size = round_up(min(batch_size, split.examples(examples)), mesh)
     eval_step = jit_eval_step(model=run.model, task=task, mesh=mesh, batch_size=batch_size)
     data = split.for_evaluation(batch_size=batch_size, mesh=mesh, examples=examples)
@@ -208,9 +204,10 @@ def _some(names: Sequence[str], first: int) -> str:
 def _check_fits(run: loading.Run, dataset: catalog.DataSet) -> None:
     """Raises a UserError if the model can't process the images, or has other classes."""
     run.model.check_image_shape(dataset.image_shape)
-    images = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
-    expected = jax.eval_shape(run.model.init, jax.random.key(0), images)
-    fits = jax.tree.all(jax.tree.map(lambda a, b: a.shape == b.shape, expected, run.variables))
+    # Split, because a model without running statistics has no collection for them.
+    expected = models.split(counts.abstract_variables(run.model, dataset.image_shape))
+    got = models.split(run.variables)
+    fits = jax.tree.all(jax.tree.map(lambda a, b: a.shape == b.shape, expected, got))
     classes = run.model.num_classes
     if not fits or classes not in (None, dataset.num_classes):
         h, w, c = dataset.image_shape

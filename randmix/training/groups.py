@@ -153,11 +153,16 @@ def label_tree(params: Any, groups: tuple[Group, ...], key: str) -> tuple[Any, A
         ``(labels, channel_masks)``, see ``masks.labels`` and ``masks.channel_masks``.
 
     Raises:
-        UserError: a group that selects nothing, or a term of a selector that matches nothing.
+        UserError: a group that selects nothing, a term of a selector that matches nothing, or a
+            mode or selector that leaves nothing to freeze; only "full" and groups may.
     """
     rules = [*((group.label, group.chosen) for group in groups), (FREEZE, masks.everything)]
     try:
-        return masks.labels(params, rules, strict=True), masks.channel_masks(params, rules)
+        if key == "groups" and FREEZE not in jax.tree.leaves(
+            masks.labels(params, rules, strict=False)
+        ):
+            rules.pop()
+        return masks.labels(params, rules), masks.channel_masks(params, rules, strict=False)
     except masks.MaskError as error:
         raise UserError(f"config.{key}: {error}") from error
 

@@ -6,21 +6,19 @@ import html
 import logging
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from etils import epath
-from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
 from randmix import masks, models
 from randmix.config import Config
 from randmix.errors import UserError
+from randmix.models import Model, counts
 from randmix.runtime import progress
 from randmix.training import runs
 from randmix.workdir import artifacts, json_files, metrics
 from randmix.workdir.checkpoints import BEST, FOLDER, Checkpoints
 
-_SCORES = ("test_accuracy", "test_psnr")
+_SCORES = ("accuracy", "psnr")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -29,22 +27,24 @@ class Run:
 
     Attributes:
         config: the config that it was trained with.
-        model: the Linen module.
+        model: the Linen module, or the user's own behind the same ``init`` and ``apply``.
         variables: parameters by role and ``batch_stats``.
         step: the step of the checkpoint that they come from.
         workdir: the folder that it was loaded from.
         total_steps: the length of the run; None if it is unfinished and set in epochs.
         evaluation: "step" and the metrics ("test_accuracy" and so on) of the last evaluation up to
             ``step``; None if there was none.
+        ema: whether the variables are the moving averages of the run's.
     """
 
     config: Config
-    model: nn.Module
+    model: Model
     variables: dict[str, Any]
     step: int
     workdir: str = ""
     total_steps: int | None = None
     evaluation: dict[str, Any] | None = None
+    ema: bool = False
 
     def __repr__(self) -> str:
         rows = self._rows()
@@ -75,13 +75,16 @@ class Run:
         }
         evaluation = self.evaluation or {}
         at = "" if evaluation.get("step") == self.step else f", at step {evaluation.get('step')}"
-        scores = {name: evaluation[name] for name in _SCORES if name in evaluation}
+        names = [f"test_{'ema_' if self.ema else ''}{score}" for score in _SCORES]
+        scores = {name: evaluation[name] for name in names if name in evaluation}
         for name, value in progress.metrics_row(scores).items():
             rows[name.replace("_", " ")] = value + at
         return rows
 
 
-def load(workdir: epath.PathLike, *, best: bool = False, step: int | None = None) -> Run:
+def load(
+    workdir: epath.PathLike, *, best: bool = False, step: int | None = None, ema: bool = False
+) -> Run:
     """Loads a workdir's latest checkpoint; needs neither its data set nor its optimizer.
 
     Args:
@@ -89,6 +92,8 @@ def load(workdir: epath.PathLike, *, best: bool = False, step: int | None = None
         best: load the checkpoint that scored best on the held-out examples, of a run with
             ``data.validation``.
         step: load the checkpoint of this step, one of ``kept_steps``, instead of the latest.
+        ema: load the moving averages, of a run with ``ema``, in place of the weights and running
+            statistics that they average.
 
     Raises:
         UserError: no run there, no checkpoint, or a checkpoint of another run.
@@ -99,18 +104,18 @@ def load(workdir: epath.PathLike, *, best: bool = False, step: int | None = None
             f"{workdir}: no examples were held out to choose the best by; "
             "train with data.validation"
         )
+    if ema and not config.ema:
+        raise UserError(f"{workdir}: no average of the weights was kept; train with config.ema")
     written = runs.identity(artifacts.read_config_values(workdir))
     with Checkpoints(workdir, about=written, folder=BEST if best else FOLDER) as checkpoints:
-        about, variables = checkpoints.restore_variables(step)
+        about, variables = checkpoints.restore_variables(step, ema=ema)
     found: int = about["step"]
-    # A converted model may have no data set in the catalog; its weights give the classes.
-    classifier = variables["head"].get("classifier")
-    num_classes = None if classifier is None else classifier["bias"].shape[0]
-    model = runs.build_model(config, num_classes)
     if config.data.name is None:  # one patch [p, p, C] of a converted ConvMixer's stem
         image_shape = variables["spatial"]["stem"]["kernel"].shape[:3]
     else:
         image_shape = _image_shape(config, workdir)
+    num_classes = _num_classes(config, workdir, variables)
+    model = runs.build_model(config, num_classes, image_shape=image_shape)
     _check_fits(workdir, model, image_shape, variables)
     _check_labels(workdir, runs.labels_and_masks(config, variables)[0], about)
     result = _readable_result(workdir)
@@ -122,6 +127,7 @@ def load(workdir: epath.PathLike, *, best: bool = False, step: int | None = None
         workdir=str(workdir),
         total_steps=config.steps or result.get("step"),
         evaluation=_last_evaluation(epath.Path(workdir), found, result),
+        ema=ema,
     )
 
 
@@ -140,6 +146,18 @@ def _image_shape(config: Config, workdir: epath.PathLike) -> tuple[int, int, int
     return runs.find_dataset(config).image_shape
 
 
+def _num_classes(config: Config, workdir: epath.PathLike, variables: dict[str, Any]) -> int | None:
+    """The number of classes of the run's data; None if there are none."""
+    if runs.is_own(config):
+        with contextlib.suppress(json_files.Damaged):
+            if saved := artifacts.read_data(workdir):
+                return saved["num_classes"]
+        return runs.find_dataset(config).num_classes
+    # A converted model may have no data set in the catalog; its weights give the classes.
+    classifier = variables["head"].get("classifier")
+    return None if classifier is None else classifier["bias"].shape[0]
+
+
 def _last_evaluation(
     workdir: epath.Path, step: int, result: dict[str, Any]
 ) -> dict[str, Any] | None:
@@ -152,14 +170,12 @@ def _last_evaluation(
 
 def _check_fits(
     workdir: epath.PathLike,
-    model: nn.Module,
+    model: Model,
     image_shape: tuple[int, int, int],
     saved: dict[str, Any],
 ) -> None:
     """Raises a UserError if a checkpoint doesn't hold the variables of the config's model."""
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    expected = jax.eval_shape(model.init, jax.random.key(0), images)
-    got, allowed = _shapes(saved), _shapes(expected)
+    got, allowed = _shapes(saved), _shapes(counts.abstract_variables(model, image_shape))
     for path in sorted(got.keys() | allowed.keys()):
         if got.get(path) != allowed.get(path):
             raise UserError(

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import jax
@@ -12,11 +13,17 @@ from etils import epath
 
 from randmix.config import Config
 from randmix.data import feeds, loader
-from randmix.runtime import distributed, sharding
+from randmix.runtime import distributed, host, sharding
 from randmix.runtime.preemption import Preempted, StopSignals
 from randmix.runtime.progress import Reporter
-from randmix.training import evaluation, runs, skipped, steps
-from randmix.training.compiled import Programs, TrainStep, jit_eval_steps, jit_train_step
+from randmix.training import evaluation, profiling, runs, skipped, steps
+from randmix.training.compiled import (
+    Programs,
+    TrainStep,
+    jit_eval_steps,
+    jit_train_step,
+    memory_bytes,
+)
 from randmix.training.members import (
     Member,
     Session,
@@ -38,6 +45,8 @@ def train(
     *,
     devices: list[jax.Device] | None = None,
     programs: Programs | None = None,
+    context: artifacts.Context = artifacts.Context(),
+    profile: range = range(0),
 ) -> dict[str, Any]:
     """Trains the run that ``config`` describes, or resumes it from ``workdir``, and evaluates it.
 
@@ -49,6 +58,8 @@ def train(
         workdir: the run's folder; created if it doesn't exist.
         devices: the devices to train on; by default all, on all hosts.
         programs: a cache of compiled programs to share between runs that differ only in their seed.
+        context: where the run comes from.
+        profile: consecutive steps to trace, from 1; see ``profiling.Trace``.
 
     Returns:
         The contents of ``result.json``. A finished workdir returns its result without training.
@@ -62,7 +73,8 @@ def train(
     with StopSignals() as stop:
         with distributed.shared_errors():
             parts = runs.assemble(config, workdir)
-            session = Session.build(parts, devices, programs, stop)
+            profiling.check(profile, parts.loop.total_steps, workdir)
+            session = Session.build(parts, devices, programs, stop, context, profile)
             splits = parts.data.open()
         with open_workdir(parts, workdir) as result:
             if result is not None:
@@ -70,12 +82,14 @@ def train(
                     f"{workdir}: finished before, at step {result['step']}; nothing to do",
                     flush=True,
                 )
+                if profile:
+                    print("--profile: no steps are left, so nothing is traced", flush=True)
                 return result
             session.require_no_signal()
             known = announce(parts, splits)
             with open_member(parts, workdir) as member:
                 (metrics,) = fit([member], splits, session)
-            result = summarize(parts, metrics, time.monotonic() - began, session.mesh) | known
+            result = summarize(parts, metrics, time.monotonic() - began, session) | known
             if leaves_out(parts):
                 result["skipped"] = skipped.counts(workdir)
             if distributed.is_primary():
@@ -84,8 +98,11 @@ def train(
 
 
 def announce(parts: runs.Parts, splits: tuple[feeds.Split, feeds.Split]) -> dict[str, Any]:
-    """Prints what the task knows of a run before it is trained, and returns it for its result."""
+    """Prints what is known of a run before it is trained; returns what its task knows."""
     task = parts.step.task
+    if distributed.is_primary():
+        for note in parts.record.notes:
+            print(note, flush=True)
     if task.prospects is None:
         return {}
     known = task.prospects(parts.step.model, *splits, parts.data.train_examples)
@@ -127,12 +144,14 @@ def fit(
     passes = evaluation_passes(parts, splits, session)
     with contextlib.ExitStack() as stack:
         for member in members:
-            stack.enter_context(open_log(member, start))
+            stack.enter_context(open_log(member, start, session.context))
         report = stack.enter_context(Reporter(total, start))
         if session.size is not None:
             report.say(f"{len(members)} seeds together from step {start}; showing their means")
         elif start:
             report.say(f"{members[0].workdir}: resuming from step {start}")
+        trace = profiling.Trace(session.profile, start, members[0].workdir, report.say)
+        stack.enter_context(trace)
         feed = splits[0].for_training(
             seed=seeds,
             batch_size=parts.step.batch_size,
@@ -154,17 +173,20 @@ def fit(
         logged = all("test_loss" in member.log.names_at_start for member in members)
         if options.evaluates_after(start) and not logged:
             # The run was stopped during this evaluation.
-            test = evaluate(state.variables, passes, session)
+            test = evaluate(state, passes, session)
             if test is None:
                 raise Preempted(f"stopped in the evaluation after step {start} of {total}")
             counts = left_out.collect(start)
             record_evaluation(members, start, state, test, session, report, counts)
         for step in range(start + 1, total + 1):
+            if phase is parts.phase_at(step - 1):
+                trace.begin(step)
             began = time.monotonic()
             data, order = feed.arguments(step - 1)
             if phase is not parts.phase_at(step - 1):
                 phase = parts.phase_at(step - 1)
                 train_step = compile_step(parts, phase, (state, data, order, seed), session, report)
+                trace.begin(step)  # after the compilation, beside which a step would be invisible
                 began = time.monotonic()
             assert train_step is not None
             state, metrics = train_step(state, data, order, seed)
@@ -174,6 +196,7 @@ def fit(
             previous = metrics
             seconds += time.monotonic() - began
             images += parts.step.batch_size
+            trace.end(step, metrics)
             report.step(step)
             last = step == total
             if last or step % options.log_every == 0:
@@ -187,7 +210,7 @@ def fit(
                 state = state.replace(totals=sharding.replicate(empty, session.mesh))
                 seconds, images = 0.0, 0
             if options.evaluates_after(step):
-                test = evaluate(state.variables, passes, session)
+                test = evaluate(state, passes, session)
                 if test is not None:
                     counts = left_out.collect(step)
                     record_evaluation(members, step, state, test, session, report, counts)
@@ -199,7 +222,7 @@ def fit(
             if stopping and not (last and test):
                 raise Preempted(f"stopped and saved at step {step} of {total}")
         # For a run that was killed between its last checkpoint and its result, only this is left.
-        test = test or evaluate(state.variables, passes, session)
+        test = test or evaluate(state, passes, session)
         if test is None:
             raise Preempted(f"stopped in the last evaluation, after step {total}")
         left_out.collect(total)
@@ -228,12 +251,12 @@ def first_state(members: Sequence[Member], session: Session) -> steps.TrainState
 def jit_init(parts: runs.Parts, mesh: jax.sharding.Mesh) -> Any:
     """Jits ``seed -> state``, for the state before the first step."""
     # On a CPU, LLVM spends most of a minute on the random numbers of a ResNet's many kernels.
-    # Level 1 takes a tenth of that and produces the same bits.
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    # Level 1 takes a tenth of that and produces the same bits; level 0 takes less, but doesn't.
+    lower = mesh.devices.flat[0].platform == "cpu" and not host.compiles_quickly()
     return jax.jit(
         parts.init_state,
         out_shardings=sharding.replicated(mesh),
-        compiler_options={"xla_backend_optimization_level": 1} if on_cpu else None,
+        compiler_options={"xla_backend_optimization_level": 1} if lower else None,
     )
 
 
@@ -252,7 +275,10 @@ def compile_step(
 
     def compiled() -> TrainStep:
         train_step = jit_train_step(parts.step, phase, session.mesh, session.size)
-        return train_step.lower(*arguments).compile()
+        program = train_step.lower(*arguments).compile()
+        if host.keeps_memory() and host.give_back(needed := memory_bytes(program)):
+            report.say(f"the step needs {needed / 2**30:.1f} GiB: malloc returns large blocks")
+        return program
 
     made_before = name in session.programs
     train_step = session.programs.once(name, lambda: session.stop.interruptible(compiled))
@@ -285,33 +311,37 @@ def evaluation_passes(
     return {
         name: (
             eval_step,
-            split.for_evaluation(batch_size=parts.step.batch_size, mesh=session.mesh, **part),
+            split.for_evaluation(batch_size=parts.step.micro_batch_size, mesh=session.mesh, **part),
         )
         for name, (eval_step, split, part) in passes.items()
     }
 
 
 def evaluate(
-    variables: Mapping[str, Any],
+    state: steps.TrainState,
     passes: Mapping[str, tuple[evaluation.EvalStep, feeds.EvalFeed]],
     session: Session,
 ) -> list[dict[str, float]] | None:
-    """Returns each member's ``test_loss``, ``validation_loss`` and so on; None after a signal."""
+    """Returns each member's ``test_loss``, ``test_ema_loss`` and so on; None after a signal."""
+    weights = {"": state.variables}
+    if isinstance(state, steps.AveragedState):
+        weights["ema_"] = state.averaged_variables
     metrics = {}
-    for name, (eval_step, feed) in passes.items():
+    for (name, (eval_step, feed)), (kind, variables) in product(passes.items(), weights.items()):
         try:
             means = evaluation.evaluate_split(
                 eval_step, variables, feed, stop=lambda: session.stop.signalled
             )
         except evaluation.Stopped:
             return None
-        metrics |= {f"{name}_{metric}": mean for metric, mean in means.items()}
-    metrics.pop("test_pgd_loss", None)
+        metrics |= {f"{name}_{kind}{metric}": mean for metric, mean in means.items()}
+    for kind in weights:
+        metrics.pop(f"test_pgd_{kind}loss", None)
     return by_member(metrics, session.size or 1)
 
 
 def summarize(
-    parts: runs.Parts, metrics: Mapping[str, float], seconds: float, mesh: jax.sharding.Mesh
+    parts: runs.Parts, metrics: Mapping[str, float], seconds: float, session: Session
 ) -> dict[str, Any]:
     """Returns the contents of ``result.json``.
 
@@ -319,15 +349,16 @@ def summarize(
         parts: the run's parts.
         metrics: the metrics of the evaluation at the last step.
         seconds: wall time of the call.
-        mesh: the devices of the run.
+        session: the devices of the run, and where it comes from.
     """
     summary = parts.record.summary
     return {
+        "config": {"name": session.context.name, "changed": dict(parts.record.changed)},
         "mode": parts.record.mode,
         "metrics": metrics,
         "parameters": {"trainable": summary.trainable, "frozen": summary.frozen},
         "step": parts.loop.total_steps,
         "seed": parts.seed,
         "wall_seconds": round(seconds, 2),
-        **artifacts.provenance(list(mesh.devices.flat)),
+        **artifacts.provenance(list(session.mesh.devices.flat)),
     }

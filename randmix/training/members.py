@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from randmix.config import flatten
 from randmix.data import catalog, feeds
 from randmix.errors import UserError
 from randmix.runtime import distributed, durable, sharding
@@ -45,6 +46,8 @@ class Session:
         mesh: the devices that share each batch.
         programs: the compiled programs.
         stop: the signals that stop the loop.
+        context: where the runs come from.
+        profile: the steps that are traced, from 1; see ``profiling.Trace``.
         size: None for a single run, or the number of members of an ensemble, whose state, seeds,
             order and metrics then have a leading axis of that length.
     """
@@ -52,6 +55,8 @@ class Session:
     mesh: jax.sharding.Mesh
     programs: Programs
     stop: StopSignals
+    context: artifacts.Context
+    profile: range = range(0)
     size: int | None = None
 
     @classmethod
@@ -61,12 +66,14 @@ class Session:
         devices: list[jax.Device] | None,
         programs: Programs | None,
         stop: StopSignals,
+        context: artifacts.Context,
+        profile: range = range(0),
         size: int | None = None,
     ) -> "Session":
         """Builds the mesh; raises a UserError if it can't share the run's batches evenly."""
         mesh = sharding.make_mesh(devices)
-        sharding.check_batch_size(parts.step.batch_size, mesh)
-        return cls(mesh, programs or Programs(), stop, size)
+        sharding.check_batch_size(parts.step.batch_size, mesh, parts.step.accumulate)
+        return cls(mesh, programs or Programs(), stop, context, profile, size)
 
     def require_no_signal(self) -> None:
         """Raises Preempted if a signal came before the first step."""
@@ -151,16 +158,21 @@ def open_member(parts: runs.Parts, workdir: epath.Path) -> Iterator[Member]:
 
 
 @contextlib.contextmanager
-def open_log(member: Member, start: int) -> Iterator[None]:
+def open_log(member: Member, start: int, context: artifacts.Context) -> Iterator[None]:
     """Opens a member's log and trackers; only process 0 writes."""
     primary, record = distributed.is_primary(), member.parts.record
+    values = flatten(record.config)
+    varied = {key: values[key] for key in (*context.varied, "seed") if key in values}
     with (
         open_trackers(
             member.workdir,
             start,
+            member.parts.loop.total_steps,
             tensorboard=primary and record.tensorboard,
             wandb_project=record.wandb_project if primary else None,
             values=record.config,
+            sweep=context.sweep,
+            varied=varied if context.sweep and context.varied else None,
         ) as trackers,
         MetricsLog(
             member.workdir / artifacts.METRICS, start, writes=primary, trackers=trackers

@@ -13,19 +13,17 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from etils import epath
-from flax import linen as nn
 from flax.traverse_util import flatten_dict
-from ml_collections import ConfigDict
 
-from randmix import attacks, masks, models
+from randmix import attacks, masks, models, parts
 from randmix import config as configs
+from randmix.config import Config
 from randmix.data import catalog, feeds, photographs, reader
 from randmix.data.augment import Augmentation
 from randmix.errors import UserError
-from randmix.models import stack
+from randmix.models import Model, OwnModel, counts, own, stack
 from randmix.models.filters import Transplant
 from randmix.runtime import sharding
 from randmix.training import groups, optim, steps, tasks, transplants
@@ -45,7 +43,7 @@ class Phase:
 
     start_step: int
     labels: Any
-    model: nn.Module
+    model: Model
     optimizer: optax.GradientTransformation
 
 
@@ -87,28 +85,41 @@ class StepOptions:
     """What the compiled steps compute.
 
     Attributes:
-        model: the Linen module.
+        model: the model.
         task: scores the model's outputs.
         batch_size: examples per global batch.
+        accumulate: number of micro-batches into which it is divided.
         augmentation: applied to training batches.
         label_smoothing: share of each target that is spread over all classes.
+        ema: decay of the moving average of the weights; 0 for none.
         perturb, perturb_test: the attacks of adversarial training, or None.
+        share: fraction of each batch that is attacked, from its start.
+        draws: whether the model draws in training, as dropout does.
         labels: the label of every parameter: its group's, or "freeze".
         channel_masks: for each partly learned parameter, a mask of its learned filters; None for
             the others.
         phases: the phase from the first step, and one more for each later start of a group.
     """
 
-    model: nn.Module
+    model: Model
     task: tasks.Task
     batch_size: int
+    accumulate: int
     augmentation: Augmentation
     label_smoothing: float
+    ema: float
     perturb: attacks.Perturb | None
     perturb_test: attacks.Perturb | None
+    share: float
+    draws: bool
     labels: Any
     channel_masks: Any
     phases: tuple[Phase, ...]
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Examples per micro-batch, and per batch of an evaluation, which then needs no more."""
+        return self.batch_size // self.accumulate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +151,8 @@ class Record:
 
     Attributes:
         config: the config's values, nested, as in ``config.json``.
+        changed: those that aren't the defaults, by dotted key, as they were asked for: before the
+            data and the machine decided what was left to them.
         identity: what identifies a checkpoint's run, see ``identity``.
         mode: what is trained, as one word: the mode, the selector or "groups".
         groups: the trained groups.
@@ -150,6 +163,7 @@ class Record:
     """
 
     config: Mapping[str, Any]
+    changed: Mapping[str, Any]
     identity: dict[str, Any]
     mode: str
     groups: tuple[groups.Group, ...]
@@ -160,8 +174,22 @@ class Record:
 
     @property
     def description(self) -> str:
-        """The table of parameters, followed by each group's selector, start and settings."""
-        return "\n".join([str(self.summary), "", *map(str, self.groups)])
+        """The table of parameters, each group's selector, start and settings, and the notes."""
+        return "\n".join([str(self.summary), "", *map(str, self.groups), *self.notes])
+
+    @property
+    def notes(self) -> list[str]:
+        """What the modes mean for this model and isn't plain from their names, a line each."""
+        spatial: dict[str, bool] = {}
+        for row in self.summary.rows:
+            for block in filter(stack.is_block, row.path.split("/")):
+                spatial[block] = spatial.get(block, False) or row.role == "spatial"
+        if all(spatial.values()):
+            return []
+        return [
+            f"{[*spatial.values()].count(False)} of {len(spatial)} blocks have no spatial weights: "
+            "in these, chans trains what full does, and floor what space does"
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +219,7 @@ class Parts:
             task=self.step.task,
             optimizer=self.step.phases[0].optimizer,
             labels=self.step.labels,
+            ema=self.step.ema > 0,
         )
 
     def phase_at(self, step: int) -> Phase:
@@ -204,7 +233,7 @@ class Parts:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), state)
 
 
-def assemble(config: ConfigDict, workdir: epath.PathLike | None = None) -> Parts:
+def assemble(config: Config, workdir: epath.PathLike | None = None) -> Parts:
     """Builds the parts of a run and checks everything that can be checked before compiling.
 
     Args:
@@ -215,41 +244,44 @@ def assemble(config: ConfigDict, workdir: epath.PathLike | None = None) -> Parts
     Raises:
         UserError: a value that isn't allowed; the message names its key.
     """
+    config = configs.complete(config.copy_and_resolve_references())
     configs.check(config)
+    changed = configs.changed(config)
     config, dataset, filters = _resolve(config, workdir)
+    if filters is not None:
+        changed["model.filters"] = filters.text
     if filters is not None and workdir is not None:
         transplants.require(filters, workdir)
     data = _data_options(config, dataset)
     image_shape = data.dataset.image_shape
-    task = tasks.build(
-        config.task, image_shape=image_shape, permutation_seed=config.permutation_seed
-    )
     bank = None if filters is None else filters.bank
-    model = build_model(config, data.dataset.num_classes, bank)
+    model = build_model(config, data.dataset.num_classes, bank, image_shape=image_shape)
     model.check_image_shape(image_shape)
-    variables = jax.eval_shape(
-        model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    )
-    params, _ = models.split(variables)
+    task = build_task(config, model, image_shape, data.dataset.num_classes)
+    _check_metrics(config, task)
+    params, _ = models.split(counts.abstract_variables(model, image_shape))
     total_steps = configs.total_steps(config, data.train_examples)
     steps_per_epoch = data.train_examples // config.batch_size
     trained = _groups(config, steps_per_epoch, total_steps)
     key, mode = source(config)
     labels, channel_masks = groups.label_tree(params, trained, key)
-    optimizer = optim.OptimizerOptions(**config.optimizer)
-    schedule = partial(optim.build_schedule, optim.ScheduleOptions(**config.schedule), total_steps)
+    named = {"code_dir": config.code_dir, "user": config.user.to_dict()}
+    schedule = partial(optim.build_schedule, config.schedule, total_steps, **named)
 
-    def scanned(labels: Any = None) -> nn.Module:
-        return model.clone(scan=stack.equal_runs(params, labels)) if config.model.scan else model
+    def scanned(labels: Any = None) -> Model:
+        if isinstance(model, OwnModel) or not config.model.scan:
+            return model
+        return model.clone(scan=stack.equal_runs(params, labels))
 
     def phase(start: int) -> Phase:
         at_start = groups.labels_at(labels, trained, start)
-        return Phase(
-            start_step=start,
-            labels=at_start,
-            model=scanned(at_start),
-            optimizer=optim.build_optimizer(optimizer, schedule, labels, trained, start),
+        optimizer = optim.build_optimizer(
+            config.optimizer, schedule, labels, trained, start, **named
         )
+        if configs.is_open(config, "optimizer"):
+            trainable, _ = masks.partition(params, labels)
+            optim.check(optimizer, config.optimizer.name, trainable)
+        return Phase(start, at_start, scanned(at_start), optimizer)
 
     train_attack, test_attack = _attacks(config)
     return Parts(
@@ -259,10 +291,14 @@ def assemble(config: ConfigDict, workdir: epath.PathLike | None = None) -> Parts
             model=scanned(),
             task=task,
             batch_size=config.batch_size,
+            accumulate=config.accumulate,
             augmentation=augmentation(config, data.dataset),
             label_smoothing=config.label_smoothing,
+            ema=config.ema,
             perturb=train_attack,
             perturb_test=test_attack,
+            share=config.defense.share,
+            draws=isinstance(model, OwnModel),
             labels=labels,
             channel_masks=channel_masks,
             phases=tuple(phase(start) for start in sorted({g.start_step for g in trained})),
@@ -277,6 +313,7 @@ def assemble(config: ConfigDict, workdir: epath.PathLike | None = None) -> Parts
         ),
         record=Record(
             config=config.to_dict(),
+            changed=changed,
             identity=identity(config, labels),
             mode=mode,
             groups=trained,
@@ -288,21 +325,23 @@ def assemble(config: ConfigDict, workdir: epath.PathLike | None = None) -> Parts
     )
 
 
-def find_dataset(config: ConfigDict) -> catalog.DataSet:
+def find_dataset(config: Config) -> catalog.DataSet:
     """Looks up a config's data set.
 
     Raises:
         UserError: as ``catalog.get`` does.
     """
     data = config.data
+    if config.code_dir:
+        parts.look_in(config.code_dir)
     return catalog.get(
         data.name, data.data_dir, image_size=data.image_size, in_memory=data.in_memory
     )
 
 
 def resolve(
-    config: ConfigDict, workdir: epath.PathLike | None = None
-) -> tuple[ConfigDict, catalog.DataSet]:
+    config: Config, workdir: epath.PathLike | None = None
+) -> tuple[Config, catalog.DataSet]:
     """Returns a copy of a config in which nothing is left for the data or the machine to decide.
 
     What was decided is then part of the run: where it can't be had again, a resumed run is refused.
@@ -325,8 +364,8 @@ def resolve(
 
 
 def _resolve(
-    config: ConfigDict, workdir: epath.PathLike | None
-) -> tuple[ConfigDict, catalog.DataSet, transplants.Source | None]:
+    config: Config, workdir: epath.PathLike | None
+) -> tuple[Config, catalog.DataSet, transplants.Source | None]:
     """As ``resolve``, with the source of transplanted filters."""
     dataset = find_dataset(config)
     resolved = config.copy_and_resolve_references()
@@ -337,7 +376,9 @@ def _resolve(
         data.decoder = photographs.choose_decoder(data.decoder)
     else:  # what only photographs depend on
         data.image_size, data.decoder, data.interpolation = None, "auto", "fast"
-    if dataset.statistics is None and (model.mean is None or model.std is None):
+    model = complete(resolved).model
+    normalised = {key for key in ("mean", "std") if key in model}
+    if dataset.statistics is None and any(model[key] is None for key in normalised):
         logging.getLogger(__name__).warning(
             "the channel statistics of %s are unknown, so images aren't normalised; "
             "`python -m randmix prepare %s` records them, or set config.model.mean and std",
@@ -345,14 +386,48 @@ def _resolve(
             dataset.name,
         )
     mean, std = dataset.statistics or ((), ())
-    model.mean = mean if model.mean is None else model.mean
-    model.std = std if model.std is None else model.std
+    for key in normalised:
+        with model.ignore_type():
+            model[key] = {"mean": mean, "std": std}[key] if model[key] is None else model[key]
+    if is_own(resolved):
+        return resolved, dataset, None
     source = transplants.find(model.filters, workdir)
     model.filters = source.text if source else model.filters
     return resolved, dataset, source
 
 
-def _data_options(config: ConfigDict, dataset: catalog.DataSet) -> DataOptions:
+def is_own(config: Config) -> bool:
+    """Whether a config's model is the user's own."""
+    return parts.is_own(config.model.name)
+
+
+def complete(config: Config) -> Config:
+    """Adds all arguments of parts that aren't ours, with their defaults; see ``configs.complete``.
+
+    Args:
+        config: the config; modified in place and returned.
+
+    Raises:
+        UserError: a part that isn't there, or an argument that it doesn't take.
+    """
+    usual = configs.default()
+    with config.ignore_type():
+        if is_own(config):
+            name = config.model.name
+            values = own.complete(name, config.code_dir, _own_arguments(config))
+            config.model = {"name": name, **values}
+        for group in ("optimizer", "schedule"):
+            if configs.is_open(config, group):
+                options, known = config[group].to_dict(), usual[group].to_dict()
+                config[group] = optim.complete(group, options, known, config.code_dir)
+    return configs.complete(config)
+
+
+def _own_arguments(config: Config) -> dict[str, Any]:
+    return {key: value for key, value in config.model.to_dict().items() if key != "name"}
+
+
+def _data_options(config: Config, dataset: catalog.DataSet) -> DataOptions:
     catalog.require_split(dataset, "train")
     side, size = dataset.shorter_side, dataset.image_shape[0]
     if dataset.streamed and side is not None and 2 * side < size:
@@ -386,17 +461,17 @@ def _data_options(config: ConfigDict, dataset: catalog.DataSet) -> DataOptions:
     )
 
 
-def reading(config: ConfigDict, dataset: catalog.DataSet) -> reader.Reading:
+def reading(config: Config, dataset: catalog.DataSet) -> reader.Reading:
     """Returns how a config reads the photographs of a data set."""
     values = {**config.data, "image_size": dataset.image_shape[0]}
     return reader.Reading(**_fields(reader.Reading, values))
 
 
-def augmentation(config: ConfigDict, dataset: catalog.DataSet) -> Augmentation:
+def augmentation(config: Config, dataset: catalog.DataSet) -> Augmentation:
     """Returns a config's augmentation on the devices; photographs are cropped when decoded."""
-    values = _fields(
-        Augmentation, {**config.data, "mean": config.model.mean, "std": config.model.std}
-    )
+    mean, std = dataset.statistics or ((), ())  # of a model that isn't given them
+    given = {"mean": config.model.get("mean", mean), "std": config.model.get("std", std)}
+    values = _fields(Augmentation, {**config.data, **given})
     whole = Augmentation(**values)  # it checks all values
     return dataclasses.replace(whole, crop_scale=1.0) if dataset.streamed else whole
 
@@ -405,24 +480,24 @@ def _fields(options: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     return {field.name: values[field.name] for field in dataclasses.fields(options)}
 
 
-def _attacks(config: ConfigDict) -> tuple[attacks.Perturb | None, attacks.Perturb | None]:
+def _attacks(config: Config) -> tuple[attacks.Perturb | None, attacks.Perturb | None]:
     """Returns the attack of adversarial training and that of its evaluations; None without it."""
     defense = config.defense
     if not defense.epsilon:
         return None, None
     epsilon, pgd_steps = defense.epsilon / 255, defense.pgd_steps
     return (
-        partial(attacks.fgsm_on_share, epsilon=epsilon, share=defense.share),
+        partial(attacks.fgsm, epsilon=epsilon),
         partial(attacks.pgd, epsilon=epsilon, steps=pgd_steps, step_size=2.5 / pgd_steps),
     )
 
 
-def source(config: ConfigDict) -> tuple[str, str]:
+def source(config: Config) -> tuple[str, str]:
     """Returns the key that defines what is trained, and a word or selector for it."""
     return groups.source(config.mode, config.train, config.groups)
 
 
-def _groups(config: ConfigDict, steps_per_epoch: int, total_steps: int) -> tuple[groups.Group, ...]:
+def _groups(config: Config, steps_per_epoch: int, total_steps: int) -> tuple[groups.Group, ...]:
     return groups.build(
         config.mode,
         config.train,
@@ -455,8 +530,12 @@ def labels_hash(labels: Any) -> str:
 
 
 def build_model(
-    config: ConfigDict, num_classes: int | None, transplant: Transplant | None = None
-) -> nn.Module:
+    config: Config,
+    num_classes: int | None,
+    transplant: Transplant | None = None,
+    *,
+    image_shape: tuple[int, int, int] | None = None,
+) -> Model:
     """Builds the config's model with the output layer of its task.
 
     Args:
@@ -464,12 +543,26 @@ def build_model(
         num_classes: of its data set.
         transplant: the filters, if they come from another run; a model whose variables are loaded
             does without.
+        image_shape: (height, width, channels), for a model of the user's own that takes it.
+
+    Raises:
+        UserError: a model that the task can't have, or an argument that isn't allowed.
     """
-    if config.task == "unshuffling" and config.model.name == "resnet":
+    if config.task == "unshuffling" and config.model.name != "convmixer":
         raise UserError(
-            "config.model.name: got 'resnet', allowed with the task unshuffling is convmixer"
+            f"config.model.name: got {config.model.name!r}, allowed with the task unshuffling is "
+            "convmixer"
         )
     readout = tasks.model_arguments(config.task, num_classes)
+    if is_own(config):
+        dtype = models.DTYPES[config.precision]
+        return own.build(
+            config.model.name,
+            folder=config.code_dir,
+            given=_own_arguments(config),
+            known={**readout, "image_shape": image_shape, "dtype": dtype},
+            roles=config.roles.to_dict(),
+        )
     # The blocks to scan over are only known once there are parameters.
     arguments = {key: value for key, value in config.model.items() if key != "scan"}
     arguments |= {name: arguments[name] or () for name in ("mean", "std")}
@@ -478,7 +571,61 @@ def build_model(
     return models.build(dtype=config.precision, **readout, **arguments)
 
 
-def read_config(workdir: epath.PathLike) -> ConfigDict:
+def build_task(
+    config: Config,
+    model: Model,
+    image_shape: tuple[int, int, int],
+    num_classes: int | None = None,
+) -> tasks.Task:
+    """Builds the config's task for a model.
+
+    Args:
+        config: the run's config.
+        model: from ``build_model``.
+        image_shape: (height, width, channels).
+        num_classes: of the data set, to check that a model of the user's own has as many; None
+            leaves it unchecked.
+
+    Raises:
+        UserError: an unknown task, or one that can't score the model's outputs.
+    """
+    outputs = None
+    if parts.is_own(config.task) or is_own(config):
+        variables = counts.abstract_variables(model, image_shape)
+        images = jax.ShapeDtypeStruct((2, *image_shape), "float32")
+        outputs = jax.eval_shape(model.apply, variables, images)
+    if is_own(config) and config.task == "classification" and num_classes is not None:
+        got = getattr(outputs, "shape", None)
+        if got != (2, num_classes):
+            raise UserError(
+                f"config.model.name: {config.model.name} returned outputs of shape {got} for two "
+                f"images, the task classification needs (2, {num_classes}), a logit per class"
+            )
+    return tasks.build(
+        config.task,
+        image_shape=image_shape,
+        permutation_seed=config.permutation_seed,
+        outputs=outputs,
+        code_dir=config.code_dir,
+        user=config.user.to_dict(),
+    )
+
+
+def _check_metrics(config: Config, task: tasks.Task) -> None:
+    """Raises a UserError if the config needs a metric that the task doesn't have."""
+    if config.data.validation and task.score is None:
+        raise UserError(
+            f"config.data.validation: got {config.data.validation}, allowed 0 with {task.name}, "
+            "which returns the loss alone; return a metric too, of which larger is better"
+        )
+    if config.defense.epsilon and not task.has_accuracy:
+        raise UserError(
+            f"config.defense.epsilon: got {config.defense.epsilon}, allowed 0 with {task.name}, "
+            "which has no accuracy"
+        )
+
+
+def read_config(workdir: epath.PathLike) -> Config:
     """Returns the config of the run in a folder.
 
     Raises:
@@ -487,12 +634,15 @@ def read_config(workdir: epath.PathLike) -> ConfigDict:
     """
     values = artifacts.read_config_values(workdir)
     try:
-        return configs.from_values(values)
+        config = configs.from_values(values)
     except UserError as error:
         raise UserError(f"{epath.Path(workdir) / artifacts.CONFIG}: {error}") from error
+    if config.code_dir:
+        parts.look_in(config.code_dir)  # a data set of the user's own may be there
+    return config
 
 
-def labels_and_masks(config: ConfigDict, variables: dict[str, Any]) -> tuple[Any, Any]:
+def labels_and_masks(config: Config, variables: dict[str, Any]) -> tuple[Any, Any]:
     """Returns the label tree and the channel masks of a config's groups."""
     params, _ = models.split(variables)
     # Labels don't depend on when a group starts.

@@ -12,8 +12,9 @@ import numpy as np
 import optax
 from flax import linen as nn
 
+from randmix import parts
 from randmix.data import feeds
-from randmix.errors import check_choice
+from randmix.errors import UserError, check_choice
 from randmix.models import reach
 
 Batch = Mapping[str, jax.Array]
@@ -61,9 +62,11 @@ class Task(NamedTuple):
     prospects: Callable[[Any, feeds.Split, feeds.Split, int], Prospects] | None = None
 
     @property
-    def score(self) -> str:
-        """The metric that decides which of two models is better; larger is better."""
-        return self.metric_names[1]
+    def score(self) -> str | None:
+        """The metric that decides which of two models is better; larger is better. None if none."""
+        if self.has_accuracy:
+            return "accuracy"
+        return next(iter(self.metric_names[1:]), None)
 
     @property
     def has_accuracy(self) -> bool:
@@ -219,22 +222,90 @@ def shuffle(images: Images, permutation: np.ndarray) -> Images:
 TASKS = ("classification", "unshuffling")
 
 
-def build(name: str, *, image_shape: tuple[int, int, int], permutation_seed: int) -> Task:
+def build(
+    name: str,
+    *,
+    image_shape: tuple[int, int, int],
+    permutation_seed: int,
+    outputs: Any = None,
+    code_dir: str | None = None,
+    user: Mapping[str, Any] | None = None,
+) -> Task:
     """Builds a task from a config's plain values.
 
     Args:
-        name: one of ``TASKS``.
+        name: one of ``TASKS``, or MODULE:FUNCTION.
         image_shape: (height, width, channels).
         permutation_seed: seed of unshuffling's permutation, 0 or more.
+        outputs: the shapes and dtypes of the model's outputs for two images; needed for a task of
+            the user's own.
+        code_dir, user: the keys of the config, for a task of the user's own.
 
     Raises:
-        UserError: an unknown name; the message suggests the nearest.
+        UserError: an unknown name; the message suggests the nearest. Or a function of the user's
+            own that raises an error, or returns something else than metrics per example.
     """
-    check_choice("config.task", name, TASKS)
+    if parts.is_own(name):
+        function = parts.find("config.task", name, code_dir)
+        if not callable(function):
+            raise UserError(f"config.task: got {name!r}, which isn't a function")
+        return _own(name, parts.bound(function, user or {}), outputs, image_shape)
+    _check(name)
     if name == "classification":
         return CLASSIFICATION
     height, width, _ = image_shape
     return unshuffling(pixel_permutation(permutation_seed, height, width))
+
+
+def _own(
+    name: str,
+    function: Callable[[Any, Batch], Mapping[str, jax.Array]],
+    outputs: Any,
+    image_shape: tuple[int, int, int],
+) -> Task:
+    """A task of the user's own: its function, checked on shapes, with the accuracy of a classifier.
+
+    The accuracy is added to what the function returns if the outputs are logits, [N, classes].
+    """
+    is_classifier = isinstance(outputs, jax.ShapeDtypeStruct) and outputs.ndim == 2
+
+    def metrics(outputs: Any, batch: Batch, label_smoothing: float = 0.0) -> dict[str, jax.Array]:
+        returned = function(outputs, batch)
+        if not isinstance(returned, Mapping) or "loss" not in returned:
+            got = ", ".join(returned) if isinstance(returned, Mapping) else type(returned).__name__
+            raise UserError(
+                f'config.task: {name} returned {got}, allowed is a dict with "loss", and further '
+                "metrics, each one number per example"
+            )
+        values = {"loss": returned["loss"], **returned}
+        if is_classifier and "accuracy" not in values:
+            values["accuracy"] = classification_metrics(outputs, batch)["accuracy"]
+        return {metric: jnp.asarray(value).astype(jnp.float32) for metric, value in values.items()}
+
+    names: list[str] = []
+
+    def traced(outputs: Any, batch: Batch) -> dict[str, jax.Array]:
+        values = metrics(outputs, batch)
+        names.extend(values)  # in their order, which JAX doesn't keep
+        return values
+
+    batch = {
+        "image": jax.ShapeDtypeStruct((2, *image_shape), jnp.float32),
+        "label": jax.ShapeDtypeStruct((2,), jnp.int32),
+    }
+    with parts.running("config.task", name):
+        shapes = jax.eval_shape(traced, outputs, batch)
+    for metric, value in shapes.items():
+        if value.shape != (2,):
+            raise UserError(
+                f"config.task: {name} returned {metric!r} of shape {value.shape} for two examples, "
+                "allowed is one number per example: don't average"
+            )
+    return Task(name, tuple(names), metrics)
+
+
+def _check(name: str) -> None:
+    check_choice("config.task", name, [*TASKS, "MODULE:FUNCTION"])
 
 
 def model_arguments(name: str, num_classes: int | None) -> dict[str, Any]:
@@ -243,5 +314,6 @@ def model_arguments(name: str, num_classes: int | None) -> dict[str, Any]:
     Raises:
         UserError: an unknown name; the message suggests the nearest.
     """
-    check_choice("config.task", name, TASKS)
-    return {"num_classes": num_classes} if name == "classification" else {"head": "image"}
+    if not parts.is_own(name):
+        _check(name)
+    return {"head": "image"} if name == "unshuffling" else {"num_classes": num_classes}

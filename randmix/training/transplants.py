@@ -1,14 +1,19 @@
 """Initial filters taken from a finished run: ``config.model.filters = "from=WORKDIR"``.
 
+They may also be arrays in a file, "from=FILE.npz", named by the paths of the parameters, or the
+depthwise kernels of a PyTorch model, "from=FILE.safetensors", "from=FILE.pt" and so on.
+
 What identifies such a run is a hash of the filters, not the place they were read from. Assembling
-a run writes the hash into its config, "from=WORKDIR@HASH"; ``config.identity`` leaves the place
-out. A run with checkpoints doesn't need its source again, so the source may then be deleted.
+a run writes the hash into its config, "from=PLACE@HASH"; ``config.identity`` leaves the place out.
+A run with checkpoints doesn't need its source again, so the source may then be deleted.
 """
 
 import contextlib
 import dataclasses
 import hashlib
+import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +22,7 @@ from flax.traverse_util import flatten_dict
 
 from randmix import config as configs
 from randmix.errors import UserError
+from randmix.models import torch_files, torch_filters
 from randmix.models.filters import Transplant
 from randmix.runtime import distributed
 from randmix.workdir import artifacts
@@ -41,11 +47,12 @@ class Source:
 def find(filters: str, workdir: epath.PathLike | None = None) -> Source | None:
     """Looks up the source of transplanted filters; returns None for a bank by name.
 
-    The source is a finished run, or converted weights. If it isn't there or holds other filters
-    than the hash says, the hash is the one given, or that in the workdir's config, or unknown.
+    The source is a finished run, converted weights, or a file of arrays or weights. If it isn't
+    there or holds other filters than the hash says, the hash is the one given, or that in the
+    workdir's config, or unknown.
 
     Args:
-        filters: "from=WORKDIR", "from=WORKDIR@HASH" or the name of a bank.
+        filters: "from=PLACE", "from=PLACE@HASH" or the name of a bank.
         workdir: the folder of the run that is to have the filters, which may hold its config.
     """
     if (given := configs.transplant(filters)) is None:
@@ -68,20 +75,43 @@ def require(source: Source, workdir: epath.PathLike) -> None:
         raise UserError(f"config.model.filters: got {source.text!r}, but {source.missing}")
 
 
-def _read(folder: str) -> Transplant:
-    """Reads the depthwise filters of a finished run's newest checkpoint, or raises a UserError."""
-    ended = distributed.decided_by_primary(lambda: _has_ended(epath.Path(folder)))
-    if not ended:
-        raise UserError(f"{folder}: no finished run there; train it first, or give another folder")
-    with Checkpoints(folder) as checkpoints:
-        _, variables = checkpoints.restore_variables()
-    leaves: dict[str, Any] = flatten_dict(variables, sep="/")
+def _read(place: str) -> Transplant:
+    """Reads the depthwise filters in a file, or of a finished run's newest checkpoint.
+
+    Raises:
+        UserError: they can't be read.
+    """
+    if place.endswith(torch_files.SUFFIXES):
+        kernels = torch_filters.read(Path(place))
+        return Transplant(digest_of(kernels), kernels)
+    leaves = _in_file(place) if place.endswith(".npz") else _in_checkpoint(place)
     kernels = {
         path: np.asarray(leaf, np.float32)
         for path, leaf in leaves.items()
         if path.startswith("spatial/") and path.endswith("/depthwise/kernel")
     }
+    if not kernels:
+        raise UserError(f"{place}: holds no arrays at spatial/.../depthwise/kernel")
     return Transplant(digest_of(kernels), kernels)
+
+
+def _in_file(file: str) -> dict[str, np.ndarray]:
+    try:
+        with epath.Path(file).open("rb") as opened, np.load(opened) as arrays:
+            return dict(arrays)
+    except FileNotFoundError as error:
+        raise UserError(f"{file}: no such file; give another one") from error
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{file}: can't be read as an .npz file ({error})") from error
+
+
+def _in_checkpoint(folder: str) -> dict[str, Any]:
+    ended = distributed.decided_by_primary(lambda: _has_ended(epath.Path(folder)))
+    if not ended:
+        raise UserError(f"{folder}: no finished run there; train it first, or give another folder")
+    with Checkpoints(folder) as checkpoints:
+        _, variables = checkpoints.restore_variables()
+    return flatten_dict(variables, sep="/")
 
 
 def _has_ended(folder: epath.Path) -> bool:

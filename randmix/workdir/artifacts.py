@@ -1,10 +1,12 @@
 """Files of a run's workdir other than checkpoints: config, parameter table and result."""
 
 import contextlib
+import dataclasses
 import functools
 import importlib.metadata
 import json
 import logging
+import os
 import pathlib
 import platform
 import subprocess
@@ -49,7 +51,7 @@ _DATA = {
     "num_classes": int,
     "classes": object,
 }
-_RESULT = {
+RESULT_STRUCTURE = {
     "mode": str,
     "metrics": {str: float},
     "parameters": {"trainable": int, "frozen": int},
@@ -59,6 +61,22 @@ _RESULT = {
     "versions": {str: str},
     "device": {"kind": str, "platform": str, "count": int},
 }
+_OF_CONFIG = {"config": {"name": str, "changed": {str: object}}}  # older results lack it
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """Where a run comes from.
+
+    Attributes:
+        name: the name of its config, such as "digits-tiny"; "" for one made in Python.
+        sweep: the name of the sweep that the run is part of, or "".
+        varied: the config's keys, with dots, in which the sweep's runs differ.
+    """
+
+    name: str = ""
+    sweep: str = ""
+    varied: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager
@@ -154,7 +172,7 @@ def _claim(workdir: epath.Path, values: Mapping[str, Any]) -> None:
 def _require_same_run(
     workdir: epath.PathLike, old: dict[str, Any], values: Mapping[str, Any]
 ) -> None:
-    newer = sorted(configs.flatten(values).keys() - configs.flatten(old).keys())
+    newer = sorted(configs.identity(values).keys() - configs.identity(old).keys())
     if newer and old.get("model", {}).get("name") == values["model"]["name"]:
         raise UserError(
             f"{workdir}: holds a run of an older version, whose config lacks {', '.join(newer)}; "
@@ -168,7 +186,7 @@ def _require_same_run(
 
 
 def _claim_data(workdir: epath.Path, data: Mapping[str, Any]) -> None:
-    """Writes data.json, or checks that the run was trained on the same data."""
+    """Writes data.json, or checks that the run was trained on the same data, as far as it says."""
     file = workdir / DATA
     try:
         old = read_data(workdir)
@@ -179,7 +197,7 @@ def _claim_data(workdir: epath.Path, data: Mapping[str, Any]) -> None:
         old = None
     if old is None:
         durable.write(file, json.dumps(data, indent=2) + "\n")
-    elif differing := [key for key in data if old.get(key) != data[key]]:
+    elif differing := [key for key in data if key in old and old[key] != data[key]]:
         raise UserError(
             f"{file}: the run was trained on a data set with another {' and '.join(differing)}; "
             "give its own data set, or another --workdir"
@@ -268,7 +286,10 @@ def _parsed_result(workdir: epath.PathLike) -> dict[str, Any] | None:
     if not file.exists():
         return None
     again = "train this workdir again, which computes it anew from the last checkpoint"
-    return json_files.read(file, _RESULT, what_to_do=again)
+    result = json_files.read(file, RESULT_STRUCTURE, what_to_do=again)
+    if "config" in result:
+        json_files.read(file, _OF_CONFIG, what_to_do=again)
+    return result
 
 
 def write_result(workdir: epath.Path, result: dict[str, Any]) -> None:
@@ -297,14 +318,22 @@ def commit() -> str | None:
 
 
 def provenance(devices: list[jax.Device]) -> dict[str, Any]:
-    """Returns the commit, the versions and the devices that produced a result."""
+    """Returns the commit, the versions and the machine that produced a result."""
     return {
         "commit": commit(),
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in _PACKAGES},
+        **machine(devices),
+    }
+
+
+def machine(devices: list[jax.Device]) -> dict[str, Any]:
+    """Returns the devices, and the number of CPU cores that this process may use."""
+    return {
         "device": {
             "kind": devices[0].device_kind,
             "platform": devices[0].platform,
             "count": len(devices),
         },
+        "cores": len(os.sched_getaffinity(0)),
     }

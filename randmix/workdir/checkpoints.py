@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from randmix.errors import UserError
+from randmix.models import with_averages
 from randmix.runtime import distributed, durable, signals
 from randmix.workdir import manifest
 
@@ -167,11 +168,14 @@ class Checkpoints:
                 "use the config that it was trained with, or another workdir"
             ) from error
 
-    def restore_variables(self, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    def restore_variables(
+        self, step: int | None = None, *, ema: bool = False
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Restores the model's variables from a checkpoint, without the optimizer.
 
         Args:
             step: the checkpoint's step; None for the newest intact checkpoint.
+            ema: restore the moving averages in place of what they average; the run must have them.
 
         Returns:
             What the manifest says about the checkpoint; and the parameters by role with
@@ -190,13 +194,14 @@ class Checkpoints:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         target = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-            {name: saved[name] for name in ("params", "batch_stats")},
+            {name: saved[name] for name in ("params", "batch_stats", *(["ema"] if ema else []))},
         )
         arguments = ocp.checkpoint_utils.construct_restore_args(target)
         restored = handler.restore(
             item, args=ocp.args.PyTreeRestore(target, restore_args=arguments, partial_restore=True)
         )
-        return about, {**restored["params"], "batch_stats": restored["batch_stats"]}
+        variables = {**restored["params"], "batch_stats": restored["batch_stats"]}
+        return about, with_averages(variables, restored["ema"]) if ema else variables
 
     def _known_steps(self) -> list[int]:
         """The saved steps, newest first, the same on all processes."""

@@ -131,19 +131,26 @@ def _parsed(path: epath.Path) -> tuple[list[dict[str, Any]], str | None]:
 def open_trackers(
     workdir: epath.Path,
     start_step: int,
+    last_step: int,
     *,
     tensorboard: bool,
     wandb_project: str | None,
     values: Mapping[str, Any],
+    sweep: str = "",
+    varied: Mapping[str, Any] | None = None,
 ) -> Iterator[list[Tracker]]:
     """Opens the trackers that a run asks for, and closes them at the end.
 
     Args:
         workdir: the run's folder.
         start_step: the step at which the run starts.
+        last_step: the step at which it ends.
         tensorboard: whether to write TensorBoard's events.
         wandb_project: the project at Weights & Biases, or None.
         values: the config's values, for Weights & Biases to show.
+        sweep: the name of the run's sweep, its group at Weights & Biases; "" for none.
+        varied: what the sweep's runs differ in, for TensorBoard's table of hyperparameters, where
+            the run appears with its last test metrics; None for a run that isn't shown there.
 
     Raises:
         UserError: Weights & Biases is requested but not installed.
@@ -151,15 +158,19 @@ def open_trackers(
     with contextlib.ExitStack() as stack:
         trackers: list[Tracker] = []
         if tensorboard:
-            trackers.append(stack.enter_context(_tensorboard(workdir / TENSORBOARD, start_step)))
+            writer = _tensorboard(workdir / TENSORBOARD, start_step, last_step, varied)
+            trackers.append(stack.enter_context(writer))
         if wandb_project is not None:
-            trackers.append(stack.enter_context(_wandb(wandb_project, workdir, values)))
+            trackers.append(stack.enter_context(_wandb(wandb_project, workdir, values, sweep)))
         yield trackers
 
 
 @contextlib.contextmanager
-def _tensorboard(folder: epath.Path, start_step: int) -> Iterator[Tracker]:
-    from tensorboardX import SummaryWriter  # it imports PyTorch, where that is installed: 4 s
+def _tensorboard(
+    folder: epath.Path, start_step: int, last_step: int, varied: Mapping[str, Any] | None
+) -> Iterator[Tracker]:
+    # It imports PyTorch, where that is installed: 4 s.
+    from tensorboardX import SummaryWriter, summary
 
     # Purges the steps after the start step, which will run again.
     writer = SummaryWriter(
@@ -167,9 +178,16 @@ def _tensorboard(folder: epath.Path, start_step: int) -> Iterator[Tracker]:
     )
 
     def write(step: int, metrics: Mapping[str, float]) -> None:
-        for name, value in metrics.items():
-            # "train_loss" as "train/loss": TensorBoard groups by what precedes the slash.
-            writer.add_scalar(re.sub(r"^(train|validation|test)_", r"\1/", name), value, step)
+        # "train_loss" as "train/loss": TensorBoard groups by what precedes the slash.
+        values = {re.sub(r"^(train|validation|test)_", r"\1/", k): x for k, x in metrics.items()}
+        for tag, value in values.items():
+            writer.add_scalar(tag, value, step)
+        measured = {tag: value for tag, value in values.items() if tag.startswith("test/")}
+        if varied is not None and step == last_step and measured:
+            assert writer.file_writer is not None  # add_scalar has opened it
+            shown = {key: _hyperparameter(value) for key, value in varied.items()}
+            for part in summary.hparams(shown, measured):
+                writer.file_writer.add_summary(part)
         writer.flush()  # so that a killed run keeps its metrics
 
     try:
@@ -178,8 +196,15 @@ def _tensorboard(folder: epath.Path, start_step: int) -> Iterator[Tracker]:
         writer.close()
 
 
+def _hyperparameter(value: Any) -> bool | float | str:
+    """Returns a value as one of the types that TensorBoard's table of hyperparameters has."""
+    return value if isinstance(value, bool | int | float | str) else json.dumps(value)
+
+
 @contextlib.contextmanager
-def _wandb(project: str, workdir: epath.Path, values: Mapping[str, Any]) -> Iterator[Tracker]:
+def _wandb(
+    project: str, workdir: epath.Path, values: Mapping[str, Any], sweep: str
+) -> Iterator[Tracker]:
     try:
         import wandb  # pyright: ignore[reportMissingImports] (an optional package)
     except ImportError as error:
@@ -192,6 +217,7 @@ def _wandb(project: str, workdir: epath.Path, values: Mapping[str, Any]) -> Iter
         project=project,
         id=workdir.name,
         name=workdir.name,
+        group=sweep or None,
         resume="allow",
         config=dict(values),
         dir=str(workdir),

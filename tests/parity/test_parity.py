@@ -1,9 +1,4 @@
-"""Both families against their PyTorch twins: logits, statistics, gradients, optimizer steps.
-
-Errors are relative norms, ||a - b|| / ||b||, per tensor. The denominator has a floor, a hundredth
-of the mean norm of the tree's tensors: a gradient that the next BatchNorm cancels is nothing but
-rounding, in PyTorch as here.
-"""
+"""Both families against their PyTorch twins: logits, statistics, gradients, optimizer steps."""
 
 import functools
 
@@ -14,6 +9,7 @@ import optax
 import pytest
 import torch
 import torch_twins as twins
+from closeness import assert_close, distance, errors
 
 from randmix import config as configs
 from randmix import masks, models
@@ -105,30 +101,6 @@ class Pair:
         logits = self.logits()
         torch.nn.functional.cross_entropy(logits, self.labels).backward()
         return logits.detach().float().numpy()
-
-
-def errors(got, expected):
-    """The relative error of every tensor, by path."""
-    assert masks.paths(got) == masks.paths(expected)
-    pairs = zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True)
-    pairs = [(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in pairs]
-    assert all(a.shape == b.shape for a, b in pairs)
-    floor = 0.01 * np.mean([np.linalg.norm(b) for _, b in pairs])
-    return {
-        path: np.linalg.norm(a - b) / max(np.linalg.norm(b), floor)
-        for path, (a, b) in zip(masks.paths(got), pairs, strict=True)
-    }
-
-
-def assert_close(got, expected, bound):
-    far = {path: error for path, error in errors(got, expected).items() if not error <= bound}
-    assert not far
-
-
-def distance(got, expected):
-    """The relative error between two trees, each as one vector."""
-    difference = jax.tree.map(np.subtract, got, expected)
-    return float(optax.tree.norm(difference) / optax.tree.norm(expected))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -14,10 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
 from randmix import attacks
 from randmix.data import arrays, loader
+from randmix.models import Model
 from randmix.runtime import sharding
 from randmix.training import evaluation as eval_loop
 from randmix.training import tasks
@@ -102,7 +102,7 @@ class Curves:
 
 
 def measure(
-    model: nn.Module,
+    model: Model,
     variables: Mapping[str, Any],
     data: Mapping[str, np.ndarray],
     settings: Settings,
@@ -155,7 +155,7 @@ def _with_clean_row(
 class _Work:
     """What the parts of a measurement share; see ``measure``."""
 
-    model: nn.Module
+    model: Model
     weights: dict[str, Any]
     split: loader.Data
     settings: Settings
@@ -234,7 +234,7 @@ class _Work:
 
 
 def jit_together(
-    *, model: nn.Module, settings: Settings, mesh: jax.sharding.Mesh, batch_size: int
+    *, model: Model, settings: Settings, mesh: jax.sharding.Mesh, batch_size: int
 ) -> Program:
     """One program for the clean images, FGSM and PGD-2 at all epsilons, compiled on first use.
 
@@ -268,7 +268,7 @@ def jit_together(
 
 
 def jit_alone(
-    name: str, *, model: nn.Module, settings: Settings, mesh: jax.sharding.Mesh, batch_size: int
+    name: str, *, model: Model, settings: Settings, mesh: jax.sharding.Mesh, batch_size: int
 ) -> Program:
     """One attack at one epsilon, compiled on first use.
 
@@ -289,7 +289,7 @@ def jit_alone(
     return jax.jit(program, out_shardings=sharding.replicated(mesh))
 
 
-def _classifier(model: nn.Module, variables: Any) -> attacks.Classifier:
+def _classifier(model: Model, variables: Any) -> attacks.Classifier:
     # Linen's apply returns a tuple only with `mutable`, which its return type doesn't say.
     return partial(model.apply, variables, train=False)  # pyright: ignore[reportReturnType]
 

@@ -32,6 +32,7 @@ from randmix.models import filters
 
 _PANEL = 1.35  # inches
 _COLUMNS = 8  # most panels side by side
+_BANKS = 5  # most banks whose envelopes are shown, so that they stay legible on a page
 _SAMPLE = 25  # most filters shown per bank
 _SCALE = "weight / largest weight of the filter: black -1, light grey 1"
 
@@ -54,17 +55,7 @@ def layers(kernels: Mapping[str, np.ndarray]) -> dict[str, Picture]:
         The pictures "envelopes", with one row per layer, and "filters".
     """
     envelopes = {name: envelope(kernel) for name, kernel in kernels.items()}
-    rows = [
-        {
-            "layer": name,
-            "filters": math.prod(kernel.shape[2:]),
-            "kernel_size": kernel.shape[0],
-            **_measures(envelopes[name]),
-            "bank_coverage": bank_coverage(kernel),
-            "rank": rank(kernel),
-        }
-        for name, kernel in kernels.items()
-    ]
+    rows = measures(kernels)
     figure, panels = _panels(len(kernels))
     for axes, row in zip(panels, rows, strict=True):
         _draw_envelope(
@@ -81,13 +72,29 @@ def layers(kernels: Mapping[str, np.ndarray]) -> dict[str, Picture]:
     return {"envelopes": Picture(figure, rows), "filters": Picture(sheets)}
 
 
+def measures(kernels: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """The measures of each layer, one row for each; ``kernels`` is as in ``layers``."""
+    return [
+        {
+            "layer": name,
+            "filters": math.prod(kernel.shape[2:]),
+            "kernel_size": kernel.shape[0],
+            **_measures(envelope(kernel)),
+            "bank_coverage": bank_coverage(kernel),
+            "rank": rank(kernel),
+        }
+        for name, kernel in kernels.items()
+    ]
+
+
 @plots.style()
 def random_banks(
     counts: Iterable[int], *, kernel_size: int, seeds: Sequence[int]
 ) -> dict[str, Picture]:
     """Envelopes of random banks by size, and their coverage (figure 1).
 
-    Each bank contains the smaller ones of its seed. The images show the first seed.
+    Each bank contains the smaller ones of its seed. The images show the first seed, at up to five
+    sizes from the smallest to the largest.
 
     Args:
         counts: sizes of the banks, in filters, each at least 1.
@@ -114,11 +121,13 @@ def random_banks(
             }
             for count, values in zip(counts, envelopes, strict=True)
         ]
-    figure = plots.new_figure(max(4.5, 0.9 + _PANEL * len(counts)), _PANEL + 2.7)
+    places = np.linspace(0, len(counts) - 1, min(_BANKS, len(counts))).round().astype(int)
+    figure = plots.new_figure(max(4.5, 0.9 + _PANEL * len(places)), _PANEL + 2.7)
     (above,), (below,) = figure.subfigures(2, 1, squeeze=False, height_ratios=[_PANEL + 0.5, 2.2])
-    panels = list(above.subplots(1, len(counts), squeeze=False)[0])
-    for axes, count, values in zip(panels, counts, shown, strict=True):
-        _draw_envelope(axes, values, f"{count:,} filter{'s' if count > 1 else ''}")
+    panels = list(above.subplots(1, len(places), squeeze=False)[0])
+    for axes, place in zip(panels, places, strict=True):
+        count = counts[place]
+        _draw_envelope(axes, shown[place], f"{count:,} filter{'s' if count > 1 else ''}")
     _finish_envelopes(panels)
     _draw_coverage(below.subplots(), rows, counts, seeds=len(seeds))
     return {"random": Picture(figure, rows)}

@@ -18,6 +18,10 @@ from randmix.masks.tree import flatten
 from randmix.models import filters
 
 _DEPTHWISE = masks.path(r"spatial/(.*/)?depthwise/kernel")
+_NONE = (
+    "model: no depthwise filters in it; allowed are models with kernels at "
+    "spatial/.../depthwise/kernel"
+)
 
 
 def layers(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -37,10 +41,7 @@ def layers(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     # The stem, which belongs to no block, comes first; block_100 comes after block_20.
     leaves.sort(key=lambda leaf: (-1 if leaf.depth is None else leaf.depth, leaf.path))
     if not leaves:
-        raise UserError(
-            "model: no depthwise filters in it; allowed are models with kernels at "
-            "spatial/.../depthwise/kernel"
-        )
+        raise UserError(_NONE)
     kernels = {}
     for leaf in leaves:
         kernel = np.asarray(jax.device_get(leaf.value))
@@ -64,8 +65,10 @@ def smooth_filters(variables: Any, index: float, *, keep_norm: bool = True) -> A
         A new tree of the same structure, shapes and dtypes; all other leaves are unchanged.
 
     Raises:
-        UserError: the index is not a number of at least 0.
+        UserError: the index is not a number of at least 0, or the model has no depthwise kernels.
     """
+    if not any(map(_DEPTHWISE.matches, flatten(variables)[0])):
+        raise UserError(_NONE)
     return masks.apply(
         variables, _DEPTHWISE, functools.partial(filters.smooth, index=index, keep_norm=keep_norm)
     )

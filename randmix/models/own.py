@@ -1,0 +1,379 @@
+"""Models of the user's own: any Linen or nnx module, behind the face of `randmix.models`.
+
+An `OwnModel` has the ``init`` and ``apply`` of a Linen module whose parameters are in the
+collections of their roles, which the training step, the masks and the attacks rely on. The module
+itself keeps its own variables; they are moved on the way in and out:
+
+    the module's                      the model's
+    params/encoder/query/kernel       spatial/encoder/query/kernel
+    batch_stats/encoder/norm/mean     batch_stats/encoder/norm/mean
+    cache/encoder/keys                batch_stats/cache/encoder/keys
+"""
+
+import dataclasses
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import nnx
+from flax.core import meta
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from randmix import masks, parts
+from randmix.errors import UserError
+from randmix.models.parameters import ROLES
+
+KEY = "config.model"
+# Arguments that a config need not have: they follow from the data set and config.precision.
+FILLED = ("num_classes", "image_shape", "mean", "std", "dtype")
+_RESERVED = ("parent", "name", "rngs")
+_PARAMS, _STATE = "params", "batch_stats"
+_NO_ROLE = "-"
+
+# The names of an argument of `__call__` by which a module learns that it is trained, or that it
+# isn't.
+_TRAINING = ("train", "training", "is_training")
+_EVALUATING = ("deterministic", "use_running_average")
+
+Path = tuple[str, ...]
+Flat = dict[Path, Any]  # leaves by their paths, of which the first component is the collection
+
+
+class Functional(Protocol):
+    """A module as pure functions of its variables."""
+
+    def init(self, key: jax.Array, images: jax.Array) -> Flat:
+        """Returns the initial variables."""
+        ...
+
+    def apply(
+        self, variables: Flat, images: jax.Array, train: bool, key: jax.Array | None
+    ) -> tuple[Any, Flat]:
+        """Returns the outputs, and the variables that aren't parameters, which may have changed."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OwnModel:
+    """A model of the user's own.
+
+    Attributes:
+        name: MODULE:CLASS.
+        part: the class, of a Linen or an nnx module.
+        arguments: those that the class is called with.
+        roles: the config's, role -> selector; if empty, those of the attribute ``roles`` of the
+            module, or else its collections.
+    """
+
+    name: str
+    part: type
+    arguments: Mapping[str, Any]
+    roles: Mapping[str, str]
+
+    @property
+    def num_classes(self) -> int | None:
+        """The number of classes, if it is one of the class's arguments."""
+        return self.arguments.get("num_classes")
+
+    def clone(self, **changed: Any) -> "OwnModel":
+        """Returns the model with other values of those arguments that the class takes."""
+        taken = parts.parameters(self.part)
+        changed = {name: value for name, value in changed.items() if name in taken}
+        return dataclasses.replace(self, arguments={**self.arguments, **changed})
+
+    def init(self, key: jax.Array, images: jax.Array) -> dict[str, Any]:
+        """Returns the initial variables: parameters by role, and the state ``batch_stats``.
+
+        Args:
+            key: typed key.
+            images: [N, H, W, C] float32.
+        """
+        return _moved(self._functional.init(key, images), self._places(images.shape[1:]))
+
+    def apply(
+        self,
+        variables: Mapping[str, Any],
+        images: jax.Array,
+        *,
+        train: bool = False,
+        mutable: Any = False,
+        rngs: Mapping[str, jax.Array] | None = None,
+    ) -> Any:
+        """Returns the outputs, float32, and with ``mutable`` also ``{"batch_stats": ...}``.
+
+        Args:
+            variables: as from ``init``.
+            images: [N, H, W, C] float32 in [0, 1].
+            train: whether dropout and batch statistics are those of training.
+            mutable: any true value, as in Linen.
+            rngs: {"dropout": typed key}, needed if the module draws in training; in evaluation,
+                what it draws is always the same.
+        """
+        places = self._places(images.shape[1:])
+        back = {there: here for here, there in places.items()}
+        own = {back[path]: leaf for path, leaf in flatten_dict(dict(variables)).items()}
+        key = (rngs or {}).get("dropout") if train else jax.random.key(0)
+        outputs, state = self._functional.apply(own, images, train, key)
+        outputs = jax.tree.map(
+            lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, outputs
+        )
+        state = {_STATE: _moved(state, places)[_STATE]}
+        return (outputs, state) if mutable else outputs
+
+    def check_image_shape(self, image_shape: tuple[int, int, int]) -> None:
+        """Raises a UserError if the module can't process images [N, H, W, C] of this shape."""
+        images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        with parts.running(f"{KEY}.name", self.name):
+            variables = jax.eval_shape(self.init, key, images)
+            for train in (False, True):
+                apply = functools.partial(self.apply, train=train, mutable=True)
+                jax.eval_shape(
+                    lambda v, x, k, apply=apply: apply(v, x, rngs={"dropout": k}),
+                    *(variables, images, key),
+                )
+
+    @functools.cached_property
+    def _functional(self) -> Functional:
+        kind = Linen if issubclass(self.part, nn.Module) else Nnx
+        with parts.running(f"{KEY}.name", self.name):
+            return kind(functools.partial(self.part, **self.arguments))
+
+    @functools.cached_property
+    def _places(self) -> Callable[[tuple[int, ...]], Mapping[Path, Path]]:
+        """Image shape -> where the model's variables have each of the module's."""
+
+        @functools.cache
+        def places(image_shape: tuple[int, ...]) -> Mapping[Path, Path]:
+            images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+            key = jax.eval_shape(lambda: jax.random.key(0))
+            leaves = jax.eval_shape(self._functional.init, key, images)
+            collections = {path[0] for path in leaves}
+            trained = _trained_collections(collections)
+            short = trained == {_PARAMS}
+            inside = {p: p[1:] if short else p for p in leaves if p[0] in trained}
+            state = {p: p if p[0] == _STATE else (_STATE, *p) for p in leaves if p not in inside}
+            roles = self._roles_of({inside[p]: leaves[p] for p in inside})
+            if roles is None:
+                return state | {p: p for p in inside}
+            return state | {p: (roles[q], *q) for p, q in inside.items()}
+
+        return places
+
+    def _roles_of(self, leaves: Flat) -> dict[Path, str] | None:
+        """The role of each parameter; None if the collections are the roles."""
+        given = self.roles or getattr(self._functional, "roles", None) or {}
+        key = "config.roles" if self.roles else f"the attribute roles of {self.name}"
+        if not given:
+            return None
+        rules = [*given.items(), (_NO_ROLE, masks.everything)]
+        try:
+            labels = masks.labels(unflatten_dict(leaves), rules, strict=True)
+        except masks.MaskError as error:
+            raise UserError(f"{key}: {error}") from error
+        roles = typing.cast(dict[Path, str], flatten_dict(labels))
+        if left := ["/".join(path) for path, role in roles.items() if role == _NO_ROLE]:
+            more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+            raise UserError(
+                f"{key}: no role selects {left[0]!r}{more}; give one more role, last, with the "
+                "selector 'everything'"
+            )
+        return roles
+
+
+def _trained_collections(collections: set[str]) -> set[str]:
+    """The collections that hold parameters.
+
+    They are ``params`` and those named as the roles of `randmix.models`; a module that has none of
+    them has parameters in all but ``batch_stats``.
+    """
+    return collections & {_PARAMS, *ROLES} or collections - {_STATE}
+
+
+def _moved(variables: Flat, places: Mapping[Path, Path]) -> dict[str, Any]:
+    """The leaves at their places, nested."""
+    moved = unflatten_dict({places[path]: leaf for path, leaf in variables.items()})
+    return {_STATE: {}, **moved}
+
+
+def _mode(call: Callable[..., Any], train: bool) -> dict[str, bool]:
+    """The arguments that tell a module's ``__call__`` whether it is trained."""
+    taken = inspect.signature(call).parameters
+    return {name: train for name in _TRAINING if name in taken} | {
+        name: not train for name in _EVALUATING if name in taken
+    }
+
+
+class Linen:
+    """A Linen module as a `Functional`."""
+
+    def __init__(self, make: Callable[[], nn.Module]):
+        self.module = make()
+        self.roles = getattr(self.module, "roles", None)
+
+    def init(self, key: jax.Array, images: jax.Array) -> Flat:
+        """See `Functional`."""
+        init: Callable[..., Any] = self.module.init
+        variables = init(key, images, **_mode(self.module.__call__, train=False))
+        return _flat(meta.unbox(dict(variables)))
+
+    def apply(
+        self, variables: Flat, images: jax.Array, train: bool, key: jax.Array | None
+    ) -> tuple[Any, Flat]:
+        """See `Functional`."""
+        trained = _trained_collections({path[0] for path in variables})
+        state = {path[0] for path in variables} - trained
+        # Linen takes the key of "params" for every stream of keys that isn't given.
+        apply: Callable[..., Any] = self.module.apply
+        outputs, updated = apply(
+            unflatten_dict(variables),
+            images,
+            **_mode(self.module.__call__, train),
+            mutable=[*state] if train else [],
+            rngs=None if key is None else {"params": key},
+        )
+        kept = {path: leaf for path, leaf in variables.items() if path[0] in state}
+        return outputs, kept | _flat(meta.unbox(dict(updated)))
+
+
+class Nnx:
+    """An nnx module as a `Functional`; its parameters are its ``nnx.Param``."""
+
+    def __init__(self, make: Callable[..., nnx.Module]):
+        self.make = make
+        module = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
+        self.roles = getattr(module, "roles", None)
+        self.graph, *self.states = _split(module)
+
+    def init(self, key: jax.Array, images: jax.Array) -> Flat:
+        """See `Functional`; the images aren't needed."""
+        _, params, _, rest = _split(self.make(rngs=nnx.Rngs(key)))
+        return _values(params, _PARAMS) | _values(rest, _STATE)
+
+    def apply(
+        self, variables: Flat, images: jax.Array, train: bool, key: jax.Array | None
+    ) -> tuple[Any, Flat]:
+        """See `Functional`."""
+        params, rngs, rest = self.states
+        if key is None:
+            if jax.tree.leaves(rngs):
+                raise ValueError("the module draws in training: give rngs={'dropout': key}")
+            key = jax.random.key(0)
+        module = nnx.merge(
+            self.graph,
+            _replaced(params, _PARAMS, variables),
+            _seeded(rngs, key),
+            _replaced(rest, _STATE, variables),
+        )
+        (module.train if train else module.eval)()
+        outputs = module(images, **_mode(module.__call__, train))  # pyright: ignore[reportCallIssue]
+        *_, after = _split(module)
+        after = _values(after, _STATE)
+        state = {path: leaf for path, leaf in variables.items() if path[0] == _STATE}
+        # A module may have recorded more than it started with.
+        return outputs, {path: after[path] if train else leaf for path, leaf in state.items()}
+
+
+def _split(module: nnx.Module) -> tuple[Any, Any, Any, Any]:
+    """The graph, the parameters, the random states and everything else."""
+    graph, params, rngs, rest = nnx.split(module, nnx.Param, nnx.RngState, ...)
+    return graph, params, rngs, rest
+
+
+def _values(state: Any, collection: str) -> Flat:
+    return {(collection, *map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
+
+
+def _replaced(state: Any, collection: str, variables: Flat) -> Any:
+    """A state with the values of a collection."""
+    return nnx.from_flat_state(
+        (path, leaf.replace(variables[collection, *map(str, path)]))
+        for path, leaf in nnx.to_flat_state(state)
+    )
+
+
+def _seeded(state: Any, key: jax.Array) -> Any:
+    """Random states at their start, with a key of their own each."""
+
+    def start(i: int, leaf: Any) -> jax.Array:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.split(jax.random.fold_in(key, i), leaf.shape)
+        return jnp.zeros(leaf.shape, leaf.dtype)
+
+    return nnx.from_flat_state(
+        (path, leaf.replace(start(i, leaf)))
+        for i, (path, leaf) in enumerate(nnx.to_flat_state(state))
+    )
+
+
+def _flat(variables: Any) -> Flat:
+    return typing.cast(Flat, flatten_dict(variables))
+
+
+def find(name: str, folder: str | None) -> type:
+    """Imports the class of a model.
+
+    Args:
+        name: MODULE:CLASS.
+        folder: see ``parts.find``.
+
+    Raises:
+        UserError: there is none, or it isn't the class of a Linen or nnx module.
+    """
+    part = parts.find(f"{KEY}.name", name, folder)
+    if not inspect.isclass(part) or not issubclass(part, nn.Module | nnx.Module):
+        kind = "class" if inspect.isclass(part) else type(part).__name__
+        raise UserError(
+            f"{KEY}.name: got {name!r}, a {kind}, allowed is a class derived from "
+            "flax.linen.Module or flax.nnx.Module"
+        )
+    return part
+
+
+def complete(name: str, folder: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of a model for its config: those given, and the class's defaults.
+
+    Raises:
+        UserError: as in ``parts.arguments``.
+    """
+    part = find(name, folder)
+    values = parts.arguments(KEY, name, part, given, filled=FILLED, reserved=_RESERVED)
+    taken = parts.parameters(part)
+    # None, until the data set is known, which records of its run then keep.
+    return {key: None for key in ("mean", "std") if key in taken} | values
+
+
+def build(
+    name: str,
+    *,
+    folder: str | None,
+    given: Mapping[str, Any],
+    known: Mapping[str, Any],
+    roles: Mapping[str, str],
+) -> OwnModel:
+    """Builds a model of the user's own.
+
+    Args:
+        name: MODULE:CLASS.
+        folder: see ``parts.find``.
+        given: arguments by name.
+        known: values of `FILLED`, for the arguments that the class takes and that aren't given.
+        roles: role -> selector, or {} to leave them to the module.
+
+    Raises:
+        UserError: see ``find``; or the class has no argument for a dtype other than float32.
+    """
+    part = find(name, folder)
+    taken = parts.parameters(part)
+    if known["dtype"] != jnp.float32 and "dtype" not in taken:
+        raise UserError(
+            f"config.precision: got {jnp.dtype(known['dtype']).name!r}, allowed is 'float32' with "
+            f"{name}, which has no argument dtype"
+        )
+    filled = {key: value for key, value in known.items() if key in taken and key not in given}
+    return OwnModel(name, part, {**filled, **given}, dict(roles))

@@ -1,0 +1,184 @@
+"""E13, the lattice of roles: what learning spatial and channel mixing brings, alone and together.
+
+Its corners are Floor (norms and head), Space (and spatial mixing), Chans (and channel mixing) and
+Full (both).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
+from randmix.analysis import plots
+from randmix.analysis.spectrum.figures import Picture
+from randmix.reproduce import effects
+from randmix.reproduce.cells import (
+    OVER_SEEDS,
+    OVER_SEEDS_INTERVAL,
+    Cell,
+    Table,
+    heading,
+    interval_cell,
+    mean_cell,
+    spread_cell,
+)
+from randmix.reproduce.numbers import MODES, Numbers
+from randmix.reproduce.panels import shared_legend
+from randmix.reproduce.titles import size_of_model, title_of, title_of_model
+
+LEARNED = {"floor": "norms, head", "space": "+ spatial", "chans": "+ channel", "full": "both"}
+# Pairs of modes that differ in one role: parallel sides of the lattice.
+_SIDES = {
+    "spatial": (("floor", "space"), ("chans", "full")),
+    "channel": (("floor", "chans"), ("space", "full")),
+}
+_LINES = {"spatial": "--", "channel": ":"}
+_FAMILY = ("data.name", "model.name", "model.mixer", *effects.SIZES)
+_COLUMNS = 3
+# What each role is worth, in words.
+_EFFECTS = {
+    "spatial alone": effects.points("space", "floor"),
+    "channel alone": effects.points("chans", "floor"),
+    "both": effects.points("full", "floor"),
+    "interaction": effects.interaction(),
+}
+
+
+def families(numbers: Numbers) -> dict[str, Numbers]:
+    """The numbers of each model and data set of E13, by title."""
+    return {_title(part[0].settings): part for part in effects.conditions(numbers, _FAMILY)}
+
+
+def draw(numbers: Numbers) -> Picture | None:
+    """Accuracy against trainable parameters: one panel per family, with a point per mode.
+
+    Dashes at a point are its seeds. Where both roles add up, Full lies on the hollow diamond.
+    """
+    found = families(Numbers(r for r in numbers.where("E13") if r.mode in LEARNED))
+    found = {title: part for title, part in found.items() if part.where(metric="accuracy")}
+    if not found:
+        return None
+    columns = min(_COLUMNS, len(found))
+    count = -(-len(found) // columns)
+    figure = plots.new_figure(max(3.6, 0.5 + 2.5 * columns), 0.8 + 2.6 * count)
+    grid = figure.subplots(count, columns, squeeze=False, sharey=True)
+    rows: list[dict[str, Any]] = []
+    for axes, (title, part) in zip(grid.ravel(), found.items(), strict=False):
+        rows += _panel(axes, part, title)
+    for axes in grid.ravel()[len(found) :]:
+        axes.remove()
+    for axes in grid[:, 0]:
+        axes.set_ylabel("test accuracy (%), mean and seeds")
+    shared_legend(figure, ncols=2)
+    return Picture(figure, rows)
+
+
+def _panel(axes: Axes, numbers: Numbers, title: str) -> list[dict[str, Any]]:
+    """Draws one family; returns its rows, one per mode and seed."""
+    rows, corners = [], {}
+    for mode in LEARNED:
+        part = numbers.where(mode=mode)
+        accuracy, size = part.where(metric="accuracy").by_seed(), part.where(metric="trainable")
+        if not accuracy or not size:
+            continue
+        x, values = size[0].value, 100 * np.asarray([*accuracy.values()])
+        corners[mode] = (x, values.mean())
+        axes.plot([x] * len(values), values, "_", color="0.4", ms=10, mew=0.6, zorder=2)
+        # Corners may lie too close together for labels beside them; the legend names them.
+        look = {**plots.series([*MODES].index(mode)), "linestyle": "", "markersize": 5, "zorder": 3}
+        axes.plot(*corners[mode], label=f"{MODES[mode]}: {LEARNED[mode]}", **look)
+        rows += [
+            {"family": title.replace("\n", ", "), "mode": mode, "seed": seed}
+            | {"trainable": round(x), "accuracy": 100 * value}
+            for seed, value in accuracy.items()
+        ]
+    for role, sides in _SIDES.items():
+        style = {"color": "0.45", "linestyle": _LINES[role], "linewidth": 1.2, "zorder": 1}
+        axes.plot([], [], label=f"{role} mixing learned", **style)
+        for side in sides:
+            if corners.keys() >= {*side}:
+                axes.plot(*zip(*(corners[end] for end in side), strict=True), **style)
+    values = [*effects.interaction().of(numbers).values()]
+    if values:
+        x, full = corners["full"]
+        style = {"color": "0.35", "markerfacecolor": "white", "markersize": 5, "zorder": 2.5}
+        both = full - float(np.mean(values))
+        if both <= 100:
+            axes.plot(x, both, "D", label="sum of both alone", linestyle="", **style)
+        else:
+            axes.plot(x, 100, "^", label="sum of both alone, above 100 %", linestyle="", **style)
+    axes.set(title=title, xlabel="trainable parameters", xscale="log")
+    axes.margins(x=0.15, y=0.1)
+    places = [x for x, _ in corners.values()] or [1]
+    wide = max(places) > 20 * min(places)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if wide else (1, 2, 5)))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    return rows
+
+
+def tables(numbers: Numbers) -> list[Table]:
+    """What each mode learns and costs, and what each role brings."""
+    found = families(Numbers(r for r in numbers if r.mode in LEARNED))
+    found = {
+        title.replace("\n", ", "): part
+        for title, part in found.items()
+        if part.where(metric="accuracy")
+    }
+    return [_modes(found), _roles(found)]
+
+
+def _modes(found: Mapping[str, Numbers]) -> Table:
+    columns = ["", "accuracy", "way to Full (%)", "learned", "of all (%)", "training step"]
+    rows = []
+    for title, part in found.items():
+        rows.append(heading(title, columns))
+        for mode in LEARNED:
+            own = part.where(mode=mode)
+            if accuracy := own.where(metric="accuracy"):
+                way = effects.recovered_share(mode).of(part)
+                share = spread_cell([*way.values()], accuracy.runs, digits=0)
+                name = Cell(f"{MODES[mode]} ({LEARNED[mode]})")
+                rows.append([name, mean_cell(accuracy), share, *_costs(own)])
+    caption = (
+        f"Test accuracy in per cent, and what a mode recovers of the way from Floor to Full: "
+        f"{OVER_SEEDS} Learned are the parameters in number and in per cent of all. A training "
+        "step is counted in millions of multiply-adds per image, as the network is defined: the "
+        "forward pass, the gradients to the layers' inputs, and those of the kernels that are "
+        "learned."
+    )
+    return Table(caption, columns, rows)
+
+
+def _costs(numbers: Numbers) -> list[Cell]:
+    """Learned parameters, their share of all, and the multiply-adds of a step; of one mode."""
+    found = {number.metric: number.value for number in numbers}
+    learned, every, step = map(found.get, ("trainable", "parameters", "training_step"))
+    return [
+        Cell("n/a" if learned is None else f"{learned:,.0f}"),
+        Cell("n/a" if learned is None or not every else f"{100 * learned / every:.1f}"),
+        Cell("n/a" if step is None else f"{step / 1e6:.3g}"),
+    ]
+
+
+def _roles(found: Mapping[str, Numbers]) -> Table:
+    rows = []
+    for title, part in found.items():
+        runs = part.where(metric="accuracy").runs
+        values = [[*effect.of(part).values()] for effect in _EFFECTS.values()]
+        rows.append([Cell(title), *(interval_cell(one, runs) for one in values)])
+    caption = (
+        f"What learning a role adds to Floor, in points of accuracy: {OVER_SEEDS_INTERVAL} The "
+        "interaction is what both add beyond the sum of what each adds alone. Below 0 the roles "
+        "overlap: one makes up for a part of the other, or accuracy nears its ceiling."
+    )
+    return Table(caption, ["", *_EFFECTS], rows)
+
+
+def _title(settings: Mapping[str, Any]) -> str:
+    """The model and, on a second line, its size and the data set."""
+    mixer = settings.get("model.mixer")
+    name = title_of_model(settings) + (f", {str(mixer).replace('_', ' ')}" if mixer else "")
+    return f"{name}\n{size_of_model(settings)}, {title_of(settings['data.name'])}"

@@ -1,0 +1,67 @@
+"""What the claims wait for: the order in which runs are made, and how many are missing."""
+
+from collections.abc import Mapping, Sequence
+
+from randmix.experiments.plan import Group
+from randmix.experiments.records import Record
+from randmix.reproduce import measurements
+from randmix.reproduce.claims import CLAIMS
+from randmix.reproduce.presets import Preset
+
+
+def soonest_verdicts_first(groups: Sequence[Group]) -> list[Group]:
+    """Orders groups so that, at any time, as many primary claims as possible are decided.
+
+    The claim whose missing runs, with those of its gates, cost least comes first, then the one
+    that then costs least, and so on. Runs that no primary claim needs follow in the given order.
+    """
+    left, ordered = list(groups), []
+    waiting = [claim for claim in CLAIMS.values() if claim.primary]
+    while waiting:
+        needed = {claim.id: [g for g in left if claim.compares(g[0])] for claim in waiting}
+        claim = min(waiting, key=lambda claim: sum(map(_cost, needed[claim.id])))
+        waiting.remove(claim)
+        ordered += needed[claim.id]
+        left = [group for group in left if group not in needed[claim.id]]
+    return ordered + left
+
+
+def _cost(group: Group) -> float:
+    return len(group) * group[0].cost
+
+
+def pending(
+    groups: Sequence[Group],
+    known: Mapping[str, Record],
+    experiments: Sequence[str],
+    preset: Preset,
+) -> dict[tuple[str, str], tuple[int, int]]:
+    """How many of the runs that a claim compares on a data set aren't finished, of how many.
+
+    A run that is to be measured is finished once it was. Of claims without runs, E1's and E11's,
+    the data set is "". A claim about models that its experiment doesn't have waits for none.
+
+    Args:
+        groups: all runs of the sweep.
+        known: the records of the finished ones, by name.
+        experiments: ids of the requested experiments.
+        preset: the sweep's preset.
+
+    Returns:
+        (claim's id, data set) -> (unfinished, all).
+    """
+    runs = [run for group in groups for run in group]
+    done = {
+        run.name
+        for run in runs
+        if run.name in known and measurements.complete(run, known[run.name], preset)
+    }
+    found = {}
+    for claim in (claim for claim in CLAIMS.values() if claim.experiment in experiments):
+        if claim.experiment in ("E1", "E11"):
+            found[claim.id, ""] = (0, 0)
+        asked = [run for run in runs if claim.experiment in run.experiments]
+        for data in dict.fromkeys(run.config.data.name for run in asked):
+            own = [r for r in runs if claim.compares(r) and r.config.data.name == data]
+            found[claim.id, data] = sum(run.name not in done for run in own), len(own)
+    return found
