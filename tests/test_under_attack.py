@@ -63,16 +63,11 @@ def test_checkpoints_are_attacked_once_each(run, root, monkeypatch):
     with StopSignals() as stop:
         rows = under_attack.attacked_checkpoints(run, root, PRESET, stop)
         assert [(row["step"], row["attack"], row["epsilon"]) for row in rows] == [
-            (step, attack, epsilon)
-            for step in (1, 2, 3)
-            for attack in ("fgsm", "pgd2")
-            for epsilon in (0, 8, 64)
+            (step, "fgsm", epsilon) for step in (1, 2, 3) for epsilon in (0, 8, 64)
         ]
         final = under_attack.attacks(run, root, PRESET, stop)
         assert [(row["accuracy"], row["clean"]) for row in rows if row["step"] == 3] == [
-            (row["accuracy"], final["clean"])
-            for row in final["rows"]
-            if row["attack"] in ("fgsm", "pgd2")
+            (row["accuracy"], final["clean"]) for row in final["rows"] if row["attack"] == "fgsm"
         ]
         names = [under_attack.step_name(PRESET, step) for step in (1, 2, 3)]
         files = [measured.path(run.folder(root), name) for name in names]

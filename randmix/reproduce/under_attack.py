@@ -2,7 +2,7 @@
 
 runs/NAME/measurements/attacks-KEY.json    accuracy under attack and sanity checks (E6, E7)
 runs/NAME/measurements/attacks-KEY.npz     the outcome for each image, see ``robustness.load``
-runs/NAME/measurements/step-S-KEY.json     FGSM and PGD-2 on the checkpoint of step S (claim 4e)
+runs/NAME/measurements/step-S-KEY.json     FGSM on the checkpoint of step S (claim 4e)
 runs/NAME/measurements/step-S-KEY.npz      the outcome for each image, likewise
 runs/NAME/measurements/steps-KEY.json      the steps of all checkpoints, once they are measured
 """
@@ -97,11 +97,11 @@ def attacked_checkpoints(
     stop: StopSignals,
     programs: Programs | None = None,
 ) -> Rows:
-    """Accuracy under FGSM and PGD-2 of every checkpoint that the run has kept, for claim 4e.
+    """Accuracy under FGSM of every checkpoint that the run has kept, for claim 4e.
 
-    Each checkpoint's numbers are stored once, so a call that is stopped resumes. Arguments and
-    errors are those of ``measurements.measure``; of the preset's attacks, only epsilons and
-    examples matter.
+    PGD-2 would take four times as long, and no claim asks for it at checkpoints. Each checkpoint's
+    numbers are stored once, so a call that is stopped resumes. Arguments and errors are those of
+    ``measurements.measure``; of the preset's attacks, only epsilons and examples matter.
 
     Returns:
         Rows of ``{"step", "clean", "attack", "epsilon", "accuracy", "examples"}``, by step; "clean"
@@ -109,7 +109,7 @@ def attacked_checkpoints(
     """
     attack = preset.attack
     settings = robustness.Settings(
-        attacks=("fgsm", "pgd2"),
+        attacks=("fgsm",),
         epsilons=tuple(attack["epsilons"]),
         batch_size=run.config.batch_size,
     )
