@@ -110,24 +110,54 @@ def test_the_lattice_joins_the_modes_that_differ_in_one_role(corners):
 
 
 def test_the_lattice_in_numbers(corners):
-    modes, roles = build("E13", of_corners(corners))
+    overview, modes, roles = build("E13", of_corners(corners))
     floor, space, chans, full = 100 * corners[1]
     title = "separable ResNet, width 8, depth 2, k 3, Digits"
     way = 100 * (space - floor) / (full - floor)
     rows = [[cell.text for cell in row] for row in modes.rows]
-    assert rows[5] == [title, *[""] * 5]
+    assert rows[5] == [title, *[""] * 7]
     assert rows[7] == [
         "Space (+ spatial)",
         f"{space.mean():.1f} ± {space.std(ddof=1):.1f} (5)",
         f"{way.mean():.0f} ± {way.std(ddof=1):.0f} (5)",
         *("30", "30.0", "3"),
+        *(f"{(space - floor).mean() / 0.02:.3g}", f"{(space - floor).mean() / 2:.3g}"),
     ]
+    assert rows[6][-2:] == ["n/a", "n/a"]  # Floor itself
+    assert texts(overview)[title][1] == f"{space.mean():.1f} ± {space.std(ddof=1):.1f} (5)"
     assert texts(roles)[title] == [
         interval(space - floor),
         interval(chans - floor),
         interval(full - floor),
         interval(full - space - chans + floor),
     ]
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "sufficient"),
+    [
+        ((0.4, 0.55, 0.75, 0.75), "channel"),
+        ((0.4, 0.72, 0.55, 0.75), "spatial"),
+        ((0.4, 0.72, 0.76, 0.75), "either"),
+        ((0.4, 0.5, 0.71, 0.75), "only both"),
+        ((0.73, 0.73, 0.74, 0.75), "n/a"),
+    ],
+)
+def test_the_part_that_suffices(corners, accuracies, sufficient):
+    spread = np.asarray([-0.01, 0, 0.01])
+    families = [np.asarray(accuracies)[:, None] + spread, corners[1]]
+    overview, *_ = build("E13", of_corners(families))
+    assert overview.rows[0][-1].text == sufficient
+
+
+def test_the_halving_radius_where_it_was_measured(corners):
+    found = of_corners(corners)
+    for epsilon, value in ((0, 0.8), (1, 0.6), (2, 0.5), (4, 0.3), (8, 0.0)):
+        about = {"mode": "chans", "model__name": "resnet", "epsilon": epsilon}
+        found += planted("E13", [value, value], "fgsm", **about)
+    _, modes, _ = build("E13", found)
+    radius = f"{2 ** (1 + 0.1 / 0.2):.2f} ± 0.00 (2)"  # at 0.4, linear in log2
+    assert [row[-1].text for row in modes.rows[5:]] == ["", "n/a", "n/a", radius, "n/a"]
 
 
 def test_a_sum_above_every_accuracy_stands_at_the_top(corners):
@@ -141,7 +171,7 @@ def test_a_lattice_without_all_its_corners_is_drawn(corners):
     axes = drawn("E13", found).figure.axes[0]
     assert sum(len(line.get_xdata()) == 2 for line in axes.lines) == 1
     assert not any(line.get_label().startswith("sum") for line in axes.lines)
-    modes, roles = build("E13", found)
+    _, modes, roles = build("E13", found)
     assert [row[2].text for row in modes.rows] == ["", "n/a", "n/a"] * 2
     assert {cells[3] for cells in texts(roles).values()} == {"n/a"}
 
@@ -149,10 +179,11 @@ def test_a_lattice_without_all_its_corners_is_drawn(corners):
 def test_families_that_differ_in_size_or_mixer_have_panels_of_their_own():
     found = []
     for mixer, width in itertools.product(("attention", "token_mlp"), (8, 16)):
-        about = {"mode": "full", "model__mixer": mixer, "model__width": width}
+        about = {"mode": "full", "model__name": "metaformer"}
+        about |= {"model__mixer": mixer, "model__width": width}
         found += planted("E13", [0.8], **about) + planted("E13", [5], "trainable", **about)
     titles = [axes.get_title() for axes in drawn("E13", found).figure.axes]
-    assert titles[-1] == "ConvMixer, token mlp\nwidth 16, depth 2, k 3, Digits"
+    assert titles[-1] == "meta-former, token MLP\nwidth 16, depth 2, k 3, Digits"
     assert len({*titles}) == 4
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from randmix.analysis import robustness
-from randmix.experiments import measured
-from randmix.reproduce import plan, presets, under_attack
+from randmix.experiments import measured, sweep
+from randmix.reproduce import measurements, numbers, plan, presets, under_attack
 from randmix.runtime.preemption import Preempted, StopSignals
 from randmix.training import loop as train
 
@@ -57,6 +57,30 @@ def test_every_attack_is_stored_with_its_examples_and_bits(run, root):
     assert bits["clean"].mean() == found["clean"]
     assert found["seconds"] > 0
     assert (found["device"]["platform"], found["cores"]) == ("cpu", len(os.sched_getaffinity(0)))
+
+
+def test_a_run_whose_radius_is_wanted_is_attacked_by_fgsm_alone(run, root, tmp_path):
+    wanted = dataclasses.replace(PRESET, radii=("E13",))
+    lattice = dataclasses.replace(run, experiments=("E13",), resolved=None)
+    with StopSignals() as stop:
+        every = under_attack.attacks(run, root, PRESET, stop)
+        measurements.measure(lattice, root, wanted, stop)
+    assert measurements.failures(lattice, root) == {}
+    expected = [row for row in every["rows"] if row["attack"] == "fgsm"]
+    (record,) = sweep.collect([(lattice,)], root).values()
+    assert measurements.complete(lattice, record, wanted)
+    without = dataclasses.replace(record, measurements={})
+    assert not measurements.complete(lattice, without, wanted)
+    assert measurements.complete(lattice, without, PRESET)
+    # The same numbers from both measurements, and none where they aren't asked for.
+    both = {under_attack.attacks_name(PRESET): every}
+    for own in (record, dataclasses.replace(record, measurements=both)):
+        found = numbers.collect([(lattice,)], {run.name: own}, wanted)
+        rows = found.where("E13", "fgsm")
+        assert [(row.settings["epsilon"], row.value) for row in rows] == [
+            (row["epsilon"], row["accuracy"]) for row in expected
+        ]
+        assert not numbers.collect([(lattice,)], {run.name: own}, PRESET).where(metric="fgsm")
 
 
 def test_checkpoints_are_attacked_once_each(run, root, monkeypatch):

@@ -12,11 +12,11 @@ from randmix.analysis import plots
 from randmix.analysis.spectrum.figures import Picture
 from randmix.reproduce.effects import conditions
 from randmix.reproduce.numbers import MODES, Number, Numbers
-from randmix.reproduce.titles import FILTERS, MODELS, title_of, title_of_filters
+from randmix.reproduce.titles import FILTERS, MODELS, title_of, title_of_filters, title_of_mixer
 
 _PANEL = (
     *("data.name", "model.name", "model.width", "model.depth", "model.kernel_size"),
-    "model.multiplier",
+    *("model.multiplier", "model.mixer"),
 )
 _LINE = {
     "mode": lambda value: MODES.get(value, ""),
@@ -198,4 +198,6 @@ def _word(name: str, settings: Mapping[str, Any]) -> str:
         return MODELS[value]
     if name == "model.multiplier":
         return f"m = {value}"
+    if name == "model.mixer":
+        return title_of_mixer(value)
     return title_of(value) if name == "data.name" else f"{short} {value}"

@@ -37,6 +37,10 @@ _SIDES = {
 _LINES = {"spatial": "--", "channel": ":"}
 _FAMILY = ("data.name", "model.name", "model.mixer", *effects.SIZES)
 _COLUMNS = 3
+_SUFFICIENT, _LEAST = (
+    0.9,
+    5.0,
+)  # claims 1a and 1b: a share of the way, and its least length in points
 # What each role is worth, in words.
 _EFFECTS = {
     "spatial alone": effects.points("space", "floor"),
@@ -127,11 +131,45 @@ def tables(numbers: Numbers) -> list[Table]:
         for title, part in found.items()
         if part.where(metric="accuracy")
     }
-    return [_modes(found), _roles(found)]
+    return [*_overview(found), _modes(found), _roles(found)]
+
+
+def _overview(found: Mapping[str, Numbers]) -> list[Table]:
+    """A line for each family, if there are several: the accuracies, and which modes suffice."""
+    if len(found) < 2:
+        return []
+    columns = ["", *(f"{MODES[mode]} ({LEARNED[mode]})" for mode in LEARNED), "suffices"]
+    rows = []
+    for title, part in found.items():
+        accuracies = [part.where(metric="accuracy", mode=mode) for mode in LEARNED]
+        rows.append([Cell(title), *map(mean_cell, accuracies), Cell(_sufficient(part))])
+    caption = (
+        f"Test accuracy in per cent: {OVER_SEEDS} A part suffices if learning it beside norms and "
+        f"head recovers, in the mean over seeds, at least {100 * _SUFFICIENT:g} % of the way from "
+        f"Floor to Full; where that way is under {_LEAST:g} points, there is little to recover."
+    )
+    return [Table(caption, columns, rows)]
+
+
+def _sufficient(numbers: Numbers) -> str:
+    way = [*effects.points("full", "floor").of(numbers).values()]
+    if not way or np.mean(way) < _LEAST:
+        return "n/a"
+    shares = {
+        role: [*effects.recovered_share(mode).of(numbers).values()]
+        for role, mode in (("spatial", "space"), ("channel", "chans"))
+    }
+    enough = [role for role, own in shares.items() if own and np.mean(own) >= 100 * _SUFFICIENT]
+    if len(enough) == 2:
+        return "either"
+    return enough[0] if enough else "only both"
 
 
 def _modes(found: Mapping[str, Numbers]) -> Table:
+    attacked = any(part.where(metric="fgsm") for part in found.values())
     columns = ["", "accuracy", "way to Full (%)", "learned", "of all (%)", "training step"]
+    columns += ["points / 1,000 learned", "points / 1M of step"]
+    columns += ["halving radius"] if attacked else []
     rows = []
     for title, part in found.items():
         rows.append(heading(title, columns))
@@ -141,14 +179,21 @@ def _modes(found: Mapping[str, Numbers]) -> Table:
                 way = effects.recovered_share(mode).of(part)
                 share = spread_cell([*way.values()], accuracy.runs, digits=0)
                 name = Cell(f"{MODES[mode]} ({LEARNED[mode]})")
-                rows.append([name, mean_cell(accuracy), share, *_costs(own)])
+                cells = [name, mean_cell(accuracy), share, *_costs(own), *_worth(part, mode)]
+                rows.append(cells + ([_radius(own)] if attacked else []))
     caption = (
         f"Test accuracy in per cent, and what a mode recovers of the way from Floor to Full: "
         f"{OVER_SEEDS} Learned are the parameters in number and in per cent of all. A training "
         "step is counted in millions of multiply-adds per image, as the network is defined: the "
         "forward pass, the gradients to the layers' inputs, and those of the kernels that are "
-        "learned."
+        "learned. Then what accuracy above Floor's comes to, in points for each thousand "
+        "parameters learned and each million multiply-adds of a step beyond Floor's."
     )
+    if attacked:
+        caption += (
+            " The halving radius, in 1/255, is the size of FGSM's step that halves a model's own "
+            f"clean accuracy: {OVER_SEEDS}"
+        )
     return Table(caption, columns, rows)
 
 
@@ -161,6 +206,24 @@ def _costs(numbers: Numbers) -> list[Cell]:
         Cell("n/a" if learned is None or not every else f"{100 * learned / every:.1f}"),
         Cell("n/a" if step is None else f"{step / 1e6:.3g}"),
     ]
+
+
+def _worth(family: Numbers, mode: str) -> list[Cell]:
+    """Points of accuracy above Floor for a thousand parameters and a million multiply-adds more."""
+    points = [*effects.points(mode, "floor").of(family).values()]
+    cells = []
+    for metric, unit in (("trainable", 1e3), ("training_step", 1e6)):
+        own, least = (family.where(metric=metric, mode=one) for one in (mode, "floor"))
+        more = (own[0].value - least[0].value) / unit if own and least else 0.0
+        worth = f"{np.mean(points) / more:.3g}" if points and more > 0 else "n/a"
+        cells.append(Cell(worth.replace("-", "\N{MINUS SIGN}")))
+    return cells
+
+
+def _radius(numbers: Numbers) -> Cell:
+    attacked = numbers.where(metric="fgsm")
+    radii = [2**value for value in effects.log_radii(attacked).values()]
+    return spread_cell(radii, attacked.runs, digits=2)
 
 
 def _roles(found: Mapping[str, Numbers]) -> Table:
@@ -179,6 +242,5 @@ def _roles(found: Mapping[str, Numbers]) -> Table:
 
 def _title(settings: Mapping[str, Any]) -> str:
     """The model and, on a second line, its size and the data set."""
-    mixer = settings.get("model.mixer")
-    name = title_of_model(settings) + (f", {str(mixer).replace('_', ' ')}" if mixer else "")
+    name = title_of_model(settings)
     return f"{name}\n{size_of_model(settings)}, {title_of(settings['data.name'])}"

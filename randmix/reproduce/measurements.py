@@ -61,6 +61,7 @@ def measure(
     failures = {}
     work = {
         "accuracy under attack": lambda: under_attack.attacks(run, root, preset, stop, programs),
+        "accuracy under FGSM": lambda: under_attack.fgsm(run, root, preset, stop, programs),
         "accuracy under attack of checkpoints": lambda: under_attack.attacked_checkpoints(
             run, root, preset, stop, programs
         ),
@@ -89,6 +90,8 @@ def _needed(run: PlannedRun, preset: Preset) -> dict[str, str]:
     own = set(run.experiments)
     if {"E6", "E7"} & own:
         names["accuracy under attack"] = under_attack.attacks_name(preset)
+    elif own & {*preset.radii}:
+        names["accuracy under FGSM"] = under_attack.fgsm_name(preset)
     if under_attack.keeps_its_way(run):
         names["accuracy under attack of checkpoints"] = under_attack.steps_name(preset)
     smoothed = run.settings.get("model.smoothing_index")

@@ -150,6 +150,12 @@ def _measured(experiment: str, run: PlannedRun, record: Record, preset: Preset) 
     if experiment == "E9":
         for row in found.get(measurements.LAYERS, ()):
             yield {"layer": row["layer"]}, "coverage", row["coverage"]
+    if experiment in preset.radii:
+        names = (under_attack.attacks_name(preset), under_attack.fgsm_name(preset))
+        attacks = next((found[name] for name in names if name in found), {"rows": ()})
+        for row in attacks["rows"]:
+            if row["attack"] == "fgsm":
+                yield {"epsilon": row["epsilon"]}, "fgsm", row["accuracy"]
     if experiment == "E13":
         yield {}, "parameters", sum(record.result["parameters"].values())
         if record.data:  # older runs don't say what their images are like

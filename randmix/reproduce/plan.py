@@ -14,7 +14,13 @@ from randmix.experiments.plan import Group, group
 from randmix.experiments.records import Record
 from randmix.reproduce import transplants
 from randmix.reproduce.presets import LONGER, TRANSPLANT, Preset, Settings
-from randmix.reproduce.titles import MODES, title_of, title_of_filters
+from randmix.reproduce.titles import (
+    MODES,
+    title_of,
+    title_of_filters,
+    title_of_mixer,
+    title_of_model,
+)
 
 _SIZES = {
     "model.width": "width",
@@ -34,9 +40,9 @@ def describe(settings: Mapping[str, Any]) -> str:
     'Digits ResNet, depth 2, Chans, held out'
     """
     task = "un-shuffling " if settings.get("task") == "unshuffling" else ""
-    family = settings["model.name"]
-    family = {"resnet": "ResNet", "convmixer": "ConvMixer"}.get(family, family)
+    family = title_of_model({"model.name": settings["model.name"]}).removeprefix("separable ")
     words = [f"{title_of(settings['data.name'])} {task}{family}"]
+    words += [title_of_mixer(settings["model.mixer"])] if "model.mixer" in settings else []
     for key, name in _SIZES.items():
         words += [f"{name} {settings[key]}"] if key in settings else []
     share = learned_share(settings)

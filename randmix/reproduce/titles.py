@@ -24,7 +24,7 @@ FILTERS = {
     "gaussian8": "Gaussian derivatives",
 }
 BANKS = {name: FILTERS[name] for name in ("random", "same", "box", "identity")}  # the paper's
-MODELS = {"resnet": "separable ResNet", "convmixer": "ConvMixer"}
+MODELS = {"resnet": "separable ResNet", "convmixer": "ConvMixer", "metaformer": "meta-former"}
 
 
 def known_name(data_set: str) -> str:
@@ -55,9 +55,21 @@ def title_of(data_set: str) -> str:
 
 
 def title_of_model(settings: Mapping[str, Any]) -> str:
-    """A model's family, with the number m of filters per channel where it has several."""
-    m = settings.get("model.multiplier")
-    return MODELS[settings["model.name"]] + (f", m = {m}" if m else "")
+    """A model's family, with its mixer or its number m of filters per channel if it has a choice.
+
+    >>> title_of_model({"model.name": "metaformer", "model.mixer": "token_mlp"})
+    'meta-former, token MLP'
+    """
+    m, mixer = settings.get("model.multiplier"), settings.get("model.mixer")
+    words = [MODELS[settings["model.name"]]]
+    words += [f"m = {m}"] if m else []
+    words += [title_of_mixer(mixer)] if mixer else []
+    return ", ".join(words)
+
+
+def title_of_mixer(name: str) -> str:
+    """The title of a meta-former's mixer of tokens."""
+    return {"token_mlp": "token MLP", "random": "random matrix"}.get(name, name)
 
 
 def title_of_filters(name: str) -> str:

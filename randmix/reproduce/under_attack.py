@@ -2,6 +2,7 @@
 
 runs/NAME/measurements/attacks-KEY.json    accuracy under attack and sanity checks (E6, E7)
 runs/NAME/measurements/attacks-KEY.npz     the outcome for each image, see ``robustness.load``
+runs/NAME/measurements/fgsm-KEY.json, .npz FGSM alone, likewise (of experiments in Preset.radii)
 runs/NAME/measurements/step-S-KEY.json     FGSM on the checkpoint of step S (claim 4e)
 runs/NAME/measurements/step-S-KEY.npz      the outcome for each image, likewise
 runs/NAME/measurements/steps-KEY.json      the steps of all checkpoints, once they are measured
@@ -47,6 +48,11 @@ def attacks_name(preset: Preset) -> str:
     return f"attacks-{measured.key(dict(preset.attack))}"
 
 
+def fgsm_name(preset: Preset) -> str:
+    """Name of the measurement of accuracy under FGSM alone."""
+    return f"fgsm-{_how(preset)}"
+
+
 def step_name(preset: Preset, step: int) -> str:
     """Name of the measurement of a checkpoint; see ``attacked_checkpoints``."""
     return f"step-{step}-{_how(preset)}"
@@ -90,6 +96,26 @@ def attacks(
     return _attacked(attacks_name(preset), run, root, preset, settings, stop, programs)
 
 
+def fgsm(
+    run: PlannedRun,
+    root: epath.PathLike,
+    preset: Preset,
+    stop: StopSignals,
+    programs: Programs | None = None,
+) -> dict[str, Any]:
+    """As ``attacks``, by FGSM alone, for which only the preset's epsilons and examples matter."""
+    settings = _only_fgsm(run, preset)
+    return _attacked(fgsm_name(preset), run, root, preset, settings, stop, programs)
+
+
+def _only_fgsm(run: PlannedRun, preset: Preset) -> robustness.Settings:
+    return robustness.Settings(
+        attacks=("fgsm",),
+        epsilons=tuple(preset.attack["epsilons"]),
+        batch_size=run.config.batch_size,
+    )
+
+
 def attacked_checkpoints(
     run: PlannedRun,
     root: epath.PathLike,
@@ -107,13 +133,7 @@ def attacked_checkpoints(
         Rows of ``{"step", "clean", "attack", "epsilon", "accuracy", "examples"}``, by step; "clean"
         is the step's accuracy on the same examples without an attack.
     """
-    attack = preset.attack
-    settings = robustness.Settings(
-        attacks=("fgsm",),
-        epsilons=tuple(attack["epsilons"]),
-        batch_size=run.config.batch_size,
-    )
-    programs = programs or Programs()
+    settings, programs = _only_fgsm(run, preset), programs or Programs()
     rows: Rows = []
     steps = loading.kept_steps(run.folder(root))
     for step in steps:

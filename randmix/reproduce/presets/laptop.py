@@ -5,6 +5,7 @@ too little. The learning rates are those that a pilot chose, one for each family
 (docs/measurements.md).
 """
 
+from randmix.models.metaformer import MIXERS
 from randmix.reproduce.presets.preset import CONVERGENCE, MODES, Preset, Settings, product, start
 from randmix.reproduce.presets.runs import (
     BANKS,
@@ -33,6 +34,11 @@ _ATTACK = {
 }
 _CONVMIXER = {"optimizer.learning_rate": 0.03}
 _RESNET = {"optimizer.learning_rate": 0.3}
+# As much augmentation and smoothing of labels as the other models' recipes have: none.
+_METAFORMER = {
+    **{"model.width": 64, "model.depth": 4, "batch_size": 128, "label_smoothing": 0.0},
+    **{"data.crop_padding": 0, "data.randaugment": "", "optimizer.learning_rate": 0.003},
+}
 _BANKS = {"counts": (1, 2, 4, 8, 16, 32, 64, 128, 256), "kernel_size": 8, "seeds": 10}
 
 
@@ -49,6 +55,7 @@ def cifar10() -> Preset:
     data = {"data.crop_padding": 0, "model.depth": 1}
     resnet = start("resnet_cifar", {**short, **_RESNET, **data})
     middle, deep = ({**convmixer, "model.depth": depth} for depth in (2, 4))
+    metaformer = start("metaformer_cifar", {**short, **_METAFORMER})
     narrow = {**resnet, "model.width": 8}
     e2 = product(with_checkpoints(resnet), {"mode": MODES})
     e4 = [
@@ -75,7 +82,7 @@ def cifar10() -> Preset:
             "E9": product(deep, {"mode": ("full",)}),
             "E11": (),
             "E12": fractions(middle, (0, 0.1, 0.25, 0.5, 1)),
-            "E13": lattice(deep, resnet),
+            "E13": lattice(deep, resnet, *product(metaformer, {"model.mixer": MIXERS})),
             "E14": frozen_filters(deep, BANKS),
             "E15": law(e2, e4, e5, gate),
             CONVERGENCE: gate,
@@ -83,6 +90,7 @@ def cifar10() -> Preset:
         attack=_ATTACK,
         banks=_BANKS,
         shown=(0, 2, 4),
+        radii=("E13",),
     )
 
 

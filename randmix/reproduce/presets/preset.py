@@ -38,6 +38,7 @@ class Preset:
             the number of ``seeds``.
         shown: the three smoothing indices whose filters and envelopes E7 and E8 show.
         seeds: number of seeds of each experiment's runs, where it isn't the usual one.
+        radii: experiments, beyond E6 and E7, that give the halving radius under FGSM of every run.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Preset:
     banks: Mapping[str, Any]
     shown: tuple[float, float, float] = (0, 1, 2)
     seeds: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    radii: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
