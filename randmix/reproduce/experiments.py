@@ -171,9 +171,10 @@ EXPERIMENTS = {
             "The lattice of roles",
             "ours",
             "What learning spatial mixing, channel mixing or both adds to norms and head, in each "
-            "family of models at one size; of meta-formers, in each mixer of tokens. Parallel sides of a lattice learn the same role, once "
-            "without and once with the other; were they parallel in accuracy, the roles would add "
-            "up, and Full would lie on the hollow mark. Dashes beside a point are its seeds.",
+            "family of models at one size; of meta-formers, for each mixer of tokens. Parallel "
+            "sides of a lattice learn the same role, once without and once with the other; were "
+            "they parallel in accuracy, the roles would add up, and Full would lie on the hollow "
+            "mark. Dashes beside a point are its seeds.",
             ("E13", "E13-curves"),
         ),
         Experiment(
