@@ -176,6 +176,7 @@ def test_our_own_models_without_their_roles(model, channels):
         ({"scale": (64,), "bias": (64,)}, "norm", True, "scale and bias vectors"),
         ({"weight": (64,)}, "norm", False, "lone scale"),
         ({"embedding": (65, 64)}, "spatial", False, "embedding table"),
+        ({"positions": (65, 64)}, "spatial", True, "position embedding"),
         ({"table": (1, 65, 64)}, "spatial", False, "65 vectors"),
         ({"temperature": ()}, "norm", False, "vector alone"),
         ({"mystery": (4, 5, 6, 7, 8, 9)}, "spatial", False, "dense, 4 x 5 x 6 x 7"),

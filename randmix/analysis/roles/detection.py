@@ -28,7 +28,9 @@ _STATISTICS = frozenset({"running_mean", "running_var", "num_batches_tracked", "
 _SCALES = frozenset({"scale", "weight", "gamma", "alpha"})
 _LAYER_SCALES = frozenset({"ls", "scale", "gamma"})
 _NORMS = frozenset({"bn", "ln", "gn", "rms"})
-_POSITIONS = frozenset({"pos", "posemb", "posembed", "position", "positional", "wpe", "cpb"})
+_POSITIONS = frozenset(
+    {"pos", "posemb", "posembed", "position", "positions", "positional", "wpe", "cpb"}
+)
 _TOKENS = frozenset({"cls", "class", "token", "tokens", "reg", "register", "dist", "probe"})
 _QUERY_KEY = frozenset({"q", "k", "qk", "query", "key", "queries", "keys", "wq", "wk"})
 _VALUE = frozenset({"v", "value", "values", "wv"})
