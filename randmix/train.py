@@ -33,7 +33,7 @@ def main(options: Any) -> int:
     )
     print(f"workdir: {options.workdir}\nhost settings: {options.host_settings}", flush=True)
     if options.compiled:
-        print(f"compiled programs: kept in {options.compiled}", flush=True)
+        print(f"compiled programs: kept in {options.compiled} (--compiled)", flush=True)
     try:
         result = loop.train(
             options.config,

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -117,23 +118,100 @@ def test_deterministic_operations_are_asked_for_once(flags, monkeypatch):
 @pytest.mark.parametrize(
     ("platforms", "before", "asked", "kept"),
     [
-        ("cpu", None, None, None),
         ("cpu", None, "here", "here"),
+        ("cpu", "theirs", None, "theirs"),
+        ("cpu", "theirs", "off", None),
         ("cuda", None, None, "runs/.compiled"),
         ("cuda", "theirs", None, "theirs"),
         ("cuda", "theirs", "here", "here"),
         ("cuda", "theirs", "off", None),
     ],
 )
-def test_where_compiled_programs_are_kept(platforms, before, asked, kept, monkeypatch):
+def test_where_compiled_programs_are_kept(platforms, before, asked, kept, cache, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", platforms)
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", before or "")
-    if before is None:
-        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    if before:
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", before)
     assert host.keep_compiled(asked, default="runs/.compiled") == (
         None if kept == "theirs" else kept
     )
     assert os.environ.get("JAX_COMPILATION_CACHE_DIR") == kept
+    assert "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ
+    assert not [*cache.iterdir()]
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """The user's cache, empty, in an environment that names no folder for compiled programs."""
+    for name in ("DIR", "MAX_SIZE"):
+        monkeypatch.setenv(f"JAX_COMPILATION_CACHE_{name}", "")  # so that it is restored
+        monkeypatch.delenv(f"JAX_COMPILATION_CACHE_{name}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_a_cpu_keeps_its_programs_in_the_users_cache(cache, monkeypatch):
+    kept = Path(host.keep_compiled(None, default="unused"))
+    assert kept.parent == cache / "randmix"
+    assert kept.name.startswith("compiled-")
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(kept)
+    assert int(os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"]) == 512 * 2**20
+
+    def another(number, frequency):
+        lines = [f"processor: {number}", f"model name: {number}", "flags: avx", "cpu MHz: "]
+        return "\n".join(lines) + f"{frequency}\n\nprocessor: 1\n"
+
+    folders = []
+    for text in (another(1, 800), another(1, 3000), another(2, 800)):
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+        monkeypatch.setattr(Path, "read_text", lambda _, text=text: text)
+        folders.append(host.keep_compiled(None, default="unused"))
+    assert folders[0] == folders[1] != folders[2]
+
+
+def test_what_a_power_loss_left_of_a_program_is_removed(cache):
+    folder = Path(host.keep_compiled(None, default="unused"))
+    files = {
+        "whole": (b"program", bytes(8)),
+        "empty": (b"", bytes(8)),
+        "undated": (b"program", b""),
+    }
+    for name, (program, used) in files.items():
+        (folder / f"{name}-cache").write_bytes(program)
+        (folder / f"{name}-atime").write_bytes(used)
+    (folder / "alone-cache").write_bytes(b"program")
+    del os.environ["JAX_COMPILATION_CACHE_DIR"]
+    assert host.keep_compiled(None, default="unused") == str(folder)
+    assert {file.name for file in folder.iterdir()} == {"whole-cache", "whole-atime"}
+
+
+def test_without_a_place_for_them_programs_are_not_kept(cache, monkeypatch):
+    (cache / "randmix").write_text("a file where the folder should be")
+    assert host.keep_compiled(None, default="unused") is None
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+
+
+@pytest.mark.slow
+def test_a_second_run_compiles_nothing(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_COMPILATION")}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu"}
+    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    words = [sys.executable, "-m", "randmix.main", "--config=configs/digits.py:tiny"]
+    kept = []
+    for name in ("one", "two"):
+        done = subprocess.run(
+            [*words, f"--workdir={tmp_path / name}"],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parents[1],
+            env=environment,
+            check=True,
+        )
+        (folder,) = (tmp_path / "cache" / "randmix").iterdir()
+        assert f"compiled programs: kept in {folder} (--compiled)" in done.stdout
+        assert done.stderr == ""
+        kept.append({file.name: file.stat().st_mtime_ns for file in folder.glob("*-cache")})
+    assert any("train_step" in name for name in kept[0])
+    assert kept[0] == kept[1]
 
 
 def test_the_settings_reach_a_real_process():

@@ -140,6 +140,7 @@ def prepare(options: Any) -> None:
         )
     shared.check_processes(options)
     shared.tune_host(options)
+    shared.keep_compiled(options)
 
 
 COMMAND = Command(HELP, "randmix.evaluate", define_flags, prepare=prepare)

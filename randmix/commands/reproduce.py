@@ -98,6 +98,7 @@ def prepare(options: Any) -> None:
     if options.calibrate and options.report_only:
         raise UserError("--calibrate: got --report_only too, which trains nothing; leave one out")
     shared.tune_host(options)
+    shared.keep_compiled(options)
     if options.preset == "smoke" and host.compile_quickly():
         print("smoke: XLA compiles with few optimisations, as most of the time goes there")
 

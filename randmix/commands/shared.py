@@ -94,11 +94,18 @@ def dry_run() -> None:
 
 
 def host_settings() -> None:
-    """Defines --tune_host."""
+    """Defines --tune_host and --compiled, which `tune_host` and `keep_compiled` read."""
     flags.DEFINE_bool(
         "tune_host",
         True,
         "On a CPU, let malloc keep its memory and XLA use 512-bit vectors: 1.4 to 2 times faster.",
+    )
+    flags.DEFINE_string(
+        "compiled",
+        None,
+        "Folder in which compiled programs are kept for later runs, or off. Default: .compiled "
+        "next to the workdir on a GPU or TPU; on a CPU ~/.cache/randmix/compiled-KEY, of 512 MiB "
+        "at most, with a KEY for each kind of processor.",
     )
 
 
@@ -136,6 +143,12 @@ def check_calibrate(options: Any) -> None:
 def tune_host(options: Any) -> str:
     """Makes the host settings unless --notune_host is given; returns what was done, for the log."""
     return host.tune() if options.tune_host else "left as they are: --notune_host"
+
+
+def keep_compiled(options: Any) -> None:
+    """Has JAX keep compiled programs, and notes in the options where."""
+    parent = (options.workdir or "").rpartition("/")[0] or ("." if options.workdir else "runs")
+    options.compiled = host.keep_compiled(options.compiled, default=f"{parent}/.compiled")
 
 
 def check_processes(options: Any) -> None:

@@ -60,6 +60,7 @@ def prepare(options: Any) -> None:
     options.config_name = shared.config_name()
     options.workdir = options.workdir or f"runs/sweep-{options.config_name}"
     shared.tune_host(options)
+    shared.keep_compiled(options)
 
 
 COMMAND = Command(HELP, "randmix.experiments.command", define_flags, prepare=prepare)

@@ -63,12 +63,6 @@ def define_flags() -> None:
         "Produce the same bits every time on a GPU too, at some cost in speed; a CPU and a TPU "
         "always do.",
     )
-    flags.DEFINE_string(
-        "compiled",
-        None,
-        "Folder in which compiled programs are kept for later runs, or off. Default: .compiled "
-        "next to the workdir on a GPU or TPU, off on a CPU.",
-    )
     shared.host_settings()
     shared.processes()
 
@@ -84,11 +78,10 @@ def prepare(options: Any) -> None:
         options.host_settings = shared.tune_host(options)
     else:
         host.only_compile_for_tpu()  # and no settings for a CPU
+        options.compiled = options.compiled or "off"
+    shared.keep_compiled(options)
     if options.deterministic:
         host.make_deterministic()
-    options.compiled = host.keep_compiled(
-        options.compiled, default=f"{options.workdir.rpartition('/')[0] or '.'}/.compiled"
-    )
 
 
 def _profiled_steps(options: Any) -> range:

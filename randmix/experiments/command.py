@@ -27,9 +27,8 @@ def main(options: Any) -> int:
     sweep.open_folder(root, None)
     print(f"workdir: {root}", flush=True)
     try:
-        with sweep.compiled_programs_kept(root):
-            context = Context(options.config_name, root.name, tuple(axes))
-            sweep.execute(mine, root, more=options.records, together=together, context=context)
+        context = Context(options.config_name, root.name, tuple(axes))
+        sweep.execute(mine, root, more=options.records, together=together, context=context)
     except Preempted as stopped:
         print(f"randmix: {stopped}; run the same command to resume", file=sys.stderr)
         return stopped.status

@@ -16,15 +16,12 @@ work. A run that stands in the records is finished, wherever it was made.
 import contextlib
 import datetime
 import json
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 from etils import epath
-from jax.experimental.compilation_cache import compilation_cache
 
 from randmix.errors import UserError
 from randmix.experiments import records
@@ -310,26 +307,3 @@ class _Progress:
 def _work(run: PlannedRun) -> float:
     # Compilation and start-up take about as long as 10 GMAC of training on two CPU cores.
     return run.cost + 1e10
-
-
-@contextlib.contextmanager
-def compiled_programs_kept(root: epath.PathLike) -> Iterator[None]:
-    """Caches compiled programs in the sweep's folder.
-
-    Runs that differ only in their seed, and a resumed sweep, then compile nothing twice. Each
-    machine has its own folder, since a program for one CPU may not run on another.
-    """
-    keys = {
-        "jax_compilation_cache_dir": str(epath.Path(root) / "compiled" / platform.node()),
-        "jax_persistent_cache_min_compile_time_secs": 0.2,
-    }
-    before = {key: getattr(jax.config, key) for key in keys}
-    try:
-        for key, value in keys.items():
-            jax.config.update(key, value)
-        compilation_cache.reset_cache()  # an earlier compilation has fixed the cache's location
-        yield
-    finally:
-        for key, value in before.items():
-            jax.config.update(key, value)
-        compilation_cache.reset_cache()

@@ -74,23 +74,22 @@ def main(options: Any) -> int:
         return 0
     sweep.open_folder(root, preset.label)
     try:
-        with sweep.compiled_programs_kept(root):
-            if not options.report_only:
-                train(own(groups))
-                if any(map(plan.waits, groups)):
-                    groups = planned()  # with the names of the runs that waited for filters
-                    train([group for group in own(groups) if plan.starts_elsewhere(group)])
-            if part:
-                print(
-                    f"shard {options.shard} is done; "
-                    "run the same command without --shard to write the report"
-                )
-                return 0
-            command = shlex.join(["python", "-m", "randmix", "reproduce", *sys.argv[1:]])
-            found = sweep.collect(groups, root, complete, options.records)
-            written = report.write(
-                root, preset, experiments, groups, found, overrides=changed, command=command
+        if not options.report_only:
+            train(own(groups))
+            if any(map(plan.waits, groups)):
+                groups = planned()  # with the names of the runs that waited for filters
+                train([group for group in own(groups) if plan.starts_elsewhere(group)])
+        if part:
+            print(
+                f"shard {options.shard} is done; "
+                "run the same command without --shard to write the report"
             )
+            return 0
+        command = shlex.join(["python", "-m", "randmix", "reproduce", *sys.argv[1:]])
+        found = sweep.collect(groups, root, complete, options.records)
+        written = report.write(
+            root, preset, experiments, groups, found, overrides=changed, command=command
+        )
     except Preempted as stopped:
         print(f"randmix: {stopped}; run the same command to resume", file=sys.stderr)
         return stopped.status

@@ -10,6 +10,7 @@ others then share, and whose blocks glibc still returns.
 
 import ctypes
 import glob
+import hashlib
 import importlib.metadata
 import importlib.util
 import os
@@ -38,6 +39,8 @@ _QUICK = {
 }
 _DETERMINISTIC = "--xla_gpu_deterministic_ops"
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
+_WORTH_KEEPING = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+_LIMIT = {"JAX_COMPILATION_CACHE_MAX_SIZE": str(512 * 2**20)}  # JAX drops what was unused longest
 # Google's PCI vendor number, by which JAX recognizes a TPU. A TPU without a device file, as when
 # its driver is missing, must fail with libtpu's own message, not train on the CPU unnoticed.
 _GOOGLE = "0x1ae0"
@@ -131,8 +134,9 @@ def keep_compiled(folder: str | None, *, default: str) -> str | None:
     """Makes JAX keep compiled programs in a folder for later processes; call before JAX starts.
 
     Args:
-        folder: a path, a gs:// URL, or "off". None uses ``default`` on a GPU or TPU and no folder
-            on a CPU, whose programs another machine may be unable to run.
+        folder: a path, a gs:// URL, or "off". None uses ``default`` on a GPU or TPU. On a CPU it
+            uses a folder in the user's cache, of 512 MiB at most, for this kind of processor:
+            another one may be unable to run the programs.
         default: the folder to use with an accelerator.
 
     Returns:
@@ -141,10 +145,45 @@ def keep_compiled(folder: str | None, *, default: str) -> str | None:
     if folder == "off":
         os.environ.pop(_CACHE, None)
         return None
-    if folder is None and (_will_use_cpu() or _CACHE in os.environ):
+    if folder is None and _CACHE in os.environ:
         return None
+    settings = _WORTH_KEEPING
+    if folder is None and _will_use_cpu():
+        folder, settings = _user_cache(), {**_WORTH_KEEPING, **_LIMIT}
+        if folder is None:
+            return None
     os.environ[_CACHE] = folder or default
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
     return os.environ[_CACHE]
+
+
+def _user_cache() -> str | None:
+    """The user's folder of programs for this kind of processor, or None if there can't be one."""
+    try:
+        known = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0].splitlines()
+    except OSError:
+        known = [platform.machine(), platform.processor()]
+    # The model and what it can do; other lines, such as the clock's rate, change.
+    lines = [line for line in known if line.startswith(("model", "flags", "Features"))] or known
+    key = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:8]
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(base) / "randmix" / f"compiled-{key}"
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_incomplete(folder)
+    except (OSError, RuntimeError):  # a home that is read-only, or none
+        return None
+    return str(folder) if os.access(folder, os.W_OK) else None
+
+
+def _remove_incomplete(folder: Path) -> None:
+    """Removes what a power loss left of programs: JAX would warn of them at every run."""
+    for program in folder.glob("*-cache"):
+        used = program.with_name(program.name.removesuffix("cache") + "atime")
+        if not (program.stat().st_size and used.exists() and used.stat().st_size == 8):
+            program.unlink(missing_ok=True)
+            used.unlink(missing_ok=True)
 
 
 def leave_libtpu_alone() -> None:
