@@ -31,10 +31,13 @@ class FakeLibc:
         cls.calls.append((option, value))
         return cls.answer
 
+    malloc = staticmethod(lambda size: None)
+    free = madvise = staticmethod(lambda *arguments: pytest.fail("of no block"))
+
 
 def test_on_a_cpu_with_glibc(fresh):
     assert host.tune() == "malloc keeps its memory, 512-bit vectors preferred"
-    assert FakeLibc.calls == [(-8, 1), (-4, 0), (-1, 2**31 - 1)]
+    assert FakeLibc.calls == [(-8, 1), (-4, 0), (-1, -1)]
     assert os.environ["XLA_FLAGS"] == "--xla_cpu_prefer_vector_width=512"
 
 
@@ -239,6 +242,25 @@ print(faults())
         counts[name] = int(done.stdout.split()[-1])
     assert counts["plain"] > 10_000
     assert counts["tuned"] < 1_000
+
+
+def test_the_first_memory_has_huge_pages_where_the_kernel_has_them():
+    code = """
+from randmix.runtime import host
+host.tune()
+block = bytearray(2**28)
+print(next(line.split()[1] for line in open("/proc/self/smaps_rollup") if "AnonHuge" in line))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    there = setting.exists() and "[never]" not in setting.read_text()
+    assert (int(done.stdout) > 2**17) == there  # KiB: half of the block
 
 
 @pytest.fixture
