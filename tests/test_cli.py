@@ -269,3 +269,18 @@ def test_help_of_a_command_is_enough_and_imports_no_jax(name):
     assert "\nExit status: 0 " in done.stdout
     assert ("  data.mixup (0.0)\n" in done.stdout) == ("  --config\n" in done.stdout)
     assert lines[-1] == "0 False"
+
+
+def test_a_warning_of_ours_is_one_line_and_of_others_as_python_prints_it():
+    program = (
+        "import warnings\n"
+        "from randmix.masks.strictness import warn_once\n"
+        "from randmix.runtime import cli\n"
+        "cli.run(lambda: (warn_once('no role'), warnings.warn('theirs'), 0)[-1])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stderr.splitlines() == [
+        "randmix: warning: no role",
+        "<string>:4: UserWarning: theirs",
+    ]

@@ -2,9 +2,9 @@
 
 The exit status is what the program returns (None means 0), 2 for a user's mistake, 75 and 130 if a
 signal ends the program (see `randmix.runtime.signals`), 141 if the reader of the output has gone
-(`... | head`), and 1 for a bug. A mistake prints one line to stderr; a bug keeps its traceback.
-Mistakes are `UserError`, flag errors from absl and ml_collections, and any failure inside a config
-file.
+(`... | head`), and 1 for a bug. A mistake, or a warning of randmix's own, prints one line to
+stderr; a bug keeps its traceback. Mistakes are `UserError`, flag errors from absl and
+ml_collections, and any failure inside a config file.
 """
 
 import atexit
@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,12 +27,14 @@ from randmix.errors import UserError, did_you_mean
 from randmix.runtime import host, signals
 
 HELP = frozenset(f"{dashes}{word}" for dashes in ("-", "--") for word in ("help", "helpfull", "h"))
+_python_format = warnings.formatwarning
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
 def run(program: Callable[[], int | None]) -> None:
     """Runs a program to its end and exits by the rules in the module's docstring."""
     signals.listen()
+    warnings.formatwarning = _format_warning
     atexit.register(signals.ignore)  # first, to be called last
     host.leave_libtpu_alone()
     try:
@@ -66,6 +69,12 @@ def run(program: Callable[[], int | None]) -> None:
         sys.stderr.flush()
         # Not sys.exit: after a failed save, Orbax's threads keep the process alive for 20 minutes.
         os._exit(1)
+
+
+def _format_warning(message: Any, category: type[Warning], *where: Any, **line: Any) -> str:
+    if category.__module__.startswith("randmix."):
+        return f"randmix: warning: {message}\n"
+    return _python_format(message, category, *where, **line)
 
 
 def parse(argv: list[str], help_text: Callable[[], str]) -> list[str]:
