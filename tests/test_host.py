@@ -37,7 +37,7 @@ class FakeLibc:
 
 def test_on_a_cpu_with_glibc(fresh):
     assert host.tune() == "malloc keeps its memory, 512-bit vectors preferred"
-    assert FakeLibc.calls == [(-8, 1), (-4, 0), (-1, -1)]
+    assert FakeLibc.calls == [(-8, 1), (-4, 0), (-1, 2**31 - 1)]
     assert os.environ["XLA_FLAGS"] == "--xla_cpu_prefer_vector_width=512"
 
 

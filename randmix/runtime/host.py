@@ -19,10 +19,10 @@ import sys
 from pathlib import Path
 
 # From glibc's malloc.h: one arena for all threads, no separate mappings, no heap trimming.
-_MALLOPT = {-8: 1, -4: 0, -1: -1}
-# Linux's madvise(MADV_HUGEPAGE), the size of a huge page, and the share of the machine's memory for
-# which huge pages are asked.
-_HUGE, _HUGE_PAGE, _HUGE_SHARE = 14, 2 * 2**20, 1 / 8
+_MALLOPT = {-8: 1, -4: 0, -1: 2**31 - 1}
+# Linux's madvise(MADV_HUGEPAGE), the size of a huge page, and how much memory gets them: a share of
+# the machine's, and less than malloc trims.
+_HUGE, _HUGE_PAGE, _HUGE_SHARE, _MOST_HUGE = 14, 2 * 2**20, 1 / 8, 1792 * 2**20
 # Separate mappings again, of blocks of 32 MiB, the largest threshold there is, and more.
 _GIVE_BACK = {-3: 32 * 2**20, -4: 65536}
 _KEPT_SHARE = 1 / 16  # of the machine's memory
@@ -109,11 +109,11 @@ def _use_huge_pages() -> None:
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.argtypes = [ctypes.c_void_p]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    size = int(_HUGE_SHARE * _memory())
+    size = min(int(_HUGE_SHARE * _memory()), _MOST_HUGE)
     if block := libc.malloc(size):
         start = -(-block // _HUGE_PAGE) * _HUGE_PAGE
         libc.madvise(start, (block + size - start) // _HUGE_PAGE * _HUGE_PAGE, _HUGE)
-        libc.free(block)  # malloc keeps it: the heap isn't trimmed
+        libc.free(block)  # malloc keeps it
 
 
 def _mallopt(options: dict[int, int]) -> bool:
