@@ -2,10 +2,14 @@
 
 import json
 import math
+import re
+import statistics
 from pathlib import Path
 
 import command
 import pytest
+
+from randmix.experiments import records
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -22,7 +26,7 @@ def same(got, kept):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["digits"])
+@pytest.mark.parametrize("preset", ["digits", "fashion_mnist"])
 def test_the_report_drawn_anew_has_the_same_verdicts(preset, tmp_path):
     done = command.run(
         "randmix reproduce",
@@ -32,10 +36,76 @@ def test_the_report_drawn_anew_has_the_same_verdicts(preset, tmp_path):
         f"--workdir={tmp_path / 'again'}",
         limit=900,
     )
-    assert (done.status, done.err) == (0, "")
+    assert done.status == bool(done.err)
+    assert all("not finished" in line for line in done.err.splitlines())
     (page,) = tmp_path.glob("again/report/index.html")
-    assert "Not finished" not in page.read_text()
+    assert ("Not finished" in page.read_text()) == bool(done.err)
     kept = json.loads((RESULTS / preset / "verdicts.json").read_text())
     got = json.loads((page.parent / "verdicts.json").read_text())
     for one, other in zip(got, kept, strict=True):
         assert same(one, other), one["claim"]
+
+
+FINDINGS = Path(__file__).parents[1] / "docs" / "findings.md"
+FOLDERS = {"Digits": "digits", "Fashion-MNIST": "fashion_mnist", "CIFAR-10 (JPEG)": "cifar10"}
+MINUS = "\N{MINUS SIGN}"
+_NUMBER = rf"({MINUS}?\d+\.\d\d)"
+INTERVAL = re.compile(rf"{_NUMBER} \[{_NUMBER}, {_NUMBER}\]")
+
+
+def rows(column):
+    """The rows of docs/findings.md's tables of five columns that name a data set in one of them."""
+    lines = FINDINGS.read_text().splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [row for row in cells if len(row) == 5 and row[column] in FOLDERS]
+
+
+def judged():
+    """Rows of verdicts: claim, in words, data set, measured, verdict."""
+    return rows(2)
+
+
+def test_the_findings_have_every_primary_claim_of_each_data_set_with_verdicts():
+    primary = {
+        (one["claim"], title)
+        for title, folder in FOLDERS.items()
+        if (file := RESULTS / folder / "verdicts.json").exists()
+        for one in json.loads(file.read_text())
+        if one["primary"]
+    }
+    assert primary
+    assert {(claim, data) for claim, _, data, *_ in judged()} >= primary
+
+
+@pytest.mark.parametrize("row", judged(), ids=lambda row: f"{row[0]}-{row[2]}")
+def test_the_findings_are_those_of_the_verdicts(row):
+    claim, _, data, measured, verdict = row
+    kept = json.loads((RESULTS / FOLDERS[data] / "verdicts.json").read_text())
+    (one,) = (one for one in kept if one["claim"] == claim)
+    assert verdict == one["verdict"]
+    known = {
+        tuple(f"{interval[end]:.2f}".replace("-", MINUS) for end in ("mean", "low", "high"))
+        for effect in one["effects"]
+        if (interval := effect["interval"]) and interval["mean"] is not None
+    }
+    assert {*INTERVAL.findall(measured)} <= known
+    assert INTERVAL.search(measured) or verdict in ("not decided", "not assessable")
+
+
+@pytest.mark.parametrize("row", rows(0), ids=lambda row: "-".join(row[:3]))
+def test_the_findings_accuracies_are_those_of_the_records(row):
+    data, model, mode, epochs, accuracy = row
+    family, width, depth = re.fullmatch(r"(\w+), width (\d+), depth (\d+)", model).groups()
+    wanted = {
+        **{"model.name": family.lower(), "model.width": int(width), "model.depth": int(depth)},
+        **{"mode": mode.lower(), "epochs": float(epochs), "data.validation": 0.0},
+        **{"model.filters": "random", "model.smoothing_index": 0.0, "defense.epsilon": 0.0},
+    }
+    known = records.read(RESULTS / FOLDERS[data] / records.COMPRESSED).values()
+    values = [
+        100 * record.result["metrics"]["test_accuracy"]
+        for record in known
+        if all(record.settings[key] == value for key, value in wanted.items())
+    ]
+    mean, spread = statistics.mean(values), statistics.stdev(values)
+    assert accuracy == f"{mean:.2f} ± {spread:.2f} ({len(values)})"
