@@ -69,8 +69,8 @@ QUICK = {
         "--set=tensorboard=False",
     ),
     "randmix reproduce": (
-        "--experiments=E9,E11",
-        "--override=steps=2",
+        "--experiments=E9",
+        "--override=steps=2,batch_size=4",
         "--seeds=1",
     ),
     "benchmarks": ("--only_check_args",),  # each takes minutes
@@ -141,7 +141,8 @@ class Checkout:
     def __init__(self, folder, archives):
         self.folder, self.archives = folder, archives
         commit_launchers(folder)  # tpu_pod.sh refuses changes, and the repository may have some
-        (folder / "benchmarks").symlink_to(command.REPOSITORY / "benchmarks")
+        for name in ("benchmarks", "results"):
+            (folder / name).symlink_to(command.REPOSITORY / name)
         pictures.folder(folder / "photos" / "pets")
         pictures.folder(folder / "photos" / "cifar10", width=32, height=32)
         imagenette(folder / "photos" / "imagenette2-320")
