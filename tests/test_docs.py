@@ -69,7 +69,7 @@ QUICK = {
         "--set=tensorboard=False",
     ),
     "randmix reproduce": (
-        "--experiments=E9",
+        "--experiments=E9,E11",
         "--override=steps=2,batch_size=4",
         "--seeds=1",
     ),

@@ -33,7 +33,10 @@ def rows(preset: Preset, overrides: Settings) -> list[dict[str, Any]]:
     found = []
     for settings in _models(preset):
         config = make_config(
-            {**settings, **{k: v for k, v in overrides.items() if k.startswith("model.")}}
+            {  # nothing is trained, so that a data set needn't fill a batch
+                **{**settings, "batch_size": 1},
+                **{k: v for k, v in overrides.items() if k.startswith("model.")},
+            }
         )
         parts = runs.assemble(config)
         model, dataset = parts.step.model, parts.data.dataset
