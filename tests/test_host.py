@@ -260,7 +260,8 @@ print(next(line.split()[1] for line in open("/proc/self/smaps_rollup") if "AnonH
     )
     setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     there = setting.exists() and "[never]" not in setting.read_text()
-    assert (int(done.stdout) > 2**17) == there  # KiB: half of the block
+    # In KiB. All of the block, unless memory is in pieces; without the request, none.
+    assert (int(done.stdout) > 2**13) == there
 
 
 @pytest.fixture
