@@ -13,6 +13,7 @@ from randmix.reproduce.presets.runs import (
     convergence,
     defended,
     each,
+    filters_by_rank,
     fractions,
     frozen_filters,
     kinds_of_filters,
@@ -100,9 +101,10 @@ def fashion_mnist() -> Preset:
     convmixer = start("convmixer_mnist:fashion_mnist", {**short, **_CONVMIXER})
     data = {"data.name": "fashion_mnist", "data.crop_padding": 0, "model.depth": 1}
     resnet = start("resnet_cifar", {**short, **_RESNET, **data})
+    narrow = {**resnet, "model.width": 8}
     e2 = product(with_checkpoints(resnet), {"mode": MODES})
     e5 = product(with_checkpoints(convmixer), {"mode": MODES})
-    gate = convergence({**resnet, "model.width": 8}, convmixer)
+    gate = convergence(narrow, convmixer)
     return Preset(
         name="fashion_mnist",
         tier="laptop",
@@ -111,6 +113,7 @@ def fashion_mnist() -> Preset:
         runs={
             "E1": (),
             "E2": e2,
+            "E3": filters_by_rank(narrow, (1, 2)),
             "E5": e5,
             "E6": [*e2[:2], *e5[:2]],
             "E7": smoothings({**convmixer, "model.depth": 2}, (0, 1, 2)),

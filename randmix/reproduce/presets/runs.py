@@ -56,29 +56,41 @@ def kinds_of_filters(
     convmixer: Settings,
     *,
     multipliers: Sequence[int] = (3, 1),
-    ranks: Sequence[int] = (9, 3, 1),
     indices: Sequence[float],
 ) -> list[Settings]:
     """E3's runs: banks in a ResNet with 9 filters per channel and fewer, in a ConvMixer, by rank.
-
-    Impulses have a flat spectrum at every rank, so their coverages are equal; smoothing lowers the
-    coverage of those of the highest rank.
 
     Args:
         resnet: the ResNet's settings, whose multiplier is 9.
         convmixer: the ConvMixer's.
         multipliers: further numbers of filters per channel.
-        ranks: the ranks, of nine filters per channel.
-        indices: smoothing indices above 0 of the banks of the highest rank.
+        indices: see ``filters_by_rank``.
     """
     runs = banks_of_filters(resnet)
     for multiplier in multipliers:
         runs += banks_of_filters({**resnet, "model.multiplier": multiplier})[1:]
-    runs += banks_of_filters(convmixer)[1:]
-    flat = {**resnet, "mode": "chans", "model.filters": "delta"}
-    runs += product(flat, {"model.filter_rank": ranks})
+    return [*runs, *banks_of_filters(convmixer)[1:], *filters_by_rank(resnet, indices)]
+
+
+def filters_by_rank(
+    base: Settings, indices: Sequence[float], *, ranks: Sequence[int] = (9, 3, 1)
+) -> list[Settings]:
+    """E3's runs for claim 2': Chans with impulses of several ranks, and of several coverages.
+
+    Impulses have a flat spectrum at every rank, so their coverages are equal; smoothing lowers the
+    coverage of those of the highest rank.
+
+    Args:
+        base: the settings of a ResNet with nine filters per channel.
+        indices: smoothing indices above 0 of the banks of the highest rank.
+        ranks: the ranks.
+    """
+    flat = {**base, "mode": "chans", "model.filters": "delta"}
     highest = {**flat, "model.filter_rank": max(ranks)}
-    return runs + product(highest, {"model.smoothing_index": [float(i) for i in indices]})
+    return [
+        *product(flat, {"model.filter_rank": ranks}),
+        *product(highest, {"model.smoothing_index": [float(index) for index in indices]}),
+    ]
 
 
 def convergence(*bases: Settings) -> list[Settings]:
