@@ -13,6 +13,7 @@ itself keeps its own variables; they are moved on the way in and out:
 import dataclasses
 import functools
 import inspect
+import sys
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -20,7 +21,6 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import nnx
 from flax.core import meta
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -32,7 +32,7 @@ KEY = "config.model"
 # Arguments that a config need not have: they follow from the data set and config.precision.
 FILLED = ("num_classes", "image_shape", "mean", "std", "dtype")
 _RESERVED = ("parent", "name", "rngs")
-_PARAMS, _STATE = "params", "batch_stats"
+PARAMS, STATE = "params", "batch_stats"
 _NO_ROLE = "-"
 
 # The names of an argument of `__call__` by which a module learns that it is trained, or that it
@@ -122,7 +122,7 @@ class OwnModel:
         outputs = jax.tree.map(
             lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, outputs
         )
-        state = {_STATE: _moved(state, places)[_STATE]}
+        state = {STATE: _moved(state, places)[STATE]}
         return (outputs, state) if mutable else outputs
 
     def check_image_shape(self, image_shape: tuple[int, int, int]) -> None:
@@ -140,7 +140,9 @@ class OwnModel:
 
     @functools.cached_property
     def _functional(self) -> Functional:
-        kind = Linen if issubclass(self.part, nn.Module) else Nnx
+        kind: Callable[..., Functional] = Linen
+        if not issubclass(self.part, nn.Module):
+            from randmix.models.own_nnx import Nnx as kind  # nnx takes a while to import
         with parts.running(f"{KEY}.name", self.name):
             return kind(functools.partial(self.part, **self.arguments))
 
@@ -155,9 +157,9 @@ class OwnModel:
             leaves = jax.eval_shape(self._functional.init, key, images)
             collections = {path[0] for path in leaves}
             trained = _trained_collections(collections)
-            short = trained == {_PARAMS}
+            short = trained == {PARAMS}
             inside = {p: p[1:] if short else p for p in leaves if p[0] in trained}
-            state = {p: p if p[0] == _STATE else (_STATE, *p) for p in leaves if p not in inside}
+            state = {p: p if p[0] == STATE else (STATE, *p) for p in leaves if p not in inside}
             roles = self._roles_of({inside[p]: leaves[p] for p in inside})
             if roles is None:
                 return state | {p: p for p in inside}
@@ -192,16 +194,16 @@ def _trained_collections(collections: set[str]) -> set[str]:
     They are ``params`` and those named as the roles of `randmix.models`; a module that has none of
     them has parameters in all but ``batch_stats``.
     """
-    return collections & {_PARAMS, *ROLES} or collections - {_STATE}
+    return collections & {PARAMS, *ROLES} or collections - {STATE}
 
 
 def _moved(variables: Flat, places: Mapping[Path, Path]) -> dict[str, Any]:
     """The leaves at their places, nested."""
     moved = unflatten_dict({places[path]: leaf for path, leaf in variables.items()})
-    return {_STATE: {}, **moved}
+    return {STATE: {}, **moved}
 
 
-def _mode(call: Callable[..., Any], train: bool) -> dict[str, bool]:
+def mode(call: Callable[..., Any], train: bool) -> dict[str, bool]:
     """The arguments that tell a module's ``__call__`` whether it is trained."""
     taken = inspect.signature(call).parameters
     return {name: train for name in _TRAINING if name in taken} | {
@@ -219,7 +221,7 @@ class Linen:
     def init(self, key: jax.Array, images: jax.Array) -> Flat:
         """See `Functional`."""
         init: Callable[..., Any] = self.module.init
-        variables = init(key, images, **_mode(self.module.__call__, train=False))
+        variables = init(key, images, **mode(self.module.__call__, train=False))
         return _flat(meta.unbox(dict(variables)))
 
     def apply(
@@ -233,82 +235,12 @@ class Linen:
         outputs, updated = apply(
             unflatten_dict(variables),
             images,
-            **_mode(self.module.__call__, train),
+            **mode(self.module.__call__, train),
             mutable=[*state] if train else [],
             rngs=None if key is None else {"params": key},
         )
         kept = {path: leaf for path, leaf in variables.items() if path[0] in state}
         return outputs, kept | _flat(meta.unbox(dict(updated)))
-
-
-class Nnx:
-    """An nnx module as a `Functional`; its parameters are its ``nnx.Param``."""
-
-    def __init__(self, make: Callable[..., nnx.Module]):
-        self.make = make
-        module = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
-        self.roles = getattr(module, "roles", None)
-        self.graph, *self.states = _split(module)
-
-    def init(self, key: jax.Array, images: jax.Array) -> Flat:
-        """See `Functional`; the images aren't needed."""
-        _, params, _, rest = _split(self.make(rngs=nnx.Rngs(key)))
-        return _values(params, _PARAMS) | _values(rest, _STATE)
-
-    def apply(
-        self, variables: Flat, images: jax.Array, train: bool, key: jax.Array | None
-    ) -> tuple[Any, Flat]:
-        """See `Functional`."""
-        params, rngs, rest = self.states
-        if key is None:
-            if jax.tree.leaves(rngs):
-                raise ValueError("the module draws in training: give rngs={'dropout': key}")
-            key = jax.random.key(0)
-        module = nnx.merge(
-            self.graph,
-            _replaced(params, _PARAMS, variables),
-            _seeded(rngs, key),
-            _replaced(rest, _STATE, variables),
-        )
-        (module.train if train else module.eval)()
-        outputs = module(images, **_mode(module.__call__, train))  # pyright: ignore[reportCallIssue]
-        *_, after = _split(module)
-        after = _values(after, _STATE)
-        state = {path: leaf for path, leaf in variables.items() if path[0] == _STATE}
-        # A module may have recorded more than it started with.
-        return outputs, {path: after[path] if train else leaf for path, leaf in state.items()}
-
-
-def _split(module: nnx.Module) -> tuple[Any, Any, Any, Any]:
-    """The graph, the parameters, the random states and everything else."""
-    graph, params, rngs, rest = nnx.split(module, nnx.Param, nnx.RngState, ...)
-    return graph, params, rngs, rest
-
-
-def _values(state: Any, collection: str) -> Flat:
-    return {(collection, *map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
-
-
-def _replaced(state: Any, collection: str, variables: Flat) -> Any:
-    """A state with the values of a collection."""
-    return nnx.from_flat_state(
-        (path, leaf.replace(variables[collection, *map(str, path)]))
-        for path, leaf in nnx.to_flat_state(state)
-    )
-
-
-def _seeded(state: Any, key: jax.Array) -> Any:
-    """Random states at their start, with a key of their own each."""
-
-    def start(i: int, leaf: Any) -> jax.Array:
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.split(jax.random.fold_in(key, i), leaf.shape)
-        return jnp.zeros(leaf.shape, leaf.dtype)
-
-    return nnx.from_flat_state(
-        (path, leaf.replace(start(i, leaf)))
-        for i, (path, leaf) in enumerate(nnx.to_flat_state(state))
-    )
 
 
 def _flat(variables: Any) -> Flat:
@@ -326,13 +258,18 @@ def find(name: str, folder: str | None) -> type:
         UserError: there is none, or it isn't the class of a Linen or nnx module.
     """
     part = parts.find(f"{KEY}.name", name, folder)
-    if not inspect.isclass(part) or not issubclass(part, nn.Module | nnx.Module):
+    if not inspect.isclass(part) or not (issubclass(part, nn.Module) or _is_nnx(part)):
         kind = "class" if inspect.isclass(part) else type(part).__name__
         raise UserError(
             f"{KEY}.name: got {name!r}, a {kind}, allowed is a class derived from "
             "flax.linen.Module or flax.nnx.Module"
         )
     return part
+
+
+def _is_nnx(part: type) -> bool:
+    nnx = sys.modules.get("flax.nnx")  # a class derived from one of its classes has imported it
+    return nnx is not None and issubclass(part, nnx.Module)
 
 
 def complete(name: str, folder: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
