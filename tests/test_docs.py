@@ -23,8 +23,8 @@ import pytest
 import safetensors.numpy
 import stand_ins
 import tfds_sets
+from launchers import GCLOUD, SRUN, commit_launchers
 from small_archives import SMALL
-from test_launch import GCLOUD, SRUN, commit_launchers
 
 import randmix
 from randmix import models
