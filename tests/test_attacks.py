@@ -1,18 +1,12 @@
-"""Attacks against closed forms and float64 NumPy, and the guarantees of every attack.
-
-Over 400 lines: all attacks are compared with closed forms and NumPy on the same few fixtures.
-"""
+"""Attacks against closed forms and float64 NumPy, and the guarantees of every attack."""
 
 import re
 from functools import partial
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-import small
 from perceptron import (
     FIRST,
     IMAGES,
@@ -26,15 +20,11 @@ from perceptron import (
     perceptron,
 )
 
-from randmix import attacks, masks, models
+from randmix import attacks, models
 from randmix.analysis import robustness
 from randmix.attacks import scores
-from randmix.data import loader
-from randmix.data.augment import Augmentation
 from randmix.errors import UserError
 from randmix.runtime import sharding
-from randmix.training import loop as train
-from randmix.training import steps
 
 PGD = {"steps": 5, "step_size": 0.4}
 RANDOM_PGD = PGD | {"random_start": True, "restarts": 3}
@@ -348,72 +338,3 @@ def test_a_curve_of_fgsm_and_pgd2_costs_the_passes_that_it_needs():
     got = flops(curves, variables, data, 0, epsilons, np.uint32(0))
     # In a model this small, steps, which are no passes, count too.
     assert got <= 1.2 * ((1 + 8) * both + 8 * forward)
-
-
-# Training on FGSM samples.
-
-DEFENDED = {"defense__epsilon": 16.0, "defense__share": 0.75}
-
-
-@pytest.mark.slow
-def test_without_a_defence_the_program_is_the_plain_one(monkeypatch):
-    def program(**overrides):
-        run = small.parts("full", **overrides)
-        mesh = sharding.make_mesh(jax.devices()[:1])
-        step = train.jit_train_step(run.step, run.step.phases[0], mesh)
-        return step.lower(
-            run.abstract_state(mesh), small.data(), small.order(mesh), np.uint32(0)
-        ).as_text()
-
-    with monkeypatch.context() as context:
-        context.delattr(attacks, "perturb_batch")
-        plain = program()
-        assert program(defense__share=0.75) == plain
-    assert program(**DEFENDED) != plain
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("accumulate", "share", "count"), [(1, 0.75, 24), (4, 0.7, 22)])
-def test_a_defended_step_is_a_step_on_fgsm_samples_of_the_model_in_eval_mode(
-    accumulate, share, count
-):
-    keys = {**DEFENDED, "defense__share": share, "accumulate": accumulate}
-    run, before = small.parts("chans", **keys), small.initial_state("chans", **keys)
-    step, (data, order, seed) = small.compiled_step("chans", **keys)
-    got, _ = step(small.first("chans", **keys), data, order, seed)
-
-    batch = loader.train_batch(
-        data, order, jnp.int32(0), 0, batch_size=32, augmentation=Augmentation(crop_padding=1)
-    )
-
-    @jax.jit
-    @jax.grad
-    def gradient(images):
-        logits = run.step.model.apply(before.variables, images, train=False)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).sum()
-
-    moved = jnp.clip(batch["image"] + 16 / 255 * jnp.sign(gradient(batch["image"])), 0, 1)
-    images = jnp.concatenate([moved[:count], batch["image"][count:]])
-    plain_step = partial(
-        steps.train_step,
-        model=run.step.model,
-        task=run.step.task,
-        optimizer=run.step.phases[0].optimizer,
-        labels=run.step.labels,
-        accumulate=accumulate,
-    )
-    expected, _ = jax.jit(plain_step)(before, {**batch, "image": images})
-    # The statistics moved once, in the step itself, not in the pass that made the samples.
-    chex.assert_trees_all_close(got.batch_stats, expected.batch_stats, rtol=1e-5, atol=1e-6)
-    chex.assert_trees_all_close(got.totals, expected.totals, rtol=1e-5)
-    for _ in range(2):  # the learning rate of the first step is 0
-        got, _ = step(got, data, order, seed)
-    difference = masks.diff(before.params, jax.device_get(got.params))
-    assert {path.split("/")[0] for path in difference.unchanged} == {"spatial"}
-    assert not any(path.startswith("spatial/") for path in difference.moved)
-
-
-@pytest.mark.slow
-def test_a_defended_chans_step_computes_no_depthwise_weight_gradient():
-    text = small.compiled_step("chans", **DEFENDED)[0].as_text()
-    assert not re.search(r'op_name="[^"]*/depthwise_weight_gradient/', text)
