@@ -29,220 +29,43 @@ something wasn't tried (only root can mount disks).
 import argparse
 import collections
 import contextlib
-import fcntl
-import json
 import os
-import random
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import command
-import jax
 import numpy as np
 from etils import epath
+from fault_cases import (
+    CONFIG,
+    LIMIT,
+    PHASES,
+    STOPPED,
+    Case,
+    Lost,
+    NotTried,
+    Refused,
+    at_a_moment,
+    end_of,
+    require,
+    wait_for,
+)
+from fault_disks import full_disk, on_a_disk, power_cuts, read_only
+from fault_files import DAMAGES, damage, other_files
 
-import randmix
 from randmix.analysis.verify import findings
-from randmix.runtime import sharding
-from randmix.training import runs
 from randmix.workdir import artifacts
-from randmix.workdir.checkpoints import BEST, FOLDER, Checkpoints
 
-CONFIG = """
-from randmix.config import default
-
-def get_config(variant):
-    model, mode, *rest = variant.split("-")
-    config = default(model)
-    config.mode = mode
-    config.model.width = 4
-    config.model.depth = 1
-    config.model.kernel_size = 3
-    config.batch_size = 32
-    config.steps = 48
-    config.log_every = 2
-    config.eval_every = 4
-    config.checkpoint_every = 3
-    config.data.crop_padding = 1
-    config.data.mixup = 0.2
-    config.data.random_erasing = 0.25
-    if "validation" in rest:
-        config.data.validation = 0.2
-    if "saves" in rest:
-        config.steps = 200
-        config.checkpoint_every = 1
-        config.eval_every = 100
-        config.log_every = 50
-    return config
-"""
 CASES = ("convmixer-chans", "convmixer-full", "resnet-chans", "convmixer-chans-validation")
-PHASES = ("starting", "compiling", "training", "evaluating", "saving", "restoring")
-ORBAX_TIMES = {"_CHECKPOINT_METADATA", "commit_success.txt"}
-STOPPED = 75  # see randmix/runtime/cli.py
-LIMIT = 300  # seconds; no run may take longer
-EXT4_SHUTDOWN = 0x8004587D  # EXT4_IOC_SHUTDOWN of linux/fs/ext4/ext4.h
-WITHOUT_FLUSH = 2  # EXT4_GOING_FLAGS_NOLOGFLUSH: as when the power goes
 REPOSITORY = command.REPOSITORY
-
-
-class Lost(AssertionError):
-    """A run lost something that it should have kept or reported."""
-
-
-class Refused(Lost):
-    """A run was refused though it could have gone on."""
-
-
-class NotTried(Exception):
-    """A fault can't be tried here."""
-
-
-class Case:
-    """One config, its workdirs, and its undisturbed run."""
-
-    def __init__(self, name: str, folder: Path):
-        self.name, self.folder = name, folder / name
-        self.folder.mkdir()
-        self.config_file = folder / "config.py"
-        self.made = 0
-        self.reference = self.workdir()
-        self.finish(self.reference)  # also fills the cache that all others read
-        timed = self.workdir()
-        began = time.monotonic()
-        with self.start(timed) as program:
-            self.starting = wait_for(program, "compiled the train step") - began
-            program.process.join(LIMIT)
-            self.training = time.monotonic() - began - self.starting
-        self.expected = end_of(self.reference)
-        self.compare(timed)  # two undisturbed runs must agree
-
-    def workdir(self) -> Path:
-        """The path of a new workdir."""
-        self.made += 1
-        return self.folder / f"{self.made:03d}"
-
-    def start(self, workdir: Path):
-        return command.started("randmix.main", *self.flags(workdir))
-
-    def flags(self, workdir: Path) -> tuple[str, str]:
-        return f"--config={self.config_file}:{self.name}", f"--workdir={workdir}"
-
-    def finish(self, workdir: Path) -> command.Done:
-        """Runs to the end."""
-        done = command.run("randmix.main", *self.flags(workdir), limit=LIMIT)
-        if done.status == 2:
-            raise Refused(f"{workdir}: {done.err[-2000:]}")
-        require(done.status == 0, f"{workdir}: status {done.status}: {done.err[-2000:]}")
-        return done
-
-    def compare(self, workdir: Path, *, best: bool = True) -> None:
-        """Raises Lost unless a finished run ended like the undisturbed one; removes it."""
-        rows, leaves = end_of(workdir)
-        expected_rows, expected_leaves = self.expected
-        require(
-            rows == expected_rows, f"{workdir}: other lines in metrics.jsonl than {self.reference}"
-        )
-        require(leaves.keys() == expected_leaves.keys(), f"{workdir}: another state")
-        for path, leaf in leaves.items():
-            require(
-                leaf == expected_leaves[path] or (path.startswith(BEST) and not best),
-                f"{workdir}: another {path} than {self.reference}",
-            )
-        shutil.rmtree(workdir)
-
-
-def require(condition: bool, message: str) -> None:
-    if not condition:
-        raise Lost(message)
-
-
-def end_of(workdir: Path) -> tuple[list[dict[str, Any]], dict[str, tuple[str, bytes]]]:
-    """The log without its timings, and the bytes of every array of the last and the best state."""
-    rows = [json.loads(line) for line in (workdir / artifacts.METRICS).read_text().splitlines()]
-    rows = [
-        {name: value for name, value in row.items() if name != "images_per_second"} for row in rows
-    ]
-    config = runs.read_config(workdir)
-    parts = runs.assemble(config)
-    with Checkpoints(workdir, about=parts.record.identity) as checkpoints:
-        require(
-            checkpoints.all_steps()[:1] == [parts.loop.total_steps],
-            f"{workdir}: no checkpoint of the last step",
-        )
-        states = {
-            FOLDER: checkpoints.restore_latest(
-                parts.abstract_state(sharding.make_mesh(jax.devices()[:1]))
-            )
-        }
-    if config.data.validation:
-        best = randmix.load(workdir, best=True)
-        states[BEST] = {"step": np.asarray(best.step), "variables": best.variables}
-    leaves = jax.tree_util.tree_flatten_with_path(jax.device_get(states))[0]
-    named = {"/".join(map(_name, path)): np.asarray(leaf) for path, leaf in leaves}
-    return rows, {
-        name: (f"{leaf.dtype}{leaf.shape}", leaf.tobytes()) for name, leaf in named.items()
-    }
-
-
-def _name(key: Any) -> str:
-    return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
-
-
-def wait_for(program: command.Started, text: str) -> float:
-    """Waits until a program has printed the text or ended; returns the time."""
-    began = time.monotonic()
-    while text not in program.out() and program.process.exitcode is None:
-        require(time.monotonic() - began < LIMIT, f"{text!r} wasn't printed within {LIMIT} s")
-        time.sleep(0.01)
-    return time.monotonic()
-
-
-def phase(program: command.Started, workdir: Path, began: float) -> str:
-    """What a program started at ``began`` (`time.time`) is doing, by its output and its folder."""
-    said = program.out()
-    if (workdir / artifacts.RESULT).exists():
-        return "ending"
-    # Older ones are remains of a save that an earlier kill interrupted.
-    for path in workdir.glob("checkpoints/*tmp*"):
-        with contextlib.suppress(FileNotFoundError):  # it was just renamed
-            if path.stat().st_mtime > began:
-                return "saving"
-    if "workdir:" not in said:
-        return "starting"
-    if "compiled the train step" not in said:
-        return "restoring" if any(workdir.glob("checkpoints/*")) else "compiling"
-    try:
-        rows = (workdir / artifacts.METRICS).read_text().splitlines()
-    except FileNotFoundError:
-        rows = []
-    last = json.loads(rows[-1]) if rows and rows[-1].endswith("}") else {}
-    return "evaluating" if last.get("step", 1) % 4 == 0 and "test_loss" not in last else "training"
-
-
-def at_a_moment(
-    case: Case, program: command.Started, workdir: Path, wanted: str | None, rng: Any, began: float
-) -> str:
-    """Waits for a phase, or for a moment, half of them before training; returns the phase."""
-    if wanted is not None:
-        while program.process.exitcode is None and phase(program, workdir, began) != wanted:
-            time.sleep(0.001)
-        time.sleep(rng.uniform(0, 0.02))
-    elif rng.random() < 0.5:
-        time.sleep(rng.uniform(0, case.starting))
-    else:
-        wait_for(program, "compiled the train step")
-        time.sleep(rng.uniform(0, case.training))
-    return phase(program, workdir, began)
 
 
 def disturb(case: Case, count: int, rng: np.random.Generator, *, kill: bool) -> tuple[int, str]:
@@ -279,240 +102,6 @@ def disturb(case: Case, count: int, rng: np.random.Generator, *, kill: bool) -> 
     case.compare(workdir)
     phases = ", ".join(f"{at} {times}" for at, times in fell.most_common())
     return sum(fell.values()), f"over {finished + 1} runs, while: {phases}"
-
-
-def stopped_run(case: Case, step: int, workdir: Path) -> Path:
-    """A workdir stopped by SIGTERM after ``step`` steps, with two checkpoints."""
-    with case.start(workdir) as program:
-        wait_for(program, f"step {step}/")
-        program.process.terminate()
-        program.process.join(LIMIT)
-        require(program.process.exitcode == STOPPED, f"{workdir}: {program.err()[-2000:]}")
-    return workdir
-
-
-def damage(case: Case, rng: np.random.Generator, *, cut: bool) -> tuple[int, str]:
-    """Flips a bit of, or truncates, each file of the newest checkpoint, one at a time; resumes."""
-    whole = stopped_run(case, 20, case.workdir())
-    folders = [newest(whole / name) for name in (FOLDER, BEST) if (whole / name).exists()]
-    files = [
-        path.relative_to(whole)
-        for folder in folders
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.stat().st_size
-    ]
-    for name in files:
-        workdir = shutil.copytree(whole, case.workdir())
-        content = bytearray((workdir / name).read_bytes())
-        if cut:
-            content = content[: rng.integers(len(content))]
-        else:
-            content[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
-        (workdir / name).write_bytes(content)
-        found = [problem for _, problem in findings(epath.Path(workdir)) if problem]
-        inner = "/".join(name.parts[2:])
-        # Orbax's own two hold times of the save and nothing of the state.
-        require(
-            any(inner in problem for problem in found) or name.name in ORBAX_TIMES,
-            f"{workdir}: {name} was damaged, but verify finds {found}",
-        )
-        done = case.finish(workdir)
-        require(
-            f"damaged ({inner} " in done.err
-            or f"damaged (the SHA-256 of {inner} " in done.err
-            or name.parts[0] == BEST
-            or name.name in ORBAX_TIMES,
-            f"{workdir}: {name} was damaged, but not reported: {done.err}",
-        )
-        case.compare(workdir, best=name.parts[0] != BEST)
-    return len(files), "files"
-
-
-def newest(folder: Path) -> Path:
-    return max((p for p in folder.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
-
-
-DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
-    "empty": lambda content: b"",
-    "zeros": lambda content: bytes(len(content)),
-    "cut": lambda content: content[: len(content) // 2],
-    "garbage": lambda content: random.Random(0).randbytes(len(content)),
-    "nested": lambda content: b"[" * 100_000,
-    "another": lambda content: b'{"seed": "0", "step": []}\n',
-    "gone": lambda content: None,
-}
-"""Damages by name: the new content of a file, or None to remove it."""
-
-
-def other_files(case: Case, finished: bool, damages: Sequence[str]) -> tuple[int, str]:
-    """Damages each file beside the checkpoints, of a stopped or a finished run; trains it again."""
-    whole = case.workdir()
-    if finished:
-        case.finish(whole)
-    else:
-        stopped_run(case, 20, whole)
-    files = sorted(path for path in whole.iterdir() if path.is_file())
-    for file in files:
-        for name in damages:
-            workdir = shutil.copytree(whole, case.workdir())
-            content = DAMAGES[name](file.read_bytes())
-            (workdir / file.name).unlink()
-            if content is not None:
-                (workdir / file.name).write_bytes(content)
-            read_by_all(workdir)
-            case.finish(workdir)
-            if finished and file.name == artifacts.METRICS:
-                shutil.rmtree(workdir)  # a finished run's lost log stays lost
-            else:
-                without_lost_lines(case, workdir, file.name)
-    state = "finished" if finished else "stopped"
-    return len(files) * len(damages), f"files of a {state} run, each damaged in {len(damages)} ways"
-
-
-def without_lost_lines(case: Case, workdir: Path, name: str) -> None:
-    """Compares a finished run whose log, if that was damaged, may lack its earliest lines."""
-    if name == artifacts.METRICS:
-        rows, expected = end_of(workdir)[0], case.expected[0]
-        require(
-            all(row in expected for row in rows) and rows[-20:] == expected[-20:],
-            f"{workdir}: other last lines in metrics.jsonl than {case.reference}",
-        )
-        lines = (case.reference / artifacts.METRICS).read_text()
-        (workdir / artifacts.METRICS).write_text(lines)
-    case.compare(workdir)
-
-
-def read_by_all(workdir: Path) -> None:
-    """Reads a workdir as verify and evaluate do: every refusal must be one line."""
-    for read in (lambda: [*findings(epath.Path(workdir))], lambda: randmix.load(workdir)):
-        try:
-            read()
-        except ValueError as error:
-            require(
-                isinstance(error, randmix.errors.UserError) and "\n" not in str(error),
-                f"{workdir}: {type(error).__name__}: {error}",
-            )
-
-
-def full_disk(case: Case, disk: Path) -> tuple[int, str]:
-    """Fills the disk in the middle of a run, then frees it."""
-    workdir = disk / "run"
-    with case.start(workdir) as program:
-        wait_for(program, "step 12/")
-        with (disk / "filler").open("wb", buffering=0) as filler:
-            try:
-                while filler.write(bytes(4096)):
-                    pass
-            except OSError:
-                pass
-        program.process.join(LIMIT)
-        status, err = program.process.exitcode, program.err()
-    require(
-        status not in (None, 0) and "No space left" in err,
-        f"{workdir}: status {status}: {err[-2000:]}",
-    )
-    with Checkpoints(workdir) as checkpoints:
-        left = {step: checkpoints.damage(step) for step in checkpoints.all_steps()}
-    require(
-        any(damage is None for damage in left.values()), f"{workdir}: no intact checkpoint: {left}"
-    )
-    (disk / "filler").unlink()
-    case.finish(workdir)
-    case.compare(workdir)
-    return 1, f"status {status}, {len(left)} checkpoints left"
-
-
-def read_only(case: Case, disk: Path) -> tuple[int, str]:
-    """A read-only file system, for a new run and for one to resume."""
-    stopped_run(case, 8, disk / "begun")
-    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-    try:
-        for workdir in (disk / "begun", disk / "new"):
-            done = command.run("randmix.main", *case.flags(workdir))
-            expected = (
-                f"randmix: {workdir}: can't be written (Read-only file system); "
-                "give a --workdir that you may write to"
-            )
-            require(
-                done.status == 2 and done.err.splitlines()[-1:] == [expected], f"{workdir}: {done}"
-            )
-    finally:
-        subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
-    case.finish(disk / "begun")
-    case.compare(disk / "begun")
-    return 2, "refused in one line"
-
-
-def power_cuts(case: Case, count: int, rng: np.random.Generator) -> tuple[int, str]:
-    """Cuts the power of an ext4 disk at random moments of runs, and one second after their end.
-
-    What was not flushed is lost then. Each run goes on, until ``count`` were hit.
-    """
-    fell, ended = collections.Counter(), 0
-    with contextlib.closing(Ext4(case.workdir())) as disk:
-        workdir = disk.place / "run"
-        while sum(fell.values()) < count or not ended:
-            began = time.time()
-            with case.start(workdir) as program:
-                at = at_a_moment(case, program, workdir, None, rng, began)
-                if program.process.exitcode is None and sum(fell.values()) < count:
-                    disk.cut()
-                    program.process.kill()
-                    fell[at] += 1
-                program.process.join(LIMIT)
-                status, err = program.process.exitcode, program.err()
-            if status == 0:
-                time.sleep(1)
-                disk.cut()
-                ended += 1
-            elif status == 2:
-                raise Refused(f"{workdir}: {err[-2000:]}")
-            else:
-                require(status == -9, f"{workdir}: status {status}: {err[-2000:]}")
-            disk.power_on()
-            if status == 0:
-                require(
-                    [p for _, p in findings(epath.Path(workdir)) if p] == [],
-                    f"{workdir}: lost after exit 0",
-                )
-                case.compare(workdir)
-    phases = ", ".join(f"{at} {times}" for at, times in fell.most_common())
-    return sum(fell.values()) + ended, f"while: {phases}; after the end {ended}"
-
-
-class Ext4:
-    """A disk of 64 MB in a file, with the file system ext4, whose power can be cut."""
-
-    def __init__(self, place: Path):
-        self.place, self.image = place, place.with_suffix(".img")
-        place.mkdir()
-        with self.image.open("wb") as file:
-            file.truncate(64 << 20)
-        if not shutil.which("mkfs.ext4"):
-            raise NotTried("mkfs.ext4 is missing")
-        made = subprocess.run(["mkfs.ext4", "-q", "-F", self.image], capture_output=True)
-        if made.returncode or not self.power_on():
-            raise NotTried("only root can mount a disk")
-
-    def power_on(self) -> bool:
-        """Mounts it again, as after a restart; returns whether that worked."""
-        subprocess.run(["umount", self.place], capture_output=True)
-        mounted = subprocess.run(
-            ["mount", "-o", "loop", self.image, self.place], capture_output=True
-        )
-        return mounted.returncode == 0
-
-    def cut(self) -> None:
-        """Cuts the power: nothing that isn't on the disk gets there."""
-        folder = os.open(self.place, os.O_RDONLY)
-        try:
-            fcntl.ioctl(folder, EXT4_SHUTDOWN, struct.pack("I", WITHOUT_FLUSH))
-        finally:
-            os.close(folder)
-
-    def close(self) -> None:
-        subprocess.run(["umount", "-l", self.place], capture_output=True)
-        self.image.unlink()
 
 
 def two_at_once(case: Case) -> tuple[int, str]:
@@ -631,21 +220,6 @@ FAULTS = {
     "stale": lambda case, rng, hits: many_saves(case, hits, 2, "stale"),
 }
 """Faults by name; each returns the number of tries and a description, or raises Lost."""
-
-
-def on_a_disk(case: Case, fault: Callable[[Case, Path], tuple[int, str]]) -> tuple[int, str]:
-    """Runs a fault on a separate disk: 8 MB of memory, which only root may mount."""
-    disk = case.workdir()
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], capture_output=True
-    )
-    if mounted.returncode:
-        raise NotTried("only root can mount a disk")
-    try:
-        return fault(case, disk)
-    finally:
-        subprocess.run(["umount", "-l", disk], check=True)
 
 
 def campaign(
