@@ -2,6 +2,8 @@
 
 import json
 
+import numpy as np
+
 from randmix import config as configs
 from randmix.experiments import records
 
@@ -31,3 +33,19 @@ def record(metrics, log=(), *, model="convmixer", seconds=2.0, ensemble=None, **
 def accuracies(values, **settings):
     """Records with test accuracies, one for each seed from 0."""
     return [record({"test_accuracy": v}, seed=seed, **settings) for seed, v in enumerate(values)]
+
+
+_RNG = np.random.default_rng(0)
+ACCURACIES = {
+    (mode, depth): _RNG.uniform(0.2, 0.9, 3)
+    for depth in (10, 2)
+    for mode in ("space", "chans", "full")
+}
+"""Accuracies of three seeds by mode and depth."""
+
+GRID = [
+    each
+    for (mode, depth), seeds in ACCURACIES.items()
+    for each in accuracies(seeds, mode=mode, model__depth=depth)
+]
+"""The records of these runs."""

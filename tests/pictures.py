@@ -2,7 +2,9 @@
 
 import functools
 import io
+import struct
 import tarfile
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -28,6 +30,35 @@ def noise(seed, width=40, height=30, channels=3):
     """[height, width, channels] uint8."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, channels), np.uint8)
     return pixels if channels > 1 else pixels[..., 0]
+
+
+def colour_png_of_16_bits():
+    """An image file's bytes, encoded here because Pillow can't."""
+
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" + bytes(range(12))))
+        + chunk(b"IEND", b"")
+    )
+
+
+def transparent(mode):
+    """The bytes of a PNG of which some pixels are transparent."""
+    image = Image.fromarray(noise(0)).convert(mode)
+    buffer = io.BytesIO()
+    if mode == "RGBA":
+        image.putalpha(Image.fromarray(noise(1, channels=1)))
+        image.save(buffer, "PNG")
+    else:
+        image.save(buffer, "PNG", transparency=image.getpixel((0, 0)))
+    return buffer.getvalue()
 
 
 def folder(path, classes=("cat", "dog"), each=10, **sizes):

@@ -1,47 +1,21 @@
-"""Runs side by side: rows, columns, paired differences and pictures against other computations.
+"""Runs side by side: rows, columns and paired differences against other computations."""
 
-Every part of the table is held against NumPy and SciPy, hence the length.
-"""
-
-import io
 import subprocess
 import sys
 import types
-import xml.etree.ElementTree as ET
 
 import command
 import numpy as np
 import pandas as pd
 import pytest
-from comparisons import accuracies, record
-from matplotlib.text import Text
+from comparisons import ACCURACIES, GRID, accuracies, record
 from scipy import stats
 
 import randmix
 from randmix import config as configs
-from randmix.analysis import compare as pictures
 from randmix.commands import compare as flags
 from randmix.errors import UserError
 from randmix.experiments import compare, formatting, records
-
-GRID = [(mode, depth) for depth in (10, 2) for mode in ("space", "chans", "full")]
-
-
-@pytest.fixture(scope="module")
-def values():
-    """Accuracies of three seeds by mode and depth."""
-    rng = np.random.default_rng(0)
-    return {key: rng.uniform(0.2, 0.9, 3) for key in GRID}
-
-
-@pytest.fixture(scope="module")
-def grid(values):
-    """The records of these runs."""
-    return [
-        each
-        for (mode, depth), seeds in values.items()
-        for each in accuracies(seeds, mode=mode, model__depth=depth)
-    ]
 
 
 def saved(folder, found):
@@ -50,12 +24,12 @@ def saved(folder, found):
     return folder
 
 
-def test_a_row_is_the_runs_that_differ_in_their_seed_alone(grid, values):
-    table = compare.table(compare.side_by_side(grid), {})
+def test_a_row_is_the_runs_that_differ_in_their_seed_alone():
+    table = compare.table(compare.side_by_side(GRID), {})
     order = [(depth, mode) for depth in (2, 10) for mode in ("full", "chans", "space")]
     assert [*zip(table["model.depth"], table["mode"], strict=True)] == order
     for row, (depth, mode) in zip(table.to_dict("records"), order, strict=True):
-        seeds = values[mode, depth]
+        seeds = ACCURACIES[mode, depth]
         assert (row["seeds"], row["trainable"], row["parameters"]) == (
             3,
             10 * depth,
@@ -68,10 +42,8 @@ def test_a_row_is_the_runs_that_differ_in_their_seed_alone(grid, values):
 
 
 @pytest.mark.parametrize("reference", [{"mode": "full"}, {"model.depth": 2}, {"depth": "2"}])
-def test_a_difference_is_paired_by_seed_with_the_row_whose_other_keys_agree(
-    grid, values, reference
-):
-    table = compare.table(compare.side_by_side(grid), reference)
+def test_a_difference_is_paired_by_seed_with_the_row_whose_other_keys_agree(reference):
+    table = compare.table(compare.side_by_side(GRID), reference)
     for row in table.to_dict("records"):
         mode, depth = row["mode"], row["model.depth"]
         other = ("full", depth) if "mode" in reference else (mode, 2)
@@ -79,18 +51,18 @@ def test_a_difference_is_paired_by_seed_with_the_row_whose_other_keys_agree(
         if other == (mode, depth):
             assert np.isnan(found).all()
             continue
-        test = stats.ttest_rel(values[mode, depth], values[other])
-        expected = np.mean(values[mode, depth] - values[other]), *test.confidence_interval()
+        test = stats.ttest_rel(ACCURACIES[mode, depth], ACCURACIES[other])
+        expected = np.mean(ACCURACIES[mode, depth] - ACCURACIES[other]), *test.confidence_interval()
         np.testing.assert_allclose(found, expected, atol=1e-8)
         assert row["test_accuracy_pairs"] == 3
     cells = {row["mode"]: row for row in formatting.shown(table) if row["depth"] == "2"}
     assert "reference" in cells["full"].values()
 
 
-def test_the_order_of_files_and_of_their_lines_does_not_matter(grid, tmp_path):
+def test_the_order_of_files_and_of_their_lines_does_not_matter(tmp_path):
     again = [record({"test_accuracy": 0.99}, seed=0, mode="full", model__depth=2)]  # elsewhere
-    one = saved(tmp_path / "one", grid)
-    other = saved(tmp_path / "other", again + grid[::-1])
+    one = saved(tmp_path / "one", GRID)
+    other = saved(tmp_path / "other", again + GRID[::-1])
     lines = (one / records.FILE).read_text() + (other / records.FILE).read_text()
     (tmp_path / "both.jsonl").write_text(lines)
     first = compare.compare([one, other], {"mode": "full"})
@@ -164,15 +136,15 @@ def test_only_seeds_or_display_keys_make_one_row_and_an_ensemble_shares_its_time
         ({"depth": 3}, "against depth: got '3', allowed 2, 10"),
     ],
 )
-def test_a_mistaken_reference_is_one_line(grid, against, message):
+def test_a_mistaken_reference_is_one_line(against, message):
     with pytest.raises(UserError) as error:
-        compare.table(compare.side_by_side(grid), against)
+        compare.table(compare.side_by_side(GRID), against)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_a_reference_without_a_run_or_without_a_partner_is_one_line(grid):
-    rest = [each for each in grid if each.settings["mode"] != "full"]
+def test_a_reference_without_a_run_or_without_a_partner_is_one_line():
+    rest = [each for each in GRID if each.settings["mode"] != "full"]
     deep = accuracies([0.5], mode="full", model__depth=3)
     with pytest.raises(UserError, match="got mode=full and depth=2, which no run has"):
         compare.table(compare.side_by_side(rest + deep), {"mode": "full", "depth": 2})
@@ -180,142 +152,8 @@ def test_a_reference_without_a_run_or_without_a_partner_is_one_line(grid):
         compare.table(compare.side_by_side(rest + deep), {"mode": "full"})
 
 
-def curve(metric, factor, steps, seed, mode):
-    log = [{"step": s, "epoch": round(s / 7, 4), metric: factor * s} for s in steps]
-    return record(
-        {"test_accuracy": 0.5}, [*log, {"step": steps[-1], "test_loss": 1.0}], seed=seed, mode=mode
-    )
-
-
-def test_a_picture_averages_seeds_alone(grid, values):
-    runs = compare.side_by_side(grid)
-    plot = pictures.plan(runs, x="depth", y="test_accuracy", hue="mode")
-    (axes,) = pictures.draw(plot).axes
-    assert axes.get_xscale() == "linear"  # 2 and 10 aren't powers of two
-    for container, mode in zip(axes.containers, ("full", "chans", "space"), strict=True):
-        seeds = 100 * np.array([values[mode, depth] for depth in (2, 10)])
-        line, _, (bars,) = container
-        np.testing.assert_allclose(np.array(line.get_xdata(), float), [2, 10], atol=0.2)
-        np.testing.assert_allclose(line.get_ydata(), seeds.mean(1))
-        ends = np.array([segment[:, 1] for segment in bars.get_segments()])
-        np.testing.assert_allclose(np.ptp(ends, axis=1), 2 * seeds.std(1, ddof=1))
-    alone = pictures.plan(runs, x="depth", y="test_accuracy")
-    assert len(alone.rows()) == 6
-    assert len(pictures.draw(alone).axes[0].containers) == 3
-
-
-def test_other_keys_have_panels_and_words_have_ticks(grid):
-    more = [
-        *grid,
-        *accuracies([0.5, 0.6], mode="full", model__depth=2, model__width=8),
-        *accuracies([0.5, 0.6], mode="full", model__depth=2, model__activation="relu"),
-    ]
-    plot = pictures.plan(compare.side_by_side(more), x="mode", y="test_accuracy", hue="depth")
-    axes = pictures.draw(plot).axes
-    titles = [each.get_title() for each in axes]
-    assert titles == [
-        "activation gelu, width 8",
-        "activation gelu, width 64",
-        "activation relu, width 64",
-    ]
-    assert [tick.get_text() for tick in axes[0].get_xticklabels()] == ["full", "chans", "space"]
-
-
-def test_powers_of_two_stand_at_equal_distances():
-    found = [each for width in (4, 16, 64) for each in accuracies([0.5, 0.6], model__width=width)]
-    plot = pictures.plan(compare.side_by_side(found), x="model.width", y="test_accuracy")
-    (axes,) = pictures.draw(plot).axes
-    assert axes.get_xscale() == "log"
-    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["4", "16", "64"]
-    assert plot.name == "test_accuracy-width"
-
-
-def test_keys_without_a_value_are_values_too():
-    found = [
-        each
-        for steps, base in ((None, 0.5), (7, 0.25))
-        for flip in (True, False)
-        for each in accuracies([base, base + flip / 8], steps=steps, data__flip=flip)
-    ]
-    runs = compare.side_by_side(found)
-    rows = formatting.shown(compare.table(runs, {"steps": "None"}))
-    assert [(row["flip"], row["steps"]) for row in rows] == [
-        *(("False", "7"), ("False", "")),
-        *(("True", "7"), ("True", "")),
-    ]
-    assert rows[0]["test accuracy minus steps=None (points)"].startswith("\N{MINUS SIGN}25.00 [")
-    for x, ticks in (("flip", ["False", "True"]), ("steps", ["7", "None"])):
-        axes = pictures.draw(pictures.plan(runs, x=x, y="test_accuracy")).axes[0]
-        assert [tick.get_text() for tick in axes.get_xticklabels()] == ticks
-
-
-def test_a_learning_curve_has_the_steps_that_all_its_seeds_logged():
-    found = [
-        curve("train_loss", 1.0, [3, 6, 9], 0, "full"),
-        curve("train_loss", 3.0, [6, 9], 1, "full"),
-        curve("train_loss", 5.0, [3, 9], 0, "chans"),
-    ]
-    plot = pictures.plan(compare.side_by_side(found), x="epoch", y="train_loss", hue="mode")
-    full, chans = pictures.draw(plot).axes[0].lines
-    np.testing.assert_allclose(full.get_xydata(), [[6 / 7, 12], [9 / 7, 18]])
-    np.testing.assert_allclose(chans.get_xydata(), [[3 / 7, 15], [9 / 7, 45]])
-    rows = plot.rows()
-    assert [row["seeds"] for row in rows] == [2, 2, 1, 1]
-    np.testing.assert_allclose(rows[0]["train_loss_std"], np.std([6, 18], ddof=1))
-    found[1] = curve("train_loss", 3.0, [4, 5], 1, "full")
-    with pytest.raises(UserError, match="logged at no common step; compare runs with one"):
-        pictures.plan(compare.side_by_side(found), x="step", y="train_loss")
-
-
-@pytest.mark.parametrize(
-    ("plot", "message"),
-    [
-        ({"x": "dept", "y": "test_accuracy"}, "--plot: x: got 'dept', allowed are the keys that"),
-        ({"x": "width", "y": "test_accuracy"}, "--plot: x: got width, which is 64 in all runs"),
-        ({"x": "depth", "y": "accuracy"}, "--plot: y: got 'accuracy', allowed test_accuracy; did"),
-        (
-            {"x": "depth", "y": "test_accuracy", "hue": "depth"},
-            "--plot: hue: got depth, which is x",
-        ),
-        ({"x": "depth", "y": "test_accuracy", "hue": "m"}, "--plot: hue: got 'm', allowed are the"),
-        ({"x": "step", "y": "train_loss"}, "--plot: x: got step, but the runs have no log"),
-    ],
-)
-def test_a_mistaken_plot_is_one_line(grid, plot, message):
-    with pytest.raises(UserError) as error:
-        pictures.plan(compare.side_by_side(grid), **plot)
-    assert message in str(error.value)
-
-
-def test_a_metric_that_is_never_a_number_is_refused():
-    runs = compare.side_by_side([*accuracies([np.nan], mode="full"), *accuracies([np.nan])])
-    with pytest.raises(UserError, match=r"^--plot: y: got test_accuracy, which is not a number"):
-        pictures.plan(runs, x="mode", y="test_accuracy")
-
-
-def test_too_many_lines_are_refused():
-    found = [each for d in range(1, 28) for each in accuracies([0.5], model__depth=d)]
-    found += accuracies([0.5], mode="full")
-    with pytest.raises(UserError, match="got 27 lines, one for each depth; allowed are up to 25"):
-        pictures.plan(compare.side_by_side(found), x="mode", y="test_accuracy", hue="depth")
-
-
-def test_a_page_is_whole_and_a_notebook_shows_the_table(grid):
-    runs = compare.side_by_side(grid, ["runs/<a>"])
-    table = compare.table(runs, {"mode": "full"})
-    plot = pictures.plan(runs, x="depth", y="test_accuracy", hue="mode")
-    text = pictures.page(runs, table, [(plot, pictures.draw(plot))])
-    assert table._repr_html_() in text
-    assert "1 run is not finished and left out: runs/&lt;a&gt;" in text
-    assert all(each.name in text for each in grid)
-    assert "src=" not in text
-    assert 'href="http' not in text
-    ET.fromstring(text[text.index("<svg") : text.index("</svg>") + len("</svg>")])
-    assert type(table[["mode", "seeds"]]) is pd.DataFrame  # which shows its own columns
-
-
-def test_markdown_is_a_table_that_git_hosts_read(grid):
-    text = formatting.as_markdown(compare.table(compare.side_by_side(grid), {}))
+def test_markdown_is_a_table_that_git_hosts_read():
+    text = formatting.as_markdown(compare.table(compare.side_by_side(GRID), {}))
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert lines[1] == "| " + "---: | " * (len(lines[0].split("|")) - 3) + "---: |"
     assert len(lines) == 2 + 6
@@ -359,8 +197,8 @@ def test_the_command_needs_a_place():
 
 
 @pytest.mark.slow
-def test_the_command_writes_what_it_says(grid, tmp_path):
-    saved(tmp_path / "results", grid)
+def test_the_command_writes_what_it_says(tmp_path):
+    saved(tmp_path / "results", GRID)
     done = command.run(
         *("randmix", "compare", "results", "results", "--against=mode=full", "--csv=new/t.csv"),
         *("--plot=x=depth,y=test_accuracy,hue=mode", "--html=page.html", "--out=drawn"),
@@ -392,22 +230,3 @@ def test_numbers_that_differ_are_told_apart():
     )
     shown = [row["learning_rate"] for row in formatting.shown(table)]
     assert shown == ["1e-05", "0.3", "0.30000000000000004"]
-
-
-def test_dollars_in_a_picture_are_no_mathematics():
-    patterns = "path('a$') | path('b$')", r"path('$\\frac{1$')"
-    found = [
-        record({"test_accuracy": 0.5}, train=pattern, mode=mode)
-        for pattern in patterns
-        for mode in ("full", "chans")
-    ]
-    runs = compare.side_by_side(found)
-    for plot in ({"x": "train", "hue": "mode"}, {"x": "mode", "hue": "train"}, {"x": "mode"}):
-        figure = pictures.draw(pictures.plan(runs, y="test_accuracy", **plot))
-        shown = [text for text in figure.findobj(Text) if "$" in text.get_text()]
-        figure.savefig(io.BytesIO())
-        assert len(shown) >= len(patterns)
-        for text in shown:
-            assert text._preprocess_math(text.get_text()) in (
-                *((pattern, False) for pattern in patterns),
-            )

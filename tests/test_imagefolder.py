@@ -104,36 +104,6 @@ def test_what_has_one_meaning_in_rgb_is_converted_without_loss(tmp_path, file_na
     np.testing.assert_array_equal(np.asarray(image), np.asarray(Image.open(file).convert("RGB")))
 
 
-def colour_png_of_16_bits():
-    """Encoded here because Pillow can't."""
-    import struct
-    import zlib
-
-    def chunk(kind, data):
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b"\0" + bytes(range(12))))
-        + chunk(b"IEND", b"")
-    )
-
-
-def transparent(mode):
-    image = Image.fromarray(pictures.noise(0)).convert(mode)
-    buffer = io.BytesIO()
-    if mode == "RGBA":
-        image.putalpha(Image.fromarray(pictures.noise(1, channels=1)))
-        image.save(buffer, "PNG")
-    else:
-        image.save(buffer, "PNG", transparency=image.getpixel((0, 0)))
-    return buffer.getvalue()
-
-
 @pytest.mark.parametrize(
     ("file_name", "content", "message"),
     [
@@ -142,10 +112,10 @@ def transparent(mode):
             lambda: pictures.encode(np.arange(600, dtype=np.uint16).reshape(20, 30) * 99, "PNG"),
             "16 bits",
         ),
-        ("a.png", colour_png_of_16_bits, "16 bits"),
-        ("a.png", lambda: transparent("RGBA"), "partly transparent"),
-        ("a.png", lambda: transparent("P"), "partly transparent"),
-        ("a.png", lambda: transparent("RGB"), "partly transparent"),
+        ("a.png", pictures.colour_png_of_16_bits, "16 bits"),
+        ("a.png", lambda: pictures.transparent("RGBA"), "partly transparent"),
+        ("a.png", lambda: pictures.transparent("P"), "partly transparent"),
+        ("a.png", lambda: pictures.transparent("RGB"), "partly transparent"),
         ("a.jpg", lambda: b"<html>not found</html>", "not a complete image (not a JPEG or PNG)"),
         ("a.jpg", lambda: b"", "not a complete image (not a JPEG or PNG)"),
         (

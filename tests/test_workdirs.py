@@ -1,4 +1,7 @@
-"""The door to a workdir: what is damaged is named and mended, what is another run's is refused."""
+"""The door to a workdir: what is damaged is named and mended, what is another run's is refused.
+
+Over 400 lines: all of it damages copies of one trained run, which takes seconds to make.
+"""
 
 import json
 import logging
