@@ -11,10 +11,20 @@ from randmix.config import default
 from randmix.data import loader
 from randmix.runtime import sharding
 from randmix.training import loop as train
-from randmix.training import runs
+from randmix.training import runs, steps
 
 # For programs that run a few times: LLVM's optimisations take most of a compilation.
 QUICK_COMPILATION = {"xla_backend_optimization_level": 0}
+
+
+PLAIN_SGD = {
+    "optimizer__name": "sgd",
+    "optimizer__momentum": 0.0,
+    "optimizer__weight_decay": 0.0,
+    "optimizer__learning_rate": 0.1,
+    "schedule__name": "constant",
+}
+"""Overrides of a config after which a step subtracts a tenth of the gradient."""
 
 
 def config(**overrides):
@@ -65,6 +75,18 @@ def compiled_step(mode="full", devices=1, phase_step=0, **overrides):
     )
     state = first(mode, devices, **overrides)
     return step.lower(state, *arguments).compile(), arguments
+
+
+def step_of(parts, **options):
+    """The train step of a run, ``(state, batch) -> (state, metrics)``, not jitted."""
+    return functools.partial(
+        steps.train_step,
+        model=parts.step.model,
+        task=parts.step.task,
+        optimizer=parts.step.phases[0].optimizer,
+        labels=parts.step.labels,
+        **options,
+    )
 
 
 def first(mode="full", devices=1, **overrides):

@@ -134,15 +134,7 @@ def test_micro_batches_partition_the_rows_of_every_device():
 
 @pytest.mark.slow
 def test_micro_batches_are_normalised_and_move_the_running_statistics_one_by_one():
-    sgd = {
-        "optimizer__name": "sgd",
-        "optimizer__momentum": 0.0,
-        "optimizer__weight_decay": 0.0,
-        "optimizer__clip_norm": 0.0,
-        "optimizer__learning_rate": 0.1,
-        "schedule__name": "constant",
-        "model__depth": 1,
-    }
+    sgd = {**small.PLAIN_SGD, "optimizer__clip_norm": 0.0, "model__depth": 1}
     parts = small.parts("chans", **sgd)
     state = jax.tree.map(jnp.asarray, small.initial_state("chans", **sgd))
     rng = np.random.default_rng(2)
@@ -172,15 +164,7 @@ def test_micro_batches_are_normalised_and_move_the_running_statistics_one_by_one
     mean = jax.tree.map(lambda *leaves: sum(leaves) / 3, *gradients)
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, mean)
     expected["spatial"] = state.params["spatial"]
-    step = partial(
-        steps.train_step,
-        model=model,
-        task=parts.step.task,
-        optimizer=parts.step.phases[0].optimizer,
-        labels=parts.step.labels,
-        accumulate=3,
-    )
-    after, metrics = jax.jit(step)(state, batch)
+    after, metrics = jax.jit(small.step_of(parts, accumulate=3))(state, batch)
     chex.assert_trees_all_close(after.params, expected, rtol=1e-5, atol=1e-7)
     chex.assert_trees_all_close(after.batch_stats, batch_stats, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(metrics["loss"], np.mean(losses), rtol=1e-6)

@@ -1,7 +1,6 @@
 """Training on FGSM samples: the plain program without it, and the samples of the model at hand."""
 
 import re
-from functools import partial
 
 import chex
 import jax
@@ -17,7 +16,6 @@ from randmix.data.augment import Augmentation
 from randmix.errors import UserError
 from randmix.runtime import sharding
 from randmix.training import loop as train
-from randmix.training import steps
 
 DEFENDED = {"defense__epsilon": 16.0, "defense__share": 0.75}
 
@@ -61,15 +59,9 @@ def test_a_defended_step_is_a_step_on_fgsm_samples_of_the_model_in_eval_mode(
 
     moved = jnp.clip(batch["image"] + 16 / 255 * jnp.sign(gradient(batch["image"])), 0, 1)
     images = jnp.concatenate([moved[:count], batch["image"][count:]])
-    plain_step = partial(
-        steps.train_step,
-        model=run.step.model,
-        task=run.step.task,
-        optimizer=run.step.phases[0].optimizer,
-        labels=run.step.labels,
-        accumulate=accumulate,
+    expected, _ = jax.jit(small.step_of(run, accumulate=accumulate))(
+        before, {**batch, "image": images}
     )
-    expected, _ = jax.jit(plain_step)(before, {**batch, "image": images})
     # The statistics moved once, in the step itself, not in the pass that made the samples.
     chex.assert_trees_all_close(got.batch_stats, expected.batch_stats, rtol=1e-5, atol=1e-6)
     chex.assert_trees_all_close(got.totals, expected.totals, rtol=1e-5)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small
 from flax.traverse_util import flatten_dict
 
 from randmix import config as configs
@@ -14,7 +15,7 @@ from randmix.errors import UserError
 from randmix.models import counts, stack
 from randmix.models.metaformer import MIXERS
 from randmix.runtime import sharding
-from randmix.training import ensemble, evaluation, loading, loop, runs, steps
+from randmix.training import ensemble, evaluation, loading, loop, runs
 
 SIZES = {"width": 8, "depth": 2, "patch_size": 2, "head_dim": 4, "num_classes": 3}
 STAGES = {"depth": 6, "stages": (1, 2, 5, 8), "norm": "group", "layer_scale": 0.1}
@@ -311,14 +312,7 @@ def stepped(mixer, mode, devices=1, **more):
         "image": jax.ShapeDtypeStruct((16, 8, 8, 1), jnp.float32, sharding=spread),
         "label": jax.ShapeDtypeStruct((16,), jnp.int32, sharding=spread),
     }
-    step = functools.partial(
-        steps.train_step,
-        model=parts.step.model,
-        task=parts.step.task,
-        optimizer=parts.step.phases[0].optimizer,
-        labels=parts.step.labels,
-    )
-    jitted = jax.jit(step, out_shardings=sharding.replicated(mesh))
+    jitted = jax.jit(small.step_of(parts), out_shardings=sharding.replicated(mesh))
     return parts, jitted.lower(parts.abstract_state(mesh), batch).compile()
 
 

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small
 from flax.traverse_util import flatten_dict
 
 from randmix import config as configs
 from randmix import masks, models
 from randmix.errors import UserError
 from randmix.runtime import sharding
-from randmix.training import runs, steps
+from randmix.training import runs
 
 ARGUMENTS = {"width": 4, "depth": 2, "num_classes": 5}
 CONVOLUTIONS = 1 + 2 * 3  # of the run below: the stem, and two in each of three blocks
@@ -156,14 +157,7 @@ def lowered_step(mode, devices=1, **settings):
         "image": jax.ShapeDtypeStruct((32, 8, 8, 1), jnp.float32, sharding=spread),
         "label": jax.ShapeDtypeStruct((32,), jnp.int32, sharding=spread),
     }
-    step = functools.partial(
-        steps.train_step,
-        model=parts.step.model,
-        task=parts.step.task,
-        optimizer=parts.step.phases[0].optimizer,
-        labels=parts.step.labels,
-    )
-    return jax.jit(step, out_shardings=sharding.replicated(mesh)).lower(
+    return jax.jit(small.step_of(parts), out_shardings=sharding.replicated(mesh)).lower(
         parts.abstract_state(mesh), batch
     )
 

@@ -1,7 +1,6 @@
 """The train step: frozen leaves stay, cost nothing and aren't compiled; devices don't matter."""
 
 import re
-from functools import partial
 
 import chex
 import jax
@@ -102,14 +101,7 @@ def test_activations_are_not_gathered_over_the_devices():
 
 def test_a_step_is_the_gradient_that_jax_takes_of_the_whole_loss():
     """Against hand-written SGD over the full tree, with frozen leaves restored afterwards."""
-    sgd = {
-        "optimizer__name": "sgd",
-        "optimizer__momentum": 0.0,
-        "optimizer__weight_decay": 0.0,
-        "optimizer__clip_norm": 0.0,
-        "optimizer__learning_rate": 0.1,
-        "schedule__name": "constant",
-    }
+    sgd = {**small.PLAIN_SGD, "optimizer__clip_norm": 0.0}
     parts = small.parts("chans", **sgd)
     state = jax.tree.map(jnp.asarray, small.initial_state("chans", **sgd))
     rng = np.random.default_rng(1)
@@ -123,26 +115,13 @@ def test_a_step_is_the_gradient_that_jax_takes_of_the_whole_loss():
     gradients = jax.jit(jax.grad(loss))(state.params)
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, gradients)
     expected["spatial"] = state.params["spatial"]
-    step = partial(
-        steps.train_step,
-        model=parts.step.model,
-        task=parts.step.task,
-        optimizer=parts.step.phases[0].optimizer,
-        labels=parts.step.labels,
-    )
-    moved, _ = jax.jit(step)(state, {"image": images, "label": labels})
+    moved, _ = jax.jit(small.step_of(parts))(state, {"image": images, "label": labels})
     chex.assert_trees_all_close(moved.params, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_the_clipped_norm_is_of_trainable_gradients_only():
     """Chans with a clip norm just above the trainable gradients' norm takes the unclipped step."""
-    sgd = {
-        "optimizer__name": "sgd",
-        "optimizer__momentum": 0.0,
-        "optimizer__weight_decay": 0.0,
-        "optimizer__learning_rate": 0.1,
-        "schedule__name": "constant",
-    }
+    sgd = small.PLAIN_SGD
     free = small.after(1, "chans", optimizer__clip_norm=0.0, **sgd).params
     start = small.initial_state("chans", optimizer__clip_norm=0.0, **sgd).params
     moves = jax.tree.map(lambda a, b: (a - b) / 0.1, start, free)

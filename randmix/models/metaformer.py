@@ -163,14 +163,7 @@ class MetaFormer(nn.Module):
         position_embedding: initial deviation of a learned embedding that is added to the patches;
             0 for none, None for 1 (PyTorch's for embeddings) with attention and 0 otherwise. Its
             role is spatial.
-        mean: one number per channel; images in [0, 1] are normalised to (image - mean) / std.
-            Empty: no normalisation.
-        std: one number per channel, as many as in ``mean``.
-        dtype: dtype of the computation; parameters, statistics and logits are float32.
-        depthwise_method: how depthwise convolutions are computed, one of
-            `randmix.ops.depthwise.METHODS`.
-        remat: whether the backward pass recomputes each block instead of saving what it needs.
-        scan: runs of equal blocks to apply with a scan; see ``randmix.models.stack``.
+        mean, std, dtype, depthwise_method, remat, scan: those of `ConvMixer`.
     """
 
     mixer: str
@@ -197,19 +190,10 @@ class MetaFormer(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Maps images to logits.
+        """Maps images [N, H, W, C] in [0, 1] to float32 logits [N, num_classes].
 
-        Args:
-            images: [N, H, W, C] float in [0, 1].
-            train: with BatchNorm, normalise with the statistics of the batch and, if
-                ``batch_stats`` is mutable, update the running statistics; otherwise normalise with
-                the running statistics.
-
-        Returns:
-            float32 logits [N, num_classes].
-
-        Raises:
-            UserError: as in `check_image_shape`.
+        Arguments and errors are those of a `ConvMixer`'s call. ``train`` matters with
+        BatchNorm only.
         """
         self.check_image_shape(images.shape[1:])
         x = layers.normalize(images, mean=self.mean, std=self.std).astype(self.dtype)

@@ -68,15 +68,9 @@ class ResNet(nn.Module):
         between: what is between depthwise and pointwise: "none", "relu", "bn" or "bn_relu".
         stem: "cifar", a convolution; or "imagenet", a convolution of stride 2 and a 3 x 3 max pool
             of stride 2.
-        mean: one number per channel; images in [0, 1] are normalised to (image - mean) / std.
-            Empty: no normalisation.
-        std: one number per channel, as many as in ``mean``.
-        dtype: dtype of the computation; parameters, statistics and logits are float32.
-        depthwise_method: how depthwise convolutions that aren't composed with pointwise ones are
-            computed, one of
-            `randmix.ops.depthwise.METHODS`.
-        remat: whether the backward pass recomputes each block instead of saving what it needs.
-        scan: runs of equal blocks to apply with a scan; see ``randmix.models.stack``.
+        depthwise_method: as in `ConvMixer`, for depthwise convolutions that aren't composed with
+            pointwise ones.
+        mean, std, dtype, remat, scan: those of `ConvMixer`.
     """
 
     num_classes: int
@@ -96,18 +90,9 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Maps images to logits.
+        """Maps images [N, H, W, C] in [0, 1] to float32 logits [N, num_classes].
 
-        Args:
-            images: [N, H, W, C] float in [0, 1].
-            train: normalise with the statistics of the batch and, if ``batch_stats`` is mutable,
-                update the running statistics; otherwise normalise with the running statistics.
-
-        Returns:
-            float32 logits [N, num_classes].
-
-        Raises:
-            UserError: as in `check_image_shape`.
+        Arguments and errors are those of a `ConvMixer`'s call.
         """
         self.check_image_shape(images.shape[1:])
         convolution = functools.partial(

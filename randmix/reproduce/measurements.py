@@ -61,7 +61,9 @@ def measure(
     failures = {}
     work = {
         "accuracy under attack": lambda: under_attack.attacks(run, root, preset, stop, programs),
-        "accuracy under FGSM": lambda: under_attack.fgsm(run, root, preset, stop, programs),
+        "accuracy under FGSM": lambda: under_attack.attacks(
+            run, root, preset, stop, programs, only_fgsm=True
+        ),
         "accuracy under attack of checkpoints": lambda: under_attack.attacked_checkpoints(
             run, root, preset, stop, programs
         ),

@@ -73,16 +73,24 @@ def attacks(
     preset: Preset,
     stop: StopSignals,
     programs: Programs | None = None,
+    *,
+    only_fgsm: bool = False,
 ) -> dict[str, Any]:
     """Accuracy under every attack but "pgd" at every epsilon of the preset.
 
-    Arguments and errors are those of ``measurements.measure``.
+    The other arguments and the errors are those of ``measurements.measure``.
+
+    Args:
+        only_fgsm: attack by FGSM alone, for which only the preset's epsilons and examples matter.
 
     Returns:
         ``{"examples", "clean", "rows": [{"attack", "epsilon", "accuracy", "examples"}, ...],
         "checks", "seconds", "device", "cores"}``: epsilons in 1/255, accuracies in [0, 1] over that
         many examples, the sanity checks as dicts, and what the measurement took on which machine.
     """
+    if only_fgsm:
+        settings = _only_fgsm(run, preset)
+        return _attacked(fgsm_name(preset), run, root, preset, settings, stop, programs)
     attack = preset.attack
     settings = robustness.Settings(
         attacks=("noise", "fgsm", "pgd2", "targeted", "square", "strong"),
@@ -94,18 +102,6 @@ def attacks(
         strong={"steps": attack["steps"], "restarts": attack["restarts"]},
     )
     return _attacked(attacks_name(preset), run, root, preset, settings, stop, programs)
-
-
-def fgsm(
-    run: PlannedRun,
-    root: epath.PathLike,
-    preset: Preset,
-    stop: StopSignals,
-    programs: Programs | None = None,
-) -> dict[str, Any]:
-    """As ``attacks``, by FGSM alone, for which only the preset's epsilons and examples matter."""
-    settings = _only_fgsm(run, preset)
-    return _attacked(fgsm_name(preset), run, root, preset, settings, stop, programs)
 
 
 def _only_fgsm(run: PlannedRun, preset: Preset) -> robustness.Settings:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import small
 import torch
 import torch_twins as twins
 from closeness import assert_close, distance, errors
@@ -193,15 +194,7 @@ def test_three_training_steps_end_where_pytorchs_end(case, mode):
         totals=steps.empty_totals(),
         failed_step=steps.never_failed(),
     )
-    step = jax.jit(
-        functools.partial(
-            steps.train_step,
-            model=parts.step.model,
-            task=parts.step.task,
-            optimizer=optimizer,
-            labels=parts.step.labels,
-        )
-    )
+    step = jax.jit(small.step_of(parts))
     frozen_role = {"full": None, "chans": "spatial"}[mode]
     twin_optimizer = torch_optimizer(config.optimizer, pair.places, frozen_role)
     for _ in range(3):
