@@ -138,6 +138,20 @@ def test_damaged_lines_cost_only_themselves(tmp_path, caplog):
     assert "can't use line 1 (it isn't JSON) and 1 more; using the other lines" in caplog.text
 
 
+@pytest.mark.parametrize("together", [0, -3, 1.5])
+def test_a_result_of_no_number_of_seeds_is_damage(tmp_path, caplog, together):
+    folder = folder_of(tmp_path / "runs")
+    records.append(tmp_path, records.of_folder(folder))
+    line = json.loads(lines(tmp_path)[0])
+    line["result"]["ensemble"] = together
+    (tmp_path / records.FILE).write_text(json.dumps(line) + "\n")
+    assert records.read(tmp_path) == {}
+    assert "can't use line 1 (result.ensemble is " in caplog.text
+    (folder / artifacts.RESULT).write_text(json.dumps(line["result"]))
+    with pytest.raises(UserError, match=r"result\.json: damaged \(ensemble is "):
+        records.of_folder(folder)
+
+
 @pytest.mark.parametrize(
     ("arrays", "reason"),
     [

@@ -421,11 +421,14 @@ def test_json_is_checked_by_structure():
     assert json_files.parse('{"a": {"b": 1, "c": 2.5}}', {"a": {str: float}}) == {
         "a": {"b": 1, "c": 2.5}
     }
+    assert json_files.parse('{"b": 1}', {"a?": int, "b": range(2)}) == {"b": 1}
     for text, structure, said in (
         ("{}", {"a": int}, "a is missing"),
         ('{"a": true}', {"a": int}, "a is a boolean, expected an integer"),
         ('{"a": 1.5}', {"a": int}, "a is a number, expected an integer"),
         ('{"a": {"b": []}}', {"a": {str: {"c": int}}}, "a.b is a list, expected an object"),
+        ('{"a": 4}', {"a": range(1, 4)}, "a is 4, expected 1 to 3"),
+        ('{"a": 4}', {"a?": str}, "a is an integer, expected a string"),
         ("3", dict, "it is an integer, expected an object"),
         ("{", dict, "it isn't JSON"),
     ):

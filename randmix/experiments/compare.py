@@ -131,14 +131,13 @@ def side_by_side(found: Sequence[Record], unfinished: Sequence[str] = ()) -> Run
     keys = sorted({key for each in settings for key in each} - configs.DISPLAY_KEYS, key=_place)
     values = {key: {each[key] for each in settings if key in each} for key in keys}
     varied = [key for key in keys if len(values[key]) > 1 and key != "seed"]
-    results = [record.result for record in found]
     names = [record.name for record in found]
     frame = pd.concat(
         [
             pd.DataFrame(settings, names, columns=varied).convert_dtypes(),
             pd.DataFrame({"seed": [each["seed"] for each in settings]}, names),
-            pd.DataFrame([result["metrics"] for result in results], names),
-            pd.DataFrame(map(_costs, results), names),
+            pd.DataFrame([record.result["metrics"] for record in found], names),
+            pd.DataFrame(map(_costs, found), names),
         ],
         axis=1,
     )
@@ -160,10 +159,9 @@ def _place(key: str) -> tuple:
     return key in _LAST, first, not key.startswith("model."), key
 
 
-def _costs(result: Mapping[str, Any]) -> dict[str, float]:
-    trainable, frozen = (result["parameters"][kind] for kind in ("trainable", "frozen"))
-    seconds = result["wall_seconds"] / result.get("ensemble", 1)
-    return {"trainable": trainable, "parameters": trainable + frozen, "seconds": seconds}
+def _costs(record: Record) -> dict[str, float]:
+    trainable, frozen = (record.result["parameters"][kind] for kind in ("trainable", "frozen"))
+    return {"trainable": trainable, "parameters": trainable + frozen, "seconds": record.seconds}
 
 
 def ordered(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:

@@ -22,11 +22,6 @@ class Machine(NamedTuple):
     attacks: float = 0.0
 
 
-def seconds(result: Mapping[str, Any]) -> float:
-    """A run's training time; for seeds trained together, its share of it."""
-    return result["wall_seconds"] / result.get("ensemble", 1)
-
-
 def machines(found: Iterable[Record]) -> list[Machine]:
     """The machines that trained or attacked runs, those that worked longest first."""
     by_name: dict[str, Machine] = {}
@@ -37,7 +32,7 @@ def machines(found: Iterable[Record]) -> list[Machine]:
         by_name[name] = Machine(name, **{key: old[key] + more.get(key, 0) for key in _SUMS})
 
     for record in found:
-        add(record.result, runs=1, training=seconds(record.result) / 3600)
+        add(record.result, runs=1, training=record.seconds / 3600)
         for one in record.measurements.values():
             if isinstance(one, dict) and "seconds" in one:
                 add(one, attacks=one["seconds"] / 3600)

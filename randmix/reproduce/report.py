@@ -300,7 +300,7 @@ def _facts(groups: Sequence[Group], found: Mapping[str, Record]) -> dict[str, An
 
 def _row(group: Group, found: Mapping[str, Record], root: Path) -> dict[str, Any]:
     """A row of the table of runs: one group, with a run for each seed."""
-    seconds = [cost.seconds(found[run.name].result) for run in group if run.name in found]
+    seconds = [found[run.name].seconds for run in group if run.name in found]
     runs = []
     for run in group:
         state = "finished" if run.name in found else sweep.state(run, root).name

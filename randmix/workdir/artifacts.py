@@ -60,8 +60,9 @@ RESULT_STRUCTURE = {
     "wall_seconds": float,
     "versions": {str: str},
     "device": {"kind": str, "platform": str, "count": int},
+    "config?": {"name": str, "changed": {str: object}},  # older results lack it
+    "ensemble?": range(1, 2**31),  # of a run that was trained with others, their number
 }
-_OF_CONFIG = {"config": {"name": str, "changed": {str: object}}}  # older results lack it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,10 +287,7 @@ def _parsed_result(workdir: epath.PathLike) -> dict[str, Any] | None:
     if not file.exists():
         return None
     again = "train this workdir again, which computes it anew from the last checkpoint"
-    result = json_files.read(file, RESULT_STRUCTURE, what_to_do=again)
-    if "config" in result:
-        json_files.read(file, _OF_CONFIG, what_to_do=again)
-    return result
+    return json_files.read(file, RESULT_STRUCTURE, what_to_do=again)
 
 
 def write_result(workdir: epath.Path, result: dict[str, Any]) -> None:

@@ -37,8 +37,9 @@ def parse(text: str | bytes, structure: Any) -> Any:
 
     Args:
         text: the text, or its bytes in UTF-8.
-        structure: a type (``float`` also allows integers, ``object`` anything); ``{str: inner}``
-            for an object with any keys; or ``{key: inner, ...}`` for one with these and others.
+        structure: a type (``float`` also allows integers, ``object`` anything); a ``range`` for an
+            integer in it; ``{str: inner}`` for an object with any keys; or ``{key: inner, ...}``
+            for one with these and others, in which a key that ends in "?" may be missing.
 
     Raises:
         ValueError: the text isn't JSON or has another structure; the message says where.
@@ -73,14 +74,19 @@ def check(value: Any, structure: Any, where: str = "it") -> None:
     """Raises a ValueError unless a value has the structure, as described in ``parse``."""
     if structure is object:
         return
-    kind = structure if isinstance(structure, type) else dict
+    kind = structure if isinstance(structure, type) else {dict: dict, range: int}[type(structure)]
     allowed = (int, float) if kind is float else (kind,)
     if type(value) not in allowed:
         raise ValueError(f"{where} is {_NAMES[type(value)]}, expected {_NAMES[kind]}")
+    if isinstance(structure, range) and value not in structure:
+        raise ValueError(f"{where} is {value}, expected {structure[0]} to {structure[-1]}")
     if isinstance(structure, dict):
         prefix = "" if where == "it" else f"{where}."
-        inner = structure.get(str)
-        for key in value if inner else structure:
-            if key not in value:
+        if str in structure:
+            structure = dict.fromkeys(value, structure[str])
+        for name, inner in structure.items():
+            key = name if name in value else name.removesuffix("?")
+            if key in value:
+                check(value[key], inner, f"{prefix}{key}")
+            elif key == name:
                 raise ValueError(f"{prefix}{key} is missing")
-            check(value[key], inner or structure[key], f"{prefix}{key}")
