@@ -1,8 +1,9 @@
-"""The exception for user mistakes, and helpers that suggest the nearest valid name."""
+"""The exception for user mistakes, and helpers that raise it or suggest the nearest valid name."""
 
+import contextlib
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class UserError(ValueError):
@@ -40,6 +41,30 @@ with a letter or digit
             "digit"
         )
     return got
+
+
+@contextlib.contextmanager
+def writing(place: object, advice: str) -> Iterator[None]:
+    """Says in one line why files can't be written: a folder's permissions, a full disk.
+
+    Args:
+        place: the file or folder, with which the line starts.
+        advice: what to do about it, with which the line ends.
+
+    Raises:
+        UserError: instead of an OSError.
+
+    >>> with writing("/dev/null/x", "give another folder"):
+    ...     _ = open("/dev/null/x", "w")
+    Traceback (most recent call last):
+    ...
+    randmix.errors.UserError: /dev/null/x: can't be written (Not a directory); give another folder
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{place}: can't be written ({reason}); {advice}") from error
 
 
 def check_choice(what: str, got: object, allowed: Iterable[str]) -> None:

@@ -4,6 +4,7 @@ Each run is trained once, through failures, signals, locks and shards.
 """
 
 import dataclasses
+import errno
 import itertools
 import json
 import os
@@ -105,6 +106,28 @@ def test_a_failure_is_written_down_and_tried_again(groups, tmp_path, trained):
     assert not (first.folder(tmp_path) / sweep.FAILED).exists()
 
 
+def test_a_failure_that_no_disk_takes_is_one_line(groups, tmp_path, trained, monkeypatch):
+    _, errors = trained
+    first = groups[0][0]
+    errors[first.name] = UserError("the loss isn't finite")
+    inner = durable.write
+
+    def write(path, content):
+        (no_space if path.name == sweep.FAILED else inner)(path, content)
+
+    monkeypatch.setattr(durable, "write", write)
+    with pytest.raises(UserError) as error:
+        execute(groups, tmp_path)
+    assert str(error.value) == (
+        f"{first.folder(tmp_path)}/failed.json: can't be written (No space left on device); the "
+        "run failed (the loss isn't finite); make room or give a --workdir that you may write to"
+    )
+
+
+def no_space(path, *content):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def test_a_preempted_run_stops_the_sweep_which_resumes(groups, tmp_path, trained):
     calls, errors = trained
     errors[groups[1][0].name] = Preempted("stopped")
@@ -186,6 +209,15 @@ def test_what_was_measured_and_failed_is_named(tmp_path, groups, trained, monkey
 
     monkeypatch.setattr(under_attack, "attacks", broken)
     with StopSignals() as stop:
+        with monkeypatch.context() as patched:
+            patched.setattr(durable, "write", no_space)
+            with pytest.raises(UserError) as error:
+                measurements.measure(attacked, tmp_path, presets.get("smoke"), stop)
+        assert str(error.value) == (
+            f"{run.folder(tmp_path)}/measurements/failed.json: can't be written (No space left on "
+            "device); accuracy under attack failed (RuntimeError: no memory); make room, and start "
+            "the same command again"
+        )
         measurements.measure(attacked, tmp_path, presets.get("smoke"), stop)
         assert measurements.failures(run, tmp_path) == {
             "accuracy under attack": "RuntimeError: no memory"

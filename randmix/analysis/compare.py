@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from randmix.analysis import plots
-from randmix.errors import UserError, check_choice
+from randmix.errors import UserError, check_choice, writing
 from randmix.experiments import compare, formatting
 from randmix.experiments.compare import Comparison, Runs
 from randmix.experiments.formatting import short, text
@@ -345,11 +345,7 @@ def main(options: Any) -> None:
 
 def _write(path: str, content: str) -> epath.Path:
     file = epath.Path(path)
-    try:
+    with writing(file, "give a file that you may write to"):
         file.parent.mkdir(parents=True, exist_ok=True)
         durable.write(file, content)
-    except OSError as error:
-        raise UserError(
-            f"{file}: can't be written ({error.strerror}); give a file that you may write to"
-        ) from error
     return file

@@ -29,7 +29,7 @@ from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from randmix.errors import UserError
+from randmix.errors import writing
 from randmix.runtime import durable
 
 # CIE lightness 18, 42, 54, 65 and 77 of 100, in an order that colour-blind readers can also tell.
@@ -180,15 +180,10 @@ def save(
             files[path.parent / f"{path.name}.{suffix}"] = buffer.getvalue()
     if rows:
         files[path.parent / f"{path.name}.csv"] = csv_text(rows).encode()
-    try:
+    with writing(path.parent, "give a folder that you may write to"):
         path.parent.mkdir(parents=True, exist_ok=True)
         for file, content in files.items():
             durable.write(file, content)
-    except OSError as error:
-        raise UserError(
-            f"{path.parent}: can't be written ({error.strerror}); "
-            "give a folder that you may write to"
-        ) from error
     return list(files)
 
 

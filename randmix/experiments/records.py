@@ -31,7 +31,7 @@ import numpy as np
 from etils import epath
 
 from randmix import config as configs
-from randmix.errors import UserError
+from randmix.errors import UserError, writing
 from randmix.experiments import measured
 from randmix.runtime import durable
 from randmix.workdir import artifacts, json_files, metrics
@@ -154,7 +154,8 @@ def append(folder: epath.PathLike, record: Record) -> None:
         for name in record.measurements
         for key, array in record.arrays(name).items()
     }
-    try:
+    advice = "make room or give a folder that you may write to, and start the same command again"
+    with writing(folder / FILE, advice):
         file = _save(folder / ARRAYS, record.name, arrays) if arrays else None
         line = {
             "run": record.name,
@@ -166,11 +167,6 @@ def append(folder: epath.PathLike, record: Record) -> None:
             "arrays": file,
         }
         _append_line(folder / FILE, (json.dumps(line, sort_keys=True) + "\n").encode())
-    except OSError as error:
-        raise UserError(
-            f"{folder / FILE}: can't be written ({error.strerror}); make room or give a folder "
-            "that you may write to, and start the same command again"
-        ) from error
 
 
 def read(

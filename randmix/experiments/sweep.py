@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from etils import epath
 
-from randmix.errors import UserError
+from randmix.errors import UserError, writing
 from randmix.experiments import records
 from randmix.experiments.plan import Group, PlannedRun
 from randmix.experiments.records import Record
@@ -39,6 +39,7 @@ Say = Callable[[str], None]
 Measure = Callable[[PlannedRun, StopSignals, Programs], None]
 Complete = Callable[[PlannedRun, Record], bool]
 _SWEEP = "sweep.json"
+_ADVICE = "give a --workdir that you may write to"
 
 
 class State(NamedTuple):
@@ -72,19 +73,11 @@ def open_folder(root: Path, preset: str | None) -> None:
         UserError: it holds something else, or it can't be written.
     """
     check_folder(root, preset)
-    try:
+    with writing(root, _ADVICE):
         root.mkdir(parents=True, exist_ok=True)
         if not (root / _SWEEP).exists():
             with contextlib.suppress(FileNotFoundError):  # another job has just moved it there
                 durable.write(root / _SWEEP, json.dumps({"preset": preset}) + "\n")
-    except OSError as error:
-        raise _not_writable(root, error) from error
-
-
-def _not_writable(root: epath.PathLike, error: OSError) -> UserError:
-    return UserError(
-        f"{root}: can't be written ({error.strerror}); give a --workdir that you may write to"
-    )
 
 
 def check_folder(root: Path, preset: str | None) -> None:
@@ -202,10 +195,8 @@ def execute(
         for group in groups:
             with contextlib.ExitStack() as stack:
                 left = [run for run in group if run.name not in done]
-                try:
+                with writing(root, _ADVICE):
                     mine = [run for run in left if stack.enter_context(_try_lock(run.folder(root)))]
-                except OSError as error:
-                    raise _not_writable(root, error) from error
                 progress.begin(group, left, mine)
                 programs = Programs()
                 for run in _trained(mine, root, together, programs, context):
@@ -244,7 +235,8 @@ def _trained(
     for i, reason in train_seeds(configs, folders, together, programs, context):
         file = folders[i] / FAILED
         if reason is not None:
-            durable.write(file, json.dumps({"reason": reason}) + "\n")
+            with writing(file, f"the run failed ({reason}); make room or {_ADVICE}"):
+                durable.write(file, json.dumps({"reason": reason}) + "\n")
         elif file.exists():
             file.unlink()
         yield left[i]

@@ -21,7 +21,7 @@ from randmix.analysis import plots, spectrum, unshuffle
 from randmix.analysis.equivalence import equivalence as figure_of_equivalence
 from randmix.analysis.spectrum import figures as spectra
 from randmix.analysis.spectrum.figures import Picture
-from randmix.errors import UserError
+from randmix.errors import UserError, writing
 from randmix.experiments import measured
 from randmix.experiments.plan import PlannedRun
 from randmix.experiments.records import Record
@@ -80,8 +80,10 @@ def measure(
             failures[name] = f"{type(error).__name__}: {error}"
     file = run.folder(root) / measured.FOLDER / measured.FAILED
     if failures:
-        durable.make_folder(file.parent)
-        durable.write(file, json.dumps(failures) + "\n")
+        said = "; ".join(f"{name} failed ({reason})" for name, reason in failures.items())
+        with writing(file, f"{said}; make room, and start the same command again"):
+            durable.make_folder(file.parent)
+            durable.write(file, json.dumps(failures) + "\n")
     elif file.exists():
         file.unlink()
 

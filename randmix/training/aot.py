@@ -18,7 +18,7 @@ import jax
 from etils import epath
 from jax.experimental import topologies
 
-from randmix.errors import UserError
+from randmix.errors import UserError, writing
 from randmix.runtime import durable, progress, sharding
 from randmix.training import compiled, runs
 from randmix.training.tpu import Slice
@@ -248,12 +248,7 @@ def _does_not_fit(
 
 
 def _write(workdir: epath.Path, files: dict[str, str]) -> None:
-    try:
+    with writing(workdir, "give a --workdir that you may write to"):
         workdir.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
             durable.write(workdir / name, text)
-    except OSError as error:
-        raise UserError(
-            f"{workdir}: can't be written ({error.strerror}); "
-            "give a --workdir that you may write to"
-        ) from error

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from randmix.analysis import plots
 from randmix.analysis.robustness import bits, sanity
 from randmix.analysis.robustness.curves import Curves
-from randmix.errors import UserError
+from randmix.errors import writing
 from randmix.runtime import durable, progress
 from randmix.workdir import artifacts
 
@@ -72,14 +72,10 @@ def _on_fewer(curves: Curves) -> list[str]:
 def require_writable(folder: epath.PathLike) -> None:
     """Creates the folder; raises a UserError if it can't be written."""
     trial = epath.Path(folder) / f"{_NAME}.tmp"
-    try:
+    with writing(folder, "give an --out that you may write to"):
         trial.parent.mkdir(parents=True, exist_ok=True)
         trial.write_text("")
         trial.unlink()
-    except OSError as error:
-        raise UserError(
-            f"{folder}: can't be written ({error.strerror}); give an --out that you may write to"
-        ) from error
 
 
 def rows(curves: Curves) -> list[dict[str, Any]]:
