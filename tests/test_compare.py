@@ -222,6 +222,12 @@ def test_the_command_writes_what_it_says(tmp_path):
     assert done.stdout == "False\n"
 
 
+def test_the_roles_of_a_model_of_ones_own_are_not_in_the_caption():
+    own = record({"test_accuracy": 0.5})
+    own.config["roles"] = [["spatial", "path('.*query.*')"], ["channel", "everything"]]
+    assert "roles" not in compare.about(compare.side_by_side([own]))
+
+
 def test_numbers_that_differ_are_told_apart():
     settings = [{"optimizer__learning_rate": value} for value in (0.3, 0.1 + 0.2, 1e-05)]
     table = compare.table(

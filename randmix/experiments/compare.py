@@ -280,7 +280,8 @@ def about(runs: Runs) -> str:
     common = {
         key: value
         for key, value in runs.common.items()
-        if key != "seed" and value is not None
+        # The roles of a model of one's own are as long as they are many.
+        if key not in ("seed", "roles") and value is not None
         if key in shown or value != _cell(default.get(key))
     }
     names = [runs.common[key] for key in _FIRST if key in runs.common]
