@@ -37,6 +37,20 @@ def check(proposal, rules):
 # ---- what is detected
 
 
+def test_an_array_with_two_axes_and_no_name_of_a_kernel_is_not_sure():
+    matrices = dict.fromkeys(("a/kernel", "a/proj_weight", "a/table"), (64, 64))
+    shapes = {"norm/scale": 64, "norm/bias": 64, **matrices}
+    arrays = {path: np.zeros(shape) for path, shape in shapes.items()}
+    check(
+        propose(arrays),
+        [
+            ("norm/.*", "norm", "sure"),
+            ("a/(kernel|proj_weight)", "channel", "sure"),
+            ("a/table", "channel", "unsure"),
+        ],
+    )
+
+
 def test_a_vision_transformer():
     check(
         propose(foreign.shapes(foreign.ViT()), **IMAGES),

@@ -315,9 +315,14 @@ def dense(one: Parameter, model: Model) -> Guess | None:
         return _patches(why)
     if model.is_flat and model.image_shape and inputs == math.prod(model.image_shape):
         return Guess("spatial", why, "sees the whole image, and mixes space and channels at once")
-    if {inputs, outputs} & model.widths or one.all_words & _POINTWISE:
+    is_kernel = one.name in KERNELS or one.name.endswith(("kernel", "weight"))
+    if one.all_words & _POINTWISE or (is_kernel and {inputs, outputs} & model.widths):
         return Guess("channel", why)
-    doubt = "is dense along an axis that its name doesn't tell; no norm has the size of either side"
+    doubt = (
+        "is dense along an axis that its name doesn't tell; no norm has the size of either side"
+        if is_kernel
+        else "has two axes, but not the name of a kernel: a dense layer's, or a table of vectors"
+    )
     return Guess("channel", why, doubt)
 
 
