@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import simulated_families
+from matplotlib.text import Text
 
 from randmix.reproduce import forest, report, sentences, verdicts
 from randmix.reproduce.numbers import Number, Numbers
@@ -190,6 +191,13 @@ def test_equality_that_is_judged_apart_has_a_zone_of_its_own(numbers):
     assert zone.get_height() == pytest.approx(forest._ZONE)
     first, second = (line.get_ydata()[0] for line in axes.lines if line.get_marker() == "o")
     assert first < zone.get_y() < second < zone.get_y() + zone.get_height() < axes.get_ylim()[0]
+
+
+def test_the_unit_of_a_row_is_named_in_the_singular_or_the_plural(numbers):
+    texts = [text.get_text() for text in forest.draw(judge(numbers)).figure.findobj(Text)]
+    units = {text.partition("unit: ")[2] for text in texts if "unit: " in text}
+    assert {"1 point", "0.5 points"} <= units
+    assert "1 points" not in units
 
 
 def test_a_long_sentence_has_room(numbers, monkeypatch):

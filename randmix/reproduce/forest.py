@@ -157,7 +157,8 @@ def _line(axes: Axes, y: float, one: Judgement, result: Result, rows: list[dict[
 
 
 def _unit(result: Result, scale: float) -> str:
-    return f"1 = {scale:.2g} {result.unit}".strip()
+    unit = result.unit.removesuffix("s") if scale == 1 else result.unit
+    return f"unit: {scale:.2g} {unit}".strip()
 
 
 def _texts(axes: Axes, y: float, one: Judgement, *, named: bool) -> None:
