@@ -17,7 +17,7 @@ import pytest
 from randmix.analysis import spectrum
 from randmix.experiments import records, sweep
 from randmix.models import filters
-from randmix.reproduce import plan, presets, report
+from randmix.reproduce import listings, plan, presets, report
 from randmix.reproduce.claims import CLAIMS
 from randmix.reproduce.experiments import EXPERIMENTS
 from randmix.training import loading
@@ -154,17 +154,17 @@ def test_an_interrupted_report_keeps_the_old_one(root, tmp_path, monkeypatch):
         one.claim.id
         for one in report.write(*arguments, overrides={}, command="the first").judgements
     ] == ["7"]
-    inner = report._rows
+    inner = listings.of_numbers
 
     def killed(numbers):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(report, "_rows", killed)
+    monkeypatch.setattr(listings, "of_numbers", killed)
     with pytest.raises(KeyboardInterrupt):
         report.write(*arguments, overrides={}, command="the second")
     assert "the first" in (tmp_path / "report" / "index.html").read_text()
     assert len([*tmp_path.glob("report.new-*")]) == 1
-    monkeypatch.setattr(report, "_rows", inner)
+    monkeypatch.setattr(listings, "of_numbers", inner)
     report.write(*arguments, overrides={}, command="the third")
     assert "the third" in (tmp_path / "report" / "index.html").read_text()
     assert not [*tmp_path.glob("report.new-*")]

@@ -1,15 +1,10 @@
-"""The report: index.html, results.csv, verdicts.json and figures/, written all at once.
-
-It gathers what every part of the page shows, hence its length.
-"""
+"""The report: index.html, results.csv, verdicts.json and figures/, written all at once."""
 
 import base64
 import contextlib
 import dataclasses
 import datetime
 import hashlib
-import json
-import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +27,7 @@ from randmix.reproduce import (
     departures,
     figures,
     forest,
+    listings,
     measurements,
     neighbours,
     pictures,
@@ -42,7 +38,7 @@ from randmix.reproduce import (
 )
 from randmix.reproduce.claims import CLAIMS
 from randmix.reproduce.experiments import EXPERIMENTS
-from randmix.reproduce.numbers import Numbers, collect, of_banks, of_smoothing
+from randmix.reproduce.numbers import collect, of_banks, of_smoothing
 from randmix.reproduce.order import pending
 from randmix.reproduce.presets import Preset, Settings
 from randmix.reproduce.titles import known_name, title_of
@@ -51,14 +47,7 @@ from randmix.runtime import durable, locks
 
 _OVERVIEW = "verdicts"  # name of the first figure; further ones have a number
 _TEMPLATE = "report.html.j2"
-_COLUMNS = ("experiment", "claim", "mode", "size", "seed", "metric", "value", "run")
-# What a number depends on beside its run.
-_PLACES = ("epsilon", "layer", "filters", "index", "epoch", "step", "check")
 _SHOWN = 10  # most failed checks listed
-_SIZES = (
-    *("model.name", "model.width", "model.depth", "model.kernel_size", "model.multiplier"),
-    *("model.filters", "model.filter_rank", "total_steps"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,9 +127,9 @@ def write(
         names = [f"{_OVERVIEW}-{i + 1}" if i else _OVERVIEW for i in range(len(overviews))]
         for name, overview in zip(names, overviews, strict=True):
             plots.save(overview.figure, folder / "figures" / name, overview.rows)
-        results = plots.csv_text(_rows(numbers), _COLUMNS)
+        results = listings.of_numbers(numbers)
         (folder / "results.csv").write_text(results)
-        (folder / "verdicts.json").write_text(json.dumps(_verdicts(judged), indent=2) + "\n")
+        (folder / "verdicts.json").write_text(listings.of_verdicts(judged))
         page = {
             "preset": preset,
             "sections": [
@@ -313,67 +302,6 @@ def _row(group: Group, found: Mapping[str, Record], root: Path) -> dict[str, Any
         "seconds": f"{sum(seconds) / len(seconds):.0f}" if seconds else "",
         "cost": f"{group[0].cost / 1e9:,.1f}",
     }
-
-
-def _verdicts(judged: Sequence[Judgement]) -> list[dict[str, Any]]:
-    """The content of verdicts.json; numbers that aren't finite become null."""
-    return [
-        {
-            "claim": one.claim.id,
-            "data": one.data,
-            "text": one.claim.text,
-            "source": one.claim.source,
-            "primary": one.claim.primary,
-            "verdict": one.verdict,
-            "reason": one.reason,
-            "p": _finite(one.p),
-            "rule": one.claim.rule,
-            "gates": [gate._asdict() for gate in one.gates],
-            "effects": [_finite(dataclasses.asdict(result)) for result in one.results],
-        }
-        for one in judged
-    ]
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _rows(numbers: Numbers) -> list[dict[str, Any]]:
-    """The lines of results.csv."""
-    return [
-        {
-            "experiment": number.experiment,
-            "claim": " ".join(claim.id for claim in claims.of(number.experiment)),
-            "mode": number.mode,
-            "size": _size(number.settings),
-            "seed": number.seed,
-            "metric": number.metric,
-            "value": number.value,
-            "run": number.run,
-        }
-        for number in numbers
-    ]
-
-
-def _size(settings: Mapping[str, Any]) -> str:
-    """All settings but mode and seed that distinguish a number, as "key=value" joined by spaces."""
-    shown = [("data", settings.get("data.name"))]
-    shown += [(key.rpartition(".")[2], settings.get(key)) for key in _SIZES]
-    shown += [(key, settings.get(key)) for key in _PLACES]
-    if settings.get("model.smoothing_index"):
-        shown.append(("smoothing_index", settings["model.smoothing_index"]))
-    if settings.get("defense.epsilon"):
-        shown.append(("defended", settings["defense.epsilon"]))
-    if settings.get("data.validation"):
-        shown.append(("held_out", settings["data.validation"]))
-    if 0 < settings.get("share", 0) < 1:
-        shown.append(("share", settings["share"]))
-    return " ".join(f"{key}={value}" for key, value in shown if value is not None)
 
 
 def _image(folder: Path, name: str) -> dict[str, Any]:
