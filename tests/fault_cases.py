@@ -10,6 +10,7 @@ from typing import Any
 import command
 import jax
 import numpy as np
+from logs import lines
 
 import randmix
 from randmix.runtime import sharding
@@ -122,10 +123,6 @@ def require(condition: bool, message: str) -> None:
 
 def end_of(workdir: Path) -> tuple[list[dict[str, Any]], dict[str, tuple[str, bytes]]]:
     """The log without its timings, and the bytes of every array of the last and the best state."""
-    rows = [json.loads(line) for line in (workdir / artifacts.METRICS).read_text().splitlines()]
-    rows = [
-        {name: value for name, value in row.items() if name != "images_per_second"} for row in rows
-    ]
     config = runs.read_config(workdir)
     parts = runs.assemble(config)
     with Checkpoints(workdir, about=parts.record.identity) as checkpoints:
@@ -143,7 +140,7 @@ def end_of(workdir: Path) -> tuple[list[dict[str, Any]], dict[str, tuple[str, by
         states[BEST] = {"step": np.asarray(best.step), "variables": best.variables}
     leaves = jax.tree_util.tree_flatten_with_path(jax.device_get(states))[0]
     named = {"/".join(map(_name, path)): np.asarray(leaf) for path, leaf in leaves}
-    return rows, {
+    return lines(workdir), {
         name: (f"{leaf.dtype}{leaf.shape}", leaf.tobytes()) for name, leaf in named.items()
     }
 

@@ -15,7 +15,6 @@ folder is kept.
 
 import argparse
 import collections
-import json
 import os
 import shutil
 import signal
@@ -27,6 +26,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from logs import lines
 
 REPOSITORY = Path(__file__).parents[1]
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
@@ -100,10 +100,8 @@ def end_of(workdir: Path) -> tuple[list[dict], list[bytes]]:
 
     import randmix
 
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    for row in rows:
-        row.pop("images_per_second", None)
-    return rows, [np.asarray(x).tobytes() for x in jax.tree.leaves(randmix.load(workdir).variables)]
+    leaves = jax.tree.leaves(randmix.load(workdir).variables)
+    return lines(workdir), [np.asarray(leaf).tobytes() for leaf in leaves]
 
 
 class Campaign:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import small
+from logs import lines
 
 import randmix
 from randmix import config as configs
@@ -22,12 +23,6 @@ KEYS = {"ema": 0.5, "accumulate": 2, "checkpoint_every": 3, "keep_checkpoints": 
 COMMON = {"optimizer__learning_rate": 0.02, "schedule__name": "constant", **KEYS}
 # In the first phase, the spatial filters are yet to be trained.
 PHASED = {**COMMON, "groups": LATE, "data__validation": 0.1, "model__depth": 1}
-
-
-def lines(workdir):
-    """The log without its timings."""
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
 
 
 def fit(workdir, **overrides):

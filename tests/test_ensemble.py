@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import small
+from logs import lines
 
 import randmix
 from randmix import masks
@@ -37,12 +38,6 @@ def folders(root):
 
 def together(root, **overrides):
     return ensemble.train(all_parts(**overrides), folders(root), devices=ONE_DEVICE)
-
-
-def lines(workdir):
-    """The log without its timings."""
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tfds_sets
 from flax.traverse_util import flatten_dict
+from logs import lines
 
 import randmix
 from randmix import data
@@ -114,14 +115,9 @@ def reference(runs, tmp_path_factory):
     return workdir
 
 
-def log(workdir):
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
-
-
 def assert_agree(workdir, reference):
     """Checks for the same log lines, example counts and variables, to float tolerance."""
-    got, expected = log(workdir), log(reference)
+    got, expected = lines(workdir), lines(reference)
     assert [list(row) for row in got] == [list(row) for row in expected]
     for row, other in zip(got, expected, strict=True):
         for name, value in row.items():

@@ -10,6 +10,7 @@ import numpy as np
 import pictures
 import pytest
 import small
+from logs import lines
 
 import randmix
 from randmix import masks
@@ -59,12 +60,6 @@ def run(workdir, data_dir, **overrides):
 
 def config(data_dir, **overrides):
     return small.config(data__data_dir=str(data_dir), **(OVERRIDES | overrides))
-
-
-def lines(workdir):
-    """The log without its timings."""
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 import small
+from logs import lines
 from test_metrics import hyperparameters
 
 import randmix
@@ -31,12 +32,6 @@ CONTEXT = artifacts.Context("digits", "widths", ("model.width", "model.absent"))
 def run(workdir, devices=1, **overrides):
     devices = jax.devices()[:devices]
     return train.train(small.config(**overrides), workdir, devices=devices, context=CONTEXT)
-
-
-def lines(workdir):
-    """The log without its timings."""
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import small
+from logs import lines
 
 import randmix
 from randmix import config as configs
@@ -30,12 +31,6 @@ def config(**overrides):
 
 def run(workdir, **overrides):
     return train.train(config(**overrides), workdir, devices=jax.devices()[:1])
-
-
-def lines(workdir):
-    """The log without its timings."""
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
 
 
 @pytest.fixture(scope="module")
