@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 from etils import epath
@@ -14,7 +13,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from randmix.analysis import plots
+from randmix.analysis import pages, plots
 from randmix.errors import UserError, check_choice, writing
 from randmix.experiments import compare, formatting
 from randmix.experiments.compare import Comparison, Runs
@@ -275,13 +274,6 @@ def _set_ticks(axes: Axes, values: Sequence[Any], numeric: bool) -> None:
 
 def page(runs: Runs, table: Comparison, figures: Sequence[tuple[Plot, Figure]]) -> str:
     """The table, the plots and the list of runs as one page of HTML that needs no other file."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("randmix.analysis", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
     keys = {key: short(key) for key in runs.varied}
     rows = runs.frame.reset_index(names="run").astype(object).to_dict("records")
     makers: dict[str, list[Mapping[Any, Any]]] = {}
@@ -292,7 +284,7 @@ def page(runs: Runs, table: Comparison, figures: Sequence[tuple[Plot, Figure]]) 
         row["time"] = f"{result['wall_seconds']:.1f}"
         row["time"] += f" for {together} seeds" if together > 1 else ""
         makers.setdefault(_maker(result), []).append(row)
-    return environment.get_template(_TEMPLATE).render(
+    return pages.template("randmix.analysis", _TEMPLATE).render(
         table=Markup(formatting.as_html(table)),
         plots=[(plot, Markup(_svg(figure))) for plot, figure in figures],
         makers=makers,

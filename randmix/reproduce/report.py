@@ -11,11 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from etils import epath
 from PIL import Image
 
-from randmix.analysis import plots
+from randmix.analysis import pages, plots
 from randmix.errors import UserError
 from randmix.experiments import measured, sweep
 from randmix.experiments.plan import Group
@@ -47,6 +46,13 @@ from randmix.runtime import durable, locks
 
 _OVERVIEW = "verdicts"  # name of the first figure; further ones have a number
 _TEMPLATE = "report.html.j2"
+_FILTERS = {
+    "two_decimals": sentences.two_decimals,
+    "claimed": sentences.claimed,
+    "interval": sentences.interval_in_words,
+    "sentence": sentences.sentence,
+    "title_of": title_of,
+}
 _SHOWN = 10  # most failed checks listed
 
 
@@ -161,7 +167,9 @@ def write(
             "runs": [_row(group, found, root) for group in groups],
             "neighbours": neighbours.NEIGHBOURS,
         }
-        (folder / "index.html").write_text(_environment().get_template(_TEMPLATE).render(page))
+        (folder / "index.html").write_text(
+            pages.template("randmix.reproduce", _TEMPLATE, _FILTERS).render(page)
+        )
     return Report(place, judged, problems)
 
 
@@ -318,21 +326,3 @@ def _image(folder: Path, name: str) -> dict[str, Any]:
         "width": round(110 * inches),
         "kind": "line" if lines else "image",
     }
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("randmix.reproduce", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {
-        "two_decimals": sentences.two_decimals,
-        "claimed": sentences.claimed,
-        "interval": sentences.interval_in_words,
-        "sentence": sentences.sentence,
-        "title_of": title_of,
-    }
-    return environment
