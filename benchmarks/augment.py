@@ -62,6 +62,7 @@ def main(argv):
     rows = []
     for case in options.cases:
         rows += measure(case, options.flag_values_dict()[f"{case}_batch_size"], options.rounds)
+        timing.save(rows, options.out)  # in case that a later one fails
     timing.report(rows, options.out)
 
 

@@ -49,6 +49,7 @@ def main(argv):
             | {"MB": round(needs / 1e6, 1)}
         )
         print(rows[-1], flush=True)
+        timing.save(rows, options.out)  # in case that a later one fails
     timing.report(rows, options.out)
 
 

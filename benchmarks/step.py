@@ -10,8 +10,9 @@ A step is forward, cross-entropy, backward and AdamW on one fixed batch. Ours is
 by its authors, the usual pre-activation ResNet with convolutions grouped by channel, and timm's
 meta-formers, in channels_last, eager and, with --compile, also under torch.compile. In Chans the
 spatial weights of both are frozen (PyTorch: requires_grad False), except queries and keys of timm's
-ViT, which share a tensor with the values. On a GPU both compute in bfloat16. --plain adds the same
-model with XLA's grouped convolutions and JAX's own differentiation.
+ViT, which share a tensor with the values. On a GPU both compute in bfloat16, unless --precision
+says otherwise; both have TF32 products in float32 there, as JAX has by default. --plain adds the
+same model with XLA's grouped convolutions and JAX's own differentiation.
 
 Each runs in its own process, as in real use, so that they share neither allocator nor threads. They
 alternate, one at a time. On a CPU PyTorch runs twice: with its defaults, and with the host settings
@@ -23,6 +24,7 @@ and `vs our full` by the time of our own Full step.
 import contextlib
 import functools
 import multiprocessing
+import os
 import sys
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
@@ -85,6 +87,11 @@ CASES = {
         },
         (4, 128),
     ),
+    "tiny": (
+        "cifar10",
+        {**CONVMIXER, "width": 8, "depth": 1, "kernel_size": 3, "patch_size": 4},
+        (4, 4),
+    ),
 }
 # timm's meta-formers by mixer, and the names of their spatial parameters.
 TIMM = {
@@ -96,11 +103,21 @@ TIMM_SPATIAL = ("patch_embed", "pos_embed", "stem", "mlp_tokens", "downsample")
 
 MODES = ("full", "chans")
 
-flags.DEFINE_list("cases", list(CASES), f"Cases to measure, of {', '.join(CASES)}.")
+flags.DEFINE_list(
+    "cases",
+    [name for name in CASES if name != "tiny"],  # it shows that this runs, but no speed
+    f"Cases to measure, of {', '.join(CASES)}.",
+)
 flags.DEFINE_integer("rounds", 7, "Timed rounds.", lower_bound=1)
 flags.DEFINE_integer("calls", 2, "Steps per round.", lower_bound=1)
 flags.DEFINE_integer(
     "batch_size", None, "Examples per step; by default each case's own.", lower_bound=1
+)
+flags.DEFINE_enum(
+    "precision",
+    None,
+    ["float32", "bfloat16"],
+    "Arithmetic. Default: bfloat16 on a GPU, else float32.",
 )
 flags.DEFINE_bool("compile", False, "Also time torch.compile, which takes minutes to compile.")
 flags.DEFINE_bool(
@@ -110,12 +127,15 @@ flags.DEFINE_string("out", None, "JSON file to write the table to.")
 
 
 def main(argv):
+    # Each JAX process would take most of a GPU's memory at its start, and PyTorch needs some too.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     options = flags.FLAGS
     rows = []
     for name in options.cases:
         with contextlib.ExitStack() as stack:
 
             def start(framework, name=name, stack=stack, **settings):
+                settings["precision"] = options.precision
                 return stack.enter_context(Peer(framework, name, options.batch_size, **settings))
 
             ours = start("ours")
@@ -136,6 +156,7 @@ def main(argv):
         batch_size = options.batch_size or CASES[name][2][gpu]
         rows += [row(name, mode, batch_size, [*peers], seconds) for mode in MODES]
         print(rows[-2], rows[-1], sep="\n", flush=True)
+        timing.save(rows, options.out)  # in case that a later one fails
     timing.report(rows, options.out)
 
 
@@ -174,6 +195,7 @@ class Peer:
         *,
         gpu: bool = False,
         tuned: bool = True,
+        precision: str | None = None,
     ):
         """Starts the process.
 
@@ -183,11 +205,14 @@ class Peer:
             batch_size: None for the case's own.
             gpu: whether PyTorch uses the GPU; JAX decides for itself.
             tuned: whether to apply our host settings first.
+            precision: "float32" or "bfloat16"; None for bfloat16 on a GPU and float32 elsewhere.
         """
         spawn = multiprocessing.get_context("spawn")
         self._pipe, child = spawn.Pipe()
         self._process = spawn.Process(
-            target=serve, args=(child, framework, case, batch_size, gpu, tuned), daemon=True
+            target=serve,
+            args=(child, framework, case, batch_size, gpu, tuned, precision),
+            daemon=True,
         )
         self._process.start()
         child.close()  # so that the pipe closes when the process ends
@@ -213,7 +238,13 @@ class Peer:
 
 
 def serve(
-    pipe: Connection, framework: str, case: str, batch_size: int | None, gpu: bool, tuned: bool
+    pipe: Connection,
+    framework: str,
+    case: str,
+    batch_size: int | None,
+    gpu: bool,
+    tuned: bool,
+    precision: str | None,
 ) -> None:
     """Main function of a ``Peer``'s process: takes a step for each mode received."""
     if tuned:
@@ -230,8 +261,9 @@ def serve(
     while mode := _next(pipe):
         if mode not in steps:
             config = make_config(dataset, model, mode, batch_size or batch_sizes[gpu], gpu)
+            config.precision = precision or config.precision
             if framework.startswith("torch"):
-                steps[mode] = torch_step(config, compiled=framework == "torch.compile")
+                steps[mode] = torch_step(config, compiled=framework == "torch.compile", gpu=gpu)
             else:
                 with plain_operators() if framework == "plain" else contextlib.nullcontext():
                     steps[mode] = our_step(config)
@@ -352,13 +384,15 @@ def torch_model(config):
     return module, [tensor for part in spatial for tensor in part.parameters()]
 
 
-def torch_step(config, *, compiled: bool) -> Callable[[], object]:
+def torch_step(config, *, compiled: bool, gpu: bool) -> Callable[[], object]:
     """Returns a function that takes the same step in PyTorch."""
     import torch
     from torch.nn import functional
 
     torch.manual_seed(0)
-    device = "cuda" if torch.cuda.is_available() and config.precision == "bfloat16" else "cpu"
+    device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
+    if gpu:
+        torch.set_float32_matmul_precision("high")  # TF32, as JAX by default
     module, spatial = torch_model(config)
     module = module.to(device, memory_format=torch.channels_last).train()
     if config.mode == "chans":
@@ -373,7 +407,7 @@ def torch_step(config, *, compiled: bool) -> Callable[[], object]:
 
     def take():
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
             loss = functional.cross_entropy(model(images).float(), labels)
         loss.backward()
         optimizer.step()

@@ -83,15 +83,20 @@ def _cpu() -> str:
     )
 
 
+def save(rows: Sequence[Mapping[str, object]], out: str | None) -> None:
+    """Writes the rows and the machine to ``out`` as JSON, if it is given."""
+    if out:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"machine": machine(), "rows": list(rows)}, indent=1)
+        Path(out).write_text(text + "\n")
+
+
 def report(rows: Sequence[Mapping[str, object]], out: str | None) -> None:
-    """Prints the rows as a table; if ``out`` is given, writes rows and machine to it as JSON."""
+    """Prints the rows as a table, and saves them to ``out``."""
     from randmix.runtime.progress import table
 
     print(table(rows))
     print("measured on:", json.dumps(machine()))
+    save(rows, out)
     if out:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        Path(out).write_text(
-            json.dumps({"machine": machine(), "rows": list(rows)}, indent=1) + "\n"
-        )
         print(f"wrote {out}")
