@@ -26,7 +26,7 @@ that of one core on an idle machine. Results are medians over the rounds. A peer
 installed is left out. Flips happen later, on the device, at no cost here.
 
 Also measures the wall time to the first batch of 64 at a step far into a run, and the resident
-memory of the process after each of ten epochs, which must not grow.
+memory of the process after each of ten epochs (--epochs), which must not grow.
 """
 
 import io
@@ -55,9 +55,10 @@ from randmix.data import catalog, photographs, prepare, reader, stream  # noqa: 
 flags.DEFINE_string("source", None, "Folder with JPEGs; default: scikit-learn's photographs.")
 flags.DEFINE_integer("images", 512, "Photographs per round.", lower_bound=64)
 flags.DEFINE_integer("rounds", 5, "Timed rounds.", lower_bound=1)
+flags.DEFINE_integer("epochs", 10, "Epochs after which memory is measured.", lower_bound=0)
 flags.DEFINE_string("out", None, "JSON file to write the figures to.")
 
-SIZE, SCALE, ASPECT, BATCH, EPOCHS, PREPARED = 224, 0.08, 4 / 3, 64, 10, 2048
+SIZE, SCALE, ASPECT, BATCH, PREPARED = 224, 0.08, 4 / 3, 64, 2048
 NAME = "imagefolder/photographs"
 
 
@@ -244,10 +245,10 @@ def first_batch_seconds(data_dir):
     return seconds
 
 
-def memory_by_epoch(data_dir, examples):
+def memory_by_epoch(data_dir, examples, epochs):
     """Resident memory in MB after each epoch."""
     steps = examples // BATCH
-    iterator = iterate(open_source(data_dir), workers=2, start=0, steps=steps * EPOCHS)
+    iterator = iterate(open_source(data_dir), workers=2, start=0, steps=steps * epochs)
     megabytes = []
     for k, _ in enumerate(iterator, start=1):
         if k % steps == 0:
@@ -316,7 +317,7 @@ def main(argv):
     with tempfile.TemporaryDirectory() as folder:
         data_dir = folder_of(every, Path(folder))
         first = statistics.median(first_batch_seconds(data_dir) for _ in range(options.rounds))
-        megabytes = memory_by_epoch(data_dir, PREPARED * 9 // 10)
+        megabytes = memory_by_epoch(data_dir, PREPARED * 9 // 10, options.epochs)
         seconds = alternate(pipelines(files, data_dir), options.rounds)
     rates = {name: round(len(files) / statistics.median(own)) for name, own in seconds.items()}
     references = [name for name in ("simplejpeg", "tf.data", "torchvision, uint8") if name in rates]
@@ -326,7 +327,7 @@ def main(argv):
         columns = (f"{own[name]:24.2f}" for own in ratios.values())
         print(f"{name:22}{rate:10}" + "".join(columns))
     print(f"first batch of {BATCH}: {first:.2f} s wall time")
-    print(f"resident MB after each of {EPOCHS} epochs: {', '.join(map(str, megabytes))}")
+    print(f"resident MB after each of {options.epochs} epochs: {', '.join(map(str, megabytes))}")
     if options.out:
         figures = {
             "machine": timing.machine(),
