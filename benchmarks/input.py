@@ -327,7 +327,10 @@ def main(argv):
         columns = (f"{own[name]:24.2f}" for own in ratios.values())
         print(f"{name:22}{rate:10}" + "".join(columns))
     print(f"first batch of {BATCH}: {first:.2f} s wall time")
-    print(f"resident MB after each of {options.epochs} epochs: {', '.join(map(str, megabytes))}")
+    if megabytes:
+        print(
+            f"resident MB after each of {len(megabytes)} epochs: {', '.join(map(str, megabytes))}"
+        )
     if options.out:
         figures = {
             "machine": timing.machine(),
