@@ -47,7 +47,7 @@ def run(*arguments):
         start_new_session=True,
     ) as process:
         try:
-            return *process.communicate(timeout=1200), process.returncode
+            return *process.communicate(timeout=3600), process.returncode
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGTERM)
