@@ -16,46 +16,30 @@ import inspect
 import sys
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.core import meta
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from randmix import masks, parts
 from randmix.errors import UserError
-from randmix.models.parameters import ROLES
+from randmix.models.functional import (
+    PARAMS,
+    STATE,
+    Flat,
+    Functional,
+    Linen,
+    Path,
+    trained_collections,
+)
 
 KEY = "config.model"
 # Arguments that a config need not have: they follow from the data set and config.precision.
 FILLED = ("num_classes", "image_shape", "mean", "std", "dtype")
 _RESERVED = ("parent", "name", "rngs")
-PARAMS, STATE = "params", "batch_stats"
 _NO_ROLE = "-"
-
-# The names of an argument of `__call__` by which a module learns that it is trained, or that it
-# isn't.
-_TRAINING = ("train", "training", "is_training")
-_EVALUATING = ("deterministic", "use_running_average")
-
-Path = tuple[str, ...]
-Flat = dict[Path, Any]  # leaves by their paths, of which the first component is the collection
-
-
-class Functional(Protocol):
-    """A module as pure functions of its variables."""
-
-    def init(self, key: jax.Array, images: jax.Array) -> Flat:
-        """Returns the initial variables."""
-        ...
-
-    def apply(
-        self, variables: Flat, images: jax.Array, train: bool, key: jax.Array | None
-    ) -> tuple[Any, Flat]:
-        """Returns the outputs, and the variables that aren't parameters, which may have changed."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -142,7 +126,7 @@ class OwnModel:
     def _functional(self) -> Functional:
         kind: Callable[..., Functional] = Linen
         if not issubclass(self.part, nn.Module):
-            from randmix.models.own_nnx import Nnx as kind  # nnx takes a while to import
+            from randmix.models.functional_nnx import Nnx as kind  # nnx takes a while to import
         with parts.running(f"{KEY}.name", self.name):
             return kind(functools.partial(self.part, **self.arguments))
 
@@ -156,7 +140,7 @@ class OwnModel:
             key = jax.eval_shape(lambda: jax.random.key(0))
             leaves = jax.eval_shape(self._functional.init, key, images)
             collections = {path[0] for path in leaves}
-            trained = _trained_collections(collections)
+            trained = trained_collections(collections)
             short = trained == {PARAMS}
             inside = {p: p[1:] if short else p for p in leaves if p[0] in trained}
             state = {p: p if p[0] == STATE else (STATE, *p) for p in leaves if p not in inside}
@@ -188,63 +172,10 @@ class OwnModel:
         return roles
 
 
-def _trained_collections(collections: set[str]) -> set[str]:
-    """The collections that hold parameters.
-
-    They are ``params`` and those named as the roles of `randmix.models`; a module that has none of
-    them has parameters in all but ``batch_stats``.
-    """
-    return collections & {PARAMS, *ROLES} or collections - {STATE}
-
-
 def _moved(variables: Flat, places: Mapping[Path, Path]) -> dict[str, Any]:
     """The leaves at their places, nested."""
     moved = unflatten_dict({places[path]: leaf for path, leaf in variables.items()})
     return {STATE: {}, **moved}
-
-
-def mode(call: Callable[..., Any], train: bool) -> dict[str, bool]:
-    """The arguments that tell a module's ``__call__`` whether it is trained."""
-    taken = inspect.signature(call).parameters
-    return {name: train for name in _TRAINING if name in taken} | {
-        name: not train for name in _EVALUATING if name in taken
-    }
-
-
-class Linen:
-    """A Linen module as a `Functional`."""
-
-    def __init__(self, make: Callable[[], nn.Module]):
-        self.module = make()
-        self.roles = getattr(self.module, "roles", None)
-
-    def init(self, key: jax.Array, images: jax.Array) -> Flat:
-        """See `Functional`."""
-        init: Callable[..., Any] = self.module.init
-        variables = init(key, images, **mode(self.module.__call__, train=False))
-        return _flat(meta.unbox(dict(variables)))
-
-    def apply(
-        self, variables: Flat, images: jax.Array, train: bool, key: jax.Array | None
-    ) -> tuple[Any, Flat]:
-        """See `Functional`."""
-        trained = _trained_collections({path[0] for path in variables})
-        state = {path[0] for path in variables} - trained
-        # Linen takes the key of "params" for every stream of keys that isn't given.
-        apply: Callable[..., Any] = self.module.apply
-        outputs, updated = apply(
-            unflatten_dict(variables),
-            images,
-            **mode(self.module.__call__, train),
-            mutable=[*state] if train else [],
-            rngs=None if key is None else {"params": key},
-        )
-        kept = {path: leaf for path, leaf in variables.items() if path[0] in state}
-        return outputs, kept | _flat(meta.unbox(dict(updated)))
-
-
-def _flat(variables: Any) -> Flat:
-    return typing.cast(Flat, flatten_dict(variables))
 
 
 def find(name: str, folder: str | None) -> type:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from randmix.models.own import PARAMS, STATE, Flat, mode
+from randmix.models.functional import PARAMS, STATE, Flat, mode
 
 
 class Nnx:
