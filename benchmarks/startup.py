@@ -10,19 +10,13 @@ cache: the step follows at once. "MB" is the process's largest resident set. Fig
 over the rounds, and "range" is that of the whole.
 """
 
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import timing
 from absl import app, flags
 
-ROOT = Path(__file__).parents[1]
 IMPORTS = ("import jax", "import randmix.masks", "import randmix.train")
 FIRST_STEP = "compiled the train step"
 
@@ -59,27 +53,13 @@ def training(workdir: str) -> list[str]:
 
 
 def run(*arguments: str, **variables: str) -> dict[str, float]:
-    """Runs Python with the arguments; raises a CalledProcessError if that fails."""
-    command = [sys.executable, *arguments]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **variables}
-    found, lines, began = {}, [], time.monotonic()
-    with subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    ) as process:
-        for line in process.stdout:
-            lines.append(line)
-            if FIRST_STEP in line:
-                found["first step"] = time.monotonic() - began
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command, "".join(lines))
-    return {"whole": time.monotonic() - began, **found, "MB": usage.ru_maxrss / 1024}
+    """Seconds and memory of Python with the arguments."""
+    done = timing.python(*arguments, **variables)
+    found = {"whole": done.seconds, "MB": done.megabytes}
+    for at, line in done.lines:
+        if FIRST_STEP in line:
+            found["first step"] = at
+    return found
 
 
 def summary(rounds: Sequence[dict[str, float]]) -> dict[str, str]:

@@ -23,16 +23,12 @@ data set, as every run does. It is eager by default, since `torch.compile` was s
 The first run of each, `cold`, has empty caches of compiled programs, ours and torch.compile's. It
 is repeated with the same seed: means and standard deviations over seeds are of warm runs alone.
 `s` and `sd` are that mean and deviation in seconds, `ratio` the time divided by PyTorch's, the
-median over seeds. Nothing else should be running.
+median over seeds, `MB` the largest resident set. Nothing else should be running.
 """
 
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
 import timing
@@ -108,16 +104,19 @@ def measure(case: str, sides: "Sides", *, target: float, seeds: int) -> list[dic
     """Runs a case, cold and then once per seed; returns the row of each side."""
     cold: dict[str, float] = {}
     seconds: timing.Seconds = {"ours": [], "torch": []}
+    megabytes: dict[str, list[float]] = {"ours": [], "torch": []}
     accuracies: dict[str, list[float]] = {"ours": [], "torch": []}
     for number in range(-1, seeds):
         for side in ("ours", "torch") if number % 2 else ("torch", "ours"):
-            took, accuracy = sides.run(side, max(number, 0))
+            done, accuracy = sides.run(side, max(number, 0))
             name = "cold" if number < 0 else f"seed {number}"
-            print(f"{case}, {side}, {name}: {took:.1f} s, accuracy {accuracy:.4f}", flush=True)
+            figures = f"{done.seconds:.1f} s, {done.megabytes:.0f} MB, accuracy {accuracy:.4f}"
+            print(f"{case}, {side}, {name}: {figures}", flush=True)
             if number < 0:
-                cold[side] = took
+                cold[side] = done.seconds
             else:
-                seconds[side].append(took)
+                seconds[side].append(done.seconds)
+                megabytes[side].append(done.megabytes)
                 accuracies[side].append(accuracy)
     return [
         {
@@ -129,6 +128,7 @@ def measure(case: str, sides: "Sides", *, target: float, seeds: int) -> list[dic
             "accuracy": round(statistics.mean(accuracies[side]), 4),
             "met": round(statistics.mean(a >= target for a in accuracies[side]), 2),
             "ratio": round(timing.ratio(seconds, side, "torch"), 3),
+            "MB": round(max(megabytes[side])),
         }
         for side in seconds
     ]
@@ -149,8 +149,8 @@ class Sides:
         self._parameters = None
         self._of_peer = _peer_settings(self._settings, folder) | {"compile": compiled}
 
-    def run(self, side: str, seed: int) -> tuple[float, float]:
-        """Runs a command to its end; returns its seconds and its test accuracy."""
+    def run(self, side: str, seed: int) -> tuple[timing.Finished, float]:
+        """Runs a command to its end; returns it and its test accuracy."""
         self._runs += 1
         workdir = self._folder / f"run_{self._runs}"
         if side == "ours":
@@ -165,22 +165,13 @@ class Sides:
             script = Path(__file__).with_name("torch_training.py")
             command = [str(script), str(file), str(workdir)]
             more = {**MALLOC, "TORCHINDUCTOR_CACHE_DIR": str(self._folder / "inductor")}
-        began = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, *command],
-            env={**os.environ, "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", **more},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        seconds = time.perf_counter() - began
-        if done.returncode:
-            raise SystemExit(f"{done.stdout}\na run of {side} failed; see its output above")
+        more |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+        done = timing.python(*command, **more)
         result = json.loads((workdir / "result.json").read_text())
         counts = (result["parameters"], result["step"])
         self._parameters = self._parameters or counts
         assert counts == self._parameters, "both sides train the same parameters, as many steps"
-        return seconds, result["metrics"]["test_accuracy"]
+        return done, result["metrics"]["test_accuracy"]
 
 
 def _peer_settings(settings: dict[str, object], folder: Path) -> dict[str, object]:

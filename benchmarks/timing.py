@@ -9,9 +9,12 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from randmix.runtime import host
 
@@ -44,6 +47,46 @@ def in_turn(
                 function()
             seconds[name].append((time.perf_counter() - began) / calls)
     return seconds
+
+
+class Finished(NamedTuple):
+    """A process that has ended.
+
+    Attributes:
+        seconds: from its start to its exit.
+        megabytes: its largest resident set, in MiB.
+        lines: its output, each line with the seconds since the start.
+    """
+
+    seconds: float
+    megabytes: float
+    lines: list[tuple[float, str]]
+
+
+def python(*arguments: str, **variables: str) -> Finished:
+    """Runs Python to its end, in the checkout's folder, with more environment variables.
+
+    Raises:
+        SystemExit: it failed; the message holds its output.
+    """
+    command, lines, began = [sys.executable, *arguments], [], time.monotonic()
+    with subprocess.Popen(
+        command,
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        for line in process.stdout or ():
+            lines.append((time.monotonic() - began, line))
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.monotonic() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        output = "".join(line for _, line in lines)
+        raise SystemExit(f"{output}\n{' '.join(command)} failed; see its output above")
+    return Finished(seconds, usage.ru_maxrss / 1024, lines)
 
 
 def ratio(seconds: Seconds, name: str, to: str) -> float:
