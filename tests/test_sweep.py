@@ -1,6 +1,7 @@
 """Guarantees of the sweep, with a trainer that only writes files.
 
-Each run is trained once, through failures, signals, locks and shards.
+Each run is trained once, through failures, signals, locks and shards. All cases share the trainer
+and the small sweep below, hence the length.
 """
 
 import dataclasses
