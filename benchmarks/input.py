@@ -22,8 +22,8 @@ and as batches of 64:
 
 Each is built once and run once before timing, and then they alternate, so that other load on the
 machine affects all equally. The time is the CPU time of all threads and child processes, which is
-that of one core on an idle machine. Results are medians over the rounds. A peer that isn't
-installed is left out. Flips happen later, on the device, at no cost here.
+that of one core on an idle machine. Results are medians over the rounds. A peer that can't be
+imported is left out. Flips happen later, on the device, at no cost here.
 
 Also measures the wall time to the first batch of 64 at a step far into a run, and the resident
 memory of the process after each of ten epochs (--epochs), which must not grow.
@@ -99,7 +99,11 @@ class Torchvision:
 
     def __init__(self, files, decode_jpeg=False):
         import torch
-        from torchvision.transforms import v2
+
+        try:
+            from torchvision.transforms import v2
+        except RuntimeError as error:  # a build for another PyTorch, whose operators don't load
+            raise ImportError(str(error), name="torchvision") from error
 
         self._crop = v2.RandomResizedCrop(
             (SIZE, SIZE), scale=(SCALE, 1.0), ratio=(1 / ASPECT, ASPECT), antialias=True
@@ -267,7 +271,7 @@ def processor_seconds():
 
 
 def pipelines(files, data_dir):
-    """Returns {name: work(round_number)}, without the peers that aren't installed."""
+    """Returns {name: work(round_number)}, without the peers that can't be imported."""
     builders = {
         "simplejpeg": lambda: one_by_one(files, decoder="simplejpeg"),
         "simplejpeg, antialias": lambda: one_by_one(
@@ -288,7 +292,7 @@ def pipelines(files, data_dir):
         try:
             ways[name] = build()
         except ImportError as error:
-            print(f"{name}: left out, {error.name} is not installed")
+            print(f"{name}: left out, {error.name} can't be imported: {error}")
     return ways
 
 
