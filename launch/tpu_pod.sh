@@ -111,7 +111,7 @@ folder=randmix-checkout
 # The Python of the TPU VM may be too old; uv provides one.
 make_venv="curl -LsSf https://astral.sh/uv/install.sh | sh"
 make_venv+=" && ~/.local/bin/uv venv -q --clear --python=3.12 .venv"
-make_venv+=" && ~/.local/bin/uv pip install -q --python=.venv/bin/python '.[tpu,gcs]'"
+make_venv+=" && ~/.local/bin/uv pip install -q --python=.venv/bin/python '.[tpu,gcs,images]'"
 delete_it="gcloud compute tpus queued-resources delete $name --zone=$zone --force --quiet"
 
 tries=${TRIES:-20}
@@ -214,7 +214,7 @@ install() {
   git -C "$root" archive --format=tar.gz --output="$archive" "$commit" &&
     gcloud_tpus tpu-vm scp "$archive" "$name:$folder.tar.gz" --zone="$zone" --worker=all &&
     on_all_workers "mkdir -p $folder && tar xzf $folder.tar.gz -C $folder && cd $folder && \
-$make_venv && ${setup:-true}"
+$make_venv && (${setup:-true})"
   local status=$?
   rm -f "$archive"
   return $status

@@ -74,10 +74,13 @@ esac
 [[ $answer == ok ]] || fail "$answer"
 """
 SRUN = """#!/usr/bin/env bash
-# Runs the tasks sequentially, each in a process group that receives srun's signals and ends with
-# its first process, as SLURM's do; $TASKS has their exit statuses.
+# Runs the tasks sequentially, each in a process group that ends with its first process, as SLURM's
+# do; $TASKS has their exit statuses. On a SIGTERM it kills the task, as SLURM's does; scancel's
+# arrives as SIGUSR1.
 while [[ $1 == --* ]]; do shift; done
-trap 'kill -TERM -- "-$task"' TERM
+trap 'kill -KILL -- "-$task"' TERM
+trap 'kill -TERM -- "-$task"' USR1
+echo $$ > "$0.pid"
 largest=0
 for status in $TASKS; do
   STATUS=$status setsid "$@" &
@@ -87,4 +90,8 @@ for status in $TASKS; do
   ((got > largest)) && largest=$got
 done
 exit $largest
+"""
+SCANCEL = """#!/usr/bin/env bash
+# Signals the job's steps alone.
+[[ $* == "--quiet --signal=TERM $SLURM_JOB_ID" ]] && kill -USR1 "$(< "${0%/*}/srun.pid")"
 """

@@ -4,7 +4,7 @@ import os
 import subprocess
 
 import pytest
-from launchers import LAUNCH, SRUN
+from launchers import LAUNCH, SCANCEL, SRUN
 
 PYTHON = """#!/usr/bin/env bash
 if [[ $STATUS == wait ]]; then trap 'sleep 0.5; echo saved >> "$LOG"; exit 75' TERM; fi
@@ -19,8 +19,9 @@ echo "$*" >> "$LOG"
 
 
 def slurm(tmp_path, tasks, restarts=0):
-    """Starts the batch script under a SLURM made of two shell scripts."""
-    for name, text in (("srun", SRUN), ("python", PYTHON), ("scontrol", SCONTROL)):
+    """Starts the batch script under a SLURM made of shell scripts."""
+    commands = {"srun": SRUN, "scancel": SCANCEL, "python": PYTHON, "scontrol": SCONTROL}
+    for name, text in commands.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     environment = {
