@@ -68,6 +68,9 @@ def family(shift, random):
         for mode, value in psnr.items():
             numbers.append(number("E10", "psnr", value, seed, mode=mode, run=f"{mode}{seed}"))
             numbers.append(number("E10", "reach", 0.95, seed, mode=mode, run=f"{mode}{seed}"))
+            numbers.append(
+                number("E10", "mean_image_psnr", 11.0, seed, mode=mode, run=f"{mode}{seed}")
+            )
     return Numbers([*numbers, *converged()])
 
 

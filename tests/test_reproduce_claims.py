@@ -7,7 +7,7 @@ import pytest
 import simulated_families
 from planted import gate, held_out, judgement, numbers, verdict
 
-from randmix.reproduce import effects, gates, verdicts
+from randmix.reproduce import effects, gates, sentences, verdicts
 from randmix.reproduce.claims import CLAIMS
 from randmix.reproduce.numbers import Number, Numbers
 from randmix.reproduce.titles import MODELS
@@ -78,6 +78,15 @@ def test_an_effect_far_from_its_threshold_may_change_by_half_of_its_distance(slo
     found = gates.converged(effect)(gate(), gate(far))
     assert found.passed is passed
     assert found.detail == f"changes by {90 * slow:.2f} points; half of its distance is 2.99"
+    # How far an effect that stands for the claim's is from 0 says nothing of the claim's own.
+    gap = effects.points("full", "chans")  # 10 points
+    for more, stands in ((0.004, True), (0.006, False)):
+        changed = gate(
+            lambda mode, total_steps, more=more: (
+                far(mode, 10) + (more if mode == "full" and total_steps == 20 else 0)
+            )
+        )
+        assert gates.converged(gap, None)(gate(), changed).passed is stands
 
 
 def test_the_gate_of_a_ratio_is_a_ratio():
@@ -127,6 +136,17 @@ def test_models_that_learned_nothing_decide_nothing():
 def far_worse(ratio, floor=0.4):
     left = {"full": 0.8, "chans": 0.8, "space": 1 - 0.2 * ratio, "floor": floor}
     return numbers("E2", "accuracy", lambda seed, mode: left[mode], over={"mode": tuple(left)})
+
+
+def test_the_least_favourable_effect_is_the_one_that_contradicts():
+    one = judgement("2'", ranked((0.8, 0.8, 0.79), by_coverage=0.04), gate())
+    weakest = sentences.weakest(one)
+    assert (weakest.words, weakest.verdict) == (
+        "widest - narrowest coverage, at one rank",
+        CONTRADICTED,
+    )
+    unmeasured = verdicts.judge(Numbers(), {("2'", "digits"): (0, 1)})[0].results
+    assert {(r.p_supported, r.p_contradicted) for r in unmeasured} == {(1.0, 1.0)}
 
 
 def test_each_step_between_banks_has_its_verdict():
@@ -231,9 +251,10 @@ def test_a_gap_that_one_family_lacks_leaves_the_other_assessable():
     assert "at the smallest width is above 0 with its whole interval (ConvMixer): " in one.reason
 
 
-def unshuffled(psnr, reach):
+def unshuffled(psnr, reach, mean_image=11.0):
     over = {"mode": ("full", "chans", "space"), "model__width": (8, 16), "model__depth": (1, 4)}
     found = numbers("E10", "psnr", lambda seed, **at: psnr(**at), over=over)
+    found += numbers("E10", "mean_image_psnr", lambda seed, **at: mean_image, over=over)
     return found + numbers("E10", "reach", lambda seed, **at: reach[at["model__depth"]], over=over)
 
 
@@ -250,6 +271,11 @@ def test_unshuffling(id, mode, gap, expected):
 
     assert verdict(id, unshuffled(psnr, {1: 0.1, 4: 0.95})) == expected
     assert verdict(id, unshuffled(psnr, {1: 0.1, 4: 0.89})) == NOT_ASSESSABLE
+    # Full is at 21 and 22 dB. A model that has learned little comes near any other.
+    assert verdict(id, unshuffled(psnr, {1: 0.1, 4: 0.95}, mean_image=18.4)) == expected
+    little = judgement(id, unshuffled(psnr, {1: 0.1, 4: 0.95}, mean_image=18.6))
+    assert little.verdict == NOT_ASSESSABLE
+    assert "Full - mean training image is at least 3 dB: 2.90 dB" in little.reason
 
 
 @pytest.mark.parametrize("falls", [None, "model__width", "model__depth"])

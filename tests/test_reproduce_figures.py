@@ -134,6 +134,23 @@ def test_gains_are_relative_to_accuracies_that_no_image_decides(classes, drawn):
     assert from_32 is None
 
 
+def test_gains_compare_the_seeds_that_have_all_indices():
+    gain = {0: 5.0, 1: 10.0, 2: 20.0}  # per cent an index, by seed
+
+    def accuracy(seed, model__smoothing_index, **at):
+        return 0.5 * (1 + gain[seed] * model__smoothing_index / 100)
+
+    over = {"model__smoothing_index": (0.0, 1.0, 2.0), "mode": ("chans",)}
+    found = numbers("E7", "fgsm", accuracy, **over, epsilon=(8.0,))
+    found += numbers("E7", "accuracy", lambda seed, **at: 0.9, **over)
+    found += numbers("E7", "accuracy", lambda seed, **at: 0.9, model__smoothing_index=(4.0,))
+    late = [r for r in found if r.seed == 0 and r.settings["model.smoothing_index"] == 2]
+    picture = figures.DRAWN["E7"](Numbers(r for r in found if r not in late))
+    # Of seeds 1 and 2; index 4 wasn't attacked yet.
+    assert [row["smoothing_index"] for row in picture.rows] == [0, 1, 2]
+    assert [row["relative_gain"] for row in picture.rows] == pytest.approx([0, 15, 30])
+
+
 def test_a_psnr_is_held_against_its_baselines():
     over = {"mode": ("full", "chans"), "model__width": (8, 16), "model__kernel_size": (7,)}
     found = Numbers()

@@ -160,6 +160,23 @@ def test_the_halving_radius_where_it_was_measured(corners):
     assert [row[-1].text for row in modes.rows[5:]] == ["", "n/a", "n/a", radius, "n/a"]
 
 
+def test_a_radius_outside_the_grid_is_no_zero(corners):
+    found = of_corners(corners)
+    for epsilon, accuracies in ((0, [0.8, 0.8]), (1, [0.6, 0.3]), (2, [0.2, 0.1])):
+        about = {"mode": "chans", "model__name": "resnet", "epsilon": epsilon}
+        found += planted("E13", accuracies, "fgsm", **about)
+    _, modes, _ = build("E13", found)
+    assert [row[-1].text for row in modes.rows[5:]] == ["", "n/a", "n/a", "outside the grid", "n/a"]
+
+
+def test_families_of_one_width_are_not_averaged():
+    found = []
+    for model, value in (("convmixer", 0.6), ("resnet", 0.8)):
+        found += planted("E4", [value], mode="full", model__name=model, model__width=16)
+    (table,) = build("E4", found)
+    assert [row[1].text for row in table.rows] == ["60.0 (1)", "80.0 (1)"]
+
+
 def test_a_sum_above_every_accuracy_stands_at_the_top(corners):
     (axes, _) = drawn("E13", of_corners(corners + 0.2)).figure.axes
     (triangle,) = (line for line in axes.lines if "above 100 %" in line.get_label())

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from randmix.experiments.statistics import t_interval
+from randmix.reproduce import effects
 from randmix.reproduce.numbers import Numbers
 
 OVER_SEEDS = "mean ± standard deviation over seeds (their number)."
+RADIUS_OVER_SEEDS = "the middle over seeds, ± standard deviation in octaves (number of seeds)."
 OVER_SEEDS_INTERVAL = "mean [95 % interval] over seeds (their number)."
 
 
@@ -69,6 +71,17 @@ def spread_cell(
         return Cell("n/a")
     spread = f" ± {np.std(values, ddof=1):.{digits}f}" if n > 1 else ""
     return Cell(f"{np.mean(values):.{digits}f}{spread} ({n})", runs)
+
+
+def radius_cell(attacked: Numbers) -> Cell:
+    """The radius that halves accuracy: 2 to the mean of its logarithms; see ``log_radii``."""
+    octaves = np.asarray([*effects.log_radii(attacked).values()])
+    if not np.isfinite(octaves).all():
+        return Cell("outside the grid", attacked.runs)
+    if not len(octaves):
+        return Cell("n/a")
+    spread = f" ± {octaves.std(ddof=1):.2f}" if len(octaves) > 1 else ""
+    return Cell(f"{2 ** octaves.mean():.2f}{spread} ({len(octaves)})", attacked.runs)
 
 
 def interval_cell(values: Sequence[float], runs: Sequence[str] = (), digits: int = 2) -> Cell:

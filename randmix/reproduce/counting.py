@@ -9,9 +9,10 @@ from flax.traverse_util import flatten_dict
 
 from randmix.data import catalog
 from randmix.models import counts, split
-from randmix.reproduce.numbers import MODES, Number, Numbers
+from randmix.reproduce.numbers import Number, Numbers
 from randmix.reproduce.plan import make_config
 from randmix.reproduce.presets import Preset, Settings
+from randmix.reproduce.titles import MODES
 from randmix.training import runs
 
 _KERNEL_SIZES = (3, 5, 7, 9)

@@ -11,8 +11,15 @@ from matplotlib.axes import Axes
 from randmix.analysis import plots
 from randmix.analysis.spectrum.figures import Picture
 from randmix.reproduce.effects import conditions
-from randmix.reproduce.numbers import MODES, Number, Numbers
-from randmix.reproduce.titles import FILTERS, MODELS, title_of, title_of_filters, title_of_mixer
+from randmix.reproduce.numbers import Number, Numbers
+from randmix.reproduce.titles import (
+    FILTERS,
+    MODELS,
+    MODES,
+    title_of,
+    title_of_filters,
+    title_of_mixer,
+)
 
 _PANEL = (
     *("data.name", "model.name", "model.width", "model.depth", "model.kernel_size"),

@@ -13,10 +13,16 @@ from typing import Any
 
 from randmix.experiments import statistics
 from randmix.experiments.statistics import differences, mean_over, slopes
-from randmix.reproduce.numbers import BANKS, MODES, Numbers
+from randmix.reproduce.numbers import Numbers
+from randmix.reproduce.titles import BANKS, MODES
 
 Values = dict[int, float]
 SIZES = ("model.width", "model.depth", "model.kernel_size")
+# The thresholds and margins of claims that tables and figures draw, too.
+NEAR = 0.9  # of the way from Floor to Full: near Full
+WAY = 5.0  # points: the shortest way from Floor to Full of which a share says something
+BANK_MARGIN = 0.5  # points between kinds of filters
+RADIUS_MARGIN = 0.25  # octaves between halving radii
 REACH = 0.9  # least share of the pixels that a model must reach to be judged on un-shuffling
 MATCHED = 1.0  # largest difference in clean accuracy, in points, between matched checkpoints
 NO_COST = 1.0  # largest loss of accuracy on held-out images, in points, that counts as free
@@ -252,6 +258,20 @@ def decibels(mode: str) -> Effect:
         )
 
     return Effect(f"Full - {MODES[mode]}", "dB", of)
+
+
+def above_mean_image() -> Effect:
+    """PSNR of Full above that of the mean training image, among the sizes that reach."""
+
+    def of(numbers: Numbers) -> Values:
+        return _over_sizes(
+            reaching(numbers).where(mode="full"),
+            lambda at: differences(
+                *(at.where(metric=metric).by_seed() for metric in ("psnr", "mean_image_psnr"))
+            ),
+        )
+
+    return Effect("Full - mean training image", "dB", of)
 
 
 def psnr_slope(size: str) -> Effect:

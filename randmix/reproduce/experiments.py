@@ -80,9 +80,9 @@ EXPERIMENTS = {
         ),
         Experiment(
             "E4",
-            "Separable ResNets over width",
+            "Models over width",
             "Figure 4, section 4.1.4",
-            "Full and Chans against the width of the first stage.",
+            "Full and Chans against width, of a ResNet that of its first stage.",
             ("E4", "E4-curves"),
         ),
         Experiment(

@@ -19,7 +19,7 @@ from randmix.experiments.statistics import t_interval
 from randmix.reproduce import curves, effects, frozen_filters, lattice, scaling, shares
 from randmix.reproduce.effects import conditions, ranked
 from randmix.reproduce.experiments import EXPERIMENTS
-from randmix.reproduce.numbers import BANKS, MODES, Numbers
+from randmix.reproduce.numbers import Numbers
 from randmix.reproduce.panels import (
     Panel,
     draw_intervals,
@@ -28,9 +28,8 @@ from randmix.reproduce.panels import (
     reference,
     shared_legend,
 )
-from randmix.reproduce.titles import ATTACKS, MODELS, title_of, title_of_model
+from randmix.reproduce.titles import ATTACKS, BANKS, MODELS, MODES, title_of, title_of_model
 
-_EQUAL = 0.25  # octaves: the margin of the claims about robustness
 _HIGH = 80  # per cent, above which accuracies would merge on an axis from zero
 _LEFT = 0.05  # least accuracy of which a relative gain is drawn, if chance isn't higher
 
@@ -231,7 +230,7 @@ def octaves(numbers: Numbers) -> Picture | None:
     rows = []
     for axes, (model, data) in zip(grid, panels, strict=True):
         part = numbers.where("E6", model__name=model, data__name=data)
-        axes.axvspan(-_EQUAL, _EQUAL, color="#dfe6ef", zorder=0)
+        axes.axvspan(-effects.RADIUS_MARGIN, effects.RADIUS_MARGIN, color="#dfe6ef", zorder=0)
         axes.axvline(0, color="0.6", linewidth=0.8, zorder=0.5)
         for y, (attack, defended) in enumerate(lines):
             interval = t_interval([*effects.octaves(attack, defended=defended).of(part).values()])
@@ -286,7 +285,7 @@ def smoothing_gains(numbers: Numbers) -> Picture | None:
     would decide.
     """
     fgsm, clean = numbers.where("E7", "fgsm"), numbers.where("E7", "accuracy")
-    indices = clean.values("model.smoothing_index")
+    indices = fgsm.values("model.smoothing_index")
     plain = fgsm.where(model__smoothing_index=0.0)
     least = max([_LEFT, *(1 / classes for classes in plain.values("num_classes"))])
     largest = _largest_epsilon(plain, least)
@@ -299,12 +298,16 @@ def smoothing_gains(numbers: Numbers) -> Picture | None:
             _relative_gains(before, fgsm.where(model__smoothing_index=index, epsilon=epsilon))
             for index in indices
         ]
-        seeds = min(map(len, lines))
-        gains[epsilon] = np.asarray([line[:seeds] for line in lines]).T
+        seeds = sorted(set.intersection(*map(set, lines)))
+        if not seeds:
+            continue
+        gains[epsilon] = np.asarray([[line[seed] for line in lines] for seed in seeds])
         rows += [
-            {"smoothing_index": index, "epsilon": epsilon, "relative_gain": float(np.mean(line))}
-            for index, line in zip(indices, lines, strict=True)
+            {"smoothing_index": index, "epsilon": epsilon, "relative_gain": float(gain)}
+            for index, gain in zip(indices, gains[epsilon].mean(0), strict=True)
         ]
+    if not gains:
+        return None
     at_index = [clean.where(model__smoothing_index=index).by_seed() for index in indices]
     seeds = sorted(set.intersection(*map(set, at_index)))
     accuracies = 100 * np.asarray([[at[seed] for at in at_index] for seed in seeds])
@@ -326,13 +329,13 @@ def _largest_epsilon(plain: Numbers, least: float) -> float | None:
     return max([*smallest, *left], default=None)
 
 
-def _relative_gains(plain: Numbers, smoothed: Numbers) -> list[float]:
-    """Relative gain in accuracy of smoothed over plain filters, in per cent, one per seed."""
+def _relative_gains(plain: Numbers, smoothed: Numbers) -> effects.Values:
+    """Relative gain in accuracy of smoothed over plain filters, in per cent, by seed."""
     before, after = plain.by_seed(), smoothed.by_seed()
-    return [
-        100 * (after[seed] - before[seed]) / before[seed] if before[seed] else math.nan
-        for seed in sorted(before.keys() & after.keys())
-    ]
+    return {
+        seed: 100 * (after[seed] - before[seed]) / before[seed] if before[seed] else math.nan
+        for seed in before.keys() & after.keys()
+    }
 
 
 def psnr_over_width(numbers: Numbers) -> Picture | None:

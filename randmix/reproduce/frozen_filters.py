@@ -19,9 +19,10 @@ from randmix.reproduce.cells import (
     interval_cell,
     mean_cell,
 )
-from randmix.reproduce.numbers import MODES, Numbers
+from randmix.reproduce.numbers import Numbers
 from randmix.reproduce.titles import (
     FILTERS,
+    MODES,
     size_of_model,
     title_of,
     title_of_filters,
@@ -29,7 +30,6 @@ from randmix.reproduce.titles import (
 )
 
 _DIFFERENT = FILTERS["random"]
-_EQUAL = 0.5  # points: the margin of the claims about kinds of filters
 _MODEL = ("data.name", "model.name", *effects.SIZES)
 _ENDS = ("full", "floor")
 
@@ -167,13 +167,15 @@ def _accuracies(axes: Axes, found: Mapping[str, Numbers], numbers: Numbers) -> N
 
 
 def _differences(axes: Axes, apart: Mapping[str, effects.Values], names: list[str]) -> None:
-    axes.axvspan(-_EQUAL, _EQUAL, color="#dfe6ef", zorder=0)
+    axes.axvspan(-effects.BANK_MARGIN, effects.BANK_MARGIN, color="#dfe6ef", zorder=0)
     axes.axvline(0, color="0.6", linewidth=0.8, zorder=0.5)
     for y, name in enumerate(names):
         _interval(axes, y, [*apart.get(name, {}).values()])
     if not any(apart.values()):
         axes.text(0, (len(names) - 1) / 2, "nothing to compare", ha="center", color="0.4")
-    axes.set_xlabel(f"difference to {_DIFFERENT} (points), 95 % interval\nband: ±{_EQUAL:g} points")
+    axes.set_xlabel(
+        f"difference to {_DIFFERENT} (points), 95 % interval\nband: ±{effects.BANK_MARGIN:g} points"
+    )
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
 

@@ -14,8 +14,9 @@ from typing import NamedTuple
 from randmix.experiments.statistics import Interval, t_interval
 from randmix.reproduce import effects
 from randmix.reproduce.effects import SIZES, Effect, Values
-from randmix.reproduce.numbers import MODES, Numbers
+from randmix.reproduce.numbers import Numbers
 from randmix.reproduce.presets import CONVERGENCE
+from randmix.reproduce.titles import MODES
 
 NOT_MEASURED = "not measured"
 _CHANGE = 0.5  # points
@@ -65,16 +66,15 @@ class Gate:
         return Outcome(self.words, *self.check(own, everything), part, self.failure)
 
 
-def spans(least: float) -> Gate:
-    """There is a way to go: Full is better than Floor by so many points, on average over seeds."""
-    effect = effects.points("full", "floor")
+def at_least(effect: Effect, least: float) -> Gate:
+    """There is a way to go, as from Floor to Full: an effect has this mean over seeds at least."""
 
     def check(own: Numbers, everything: Numbers) -> tuple[bool, str]:
         mean = _mean(effect.of(own))
-        return mean >= least, _measured(mean, "points")
+        return mean >= least, _measured(mean, effect.unit)
 
-    failure = f"{effect.words} is below {least:g} points"
-    return Gate(f"{effect.words} is at least {least:g} points", check, failure)
+    value = f"{least:g} {effect.unit}"
+    return Gate(f"{effect.words} is at least {value}", check, f"{effect.words} is below {value}")
 
 
 def control_fails(mode: str, share: float) -> Gate:
@@ -92,7 +92,7 @@ def control_fails(mode: str, share: float) -> Gate:
     )
 
 
-def converged(effect: Effect, threshold: float = 0.0, least: float = _CHANGE) -> Gate:
+def converged(effect: Effect, threshold: float | None = 0.0, least: float = _CHANGE) -> Gate:
     """Training for twice as long, judged on held-out images, leaves the answer as it is.
 
     An effect far from its claim's threshold may change by more than one beside it: by half of its
@@ -101,24 +101,31 @@ def converged(effect: Effect, threshold: float = 0.0, least: float = _CHANGE) ->
 
     Args:
         effect: the claim's effect, or one that stands for it.
-        threshold: the claim's threshold.
+        threshold: the claim's threshold; None for an effect that stands for the claim's, whose own
+            distance from a threshold isn't known.
         least: what any effect may change by, in its unit.
     """
+    change_words = " ".join((f"{least:.3g}", effect.unit)).strip()
+    half_words = "" if threshold is None else f", or than half of its distance from {threshold:.3g}"
 
     def check(own: Numbers, everything: Numbers) -> tuple[bool, str]:
         models = own.values("model.name")
         found = [_change(effect, everything.where(CONVERGENCE, model__name=m)) for m in models]
-        changes = [(abs(after - before), abs(before - threshold) / 2) for before, after in found]
+        changes = [
+            (abs(after - before), 0.0 if threshold is None else abs(before - threshold) / 2)
+            for before, after in found
+        ]
         if not changes or any(map(math.isnan, itertools.chain(*changes))):
             return False, NOT_MEASURED
         change, half = max(changes, key=lambda pair: pair[0] - max(least, pair[1]))
-        detail = f"changes by {_measured(change, effect.unit)}; half of its distance is {half:.2f}"
+        detail = f"changes by {_measured(change, effect.unit)}"
+        if threshold is not None:
+            detail += f"; half of its distance is {half:.2f}"
         return change < max(least, half), detail
 
     return Gate(
         f"at twice the epochs, {effect.words} on held-out training images changes by less than "
-        f"{' '.join((f'{least:.3g}', effect.unit)).strip()}, or than half of its distance from "
-        f"{threshold:.3g}",
+        f"{change_words}{half_words}",
         check,
         "twice the epochs change the result",
         CONVERGENCE,

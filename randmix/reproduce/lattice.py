@@ -17,16 +17,18 @@ from randmix.reproduce import effects
 from randmix.reproduce.cells import (
     OVER_SEEDS,
     OVER_SEEDS_INTERVAL,
+    RADIUS_OVER_SEEDS,
     Cell,
     Table,
     heading,
     interval_cell,
     mean_cell,
+    radius_cell,
     spread_cell,
 )
-from randmix.reproduce.numbers import MODES, Numbers
+from randmix.reproduce.numbers import Numbers
 from randmix.reproduce.panels import shared_legend
-from randmix.reproduce.titles import size_of_model, title_of, title_of_model
+from randmix.reproduce.titles import MODES, size_of_model, title_of, title_of_model
 
 LEARNED = {"floor": "norms, head", "space": "+ spatial", "chans": "+ channel", "full": "both"}
 # Pairs of modes that differ in one role: parallel sides of the lattice.
@@ -37,10 +39,6 @@ _SIDES = {
 _LINES = {"spatial": "--", "channel": ":"}
 _FAMILY = ("data.name", "model.name", "model.mixer", *effects.SIZES)
 _COLUMNS = 3
-_SUFFICIENT, _LEAST = (
-    0.9,
-    5.0,
-)  # claims 1a and 1b: a share of the way, and its least length in points
 # What each role is worth, in words.
 _EFFECTS = {
     "spatial alone": effects.points("space", "floor"),
@@ -145,21 +143,21 @@ def _overview(found: Mapping[str, Numbers]) -> list[Table]:
         rows.append([Cell(title), *map(mean_cell, accuracies), Cell(_sufficient(part))])
     caption = (
         f"Test accuracy in per cent: {OVER_SEEDS} A part suffices if learning it beside norms and "
-        f"head recovers, in the mean over seeds, at least {100 * _SUFFICIENT:g} % of the way from "
-        f"Floor to Full; where that way is under {_LEAST:g} points, there is little to recover."
+        f"head recovers, in the mean over seeds, at least {100 * effects.NEAR:g} % of the way from "
+        f"Floor to Full; where that way is under {effects.WAY:g} points, little is to be recovered."
     )
     return [Table(caption, columns, rows)]
 
 
 def _sufficient(numbers: Numbers) -> str:
     way = [*effects.points("full", "floor").of(numbers).values()]
-    if not way or np.mean(way) < _LEAST:
+    if not way or np.mean(way) < effects.WAY:
         return "n/a"
     shares = {
         role: [*effects.recovered_share(mode).of(numbers).values()]
         for role, mode in (("spatial", "space"), ("channel", "chans"))
     }
-    enough = [role for role, own in shares.items() if own and np.mean(own) >= 100 * _SUFFICIENT]
+    enough = [role for role, own in shares.items() if own and np.mean(own) >= 100 * effects.NEAR]
     if len(enough) == 2:
         return "either"
     return enough[0] if enough else "only both"
@@ -180,7 +178,7 @@ def _modes(found: Mapping[str, Numbers]) -> Table:
                 share = spread_cell([*way.values()], accuracy.runs, digits=0)
                 name = Cell(f"{MODES[mode]} ({LEARNED[mode]})")
                 cells = [name, mean_cell(accuracy), share, *_costs(own), *_worth(part, mode)]
-                rows.append(cells + ([_radius(own)] if attacked else []))
+                rows.append(cells + ([radius_cell(own.where(metric="fgsm"))] if attacked else []))
     caption = (
         f"Test accuracy in per cent, and what a mode recovers of the way from Floor to Full: "
         f"{OVER_SEEDS} Learned are the parameters in number and in per cent of all. A training "
@@ -192,7 +190,7 @@ def _modes(found: Mapping[str, Numbers]) -> Table:
     if attacked:
         caption += (
             " The halving radius, in 1/255, is the size of FGSM's step that halves a model's own "
-            f"clean accuracy: {OVER_SEEDS}"
+            f"clean accuracy: {RADIUS_OVER_SEEDS}"
         )
     return Table(caption, columns, rows)
 
@@ -218,12 +216,6 @@ def _worth(family: Numbers, mode: str) -> list[Cell]:
         worth = f"{np.mean(points) / more:.3g}" if points and more > 0 else "n/a"
         cells.append(Cell(worth.replace("-", "\N{MINUS SIGN}")))
     return cells
-
-
-def _radius(numbers: Numbers) -> Cell:
-    attacked = numbers.where(metric="fgsm")
-    radii = [2**value for value in effects.log_radii(attacked).values()]
-    return spread_cell(radii, attacked.runs, digits=2)
 
 
 def _roles(found: Mapping[str, Numbers]) -> Table:

@@ -15,8 +15,8 @@ _COLUMNS = ("experiment", "claim", "mode", "size", "seed", "metric", "value", "r
 # What a number depends on beside its run.
 _PLACES = ("epsilon", "layer", "filters", "index", "epoch", "step", "check")
 _SIZES = (
-    *("model.name", "model.width", "model.depth", "model.kernel_size", "model.multiplier"),
-    *("model.filters", "model.filter_rank", "total_steps"),
+    *("model.name", "model.mixer", "model.width", "model.depth", "model.kernel_size"),
+    *("model.multiplier", "model.filters", "model.filter_rank", "total_steps"),
 )
 
 

@@ -15,8 +15,6 @@ from randmix.models import counts
 from randmix.reproduce import measurements, under_attack
 from randmix.reproduce.plan import learned_share
 from randmix.reproduce.presets import Preset
-from randmix.reproduce.titles import BANKS as BANKS
-from randmix.reproduce.titles import MODES as MODES
 from randmix.training import runs as assembly
 
 # What a number depends on beyond its run's settings, the metric and the value.

@@ -18,7 +18,7 @@ def soonest_verdicts_first(groups: Sequence[Group]) -> list[Group]:
     left, ordered = list(groups), []
     waiting = [claim for claim in CLAIMS.values() if claim.primary]
     while waiting:
-        needed = {claim.id: [g for g in left if claim.compares(g[0])] for claim in waiting}
+        needed = {claim.id: [g for g in left if claim.needs(g[0])] for claim in waiting}
         claim = min(waiting, key=lambda claim: sum(map(_cost, needed[claim.id])))
         waiting.remove(claim)
         ordered += needed[claim.id]
@@ -39,7 +39,7 @@ def pending(
     """How many of the runs that a claim compares on a data set aren't finished, of how many.
 
     A run that is to be measured is finished once it was. Of claims without runs, E1's and E11's,
-    the data set is "". A claim about models that its experiment doesn't have waits for none.
+    the data set is "". A claim whose experiment has no run that it compares isn't asked there.
 
     Args:
         groups: all runs of the sweep.
@@ -61,7 +61,7 @@ def pending(
         if claim.experiment in ("E1", "E11"):
             found[claim.id, ""] = (0, 0)
         asked = [run for run in runs if claim.experiment in run.experiments]
-        for data in dict.fromkeys(run.config.data.name for run in asked):
-            own = [r for r in runs if claim.compares(r) and r.config.data.name == data]
+        for data in dict.fromkeys(run.config.data.name for run in asked if claim.compares(run)):
+            own = [r for r in runs if claim.needs(r) and r.config.data.name == data]
             found[claim.id, data] = sum(run.name not in done for run in own), len(own)
     return found

@@ -11,7 +11,8 @@ from randmix.analysis import plots
 from randmix.analysis.spectrum.figures import Picture
 from randmix.experiments.statistics import t_interval
 from randmix.reproduce import effects
-from randmix.reproduce.numbers import MODES, Numbers
+from randmix.reproduce.numbers import Numbers
+from randmix.reproduce.titles import MODES
 
 
 class Panel(NamedTuple):

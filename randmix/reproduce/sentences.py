@@ -30,7 +30,7 @@ def sentence(judgement: Judgement) -> str:
 def weakest(judgement: Judgement) -> Result | None:
     """The deciding effect that supports the claim least; None without any that is known."""
     known = [r for r in judgement.deciding if not math.isnan(r.interval.mean)]
-    return max(known, key=lambda result: result.p_supported, default=None)
+    return max(known, key=lambda result: result.p_supported - result.p_contradicted, default=None)
 
 
 def test_of(judgement: Judgement, result: Result) -> Test:

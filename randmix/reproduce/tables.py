@@ -9,11 +9,19 @@ from typing import Any
 import numpy as np
 
 from randmix.reproduce import curves, frozen_filters, lattice, scaling, shares
-from randmix.reproduce.cells import OVER_SEEDS, Cell, Table, by_setting, mean_cell
-from randmix.reproduce.effects import conditions, log_radii, ranked
-from randmix.reproduce.numbers import BANKS, MODES, Numbers
+from randmix.reproduce.cells import (
+    OVER_SEEDS,
+    RADIUS_OVER_SEEDS,
+    Cell,
+    Table,
+    by_setting,
+    mean_cell,
+    radius_cell,
+)
+from randmix.reproduce.effects import conditions, ranked
+from randmix.reproduce.numbers import Numbers
 from randmix.reproduce.presets import CONVERGENCE
-from randmix.reproduce.titles import ATTACKS, MODELS, title_of, title_of_model
+from randmix.reproduce.titles import ATTACKS, BANKS, MODELS, MODES, title_of, title_of_model
 
 # What an un-shuffled image's PSNR is held against.
 _BASELINES = {
@@ -22,7 +30,7 @@ _BASELINES = {
     "reach": "reach (%)",
 }
 _SIZES = {
-    "E4": ("model.width",),
+    "E4": ("model.name", "model.width"),
     "E10": ("model.depth", "model.kernel_size", "model.width"),
     CONVERGENCE: ("model.name", "total_steps"),
 }
@@ -153,13 +161,13 @@ def _attacks(numbers: Numbers, defended: bool) -> Table:
         rows.append([Cell(f"{title}: clean accuracy"), *cells])
         for attack, name in ATTACKS.items():
             part = attacked.where(metric=attack, **at)
-            cells = [_radius(part.where(mode=mode)) for mode in ("full", "chans")]
+            cells = [radius_cell(part.where(mode=mode)) for mode in ("full", "chans")]
             rows.append([Cell(f"{title}: halved by {name}"), *cells])
     trained = "Trained on FGSM samples" if defended else "Trained without defence"
     caption = (
         f"{trained}: accuracy in per cent on the entire test set, and the radius in 1/255 at which "
-        "an attack halves it: the middle over seeds, ± standard deviation in octaves (number of "
-        "seeds)."
+        f"an attack halves it, {RADIUS_OVER_SEEDS} The strong attack halves the accuracy on the "
+        "first images alone."
     )
     return Table(caption, ["", "Full", "Chans"], rows)
 
@@ -213,17 +221,6 @@ def _counts(counted: Sequence[Mapping[str, Any]]) -> Table:
         "equal to the equations",
     ]
     return Table("Trainable parameters.", columns, rows)
-
-
-def _radius(attacked: Numbers) -> Cell:
-    """The radius that halves accuracy: 2 to the mean of its logarithms."""
-    octaves = np.asarray([*log_radii(attacked).values()])
-    if not np.isfinite(octaves).all():
-        return Cell("outside the grid", attacked.runs)
-    if not len(octaves):
-        return Cell("n/a")
-    spread = f" ± {octaves.std(ddof=1):.2f}" if len(octaves) > 1 else ""
-    return Cell(f"{2 ** octaves.mean():.2f}{spread} ({len(octaves)})", attacked.runs)
 
 
 def _size(key: str, value: Any) -> str:

@@ -10,8 +10,8 @@ from randmix.experiments.statistics import Interval, t_interval
 from randmix.reproduce.claims import ABOVE, BELOW, CLAIMS, EXACTLY, Claim, Test
 from randmix.reproduce.effects import Values, conditions
 from randmix.reproduce.gates import NOT_MEASURED, Outcome
-from randmix.reproduce.numbers import MODES, Numbers
-from randmix.reproduce.titles import MODELS
+from randmix.reproduce.numbers import Numbers
+from randmix.reproduce.titles import MODELS, MODES
 
 METHOD = """\
 An effect is one number per seed: a difference between runs of that seed, averaged over the sizes of
@@ -54,7 +54,8 @@ class Result:
         interval: mean and 95 % interval over seeds.
         equal, margin: the interval of what may be practically equal, at 90 %, and its margin; None
             without one.
-        p_supported, p_contradicted, p_equal: one-sided p-values, not corrected.
+        p_supported, p_contradicted, p_equal: one-sided p-values, not corrected. Of a comparison
+            within a threshold, ``p_supported`` is half the p-value of the test of equivalence.
         runs: the runs that the claim's numbers come from.
         verdict: a word of this module, as a secondary claim; *not assessable* if a gate failed.
     """
@@ -204,14 +205,16 @@ def _exact(values: Values) -> Interval:
 
 def _p_values(test: Test, values: Sequence[float]) -> tuple[float, float]:
     """One-sided p-values for the claim and against it."""
+    if not values:
+        return 1.0, 1.0
     above, below = (p(values, test.threshold) for p in (statistics.p_above, statistics.p_below))
     if test.side == ABOVE:
         return above, below
     if test.side == BELOW:
         return below, above
     if test.side == EXACTLY:
-        holds = bool(values) and values[0] == test.threshold
-        return (0.0 if holds else 1.0), (0.0 if values and not holds else 1.0)
+        holds = values[0] == test.threshold
+        return (0.0 if holds else 1.0), (1.0 if holds else 0.0)
     outside = min(above, statistics.p_below(values, -test.threshold))
     # Equivalence is tested at 5 % where the other sides are at 2.5 %.
     within = statistics.p_within(values, test.threshold) * ONE_SIDED / EQUIVALENCE
