@@ -122,7 +122,9 @@ def train_step(arguments, batch):
     from randmix import masks, models
     from randmix.training import steps, tasks
 
-    model = models.build("convmixer", **arguments)
+    # On a CPU bfloat16 is slower; on an accelerator configs/convmixer_imagenet.py trains in it.
+    dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    model = models.build("convmixer", dtype=dtype, **arguments)
     shape = batch["image"].shape[1:]
     params, _ = models.split(jax.jit(model.init)(jax.random.key(0), batch["image"][:1]))
     labels = masks.labels(params, [("train", masks.everything)])
@@ -134,8 +136,14 @@ def train_step(arguments, batch):
     }
     init = partial(steps.init_state, image_shape=shape, **parts)
     state = jax.jit(init)(jax.random.key(0))
-    step = jax.jit(partial(steps.train_step, **parts))
-    return lambda: jax.block_until_ready(step(state, batch))
+    step = jax.jit(partial(steps.train_step, **parts), donate_argnums=0)
+
+    def take():
+        nonlocal state
+        state, metrics = step(state, batch)
+        jax.block_until_ready(metrics)
+
+    return take
 
 
 if __name__ == "__main__":

@@ -159,6 +159,7 @@ def with_torch(names, images, k):
     import torch_depthwise
 
     gpu = torch.cuda.is_available()
+    torch.backends.cudnn.benchmark = gpu  # XLA, too, times its convolutions and takes the best
     torch.manual_seed(0)
     n, h, w, c = images
     options = {

@@ -396,13 +396,14 @@ def torch_step(config, *, compiled: bool, gpu: bool) -> Callable[[], object]:
     device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
     if gpu:
         torch.set_float32_matmul_precision("high")  # TF32, as JAX by default
+        torch.backends.cudnn.benchmark = True  # XLA, too, times its convolutions and takes the best
     module, spatial = torch_model(config)
     module = module.to(device, memory_format=torch.channels_last).train()
     if config.mode == "chans":
         for parameter in spatial:
             parameter.requires_grad_(False)
     trained = [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.005, fused=device == "cuda")
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.005, fused=True)
     images, labels = (torch.from_numpy(array).to(device) for array in random_batch(config))
     images = images.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
     labels = labels.long()

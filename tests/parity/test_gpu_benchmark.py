@@ -71,7 +71,7 @@ def test_small_runs_all_parts_anywhere(tmp_path):
     targets = {row["target"].split(":")[0]: row for row in rows}
     missing = [target for target, row in targets.items() if row["measured"] == "nothing"]
     # bfloat16 is small without torch.compile, and no ConvMixer-512/8 is small.
-    assert missing == ["step / torch.compile's, bfloat16", "cores to feed ConvMixer-512/8"]
+    assert missing == ["step / PyTorch's faster, bfloat16", "cores to feed ConvMixer-512/8"]
     assert targets["resumed and undisturbed run differ"]["met"] == "yes"
     methods = json.loads((tmp_path / "depthwise.json").read_text())["rows"]
     assert {row["method"] for row in methods} == {"grouped", "shift_sum", "pallas"}
