@@ -12,6 +12,7 @@ from etils import epath
 
 from randmix.errors import UserError
 from randmix.runtime import durable
+from randmix.runtime.preemption import Preempted
 from randmix.training import loop as train
 from randmix.workdir.checkpoints import Checkpoints
 from randmix.workdir.metrics import MetricsLog
@@ -150,6 +151,33 @@ def test_an_object_store_is_left_alone(monkeypatch):
     durable.flush_tree("gs://bucket/a")
 
 
+def test_a_stopped_runs_checkpoint_is_flushed_too(tmp_path, recorder):
+    def stopped():
+        with Checkpoints(tmp_path) as checkpoints:
+            checkpoints.save(3, {"x": np.zeros(3)})
+            raise Preempted("stopped")
+
+    with pytest.raises(Preempted):
+        stopped()
+    renamed = recorder.position("rename", tmp_path / "checkpoints" / "3")
+    recorder.position("flush", tmp_path / "checkpoints", after=renamed)
+
+
+def test_writers_of_one_file_do_not_take_each_others_temporary_one(tmp_path, monkeypatch):
+    move = durable.move
+
+    def beaten(source, target):
+        with monkeypatch.context() as alone:
+            alone.setattr(durable, "move", move)
+            durable.write(tmp_path / "a", "theirs")
+        move(source, target)
+
+    monkeypatch.setattr(durable, "move", beaten)
+    durable.write(tmp_path / "a", "ours")
+    assert (tmp_path / "a").read_text() == "ours"
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
+
+
 def test_a_file_system_that_cannot_flush_folders_does(tmp_path, monkeypatch):
     def refuse(descriptor, number):
         raise OSError(number, os.strerror(number))
@@ -160,6 +188,7 @@ def test_a_file_system_that_cannot_flush_folders_does(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: refuse(descriptor, 5))
     with pytest.raises(OSError, match="Input/output error"):
         durable.write(tmp_path / "a", "other")
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
 
 
 @pytest.mark.parametrize("killed_in", ["save", "delete"])

@@ -255,6 +255,17 @@ def test_a_name_that_is_taken_by_other_files(tmp_path):
     (directory / "randmix.json").unlink()  # as if it were of an older version
     assert prepared(source, tmp_path / "data") == directory
     assert (directory / "randmix.json").read_text() == survey
+    (directory / "randmix.json").write_text("")  # a power loss
+    with pytest.raises(UserError, match=r"randmix\.json is damaged; remove it and prepare"):
+        catalog.get("imagefolder/pets", tmp_path / "data")
+    (directory / "randmix.json").write_text(survey)
+    whole = (directory / "metadata.json").read_text()
+    (directory / "metadata.json").write_text("")
+    with pytest.raises(
+        UserError, match=r"is damaged \(metadata\.json: .*\); remove it and prepare"
+    ):
+        prepared(source, tmp_path / "data")
+    (directory / "metadata.json").write_text(whole)
     (source / "cat" / "new.jpg").write_bytes(pictures.encode(pictures.noise(5)))
     with pytest.raises(
         UserError, match=r"was prepared from other files than .*; choose another --name"

@@ -153,7 +153,7 @@ def test_a_truncated_archive_is_seen_by_its_size(manual, tmp_path):
         prepared(manual, tmp_path)
     assert str(error.value) == (
         f"{archive} is truncated or a different file: expected {len(whole):,} bytes, "
-        f"found {len(whole) - 1000:,}"
+        f"found {len(whole) - 1000:,}; download it again"
     )
 
 

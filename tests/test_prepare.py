@@ -114,7 +114,8 @@ def test_a_wrong_archive_is_named_with_both_checksums(mnist, tmp_path, change):
     assert str(error.value) == (
         f"{archive} is damaged or a different file: "
         f"expected SHA-256 {hashlib.sha256(expected).hexdigest()} "
-        f"({len(expected)} bytes), found {hashlib.sha256(wrong).hexdigest()} ({len(wrong)} bytes)"
+        f"({len(expected)} bytes), found {hashlib.sha256(wrong).hexdigest()} ({len(wrong)} bytes); "
+        "download it again"
     )
     assert not catalog.is_prepared("mnist", tmp_path)
 

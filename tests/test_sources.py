@@ -282,7 +282,7 @@ def test_a_split_without_labels_is_not_tested_on(tmp_path):
 def test_a_small_set_with_a_damaged_image_is_streamed(tmp_path):
     tfds_sets.prepare("svhn_cropped", tmp_path, damaged={4})
     with pytest.raises(
-        UserError, match=r"record \d+ is damaged .*; set config.data.in_memory to o"
+        UserError, match=r"record \d+ is damaged .*; remove .* config.data.in_memory to o"
     ):
         catalog.load("tfds/svhn_cropped", "train", tmp_path)
     prepare.convert("tfds/svhn_cropped", tmp_path, progress=False)

@@ -18,7 +18,7 @@ import pytest
 from etils.epath import testing
 from PIL import Image
 
-from randmix.data import catalog, feeds, prepare, reader, stream
+from randmix.data import catalog, feeds, prepare, reader, records, stream
 from randmix.errors import UserError
 from randmix.runtime import sharding
 
@@ -328,6 +328,18 @@ def test_a_skipped_image_is_named_once_counted_and_replaced(data_dir, monkeypatc
     assert sorted(source.corrupt) == [7, 8, 44]
     arrays = stream.load(source)
     assert arrays["image"].shape == (N - 3, 16, 16, 3)
+    label_of = records.label_of
+    with monkeypatch.context() as unlabelled:
+        unlabelled.setattr(
+            records,
+            "label_of",
+            lambda record, where, held: label_of(
+                record | ({"label": -1} if where.endswith(" 3") else {}), where, held
+            ),
+        )
+        assert not photographs(data_dir, reading=skipping).for_evaluation(3)["mask"]
+        with pytest.raises(UserError, match="got the label -1"):
+            photographs(data_dir).for_evaluation(3)
     damage(monkeypatch, *range(N))
     with pytest.raises(UserError, match="damaged images in a row from record 5 on"):
         photographs(data_dir, reading=skipping).for_training(5, draws)
@@ -335,13 +347,17 @@ def test_a_skipped_image_is_named_once_counted_and_replaced(data_dir, monkeypatc
 
 def test_damaged_records_are_noticed(data_dir, tmp_path):
     shutil.copytree(data_dir, tmp_path, dirs_exist_ok=True)
-    (records,) = (tmp_path / NAME / "1.0.0").glob("*train.array_record*")
-    data = bytearray(records.read_bytes())
+    (file,) = (tmp_path / NAME / "1.0.0").glob("*train.array_record*")
+    data = bytearray(file.read_bytes())
     data[len(data) // 8] ^= 4  # the second half is padding
-    records.write_bytes(data)
+    file.write_bytes(data)
     with pytest.raises(UserError, match=r"1\.0\.0 is damaged .*; remove it and prepare it again"):
         stream.load(photographs(tmp_path))
-    records.unlink()
+    skipping = photographs(tmp_path, reading=reader.Reading(image_size=16, corrupt="skip"))
+    read = stream.load(skipping)
+    assert len(read["label"]) == N - len(skipping.corrupt) < N
+    assert {skipping.file_name(row) for row in skipping.corrupt} == {None}
+    file.unlink()
     with pytest.raises(UserError, match=r"1\.0\.0 is damaged"):
         stream.load(photographs(tmp_path))
 

@@ -340,18 +340,6 @@ def test_a_folder_that_cannot_be_written_is_one_line(groups, tmp_path, trained):
         execute(groups, tmp_path)
 
 
-def test_jobs_that_start_at_once_make_one_folder(tmp_path, monkeypatch):
-    write = durable.write
-
-    def beaten(file, content):  # by a job that moves the same temporary file
-        write(file, content)
-        raise FileNotFoundError
-
-    monkeypatch.setattr(durable, "write", beaten)
-    sweep.open_folder(tmp_path / "sweep", None)
-    sweep.check_folder(tmp_path / "sweep", None)
-
-
 def test_a_report_is_written_without_the_arrays_of_its_records(tmp_path):
     preset = presets.get("smoke")
     groups = plan.build(preset, ("E8",), range(1))

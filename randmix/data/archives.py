@@ -97,7 +97,7 @@ def _verify(name: str, archive: Path, info: Any, *, by_size: bool) -> None:
         if size != info.size:
             raise UserError(
                 f"{archive} is truncated or a different file: "
-                f"expected {int(info.size):,} bytes, found {size:,}"
+                f"expected {int(info.size):,} bytes, found {size:,}; download it again"
             )
         return
     debians = _DEBIANS[info.filename.split("-idx")[0]] if name == "fashion_mnist" else None
@@ -105,7 +105,7 @@ def _verify(name: str, archive: Path, info: Any, *, by_size: bool) -> None:
         raise UserError(
             f"{archive} is damaged or a different file: "
             f"expected SHA-256 {info.checksum} ({int(info.size)} bytes), "
-            f"found {found} ({size} bytes)"
+            f"found {found} ({size} bytes); download it again"
         )
 
 

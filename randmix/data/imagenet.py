@@ -152,5 +152,7 @@ def _as_rgb_jpeg(name: str, data: bytes) -> bytes:
             buffer, "JPEG", quality=100, subsampling="4:2:0"
         )
     except photographs.BAD_IMAGE as error:
-        raise UserError(f"{name} can't be decoded ({error}); get ImageNet's copy again") from error
+        raise UserError(
+            f"{name} can't be decoded ({photographs.reason(error)}); get ImageNet's copy again"
+        ) from error
     return buffer.getvalue()

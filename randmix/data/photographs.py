@@ -21,7 +21,7 @@ import threading
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from randmix.errors import UserError
 
@@ -31,6 +31,15 @@ _ATTEMPTS = 10
 DRAWS = (_ATTEMPTS + 1, 4)  # of a random crop: attempts at a box, then the choice of a filter
 # Pillow's errors for a bad file.
 BAD_IMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+def reason(error: Exception) -> str:
+    """Why bytes aren't an image, in one line; Pillow's own text may hold an object's address."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image"
+    return next(iter(str(error).splitlines()), "unreadable")
+
+
 # Each thread decodes into memory of its own, for fresh memory costs a page fault for every 4 KiB.
 # Larger images, which are rare, get fresh memory.
 _MOST_KEPT = 2**25

@@ -223,7 +223,11 @@ def prepare_folder(
             found = _look(epath.Path(target), progress)
     if found is not None:
         _warn_of_damage(name, found)
-    prepared_from = json.loads((target / "metadata.json").read_text())["files"]
+    try:
+        prepared_from = json.loads((target / "metadata.json").read_text())["files"]
+    except (OSError, ValueError, KeyError) as error:
+        reason = f"metadata.json: {records.first_line(error)}"
+        raise records.damaged(epath.Path(target), reason) from error
     if prepared_from != imagefolder.fingerprint(files):
         raise UserError(
             f"{target} was prepared from other files than {source}; "

@@ -1,5 +1,6 @@
 """Splits of photographs, each of which is decoded and cropped when it is asked for."""
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -133,7 +134,9 @@ class Photographs:
 
     def file_name(self, row: int) -> str | None:
         """The file that a record's image came from; None if that isn't recorded."""
-        return self._source[row]["file_name"].decode() or None
+        with contextlib.suppress(RuntimeError):  # a record that can't be read
+            return self._source[row]["file_name"].decode() or None
+        return None
 
     @functools.cached_property
     def _random_crop(self) -> Callable[..., np.ndarray]:
@@ -160,27 +163,39 @@ class Photographs:
 
     def _read(self, row: int, crop: Callable[[bytes], np.ndarray]) -> Example | None:
         """Reads a record and crops its image; None if it is damaged and skipped, logged once."""
+        fatal = self._reading.corrupt == "fatal"
         try:
             record = self._source[row]
         except RuntimeError as error:
-            raise records.damaged(self._directory, error) from error
+            if fatal:
+                raise records.damaged(self._directory, error) from error
+            self._leave_out(row, "a record", f"can't be read ({records.first_line(error)})")
+            return None
+        file_name = record["file_name"].decode() or "an image"
         try:
             label = records.label_of(record, f"{self._name}, record {row}", self._held)
-            return {"image": crop(record["image"]), "label": np.int32(label)}
         except UserError:
-            raise
+            if fatal:
+                raise
+            self._leave_out(row, file_name, f"has the label {record['label']}")
+            return None
+        try:
+            return {"image": crop(record["image"]), "label": np.int32(label)}
         except photographs.BAD_IMAGE as error:
-            self._found_corrupt(row, record["file_name"].decode() or "an image", error)
+            why = f"is not a complete image ({photographs.reason(error)})"
+            if fatal:
+                raise UserError(
+                    f"{self._name}: {file_name} (record {row}) {why}; set config.data.corrupt to "
+                    "skip, or prepare the data set without it"
+                ) from error
+            self._leave_out(row, file_name, why)
             return None
 
-    def _found_corrupt(self, row: int, file_name: str, error: Exception) -> None:
-        what = f"{self._name}: {file_name} (record {row}) is not a complete image ({error})"
-        if self._reading.corrupt == "fatal":
-            raise UserError(
-                f"{what}; set config.data.corrupt to skip, or prepare the data set without it"
-            ) from error
+    def _leave_out(self, row: int, file_name: str, why: str) -> None:
         with self._lock:
             known, self.corrupt[row] = row in self.corrupt, file_name
             count = len(self.corrupt)
         if not known:
-            logging.getLogger(__name__).warning("%s; skipped, %d so far", what, count)
+            logging.getLogger(__name__).warning(
+                "%s: %s (record %d) %s; skipped, %d so far", self._name, file_name, row, why, count
+            )

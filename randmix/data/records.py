@@ -117,6 +117,11 @@ def contents(directory: epath.Path) -> Contents:
             "them as their meaning requires"
         )
     survey = _read_json(directory / SURVEY)
+    if not survey and (directory / SURVEY).exists():
+        raise UserError(
+            f"{directory / SURVEY} is damaged; remove it and prepare the data set again, which "
+            "writes it anew"
+        )
     shape = survey.get("image_shape") or (dimensions if min(dimensions) > 0 else None)
     return Contents(
         examples={
@@ -243,8 +248,9 @@ def read_arrays(
         raise damaged(directory, error) from error
     except photographs.BAD_IMAGE as error:
         raise UserError(
-            f"{directory}: {split}, record {row} is damaged ({error}); set config.data.in_memory "
-            "to off and config.data.corrupt to skip, or prepare it again"
+            f"{directory}: {split}, record {row} is damaged ({photographs.reason(error)}); remove "
+            "the folder and prepare it again, or, if it is a set of photographs, set "
+            "config.data.in_memory to off and config.data.corrupt to skip"
         ) from error
     return {"image": images, "label": labels}
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tensorflow_datasets.core import file_adapters
 from tqdm import tqdm
 
@@ -170,8 +170,7 @@ def _look(source: Any, group: tuple[str, range], held: records.Contents) -> _See
             image = Image.open(io.BytesIO(record["image"])).convert(mode)
         except (*photographs.BAD_IMAGE, RuntimeError) as error:
             name = b"" if isinstance(record, RuntimeError) else record["file_name"]
-            unknown = isinstance(error, UnidentifiedImageError)  # its text is an object's address
-            reason = "not an image" if unknown else records.first_line(error)
+            reason = photographs.reason(error)
             seen.damaged.append(Damage(split, row, name.decode(), reason))
         else:
             if 0 <= record["label"] < held.num_classes:

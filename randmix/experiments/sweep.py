@@ -76,8 +76,7 @@ def open_folder(root: Path, preset: str | None) -> None:
     with writing(root, _ADVICE):
         root.mkdir(parents=True, exist_ok=True)
         if not (root / _SWEEP).exists():
-            with contextlib.suppress(FileNotFoundError):  # another job has just moved it there
-                durable.write(root / _SWEEP, json.dumps({"preset": preset}) + "\n")
+            durable.write(root / _SWEEP, json.dumps({"preset": preset}) + "\n")
 
 
 def check_folder(root: Path, preset: str | None) -> None:

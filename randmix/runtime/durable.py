@@ -7,6 +7,7 @@ folder after. Object stores such as gs:// do both by themselves and are left alo
 
 import errno
 import os
+import uuid
 
 from etils import epath
 
@@ -51,10 +52,14 @@ def write(path: epath.PathLike, content: str | bytes) -> None:
     if not is_local(path):
         path.write_bytes(data)  # objects appear atomically, and renaming would copy them
         return
-    temporary = path.parent / f"{path.name}.tmp"
-    temporary.write_bytes(data)
-    flush(temporary)
-    move(temporary, path)
+    temporary = path.parent / f"{path.name}.{uuid.uuid4().hex[:8]}.tmp"  # no other writer's
+    try:
+        temporary.write_bytes(data)
+        flush(temporary)
+        move(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def move(source: epath.PathLike, target: epath.PathLike) -> None:

@@ -8,6 +8,7 @@ has started. It must precede the first thread, too: a thread that exists keeps i
 others then share, and whose blocks glibc still returns.
 """
 
+import contextlib
 import ctypes
 import glob
 import hashlib
@@ -16,6 +17,7 @@ import importlib.util
 import os
 import platform
 import sys
+import time
 from pathlib import Path
 
 # From glibc's malloc.h: one arena for all threads, no separate mappings, no heap trimming.
@@ -47,6 +49,7 @@ _LIMIT = {"JAX_COMPILATION_CACHE_MAX_SIZE": str(512 * 2**20)}  # JAX drops what 
 # Google's PCI vendor number, by which JAX recognizes a TPU. A TPU without a device file, as when
 # its driver is missing, must fail with libtpu's own message, not train on the CPU unnoticed.
 _GOOGLE = "0x1ae0"
+_WRITTEN_WITHIN = 60  # seconds that JAX takes at most to write a compiled program
 _tuned = False
 _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*", "/dev/kfd")
 
@@ -206,9 +209,12 @@ def _remove_incomplete(folder: Path) -> None:
     """Removes what a power loss left of programs: JAX would warn of them at every run."""
     for program in folder.glob("*-cache"):
         used = program.with_name(program.name.removesuffix("cache") + "atime")
-        if not (program.stat().st_size and used.exists() and used.stat().st_size == 8):
-            program.unlink(missing_ok=True)
-            used.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # JAX has just removed it
+            whole = program.stat().st_size and used.exists() and used.stat().st_size == 8
+            # A younger one may be in the hands of another process.
+            if not whole and time.time() - program.stat().st_mtime > _WRITTEN_WITHIN:
+                program.unlink(missing_ok=True)
+                used.unlink(missing_ok=True)
 
 
 def leave_libtpu_alone() -> None:

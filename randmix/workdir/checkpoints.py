@@ -14,6 +14,7 @@ from etils import epath
 from randmix.errors import UserError
 from randmix.models import with_averages
 from randmix.runtime import distributed, durable, signals
+from randmix.runtime.preemption import Preempted
 from randmix.workdir import manifest
 
 FOLDER = "checkpoints"  # the latest ones
@@ -74,7 +75,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *rest: object) -> None:
-        if error is None and self._saving is not None:
+        # All processes are stopped at one step, so they can wait for each other here.
+        if self._saving is not None and (error is None or issubclass(error, Preempted)):
             self.wait()
             self._delete_old()
         self._checkpointer.close()

@@ -11,7 +11,7 @@ from typing import Any
 from etils import epath
 
 from randmix.errors import UserError
-from randmix.runtime import durable
+from randmix.runtime import distributed, durable
 from randmix.workdir import json_files
 from randmix.workdir.checkpoints import set_aside
 
@@ -53,7 +53,9 @@ class MetricsLog:
         self._trackers, self._start = trackers, start_step
         found, damaged = _parsed(self._path)
         rows = [row for row in found if row["step"] <= start_step]
-        self.names_at_start = {name for row in rows if row["step"] == start_step for name in row}
+        names = {name for row in rows if row["step"] == start_step for name in row}
+        # All processes must agree, as they evaluate together, whatever each finds in the file.
+        self.names_at_start = set(distributed.decided_by_primary(lambda: sorted(names)))
         if writes:
             if damaged:
                 place = set_aside(self._path, self._path.parent)
