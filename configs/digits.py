@@ -3,7 +3,7 @@
     python -m randmix.main --config=configs/digits.py
 
 Expected accuracy on the 360 test images: chans 0.996 ± 0.002, full 0.996 ± 0.003, space 0.995 ±
-0.002 (five seeds; an image is worth 0.003, and a seed may differ by one between machines), in 15 to
+0.002 (five seeds; an image is worth 0.003, and a seed may differ by one between machines), in 10 to
 55 seconds on two CPU cores, depending on their other load.
 
 Variants, as in --config=configs/digits.py:tiny:

@@ -14,7 +14,7 @@ Expected test PSNR with seed 0: full 29.7 dB, chans 26.9 dB, space 27.4 dB, in 3
 on two CPU cores with other load. The mean training image scores 11.4 dB. Every pixel is within
 reach of its place (docs/unshuffle.md); where fewer than 90 % are, a run warns.
 
-Variants, as in --config=configs/unshuffle.py:mnist, of which only :tiny was measured yet;
+Variants, as in --config=configs/unshuffle.py:mnist, of which only :tiny has been measured;
 python -m randmix prepare NAME prepares the data:
 
     :mnist           ConvMixer-64/8, kernel 7, 28 x 28 pixels, reach 97 %

@@ -84,7 +84,7 @@ KEYS = {
     "mode": Key(
         "chans",
         '"full" trains everything, "chans" all but spatial mixing (depthwise filters, patch '
-        'embedding), "space" all but channel mixing, "floor" only normalization and head. `train` '
+        'embedding), "space" all but channel mixing, "floor" only normalisation and head. `train` '
         "and `groups` override it.",
     ),
     "train": Key(
@@ -117,8 +117,9 @@ KEYS = {
         ),
         "in_memory": Key(
             "auto",
-            'Prepared images of one shape: "on" holds them in memory at that size, "off" decodes '
-            'and crops them during training, "auto" holds them if they are small and few.',
+            'For imagefolder/, imagenet2012/NAME and tfds/ sets whose images have one shape: "on" '
+            'holds them in memory at that size, "off" decodes and crops them during training, '
+            '"auto" holds them if they are small and few.',
         ),
         "subset": Key(1.0, "Fraction of the training set to use, from its start, in (0, 1]."),
         "validation": Key(
@@ -216,7 +217,7 @@ KEYS = {
             "its arguments as the other keys; see docs/training.md.",
         ),
         "learning_rate": Key(0.01, "Peak learning rate of the schedule."),
-        "weight_decay": Key(0.0, "Weight decay of kernels (not of biases or normalization)."),
+        "weight_decay": Key(0.0, "Weight decay of kernels (not of biases or normalisation)."),
         "clip_norm": Key(0.0, "Largest global norm of the trained gradients; 0 disables clipping."),
         "b1": Key(0.9, "adamw: decay rate of the first moment."),
         "b2": Key(0.999, "adamw: decay rate of the second moment."),
@@ -673,9 +674,14 @@ def _model_name(config: Mapping[str, Any]) -> Any:
         raise UserError(f"config.model.name: missing; {_START}") from error
 
 
-def _unknown(key: str, known: Iterable[str]) -> UserError:
+def _unknown(key: str, known: Iterable[str], model: str | None = None) -> UserError:
     nearest = did_you_mean(key.rpartition(".")[2], known)
-    return UserError(f"config.{key}: no such key{nearest}; {_START}")
+    if model is None:
+        return UserError(f"config.{key}: no such key{nearest}; {_START}")
+    return UserError(
+        f"config.{key}: no such key with the model {model}{nearest}; start from "
+        f"randmix.config.default({model!r})"
+    )
 
 
 def _check_keys(
@@ -688,7 +694,8 @@ def _check_keys(
     """
     for key in config:
         if key not in defaults and not more:
-            raise _unknown(f"{group}{key}", defaults)
+            model = config.name if group == "model." else None
+            raise _unknown(f"{group}{key}", defaults, model)
     for key in defaults:
         name = f"{group}{key}"
         if key not in config:

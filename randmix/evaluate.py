@@ -39,7 +39,8 @@ def main(options: Any) -> None:
             force=options.force,
         )
     got, total = split.examples(options.examples), split.examples()
-    out = options.workdir if options.step is None else f"{options.workdir}/step_{options.step}"
+    step = run.step if options.best else options.step
+    out = options.workdir if step is None else f"{options.workdir}/step_{step}"
     if options.ema:
         out = f"{out}/ema"
     if options.smoothing:

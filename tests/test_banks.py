@@ -82,6 +82,12 @@ def test_every_bank_has_the_rank_asked_for(name, shape, rank):
     assert spectrum.rank(found) == rank
 
 
+def test_orthogonal_filters_have_no_preferred_sign():
+    layer = kernel("random", (3, 3, 1000, 9), rank=9)
+    # A corner is +-1 / 3 on average, of 1,000 random signs.
+    assert np.abs(layer.mean(axis=2)).max() < 5 * layer.std() / np.sqrt(1000)
+
+
 def test_the_rank_of_channels_with_one_filter_is_one():
     with pytest.raises(UserError) as error:
         kernel("random", (3, 3, 4, 1), rank=2)

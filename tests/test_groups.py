@@ -268,7 +268,7 @@ def test_a_run_of_two_phases_is_announced_and_resumes_bit_for_bit(tmp_path, monk
         ),
         (
             (("a", "role('head')", {"name": "adamv"}),),
-            "config.optimizer.name: got 'adamv', allowed adamw, sgd, an optimizer of optax "
+            "config.groups ('a'): name: got 'adamv', allowed adamw, sgd, an optimizer of optax "
             "or MODULE:FUNCTION; did you mean 'adamw'?",
         ),
     ],

@@ -188,6 +188,35 @@ def test_a_group_may_have_another_optimizer(folder):
         runs.assemble(one)
 
 
+def test_sgds_own_defaults_are_not_those_of_other_optimizers(folder):
+    def completed(name, **keys):
+        one = config(folder)
+        one.optimizer.update({"name": name, **keys})
+        return runs.complete(one).optimizer
+
+    assert (completed("adam").nesterov, completed("adam").b1) == (False, 0.9)
+    assert (completed("rmsprop").momentum, completed("rmsprop").nesterov) == (None, False)
+    assert completed("rmsprop", momentum=0.5).momentum == 0.5
+
+    one = config(folder)  # adamw, with sgd's keys at their defaults
+    one.groups = (("bias", "leaf('bias')", {"name": "rmsprop"}), ("rest", "everything", {}))
+    state = jax.eval_shape(runs.assemble(one).init_state, 0).opt_state
+    assert "TraceState" not in str(state)
+    one.groups = (
+        ("bias", "leaf('bias')", {"name": "rmsprop", "momentum": 0.5}),
+        ("rest", "everything", {}),
+    )
+    state = jax.eval_shape(runs.assemble(one).init_state, 0).opt_state
+    assert "TraceState" in str(state)
+
+
+def test_the_optimizer_of_a_group_is_tried_before_anything_is_compiled(folder):
+    one = config(folder)
+    one.groups = (("bias", "leaf('bias')", {"name": "lbfgs"}), ("rest", "everything", {}))
+    with pytest.raises(UserError, match=r"^config.optimizer.name: lbfgs raised"):
+        runs.assemble(one)
+
+
 def test_what_cannot_go_together_is_refused(folder):
     one = config(folder, task="my_parts:focal", user={"gamma": 1.0})
     one.label_smoothing = 0.1

@@ -105,6 +105,11 @@ def test_runs_of_blocks_with_equal_shapes_and_labels():
     assert stack.equal_runs(params, masks.labels(params, rules)) == ((0, 3), (7, 9))
 
 
+def test_blocks_keep_their_numbers_beyond_a_hundred():
+    params = {"spatial": {f"block_{i:02d}": {"k": np.zeros(1 + i // 34)} for i in range(102)}}
+    assert stack.equal_runs(params) == ((0, 34), (34, 68), (68, 102))
+
+
 def test_multiply_adds_are_those_of_the_unrolled_model():
     model, variables = build("convmixer")
     scanned = model.clone(scan=stack.equal_runs(models.split(variables)[0]))

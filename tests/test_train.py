@@ -172,8 +172,11 @@ def test_any_process_but_the_first_writes_nothing_itself(whole, tmp_path, monkey
     shutil.copytree(reference, tmp_path, dirs_exist_ok=True)
     (tmp_path / "result.json").unlink()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    # What process 0 decides and tells it: that the run isn't finished, and the saved steps.
-    told = iter([None, ([], -math.inf), [6, 4]])
+    # What process 0 decides and tells it: that the run isn't finished, the saved steps, what is
+    # logged at the last of them.
+    rows = map(json.loads, (reference / "metrics.jsonl").read_text().splitlines())
+    logged = sorted({name for row in rows if row["step"] == 6 for name in row})
+    told = iter([None, ([], -math.inf), [6, 4], logged])
     monkeypatch.setattr(distributed, "decided_by_primary", lambda decide: next(told))
     monkeypatch.setattr(distributed, "is_primary", lambda: False)
     assert run(tmp_path)["metrics"] == result["metrics"]
@@ -364,6 +367,14 @@ def test_what_is_not_finite_stops_the_run_and_a_finite_checkpoint_stays(
     loaded = randmix.load(tmp_path)
     assert loaded.step == kept
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(loaded.variables))
+
+
+def test_a_run_that_has_failed_is_not_evaluated(tmp_path):
+    bad = {"optimizer__name": "sgd", "optimizer__learning_rate": 1e30, "optimizer__clip_norm": 0.0}
+    with pytest.raises(UserError, match=r"^step \d: .* finite"):
+        run(tmp_path, **bad, data__validation=0.1, log_every=100, eval_every=3)
+    assert not (tmp_path / "best").exists()
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
 
 
 def test_batch_that_the_devices_cannot_share(tmp_path):

@@ -234,7 +234,10 @@ def test_a_lost_config_is_written_anew_by_the_run_of_the_checkpoints_alone(workd
     ("changed", "said"),
     [
         ({"model__name": "convmixr"}, "config.model.name: got 'convmixr', allowed"),
-        ({"model__widht": 3}, "config.model.widht: no such key; did you mean 'width'?"),
+        (
+            {"model__widht": 3},
+            "config.model.widht: no such key with the model convmixer; did you mean 'width'?",
+        ),
         ({"model": 3}, "damaged (model is an integer, expected an object)"),
         ({"seed": "0"}, "damaged (seed is a string, expected an integer)"),
         ({"batch_size": -1}, "config.batch_size: got -1, allowed"),

@@ -48,7 +48,9 @@ def random(
         return uniform_fan_in(k * k)(key, shape, dtype)
     banks, size = _banks(shape)
     drawn = jax.random.uniform(key, (banks, k * k, rank), jnp.float32, -1, 1)
-    directions, _ = jnp.linalg.qr(drawn)
+    directions, factors = jnp.linalg.qr(drawn)
+    # QR fixes the signs of its columns; these are those of the draw.
+    directions *= jnp.sign(jnp.diagonal(factors, axis1=-2, axis2=-1))[:, None, :]
     turns = np.arange(size) % rank
     return _layer(NORM * directions[:, :, turns].transpose(1, 0, 2), shape, dtype)
 

@@ -40,8 +40,7 @@ class Block(nn.Module):
         kernel_size: side of the depthwise filters.
         activation: "gelu" or "relu".
         filters: initialiser of the depthwise filters.
-        depthwise_method: one of
-            `randmix.ops.depthwise.METHODS`.
+        depthwise_method: one of `randmix.ops.depthwise.METHODS`.
     """
 
     kernel_size: int

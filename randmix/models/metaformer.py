@@ -20,8 +20,7 @@ from randmix.models.parameters import Initializer, declare, uniform_fan_in
 from randmix.models.stack import Runs, apply_blocks
 from randmix.ops import match_rank
 
-# The mixers by name; depthwise filters, queries and keys, the token MLP and the random matrix are
-# weights, the others have none.
+# The mixers by name; "pooling", "shift" and "identity" have no weights.
 MIXERS = ("depthwise", "attention", "token_mlp", "random", "pooling", "shift", "identity")
 NORMS = ("layer", "group", "batch")
 # The share of the blocks in each stage, by the number of stages; in sixths.

@@ -72,7 +72,8 @@ class Attention(nn.Module):
 
     Its output is a matrix over positions, applied to each channel of the values: spatial mixing,
     whose weights are those of queries and keys. Values and output are maps of single positions:
-    channel mixing. Of the whole layer as spatial mixing, the other reading, the role is "all".
+    channel mixing. ``roles="all"`` takes the other reading, in which the whole layer is spatial
+    mixing.
 
     Attributes:
         head_dim: channels of a head, a divisor of C.

@@ -79,7 +79,8 @@ def equal_runs(params: Mapping[str, Any], labels: Any = None) -> Runs:
     >>> equal_runs({"spatial": {"block_00": {"k": a}, "block_01": {"k": b}, "block_02": {"k": b}}})
     ((1, 3),)
     """
-    names = sorted({name for role in params.values() for name in role if is_block(name)})
+    found = {name for role in params.values() for name in role if is_block(name)}
+    names = sorted(found, key=lambda name: (len(name), name))  # block_100 after block_99
 
     def kind(name: str) -> Any:
         shapes = jax.tree.map(

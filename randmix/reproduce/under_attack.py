@@ -22,8 +22,7 @@ from randmix.experiments.plan import PlannedRun
 from randmix.reproduce.presets import Preset
 from randmix.runtime import progress
 from randmix.runtime.preemption import Preempted, StopSignals
-from randmix.training import evaluation as eval_loop
-from randmix.training import loading
+from randmix.training import evaluation, loading
 from randmix.training.compiled import Programs
 from randmix.workdir import artifacts
 
@@ -158,7 +157,7 @@ def _attacked(
     def compute() -> dict[str, Any]:
         began = time.monotonic()
         trained = loading.load(run.folder(root), step=step)
-        data = eval_loop.open_split(trained, "test").arrays(preset.attack["examples"])
+        data = evaluation.open_split(trained, "test").arrays(preset.attack["examples"])
         curves = robustness.measure(
             trained.model,
             trained.variables,

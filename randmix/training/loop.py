@@ -72,6 +72,8 @@ def train(
     began, workdir = time.monotonic(), epath.Path(workdir)
     with StopSignals() as stop:
         with distributed.shared_errors():
+            runs.find_dataset(config)  # before processes wait in `assemble` for a filters' source
+        with distributed.shared_errors():
             parts = runs.assemble(config, workdir)
             profiling.check(profile, parts.loop.total_steps, workdir)
             session = Session.build(parts, devices, programs, stop, context, profile)
@@ -210,6 +212,7 @@ def fit(
                 state = state.replace(totals=sharding.replicate(empty, session.mesh))
                 seconds, images = 0.0, 0
             if options.evaluates_after(step):
+                drop_failed(members, state, feed)
                 test = evaluate(state, passes, session)
                 if test is not None:
                     counts = left_out.collect(step)

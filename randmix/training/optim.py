@@ -47,7 +47,7 @@ def build_schedule(
     """
     name = options["name"]
     if name not in _SCHEDULES:
-        function = _find_schedule(name, code_dir)
+        function = _find_schedule("config.schedule.name", name, code_dir)
         taken = parts.parameters(function)
         lengths = {key: total_steps for key in _LENGTHS if key in taken}
         given = {key: value for key, value in options.items() if key != "name"}
@@ -118,12 +118,21 @@ def build_optimizer(
     """
     transforms = {}
     for group in groups:
-        descent = _descent({**options, **group.optimizer}, schedule, group, code_dir, user or {})
+        own = _options_of(group, options)
+        descent = _descent(own, schedule, group, code_dir, user or {})
         transforms[group.label] = _paused(descent) if group.start_step > step else descent
     optimizer = masks.transform(lambda _: labels, transforms)
     if options["clip_norm"] > 0:
         optimizer = optax.chain(optax.clip_by_global_norm(options["clip_norm"]), optimizer)
     return optimizer
+
+
+def _options_of(group: Group, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a group's optimizer: the run's, and its own values."""
+    name = group.optimizer.get("name", options["name"])
+    foreign = options["name"] in _OPTIMIZERS and name not in _OPTIMIZERS
+    meant = {key: value for key, value in options.items() if not (foreign and key in _OF_SGD)}
+    return {**meant, **group.optimizer}
 
 
 def _descent(
@@ -140,7 +149,10 @@ def _descent(
         return of_run(count + group.start_step)
 
     name = options["name"]
-    function = _find_optimizer(name, code_dir)
+    key = "config.optimizer.name"
+    if "name" in group.optimizer:
+        key = f"config.groups ({group.label!r}): name"
+    function = _find_optimizer(key, name, code_dir)
     taken = parts.parameters(function)
     given = {key: value for key, value in options.items() if key not in configs.PARTS["optimizer"]}
     arguments = parts.accepted(function, given)
@@ -151,13 +163,13 @@ def _descent(
         raise UserError(
             f"config.groups ({group.label!r}): {name} needs a value for {', '.join(sorted(needed))}"
         )
-    with parts.running("config.optimizer.name", name):
+    with parts.running(key, name):
         made = parts.bound(function, user)(
             **{**arguments, **decayed, "learning_rate": learning_rate}
         )
     if not isinstance(made, optax.GradientTransformation):
         raise UserError(
-            f"config.optimizer.name: {name} returned a {type(made).__name__}, allowed is an "
+            f"{key}: {name} returned a {type(made).__name__}, allowed is an "
             "optax.GradientTransformation"
         )
     return made
@@ -198,11 +210,11 @@ def _sgd(
 
 
 _OPTIMIZERS = {"adamw": _adamw, "sgd": _sgd}
+_OF_SGD = ("momentum", "nesterov")  # of other optimizers these have other defaults
 
 
-def _find_optimizer(name: str, code_dir: str | None) -> Callable[..., Any]:
+def _find_optimizer(key: str, name: str, code_dir: str | None) -> Callable[..., Any]:
     """The function of an optimizer: ours, optax's, or the user's own by MODULE:FUNCTION."""
-    key = "config.optimizer.name"
     if name in _OPTIMIZERS:
         return _OPTIMIZERS[name]
     if not parts.is_own(name):
@@ -224,9 +236,8 @@ def _takes_learning_rate(function: Any) -> bool:
         return False
 
 
-def _find_schedule(name: str, code_dir: str | None) -> Callable[..., Any]:
+def _find_schedule(key: str, name: str, code_dir: str | None) -> Callable[..., Any]:
     """The function of a schedule of optax, or of the user's own by MODULE:FUNCTION."""
-    key = "config.schedule.name"
     if not parts.is_own(name):
         of_optax = [
             other
@@ -258,8 +269,8 @@ def complete(
 ) -> dict[str, Any]:
     """Returns the keys of ``config.optimizer`` or ``config.schedule`` with all that its part has.
 
-    Keys of our own optimizers or schedules that the part doesn't take are dropped if they have
-    their default, so that changing only the name suffices.
+    Keys of our own optimizers or schedules that the part doesn't take, or that are sgd's alone, are
+    dropped if they have their default, so that changing only the name suffices.
 
     Args:
         group: "optimizer" or "schedule".
@@ -278,8 +289,8 @@ def complete(
         ours, find = _SCHEDULES, _find_schedule
     if name in ours:
         return dict(options)
-    function = find(name, code_dir)
-    taken = parts.parameters(function)
+    function = find(f"config.{group}.name", name, code_dir)
+    taken = set(parts.parameters(function)) - set(_OF_SGD)
     changed = usual.keys() <= options.keys()  # only the name, perhaps
     given = {
         key: value

@@ -278,9 +278,10 @@ def assemble(config: Config, workdir: epath.PathLike | None = None) -> Parts:
         optimizer = optim.build_optimizer(
             config.optimizer, schedule, labels, trained, start, **named
         )
-        if configs.is_open(config, "optimizer"):
+        named_by = {config.optimizer.name, *(group.optimizer.get("name") for group in trained)}
+        if others := sorted(named_by - {None, *configs.OPTIMIZERS}):
             trainable, _ = masks.partition(params, labels)
-            optim.check(optimizer, config.optimizer.name, trainable)
+            optim.check(optimizer, ", ".join(others), trainable)
         return Phase(start, at_start, scanned(at_start), optimizer)
 
     train_attack, test_attack = _attacks(config)

@@ -1,4 +1,4 @@
-"""Pure train and eval steps; ``compiled`` and ``eval_loop`` jit them."""
+"""Pure train and eval steps; ``compiled`` and ``evaluation`` jit them."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, cast

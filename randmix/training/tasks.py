@@ -296,6 +296,11 @@ def _own(
     with parts.running("config.task", name):
         shapes = jax.eval_shape(traced, outputs, batch)
     for metric, value in shapes.items():
+        if metric in ("steps", "examples"):
+            raise UserError(
+                f"config.task: {name} returned {metric!r}, which counts what is averaged over; "
+                "give it another name"
+            )
         if value.shape != (2,):
             raise UserError(
                 f"config.task: {name} returned {metric!r} of shape {value.shape} for two examples, "

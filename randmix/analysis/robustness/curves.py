@@ -19,8 +19,7 @@ from randmix import attacks
 from randmix.data import arrays, loader
 from randmix.models import Model
 from randmix.runtime import sharding
-from randmix.training import evaluation as eval_loop
-from randmix.training import tasks
+from randmix.training import evaluation, tasks
 from randmix.training.compiled import Programs
 
 Track = Callable[[Iterable[Any], int, str], Iterator[Any]]
@@ -178,7 +177,7 @@ class _Work:
         """The clean accuracy from the ordinary evaluation."""
         size = self._batch_size(self.total)
         jit = partial(
-            eval_loop.jit_eval_step,
+            evaluation.jit_eval_step,
             model=self.model,
             task=tasks.CLASSIFICATION,
             mesh=self.mesh,
@@ -186,7 +185,7 @@ class _Work:
         )
         step = self.programs.once(("clean", size), jit)
         batches = arrays.eval_arrays(data, batch_size=size, mesh=self.mesh)
-        return eval_loop.evaluate_split(step, self.weights, batches)["accuracy"]
+        return evaluation.evaluate_split(step, self.weights, batches)["accuracy"]
 
     def attack_together(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Clean [examples] bool, and FGSM and PGD-2 by name, [positive epsilons, examples] bool."""
@@ -217,7 +216,7 @@ class _Work:
 
     def _batch_size(self, examples: int, *, at_once: int = 1) -> int:
         most = max(1, self.settings.batch_size // at_once)
-        return eval_loop.round_up(min(most, examples), self.mesh)
+        return evaluation.round_up(min(most, examples), self.mesh)
 
     def _program(self, name: str, size: int, jit: Callable[..., Program]) -> Program:
         settings, model, mesh = self.settings, self.model, self.mesh
