@@ -44,8 +44,10 @@ _PARTS = ("x", "y", "hue")
 
 def define_flags() -> None:
     """Defines the flags of the command."""
-    flags.DEFINE_multi_string("against", [], "KEY=VALUE of the reference rows")
-    flags.DEFINE_multi_string("plot", [], "x=KEY,y=METRIC or x=KEY,y=METRIC,hue=KEY")
+    flags.DEFINE_multi_string("against", [], "KEY=VALUE of the reference rows; may be repeated.")
+    flags.DEFINE_multi_string(
+        "plot", [], "x=KEY,y=METRIC or x=KEY,y=METRIC,hue=KEY; may be repeated."
+    )
     flags.DEFINE_string(
         "csv", None, "File for the table with all columns, full names and full precision."
     )

@@ -99,7 +99,11 @@ def define_flags() -> None:
     )
     flags.DEFINE_list("epsilons", "0,0.5,1,2,4,8,16,32,64", "Radii of the ball, in 1/255.")
     flags.DEFINE_string("norm", "linf", "The norm of the ball: linf | l2.")
-    shared.out(None, "The folder for the attacks' results. Default: the workdir.")
+    shared.out(
+        None,
+        "The folder for the attacks' results. Default: the workdir, or in it step_N with --best or "
+        "--step, ema with --ema, smoothing_I with --smoothing.",
+    )
     shared.seed(0, "Seed of the noise and of random starts.")
     flags.DEFINE_integer(
         "strong_examples", 500, "Examples for the attacks strong, square, targeted and noise."

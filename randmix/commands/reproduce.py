@@ -21,14 +21,14 @@ Presets (their tables are in randmix/reproduce/presets/):
     digits          all experiments on a small scale, on scikit-learn's digits: the demonstration,
                     on two CPU cores
     mnist           un-shuffling
-    fashion_mnist   the primary claims and un-shuffling
+    fashion_mnist   the primary claims and un-shuffling; in the paper's tier un-shuffling alone
     cifar10         all experiments; un-shuffling in the paper's tier alone
     cifar100        all experiments but un-shuffling; the paper's tier alone
-    imagenet        the experiments that the paper runs there; the paper's tier alone
+    imagenet        what the paper runs there, E13 and E15; the paper's tier alone
 
 Tiers:
 
-    laptop          some hours of two CPU cores; the default where there is one
+    laptop          hours to a day of two CPU cores; the default where there is one
     paper           the paper's own sizes, for a GPU or a TPU: days to weeks
 
 What decides a primary claim soonest is run first, so that an interrupted sweep has its answers
@@ -70,7 +70,8 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "experiments",
         [],
-        "One or more of E1 to E15 and convergence. Default: all experiments of the preset.",
+        "One or more of E1 to E15 and convergence, which docs/reproduce.md lists. Default: all "
+        "experiments of the preset.",
     )
     shared.workdir(
         "Folder of the sweep. Default: runs/reproduce-PRESET, for the paper's tier "

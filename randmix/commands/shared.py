@@ -98,7 +98,7 @@ def host_settings() -> None:
     flags.DEFINE_bool(
         "tune_host",
         True,
-        "On a CPU, let malloc keep its memory and XLA use 512-bit vectors: 1.4 to 2 times faster.",
+        "On a CPU, let malloc keep its memory and XLA use 512-bit vectors: 1.4 to 2 times as fast.",
     )
     flags.DEFINE_string(
         "compiled",

@@ -22,8 +22,8 @@ printed first. The same command resumes a run that was stopped, and does nothing
 one.
 
 On several hosts, start the same command on each. The processes find each other on Cloud TPU, SLURM
-and GKE; elsewhere, set --coordinator, --num_processes and --process_id. The scripts in launch/ do
-this and restart what was stopped.
+and GKE and under Open MPI; elsewhere, set --coordinator, --num_processes and --process_id. The
+scripts in launch/ do this and restart what was stopped.
 
 --compile_for trains nothing. It compiles the run's steps for a Cloud TPU slice, on any machine with
 libtpu, prints what they need of each chip and writes it to WORKDIR/compile.json.

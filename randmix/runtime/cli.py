@@ -118,6 +118,10 @@ def parse(argv: list[str], help_text: Callable[[], str]) -> list[str]:
     return arguments
 
 
+# What absl appends to the help of such a flag.
+_MAY_BE_REPEATED = ";\n    repeat this option to specify a list of values"
+
+
 def flags_text(names: list[str]) -> str:
     """Returns the meaning and default of each flag, for ``--help``."""
     lines = ["Flags (default):"]
@@ -126,7 +130,8 @@ def flags_text(names: list[str]) -> str:
         without = flag.default is None or flag.default == []
         default = "" if without else f" ({flag.default_as_str})".replace("'", "")
         lines.append(f"  --{name}{default}")
-        lines.append(flags.text_wrap(flag.help, length=100, indent="      "))
+        help_text = flag.help.removesuffix(_MAY_BE_REPEATED)
+        lines.append(flags.text_wrap(help_text, length=100, indent="      "))
     return "\n".join(lines)
 
 
