@@ -220,6 +220,15 @@ def test_a_claim_waits_for_the_runs_that_it_compares_and_for_its_gates(groups):
     missing, total = order.pending(groups, known, every, SMOKE)["1a", "digits"]
     assert total - missing == len(floor) * ("ResNet" in floor[0].title)
     assert ("1a", "digits") not in order.pending(groups, {}, ("E5",), SMOKE)
+    # A run that wasn't attacked yet is finished for a claim about accuracy alone.
+    trained = {
+        run.name: records.Record({}, {}, None, (), {})
+        for group in groups
+        for run in group
+        if {"E5", "convergence"} & {*run.experiments}
+    }
+    waiting = order.pending(groups, trained, every, SMOKE)
+    assert waiting["1b", "digits"][0] == 0 < waiting["4c", "digits"][0]
 
 
 def test_a_shard_is_the_same_whatever_the_order_and_the_names(groups):

@@ -1,11 +1,12 @@
 """What the claims wait for: the order in which runs are made, and how many are missing."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
-from randmix.experiments.plan import Group
+from randmix.experiments.plan import Group, PlannedRun
 from randmix.experiments.records import Record
 from randmix.reproduce import measurements
-from randmix.reproduce.claims import CLAIMS
+from randmix.reproduce.claims import CLAIMS, Claim
 from randmix.reproduce.presets import Preset
 
 
@@ -38,8 +39,9 @@ def pending(
 ) -> dict[tuple[str, str], tuple[int, int]]:
     """How many of the runs that a claim compares on a data set aren't finished, of how many.
 
-    A run that is to be measured is finished once it was. Of claims without runs, E1's and E11's,
-    the data set is "". A claim whose experiment has no run that it compares isn't asked there.
+    A run that is to be measured for the claim, as by attacks, is finished once it was. Of claims
+    without runs, E1's and E11's, the data set is "". A claim whose experiment has no run that it
+    compares isn't asked there.
 
     Args:
         groups: all runs of the sweep.
@@ -51,11 +53,12 @@ def pending(
         (claim's id, data set) -> (unfinished, all).
     """
     runs = [run for group in groups for run in group]
-    done = {
-        run.name
-        for run in runs
-        if run.name in known and measurements.complete(run, known[run.name], preset)
-    }
+
+    def finished(run: PlannedRun, claim: Claim) -> bool:
+        asked = {claim.experiment, *(gate.experiment for gate in claim.gates)}
+        own = dataclasses.replace(run, experiments=tuple(asked & {*run.experiments}))
+        return run.name in known and measurements.complete(own, known[run.name], preset)
+
     found = {}
     for claim in (claim for claim in CLAIMS.values() if claim.experiment in experiments):
         if claim.experiment in ("E1", "E11"):
@@ -63,5 +66,5 @@ def pending(
         asked = [run for run in runs if claim.experiment in run.experiments]
         for data in dict.fromkeys(run.config.data.name for run in asked if claim.compares(run)):
             own = [r for r in runs if claim.needs(r) and r.config.data.name == data]
-            found[claim.id, data] = sum(run.name not in done for run in own), len(own)
+            found[claim.id, data] = sum(not finished(run, claim) for run in own), len(own)
     return found
