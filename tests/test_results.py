@@ -86,7 +86,7 @@ def test_the_findings_are_those_of_the_verdicts(row):
     known = {
         tuple(f"{interval[end]:.2f}".replace("-", MINUS) for end in ("mean", "low", "high"))
         for effect in one["effects"]
-        if (interval := effect["interval"]) and interval["mean"] is not None
+        if (interval := effect["interval"]) and None not in interval.values()
     }
     assert {*INTERVAL.findall(measured)} <= known
     assert INTERVAL.search(measured) or verdict in ("not decided", "not assessable")
