@@ -207,7 +207,7 @@ def test_a_mistake_in_a_config_file_is_one_line(tmp_path):
 
 @pytest.mark.slow
 def test_a_bug_keeps_its_traceback_and_status_1(tmp_path):
-    (tmp_path / "metrics.jsonl.tmp").mkdir()  # nothing a person does, and nothing we foresee
+    (tmp_path / "best").touch()  # nothing a person does, and nothing we foresee
     done = main(*QUICK, f"--workdir={tmp_path}")
     assert done.status == 1
     assert "Traceback (most recent call last)" in done.err
