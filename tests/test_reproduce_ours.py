@@ -1,4 +1,7 @@
-"""Figures and tables of E13 to E15, against planted numbers and NumPy and SciPy alone."""
+"""Figures and tables of E13 to E15, against planted numbers and NumPy and SciPy alone.
+
+Over 400 lines: the three experiments share the planted numbers below.
+"""
 
 import dataclasses
 import itertools

@@ -1,4 +1,7 @@
-"""Complete runs: exact resumption, finished runs, refused configs, non-finite numbers."""
+"""Complete runs: exact resumption, finished runs, refused configs, non-finite numbers.
+
+Over 400 lines: most of it is held against one undisturbed run, which takes seconds to make.
+"""
 
 import json
 import math

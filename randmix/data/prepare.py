@@ -1,4 +1,7 @@
-"""Prepares a data set for training: archives in, ArrayRecord files out, without TensorFlow."""
+"""Prepares a data set for training: archives in, ArrayRecord files out, without TensorFlow.
+
+Over 400 lines: archives, folders and TFDS's own sets share the lock and the scratch folder below.
+"""
 
 import contextlib
 import errno

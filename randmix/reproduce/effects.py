@@ -3,7 +3,8 @@
 An effect compares runs of one seed and averages over the sizes (width, depth, kernel size) of its
 experiment at which all that it compares was run, for the seeds that have a value at each of them.
 Accuracies are compared in percentage points, PSNR in dB, robustness in octaves: differences of log2
-of the radius that halves a model's own clean accuracy.
+of the radius that halves a model's own clean accuracy. All effects stand in this one file, so that
+the table of claims has one place to read them; hence its length.
 """
 
 import dataclasses
