@@ -417,7 +417,8 @@ def complete(config: Config) -> Config:
         with whole.unlocked(), whole.ignore_type():
             for key, value in got.items():
                 if key not in group and not is_open(config, name):
-                    raise _unknown(f"{name}.{key}", group)
+                    model = got.get("name") if name == "model" else None
+                    raise _unknown(f"{name}.{key}", group, model)
                 whole[key] = value
         with config.ignore_type():
             config[name] = whole

@@ -1,4 +1,4 @@
-"""The paper's claims as a table: effect, threshold, margin and gates, fixed before any result.
+"""The paper's claims as a table: effect, threshold, margin and gates, the same for every data set.
 
 ``effects`` computes what is compared, ``gates`` what must hold first, ``verdicts`` the words.
 """
