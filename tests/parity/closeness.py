@@ -27,7 +27,7 @@ def errors(got, expected):
 
 def assert_close(got, expected, bound):
     far = {path: error for path, error in errors(got, expected).items() if not error <= bound}
-    assert not far
+    assert not far, far
 
 
 def distance(got, expected):
