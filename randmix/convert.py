@@ -14,14 +14,12 @@ from randmix import config as configs
 from randmix import masks, models
 from randmix.data import catalog
 from randmix.errors import UserError
-from randmix.models.torch_weights import NAMINGS, convmixer_from_torch, convmixer_to_torch
+from randmix.models.torch_weights import convmixer_from_torch
 from randmix.runtime import durable
 from randmix.training import runs, steps
 from randmix.workdir import artifacts
 from randmix.workdir import checkpoints as checkpoint
 from randmix.workdir.artifacts import ORIGIN
-
-__all__ = ["NAMINGS", "ORIGIN", "convmixer_from_torch", "convmixer_to_torch", "write_run"]
 
 
 def write_run(

@@ -14,7 +14,7 @@ from randmix import config as configs
 from randmix import convert, models
 from randmix.analysis import spectrum
 from randmix.errors import UserError
-from randmix.models import filters, layers
+from randmix.models import filters, layers, torch_weights
 from randmix.runtime.preemption import Preempted
 from randmix.training import loop, runs, transplants
 from randmix.workdir import artifacts
@@ -203,9 +203,9 @@ def test_weights_of_pytorch_serve_as_the_run_that_they_convert_to(tmp_path):
     weights = jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32), shapes)
     convert.write_run(tmp_path / "run", model, weights)
     expected = transplants.find(f"from={tmp_path / 'run'}").bank
-    for naming in convert.NAMINGS:
+    for naming in torch_weights.NAMINGS:
         file = tmp_path / f"{naming}.safetensors"
-        safetensors.numpy.save_file(convert.convmixer_to_torch(model, weights, naming), file)
+        safetensors.numpy.save_file(randmix.convmixer_to_torch(model, weights, naming), file)
         found = transplants.find(f"from={file}")
         assert found.missing is None
         assert found.text == f"from={file}@{expected.digest}"

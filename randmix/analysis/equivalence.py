@@ -32,7 +32,7 @@ _WIDTH, _CLASSES, _IMAGES = 8, 10, (32, 8, 8, 3)
 
 
 @plots.style()
-def equivalence(*, draws: int = 10, trained: Sequence[np.ndarray] = ()) -> dict[str, Picture]:
+def equivalence(*, draws: int = 10) -> dict[str, Picture]:
     """Dots per bank: the residual of dense kernels, and the error of a rewritten ResNet's logits.
 
     The residual is `rewriting.residual` of kernels with independent normal weights and a new bank
@@ -43,28 +43,21 @@ def equivalence(*, draws: int = 10, trained: Sequence[np.ndarray] = ()) -> dict[
 
     Args:
         draws: number of kernels, and of networks, per bank.
-        trained: further dense kernels to show, [3, 3, C, C_out] each.
 
     Returns:
-        The picture "equivalence", with one row per bank and draw, or per bank and trained kernel.
+        The picture "equivalence", with one row per bank and draw.
     """
     figure = plots.new_figure(6.4, 2.6)
     left, right = figure.subplots(1, 2, sharey=True)
     rows = []
     for place, (title, name, m) in enumerate(BANKS):
-        random = [_of_random(name, m, seed) for seed in range(draws)]
+        found = [_of_random(name, m, seed) for seed in range(draws)]
         errors = [_logit_error(name, m, seed) for seed in range(draws)]
-        shown = [_of(kernel, name, m, seed) for seed, kernel in enumerate(trained)]
-        _dots(left, place, [row["residual"] for row in random], **plots.series(0))
-        _dots(left, place, [row["residual"] for row in shown], **plots.series(3))
+        _dots(left, place, [row["residual"] for row in found], **plots.series(0))
         _dots(right, place, errors, **plots.series(0))
         rows += [
-            {"filters": title, "kernel": "random", "draw": draw, **row, "logit_error": error}
-            for draw, (row, error) in enumerate(zip(random, errors, strict=True))
-        ]
-        rows += [
-            {"filters": title, "kernel": "trained", "draw": draw, **row, "logit_error": None}
-            for draw, row in enumerate(shown)
+            {"filters": title, "draw": draw, **row, "logit_error": error}
+            for draw, (row, error) in enumerate(zip(found, errors, strict=True))
         ]
     _finish(left, right, rows)
     return {"equivalence": Picture(figure, rows)}
@@ -87,12 +80,8 @@ def _dots(axes: Axes, place: int, values: Sequence[float], **appearance: Any) ->
 
 
 def _of_random(name: str, m: int, seed: int) -> dict[str, Any]:
-    shape = (_SIDE, _SIDE, _CHANNELS, _OUTPUTS)
-    return _of(np.random.default_rng(seed).normal(size=shape), name, m, seed)
-
-
-def _of(kernel: np.ndarray, name: str, m: int, seed: int) -> dict[str, Any]:
-    bank = _bank(jax.random.key(seed), name, kernel.shape[2], m)
+    kernel = np.random.default_rng(seed).normal(size=(_SIDE, _SIDE, _CHANNELS, _OUTPUTS))
+    bank = _bank(jax.random.key(seed), name, _CHANNELS, m)
     rank = int(rewriting.ranks(bank).min())
     return {"rank": rank, "residual": rewriting.residual(kernel, bank)}
 

@@ -1,7 +1,5 @@
 """``python -m randmix roles``."""
 
-from typing import Any
-
 from randmix.commands import Command, shared
 
 HELP = """
@@ -26,9 +24,6 @@ def define_flags() -> None:
     shared.config()
 
 
-def prepare(options: Any) -> None:
-    """Checks that there is a config."""
-    shared.require(options, "config", "configs/digits.py")
-
-
-COMMAND = Command(HELP, "randmix.analysis.roles.command", define_flags, prepare=prepare)
+COMMAND = Command(
+    HELP, "randmix.analysis.roles.command", define_flags, prepare=shared.require_config
+)

@@ -134,6 +134,11 @@ def require(options: Any, flag: str, example: str) -> None:
         raise UserError(f"--{flag} is missing; give one, for example --{flag}={example}")
 
 
+def require_config(options: Any) -> None:
+    """Raises a UserError if --config is missing."""
+    require(options, "config", "configs/digits.py")
+
+
 def check_calibrate(options: Any) -> None:
     """Raises a UserError if --calibrate is given without --dry_run."""
     if options.calibrate and not options.dry_run:

@@ -1,7 +1,5 @@
 """``python -m randmix show``."""
 
-from typing import Any
-
 from absl import flags
 
 from randmix.commands import Command, shared
@@ -27,9 +25,4 @@ def define_flags() -> None:
     flags.DEFINE_integer("step", 0, "Steps taken before the one that is shown.", lower_bound=0)
 
 
-def prepare(options: Any) -> None:
-    """Checks that there is a config."""
-    shared.require(options, "config", "configs/digits.py")
-
-
-COMMAND = Command(HELP, "randmix.analysis.augmented", define_flags, prepare=prepare)
+COMMAND = Command(HELP, "randmix.analysis.augmented", define_flags, prepare=shared.require_config)

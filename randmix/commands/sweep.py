@@ -55,7 +55,7 @@ def define_flags() -> None:
 
 def prepare(options: Any) -> None:
     """Makes the host settings; sets the default workdir."""
-    shared.require(options, "config", "configs/digits.py")
+    shared.require_config(options)
     shared.check_calibrate(options)
     options.config_name = shared.config_name()
     options.workdir = options.workdir or f"runs/sweep-{options.config_name}"

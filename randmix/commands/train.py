@@ -69,7 +69,7 @@ def define_flags() -> None:
 
 def prepare(options: Any) -> None:
     """Makes the host settings; sets the default workdir, and notes what ``compiled`` came to."""
-    shared.require(options, "config", "configs/digits.py")
+    shared.require_config(options)
     shared.check_processes(options)
     options.profiled_steps = _profiled_steps(options)
     options.config_name = name = shared.config_name()

@@ -25,8 +25,6 @@ from PIL import Image, UnidentifiedImageError
 
 from randmix.errors import UserError
 
-DECODERS = ("auto", "simplejpeg", "pillow")
-INTERPOLATIONS = ("fast", "antialias", "antialias_random")
 _ATTEMPTS = 10
 DRAWS = (_ATTEMPTS + 1, 4)  # of a random crop: attempts at a box, then the choice of a filter
 # Pillow's errors for a bad file.
@@ -134,7 +132,7 @@ def random_crop(
         image_size: side of the result in pixels.
         scale, aspect: see ``random_box``.
         decoder: from ``choose_decoder``.
-        interpolation: one of INTERPOLATIONS; see this module's docstring.
+        interpolation: "fast", "antialias" or "antialias_random"; see this module's docstring.
         out: memory for the result, which OpenCV uses; None for new memory.
 
     Returns:

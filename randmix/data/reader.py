@@ -28,9 +28,9 @@ class Reading:
         crop_scale: lowest share of an image's area in a random training crop, in (0, 1]; see
             ``photographs.random_box``. 1 means evaluation's crop in training, too.
         crop_aspect: highest aspect ratio of such a crop, at least 1.
-        interpolation: one of ``photographs.INTERPOLATIONS``, for such crops.
+        interpolation: for such crops; see ``photographs``.
         eval_crop: share of the shorter side that evaluation uses, in (0, 1].
-        decoder: one of ``photographs.DECODERS``, for random crops. Evaluation uses any: its pixels
+        decoder: "auto", "simplejpeg" or "pillow", for random crops. Evaluation uses any: its pixels
             are the same.
         workers: number of threads; 0 for one per core.
         corrupt: 'fatal', or 'skip': the next intact record replaces a damaged one in training,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from randmix.masks.rules import FREEZE, TRAIN
+from randmix.masks.rules import TRAIN
 from randmix.masks.splitting import merge, partition
 from randmix.masks.summaries import Cells, Table
 from randmix.masks.tree import PyTree
@@ -72,7 +72,6 @@ def savings(
     params: PyTree,
     *args: Any,
     optimizer: optax.GradientTransformation | None = None,
-    frozen: str = FREEZE,
     has_aux: bool = False,
 ) -> Savings:
     """What a mask saves in one training step, in FLOPs and bytes.
@@ -88,7 +87,6 @@ def savings(
         params, *args: arrays or `jax.ShapeDtypeStruct`s.
         optimizer: an optax transform for any tree, by default `optax.adam(1e-3)`. It gets only what
             is trained, so it needs no mask itself.
-        frozen: the label of the leaves that are not trained.
         has_aux: whether `loss` returns a pair.
 
     Returns:
@@ -111,7 +109,7 @@ def savings(
 
     def measured(labels: PyTree) -> dict[str, int]:
         def step(params: PyTree, state: Any, *args: Any) -> tuple[PyTree, Any]:
-            trainable, rest = partition(params, labels, frozen)
+            trainable, rest = partition(params, labels)
             gradients = jax.grad(lambda part: loss(merge(part, rest), *args), has_aux=has_aux)(
                 trainable
             )
@@ -119,7 +117,7 @@ def savings(
             updates, state = optimizer.update(gradients, state, trainable)
             return merge(optax.apply_updates(trainable, updates), rest), state
 
-        state = jax.eval_shape(optimizer.init, partition(params, labels, frozen)[0])
+        state = jax.eval_shape(optimizer.init, partition(params, labels)[0])
         compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, *args).compile()
         return {
             STATE: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)),

@@ -78,9 +78,7 @@ class Findings(Table):
         return titles, body, [totals], 2
 
 
-def lint(
-    optimizer: optax.GradientTransformation, labels: PyTree, params: PyTree, frozen: str = FREEZE
-) -> Findings:
+def lint(optimizer: optax.GradientTransformation, labels: PyTree, params: PyTree) -> Findings:
     """Lists the frozen leaves that an optimizer moves, decays, or spends gradients or memory on.
 
     It traces `optimizer.init` and two updates with shapes alone, and follows in the traced program
@@ -94,7 +92,6 @@ def lint(
         labels: a tree of labels with the structure of `params`, from `labels`.
         params: the tree that `optimizer.init` gets, arrays or `jax.ShapeDtypeStruct`s. Pass the
             trainable half if you train a `partition`: leaves that are None cost nothing.
-        frozen: the label of the leaves that must not change.
 
     Returns:
         A table for a terminal or a notebook; its `rows` are empty if all is well.
@@ -113,7 +110,7 @@ def lint(
     1 of 1                      1       1         1           36
     """
     leaves, structure = flatten(params)
-    chosen = [n for n, label in enumerate(_labels(params, labels)) if label == frozen]
+    chosen = [n for n, label in enumerate(_labels(params, labels)) if label == FREEZE]
     shapes = [_shape(leaf.path, leaf.value) for leaf in leaves]
     state_bytes = _state_bytes(optimizer, structure, shapes, [leaf.path for leaf in leaves])
     steps = jax.make_jaxpr(lambda *flat: _two_steps(optimizer, structure, flat))

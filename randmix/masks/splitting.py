@@ -8,7 +8,7 @@ from randmix.masks.rules import FREEZE
 from randmix.masks.tree import PyTree, flatten, flatten_labels, is_none
 
 
-def partition(tree: PyTree, labels: PyTree, frozen: str = FREEZE) -> tuple[PyTree, PyTree]:
+def partition(tree: PyTree, labels: PyTree) -> tuple[PyTree, PyTree]:
     """Splits a tree by its labels into (trainable, frozen); `merge` is the inverse.
 
     Both results have the tree's structure, with None where the other holds the leaf. Therefore
@@ -19,7 +19,6 @@ def partition(tree: PyTree, labels: PyTree, frozen: str = FREEZE) -> tuple[PyTre
     Args:
         tree: any pytree with the structure of `labels`: parameters, gradients, updates.
         labels: a tree of labels, from `labels`.
-        frozen: the label of the leaves that are not trained.
 
     Raises:
         MaskError: the structures differ, or a label is not a str.
@@ -30,8 +29,8 @@ def partition(tree: PyTree, labels: PyTree, frozen: str = FREEZE) -> tuple[PyTre
     leaves, treedef = jax.tree_util.tree_flatten(tree)
     pairs = list(zip(leaves, flatten_labels(treedef, labels), strict=True))
     return (
-        treedef.unflatten([None if label == frozen else leaf for leaf, label in pairs]),
-        treedef.unflatten([leaf if label == frozen else None for leaf, label in pairs]),
+        treedef.unflatten([None if label == FREEZE else leaf for leaf, label in pairs]),
+        treedef.unflatten([leaf if label == FREEZE else None for leaf, label in pairs]),
     )
 
 
@@ -61,7 +60,7 @@ def merge(trainable: PyTree, frozen: PyTree) -> PyTree:
     )
 
 
-def hold(labels: PyTree, old: PyTree, new: PyTree, frozen: str = FREEZE) -> PyTree:
+def hold(labels: PyTree, old: PyTree, new: PyTree) -> PyTree:
     """Takes the frozen leaves from `old` and all others from `new`.
 
     For state that changes without gradients, such as the running statistics of BatchNorm: label it
@@ -72,7 +71,6 @@ def hold(labels: PyTree, old: PyTree, new: PyTree, frozen: str = FREEZE) -> PyTr
     Args:
         labels: a tree of labels, from `labels`.
         old, new: the state before and after a step, with the structure of `labels`.
-        frozen: the label of the leaves that stand still.
 
     Raises:
         MaskError: the structures differ, or a label is not a str.
@@ -80,7 +78,7 @@ def hold(labels: PyTree, old: PyTree, new: PyTree, frozen: str = FREEZE) -> PyTr
     >>> hold({"a": "train", "b": "freeze"}, {"a": 1.0, "b": 2.0}, {"a": 3.0, "b": 4.0})
     {'a': 3.0, 'b': 2.0}
     """
-    return merge(partition(new, labels, frozen)[0], partition(old, labels, frozen)[1])
+    return merge(partition(new, labels)[0], partition(old, labels)[1])
 
 
 def blend(channel_masks: PyTree | None, learned: PyTree, kept: PyTree) -> PyTree:

@@ -142,7 +142,6 @@ def summary(
     params: PyTree,
     labels: PyTree,
     channel_masks: PyTree | None = None,
-    frozen: str = FREEZE,
     columns: Mapping[str, Mapping[str, int]] | None = None,
 ) -> Summary:
     """Table of all parameters with their labels, for a terminal or a notebook.
@@ -152,7 +151,6 @@ def summary(
             enough, so nothing needs to be computed first.
         labels: a tree of labels with the same structure, from `labels`.
         channel_masks: a tree with the same structure, from `channel_masks`.
-        frozen: the label of the leaves that are not trained.
         columns: additional columns by title, each path -> number, summed in the last line; see
             `Summary`.
 
@@ -185,14 +183,14 @@ def summary(
     for leaf, label, chosen, (shape, dtype, count) in zip(
         leaves, flat_labels, flat_masks, described, strict=True
     ):
-        if label == frozen:
+        if label == FREEZE:
             learned = 0
-            totals[frozen] += count
+            totals[FREEZE] += count
         else:
             learned = count if chosen is None else _learned(leaf.path, shape, chosen)
             totals[label] += learned
             if learned < count:
-                totals[frozen] = totals.get(frozen, 0) + count - learned
+                totals[FREEZE] = totals.get(FREEZE, 0) + count - learned
         share = count / total if total else 0.0
         rows.append(Row(leaf.path, shape, dtype, leaf.role, label, count, learned, share))
     trainable = sum(row.learned for row in rows)

@@ -52,7 +52,7 @@ def random(
     # QR fixes the signs of its columns; these are those of the draw.
     directions *= jnp.sign(jnp.diagonal(factors, axis1=-2, axis2=-1))[:, None, :]
     turns = np.arange(size) % rank
-    return _layer(NORM * directions[:, :, turns].transpose(1, 0, 2), shape, dtype)
+    return (NORM * directions[:, :, turns].transpose(1, 0, 2)).reshape(shape).astype(dtype)
 
 
 def same(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
@@ -89,7 +89,7 @@ def delta(
     banks, size = _banks(shape)
     order = jnp.argsort(jax.random.uniform(key, (banks, k * k)), axis=1)
     pixels = order[:, np.arange(size) % (rank or size) % (k * k)]
-    return _layer(NORM * jax.nn.one_hot(pixels, k * k, axis=0), shape, dtype)
+    return (NORM * jax.nn.one_hot(pixels, k * k, axis=0)).reshape(shape).astype(dtype)
 
 
 def dct(
@@ -155,11 +155,6 @@ def _banks(shape: tuple[int, ...]) -> tuple[int, int]:
     return (shape[2], shape[3]) if len(shape) == 4 else (1, shape[2])
 
 
-def _layer(banks: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
-    """Arranges banks [k * k, banks, filters] as a layer's kernel."""
-    return banks.reshape(shape).astype(dtype)
-
-
 def _in_turn(
     filters: np.ndarray, shape: tuple[int, ...], dtype: jnp.dtype, rank: int | None = None
 ) -> Array:
@@ -168,7 +163,7 @@ def _in_turn(
     different = rank or size
     turns = np.arange(banks)[:, None] * different + np.arange(size) % different
     chosen = NORM * filters[:, turns % filters.shape[1]]
-    return _layer(jnp.asarray(chosen, jnp.float32), shape, dtype)
+    return jnp.asarray(chosen, jnp.float32).reshape(shape).astype(dtype)
 
 
 @functools.cache

@@ -82,12 +82,9 @@ def trainable(by_role: Mapping[str, int]) -> dict[str, int]:
     >>> trainable({"spatial": 4, "channel": 3, "norm": 2, "head": 1})
     {'full': 10, 'chans': 6, 'space': 7, 'floor': 3}
     """
-    total, spatial, channel = sum(by_role.values()), by_role["spatial"], by_role["channel"]
     return {
-        "full": total,
-        "chans": total - spatial,
-        "space": total - channel,
-        "floor": total - spatial - channel,
+        mode: sum(count for role, count in by_role.items() if f"{role}/" not in frozen)
+        for mode, frozen in _FROZEN.items()
     }
 
 

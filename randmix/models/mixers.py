@@ -16,6 +16,7 @@ from flax import linen as nn
 from randmix.models.parameters import Initializer, declare, uniform_fan_in
 from randmix.ops import match_rank
 from randmix.ops.activations import gelu
+from randmix.ops.convolution import same_padding
 from randmix.ops.pointwise import pointwise
 
 # Which weights of an attention layer are spatial mixing; see `Attention`.
@@ -172,7 +173,7 @@ class Shift(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the moved channels."""
         (_, h, w, c), k = x.shape, self.kernel_size
-        padded = jnp.pad(x, ((0, 0), _margins(k), _margins(k), (0, 0)))
+        padded = jnp.pad(x, ((0, 0), same_padding(k), same_padding(k), (0, 0)))
         groups = zip(np.ndindex(k, k), np.array_split(np.arange(c), k * k), strict=True)
         return jnp.concatenate(
             [
@@ -202,7 +203,7 @@ def over_positions(mix: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.A
 def _window_sums(x: jax.Array, kernel_size: int, *, axis: int) -> jax.Array:
     """Sums of windows along one axis: on a CPU a third of the time of XLA's ``reduce_window``."""
     margins = [(0, 0)] * x.ndim
-    margins[axis] = _margins(kernel_size)
+    margins[axis] = same_padding(kernel_size)
     padded, size = jnp.pad(x, margins), x.shape[axis]
     parts = (jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(kernel_size))
     return functools.reduce(jnp.add, parts)
@@ -210,8 +211,3 @@ def _window_sums(x: jax.Array, kernel_size: int, *, axis: int) -> jax.Array:
 
 def _stochastic(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
     return jax.nn.softmax(jax.random.uniform(key, shape, dtype), axis=0)
-
-
-def _margins(kernel_size: int) -> tuple[int, int]:
-    """Pixels before and after, as with PyTorch's padding "same"."""
-    return (kernel_size - 1) // 2, kernel_size // 2

@@ -26,7 +26,6 @@ from randmix.training import evaluation, loading
 from randmix.training.compiled import Programs
 from randmix.workdir import artifacts
 
-Rows = list[dict[str, Any]]
 _SECONDS = 60  # between two lines on the progress
 
 
@@ -117,26 +116,19 @@ def attacked_checkpoints(
     preset: Preset,
     stop: StopSignals,
     programs: Programs | None = None,
-) -> Rows:
+) -> None:
     """Accuracy under FGSM of every checkpoint that the run has kept, for claim 4e.
 
     PGD-2 would take four times as long, and no claim asks for it at checkpoints. Each checkpoint's
     numbers are stored once, so a call that is stopped resumes. Arguments and errors are those of
     ``measurements.measure``; of the preset's attacks, only epsilons and examples matter.
-
-    Returns:
-        Rows of ``{"step", "clean", "attack", "epsilon", "accuracy", "examples"}``, by step; "clean"
-        is the step's accuracy on the same examples without an attack.
     """
     settings, programs = _only_fgsm(run, preset), programs or Programs()
-    rows: Rows = []
     steps = loading.kept_steps(run.folder(root))
     for step in steps:
         name = step_name(preset, step)
-        found = _attacked(name, run, root, preset, settings, stop, programs, step)
-        rows += [{"step": step, "clean": found["clean"], **row} for row in found["rows"]]
+        _attacked(name, run, root, preset, settings, stop, programs, step)
     measured.kept(measured.path(run.folder(root), steps_name(preset)), lambda: steps)
-    return rows
 
 
 def _attacked(

@@ -13,7 +13,7 @@ from torch_convmixers import arrays
 import randmix
 from randmix import convert, masks
 from randmix.errors import UserError
-from randmix.workdir import manifest
+from randmix.workdir import artifacts, manifest
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +38,7 @@ def test_the_command_line_makes_a_workdir_that_loads(tmp_path):
         f"{workdir}: ConvMixer-6/2, kernel 3, patch 2, relu, 1 channels, 10 classes, "
         "364 parameters\n"
     )
-    expected_model, expected = convert.convmixer_from_torch(
+    expected_model, expected = randmix.convmixer_from_torch(
         tmp_path / "a.safetensors", activation="relu", mean=(0.3,), std=(0.35,)
     )
     run = randmix.load(workdir)
@@ -48,7 +48,7 @@ def test_the_command_line_makes_a_workdir_that_loads(tmp_path):
     np.testing.assert_array_equal(
         run.model.apply(run.variables, images), expected_model.apply(expected, images)
     )
-    origin = json.loads((workdir / convert.ORIGIN).read_text())
+    origin = json.loads((workdir / artifacts.ORIGIN).read_text())
     assert origin["file"] == "a.safetensors"
     assert len(origin["sha256"]) == 64
     assert "spatial/stem/kernel" in (workdir / "masks.txt").read_text()
@@ -59,7 +59,7 @@ def test_the_command_line_makes_a_workdir_that_loads(tmp_path):
 
 
 def test_a_model_of_no_data_set_loads_too(tmp_path):
-    model, variables = convert.convmixer_from_torch(
+    model, variables = randmix.convmixer_from_torch(
         arrays(channels=5, num_classes=77, patch_size=3)
     )
     convert.write_run(tmp_path / "run", model, variables)
@@ -101,7 +101,7 @@ def test_a_model_of_no_data_set_loads_too(tmp_path):
 def test_a_data_set_that_does_not_fit_the_weights(tmp_path, data, sizes, message):
     with pytest.raises(UserError) as error:
         convert.write_run(
-            tmp_path / "run", *convert.convmixer_from_torch(arrays(**sizes)), data=data
+            tmp_path / "run", *randmix.convmixer_from_torch(arrays(**sizes)), data=data
         )
     assert str(error.value).startswith(message)
     assert not (tmp_path / "run").exists()

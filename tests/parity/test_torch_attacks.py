@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch_convmixers
 
-from randmix import attacks, convert
+import randmix
+from randmix import attacks
 
 with warnings.catch_warnings():  # foolbox imports a deprecated module of SciPy
     warnings.simplefilter("ignore")
@@ -73,7 +74,7 @@ def test_a_convmixer_against_foolbox(norm):
 def torch_pair(activation):
     """Images, labels that the twin mostly predicts, a ConvMixer in PyTorch and its copy in Flax."""
     twin = torch_convmixers.module(activation=activation)
-    model, variables = convert.convmixer_from_torch(twin.state_dict(), activation=activation)
+    model, variables = randmix.convmixer_from_torch(twin.state_dict(), activation=activation)
     images = np.random.default_rng(1).random((24, 8, 8, 1), np.float32)
     with torch.no_grad():
         labels = twin(torch.tensor(images.transpose(0, 3, 1, 2))).argmax(1).numpy().astype(np.int32)

@@ -8,13 +8,13 @@ from etils import epath
 
 from randmix.analysis.robustness.curves import Curves
 from randmix.errors import UserError
-from randmix.runtime import durable
+from randmix.experiments import measured
 
 # Arrays that every file holds; each further one is an attack's.
 _ALWAYS = ("epsilons", "clean")
 
 
-def write(file: epath.PathLike, curves: Curves) -> None:
+def write(file: epath.Path, curves: Curves) -> None:
     """Writes the arrays that ``load`` returns; a file is replaced as a whole or not at all."""
     arrays = {
         "epsilons": np.asarray(curves.settings.epsilons, np.float64),
@@ -23,9 +23,7 @@ def write(file: epath.PathLike, curves: Curves) -> None:
     }
     if curves.strong_alone is not None:
         arrays["strong_alone"] = curves.strong_alone
-    content = io.BytesIO()
-    np.savez_compressed(content, **arrays)
-    durable.write(file, content.getvalue())
+    measured.write_arrays(file, arrays)
 
 
 def load(file: epath.PathLike) -> dict[str, np.ndarray]:

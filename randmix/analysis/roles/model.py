@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 KERNELS = frozenset({"kernel", "weight", "w"})
 OFFSETS = frozenset({"bias", "beta", "offset"})
 
@@ -105,4 +105,4 @@ def split(layer: str) -> tuple[str, str]:
 
 def words_of(*names: str) -> frozenset[str]:
     """The words of names such as `LayerNorm_0`, `q_proj`, in lower case, without numbers."""
-    return frozenset(word.lower() for name in names for word in _WORD.findall(name))
+    return frozenset(word.lower() for name in names for word in WORD.findall(name))

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from randmix import masks
+from randmix.analysis.roles.model import WORD
 
 REST = "everything"  # the last role's selector
 _LONGEST = 3  # parts of a path in a pattern for inside it
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 
 class _Pattern(NamedTuple):
@@ -110,7 +110,7 @@ def _patterns(path: str) -> Iterator[_Pattern]:
     parts = [*re.finditer("[^/.]+", path)]
     for part in parts:
         stem = re.sub("_*[0-9]+$", "", part[0])
-        words = (word for word in _WORD.findall(part[0]) if len(word) > 2)
+        words = (word for word in WORD.findall(part[0]) if len(word) > 2)
         yield from (_Pattern(True, one, "", True) for one in {stem, *words} if len(one) > 1)
     for first, last in itertools.combinations_with_replacement(parts, 2):
         start, stop = first.start(), last.end()

@@ -17,8 +17,6 @@ Modules, from the bottom up:
 """
 
 from randmix.analysis.spectrum.envelopes import (
-    SIZE,
-    THRESHOLD,
     coverage,
     effective_coverage,
     envelope,
@@ -26,13 +24,10 @@ from randmix.analysis.spectrum.envelopes import (
     mean_frequency,
     radial_profile,
 )
-from randmix.analysis.spectrum.restriction import RANK_THRESHOLD, bank_coverage, rank
+from randmix.analysis.spectrum.restriction import bank_coverage, rank
 from randmix.analysis.spectrum.variables import layers, smooth_filters
 
 __all__ = [
-    "RANK_THRESHOLD",
-    "SIZE",
-    "THRESHOLD",
     "bank_coverage",
     "coverage",
     "effective_coverage",

@@ -20,7 +20,6 @@ __all__ = [
     "CONVERGENCE",
     "LONGER",
     "NAMES",
-    "TIERS",
     "TRANSPLANT",
     "Preset",
     "Settings",
@@ -29,7 +28,6 @@ __all__ = [
     "tiers",
 ]
 
-TIERS = ("laptop", "paper")
 _PRESETS: dict[str, dict[str, Callable[[], Preset]]] = {
     "smoke": {"laptop": small.smoke},
     "digits": {"laptop": small.digits},
