@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from randmix.ops.cpu import patches as products
+from randmix.ops.cpu import dense as on_cpu
 from randmix.ops.separable import compose, dense, separable, separable_reference
 
 # x's shape, k, m, C_out, stride
@@ -128,7 +128,7 @@ PATCHES = {
 @pytest.mark.parametrize("case", PATCHES)
 def test_the_weight_gradient_of_patches_is_that_of_the_convolution(case, dtype, monkeypatch):
     shape, features, k, stride, at_a_time = PATCHES[case]
-    monkeypatch.setattr(products, "_PATCHES", at_a_time)
+    monkeypatch.setattr(on_cpu, "_PATCHES", at_a_time)
     x, kernel = jnp.asarray(draw(shape, 0), dtype), jnp.zeros((k, k, shape[-1], features), dtype)
     y, pull = jax.vjp(lambda kernel: dense(x, kernel, stride=stride), kernel)
     g = jnp.asarray(draw(y.shape, 1), dtype)
@@ -147,6 +147,18 @@ def test_the_weight_gradient_of_patches_is_that_of_the_convolution(case, dtype, 
     expected = expected.reshape(shape[-1], k, k, features).transpose(1, 2, 0, 3)
     rounding = 1e-5 if dtype == jnp.float32 else 2**-8
     np.testing.assert_allclose(got.astype(jnp.float32), expected, rtol=rounding, atol=1e-4)
+
+
+def test_on_a_cpu_convolutions_inside_a_loop_are_the_quick_ones():
+    """XLA:CPU has a quick form for this order of axes alone, and restores it outside loops alone."""
+    x, spatial, channel, _ = factors("3x3, m = 9")
+    gradient = jax.grad(lambda x: jnp.square(separable(x, spatial, channel)).sum())
+    climb = jax.jit(lambda x: jax.lax.fori_loop(0, 3, lambda _, x: x + gradient(x), x))
+    orders = re.findall(
+        r" convolution\(.*dim_labels=(\w+->\w+)", climb.lower(x).compile().as_text()
+    )
+    assert set(orders) == {"b01f_01io->b01f"}
+    assert len(orders) >= 2
 
 
 def test_frozen_factors_keep_no_input_for_the_backward_pass():
@@ -178,7 +190,7 @@ def test_in_bfloat16_one_rounding_beats_two():
 def test_a_batch_over_eight_devices_is_never_gathered(monkeypatch):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     # The weight gradient in two rounds of eight images, one per device.
-    monkeypatch.setattr(products, "_PATCHES", 8 * 4 * 4 * 72 * 4)
+    monkeypatch.setattr(on_cpu, "_PATCHES", 8 * 4 * 4 * 72 * 4)
     x, spatial, channel = draw((16, 4, 4, 8), 0), draw((3, 3, 8, 9), 1), draw((72, 8), 2)
     gradient = jax.jit(
         jax.grad(lambda *a: jnp.sin(separable(jnp.sin(a[0]), *a[1:])).sum(), (0, 1, 2))

@@ -16,8 +16,8 @@ nothing.
 import jax
 import jax.numpy as jnp
 
-from randmix.ops.convolution import Forms, convolve, same_convolution, transposed
-from randmix.ops.cpu import patches
+from randmix.ops.convolution import Form, Forms, convolve, same_convolution, transposed
+from randmix.ops.cpu import dense as on_cpu
 from randmix.ops.depthwise import check, depthwise
 from randmix.ops.pointwise import pointwise
 
@@ -25,7 +25,7 @@ Array = jax.Array
 
 _XLA = transposed(same_convolution)
 _DENSE = Forms(
-    cpu=_XLA._replace(weight_gradient=patches.weight_gradient),
+    cpu=Form(same_convolution, on_cpu.input_gradient, on_cpu.weight_gradient),
     default=_XLA,
     scope="dense_weight_gradient",
 )
