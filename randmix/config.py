@@ -112,7 +112,7 @@ KEYS = {
         ),
         "data_dir": Key(
             None,
-            "Folder of the prepared data sets. Default: TFDS's own, ~/tensorflow_datasets.",
+            "Folder of the prepared data sets. Default: $TFDS_DATA_DIR, or ~/tensorflow_datasets.",
             kind=str,
         ),
         "in_memory": Key(
@@ -157,25 +157,26 @@ KEYS = {
         "random_erasing": Key(0.0, "Probability that a rectangle of an image is noise, 0 to 1."),
         # The rest applies to photographs, which are decoded during training.
         "image_size": Key(
-            None, "Photographs: side of the model's input, in pixels. Default: 224.", int
+            None, "Streamed images: side of the model's input, in pixels. Default: 224.", int
         ),
         "eval_crop": Key(
             0.96,
-            "Photographs: fraction of an image's shorter side that evaluation crops to, in (0, 1].",
+            "Streamed images: fraction of an image's shorter side that evaluation crops to, in "
+            "(0, 1].",
         ),
         "interpolation": Key(
             "fast",
-            'Photographs: resizing of random crops, "fast" (bilinear), "antialias" (bilinear, '
+            'Streamed images: resizing of random crops, "fast" (bilinear), "antialias" (bilinear, '
             "torchvision's) or \"antialias_random\" (bilinear or bicubic, timm's).",
         ),
         "decoder": Key(
             "auto",
-            'Photographs: decoder for random crops, "simplejpeg", "pillow", or "auto", the faster '
-            "one.",
+            'Streamed images: decoder for random crops, "simplejpeg", "pillow", or "auto", the '
+            "faster one.",
         ),
-        "workers": Key(0, "Photographs: decoding threads per host; 0 means one per core."),
+        "workers": Key(0, "Streamed images: decoding threads per host; 0 means one per core."),
         "corrupt": Key(
-            "fatal", 'Photographs: "fatal" stops at a damaged one, "skip" leaves it out.'
+            "fatal", 'Streamed images: "fatal" stops at a damaged one, "skip" leaves it out.'
         ),
     },
     "batch_size": Key(128, "Global batch size, over all devices of all hosts, 1 or more."),
@@ -221,7 +222,7 @@ KEYS = {
         "clip_norm": Key(0.0, "Largest global norm of the trained gradients; 0 disables clipping."),
         "b1": Key(0.9, "adamw: decay rate of the first moment."),
         "b2": Key(0.999, "adamw: decay rate of the second moment."),
-        "eps": Key(1e-8, "adamw: what is added to the denominator."),
+        "eps": Key(1e-8, "adamw: term added to the denominator, for numerical stability."),
         "momentum": Key(0.9, "sgd: momentum; 0 disables it."),
         "nesterov": Key(True, "sgd: Nesterov's momentum."),
     },
@@ -365,7 +366,7 @@ MODEL_KEYS = {
             "queries_keys",
             'attention: what of it is spatial mixing, "queries_keys" or "all" of its weights.',
         ),
-        "mlp_ratio": Key(4.0, "Hidden units of each block's perceptron, per channel."),
+        "mlp_ratio": Key(4.0, "Hidden units of each block's MLP, per channel."),
         "token_ratio": Key(0.5, "token_mlp: its hidden units, per channel."),
         "norm": Key("layer", '"layer" (LayerNorm), "group" (GroupNorm with one group) or "batch".'),
         "layer_scale": Key(0.0, "Initial value of a learned scale of each branch; 0 for none."),
@@ -635,6 +636,8 @@ def check(config: Config) -> None:
             raise UserError(
                 f"config.schedule.points: got fractions {shares}, allowed one or more, rising"
             )
+    for group in ("roles", "user"):
+        _check_texts(config[group], f"config.{group}")
     for role, selector in config.roles.items():
         if not re.fullmatch(r"[A-Za-z]\w*", role) or role == "batch_stats":
             raise UserError(
@@ -666,6 +669,14 @@ def check(config: Config) -> None:
     )
     check_choice("config.data.in_memory", config.data.in_memory, ("auto", "on", "off"))
     check_choice("config.data.corrupt", config.data.corrupt, ("fatal", "skip"))
+
+
+def _check_texts(values: Any, where: str) -> None:
+    """Raises a UserError for a key that isn't a text: JSON would make it one."""
+    for key, value in values.items() if isinstance(values, Mapping | ConfigDict) else ():
+        if not isinstance(key, str):
+            raise UserError(f"{where}: got the key {key!r}, allowed are texts")
+        _check_texts(value, f"{where}.{key}")
 
 
 def _model_name(config: Mapping[str, Any]) -> Any:

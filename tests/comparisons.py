@@ -13,6 +13,7 @@ DEVICE = {"kind": "cpu", "platform": "cpu", "count": 1}
 def record(metrics, log=(), *, model="convmixer", seconds=2.0, ensemble=None, **settings):
     """A run's record; settings write dots as double underscores."""
     config = configs.default(model)
+    config.user = settings.pop("user", {})
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in settings.items()})
     result = {
         "mode": config.mode,

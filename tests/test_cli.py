@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import types
 
 import command
 import pytest
@@ -11,6 +12,7 @@ from ml_collections import config_flags
 
 from randmix import commands
 from randmix import config as configs
+from randmix.commands import shared
 from randmix.errors import UserError
 from randmix.runtime import cli
 
@@ -284,3 +286,13 @@ def test_a_warning_of_ours_is_one_line_and_of_others_as_python_prints_it():
         "randmix: warning: no role",
         "<string>:4: UserWarning: theirs",
     ]
+
+
+def test_the_workdir_of_a_sweep_is_no_bucket():
+    shared.check_local(types.SimpleNamespace(workdir="runs/depth"))
+    with pytest.raises(UserError) as error:
+        shared.check_local(types.SimpleNamespace(workdir="gs://bucket/depth"))
+    assert str(error.value) == (
+        "--workdir: got gs://bucket/depth, allowed is a folder of a file system, as the processes "
+        "of a sweep lock files there; randmix train takes a bucket"
+    )

@@ -111,6 +111,19 @@ def test_few_common_seeds_are_said():
     ]
 
 
+def test_keys_of_the_users_own_that_some_runs_lack_make_rows_of_their_own():
+    found = [
+        record({"test_accuracy": 0.9}, seed=0),
+        record({"test_accuracy": 0.5}, seed=0, user={"alpha": 1}),
+    ]
+    runs = compare.side_by_side(found)
+    assert runs.varied == ["user.alpha"]
+    assert "user.alpha" not in runs.common
+    table = compare.table(runs, {})
+    assert sorted(table["test_accuracy"]) == [0.5, 0.9]
+    assert table["seeds"].tolist() == [1, 1]
+
+
 def test_only_seeds_or_display_keys_make_one_row_and_an_ensemble_shares_its_time():
     found = [
         record({"test_accuracy": 0.5}, seed=0, log_every=7, seconds=6.0, ensemble=3),

@@ -21,6 +21,22 @@ def curve(metric, factor, steps, seed, mode):
     )
 
 
+@pytest.mark.parametrize("name", ["", "_x", "a$b$"])
+def test_a_legend_names_any_text(name):
+    found = [
+        each
+        for depth in (2, 4)
+        for policy in (name, "rand-m9")
+        for each in accuracies([0.5, 0.6], model__depth=depth, data__randaugment=policy)
+    ]
+    plot = pictures.plan(
+        compare.side_by_side(found), x="depth", y="test_accuracy", hue="randaugment"
+    )
+    (legend,) = pictures.draw(plot).legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert sorted(names) == sorted(["rand-m9", {"": "''", "_x": "'_x'"}.get(name, r"a\$b\$")])
+
+
 def test_a_picture_averages_seeds_alone():
     runs = compare.side_by_side(GRID)
     plot = pictures.plan(runs, x="depth", y="test_accuracy", hue="mode")

@@ -1,5 +1,6 @@
 """Trackers: the metrics that TensorBoard and Weights & Biases receive."""
 
+import errno
 import itertools
 import struct
 import sys
@@ -8,8 +9,10 @@ import types
 
 import pytest
 import small
+from etils import epath
 from tensorboardX.proto import event_pb2, plugin_hparams_pb2
 
+from randmix import config as configs
 from randmix.errors import UserError
 from randmix.workdir import metrics
 from randmix.workdir.metrics import MetricsLog
@@ -66,7 +69,14 @@ def write(config, workdir, start_step, steps, **sweep):
             log.write(step=step, test_accuracy=0.5)
 
 
-def test_tensorboard_gets_what_the_log_gets_and_forgets_what_runs_again(tmp_path):
+def one_second_each_time(monkeypatch):
+    """Moves the clock on: files are named after the second in which they are opened."""
+    clock = itertools.count(2e9)
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+
+
+def test_tensorboard_gets_what_the_log_gets_and_forgets_what_runs_again(tmp_path, monkeypatch):
+    one_second_each_time(monkeypatch)
     write(small.config(), tmp_path, 0, (1, 2))
     expected = [
         (tag, step, value)
@@ -79,15 +89,14 @@ def test_tensorboard_gets_what_the_log_gets_and_forgets_what_runs_again(tmp_path
     ]
     assert scalars(tmp_path / "tensorboard") == expected
     write(small.config(), tmp_path, 1, (2,))
+    write(small.config(), tmp_path, 0, (1,))
     starts = [e for e in events(tmp_path / "tensorboard") if e.session_log.status == 1]
     # TensorBoard drops earlier events of this step or a later one.
-    assert [event.step for event in starts] == [2]
+    assert [event.step for event in starts] == [1, 2, 1]
 
 
 def test_tensorboard_gets_what_the_runs_of_a_sweep_differ_in_once(tmp_path, monkeypatch):
-    # Files are named after the second in which they are opened.
-    clock = itertools.count(2e9)
-    monkeypatch.setattr(time, "time", lambda: next(clock))
+    one_second_each_time(monkeypatch)
     varied = {"model.width": 8, "optimizer.nesterov": False, "mode": "full", "train": None}
     varied |= {"schedule.boundaries": [0.5, 0.75], "optimizer.learning_rate": 0.1}
     folder = tmp_path / "tensorboard"
@@ -133,7 +142,7 @@ def test_weights_and_biases_resumes_the_folders_run(tmp_path, monkeypatch):
     assert run.options.pop("config")["model"]["width"] == 16
     assert run.options == {
         "project": "mixing",
-        "id": tmp_path.name,
+        "id": f"{tmp_path.name}-{configs.fingerprint(config)}",
         "name": tmp_path.name,
         "group": None,
         "resume": "allow",
@@ -189,6 +198,26 @@ def test_weights_and_biases_that_is_not_installed(tmp_path, monkeypatch):
         "config.wandb_project: got 'mixing', but wandb isn't installed; "
         "pip install 'randmix[wandb]', or leave the key out"
     )
+
+
+def test_a_log_that_cannot_be_read_stays_as_it_is(tmp_path, monkeypatch):
+    file = epath.Path(tmp_path) / "metrics.jsonl"
+    with MetricsLog(file, 0) as log:
+        log.write(step=2, train_loss=0.5)
+    before = file.read_text()
+
+    def stale(path):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(file), "read_bytes", stale)
+        with pytest.raises(UserError) as error:
+            MetricsLog(file, 2)
+    assert str(error.value) == (
+        f"{file}: can't be read (Stale file handle); start the same command again"
+    )
+    assert file.read_text() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def test_a_line_that_the_log_has_since_before_the_start_is_not_repeated(tmp_path):

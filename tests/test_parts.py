@@ -116,6 +116,8 @@ HALVING = "my_parts:halving"
         ("roles", {"spatial": "role('x')", "rest": "everything"}, ": rule 1 ('spatial', "),
         ("roles", {"spatial": "path('.*query.*'", "rest": "everything"}, ": rule 1 ('spatial'): "),
         ("roles", {"a b": "everything"}, ": got the role 'a b', allowed are letters, digits and _"),
+        ("roles", {0: "everything"}, ": got the key 0, allowed are texts"),
+        ("user", {"weights": {0: 1.0}}, ".weights: got the key 0, allowed are texts"),
         ("roles", {"a": 3}, ".a: got 3, allowed is a selector's text"),
         (
             "optimizer",

@@ -197,8 +197,11 @@ def _parts(points: pd.DataFrame, keys: Sequence[str]) -> Iterator[tuple[str, pd.
 
 
 def _label(value: Any) -> str:
-    """A value in words, in which Matplotlib finds no mathematics: patterns may end in $."""
-    return text(value).replace("$", r"\$")
+    """A value in words that a legend shows and in which Matplotlib finds no mathematics."""
+    words = text(value)
+    if not words or words.startswith("_"):  # legends leave such labels out
+        words = repr(words)
+    return words.replace("$", r"\$")  # patterns may end in $
 
 
 def _lines(points: pd.DataFrame, plot: Plot) -> Iterator[tuple[str, pd.DataFrame]]:

@@ -139,6 +139,15 @@ def require_config(options: Any) -> None:
     require(options, "config", "configs/digits.py")
 
 
+def check_local(options: Any) -> None:
+    """Raises a UserError if the --workdir of a sweep, which locks files, is in an object store."""
+    if "://" in (options.workdir or ""):
+        raise UserError(
+            f"--workdir: got {options.workdir}, allowed is a folder of a file system, as the "
+            "processes of a sweep lock files there; randmix train takes a bucket"
+        )
+
+
 def check_calibrate(options: Any) -> None:
     """Raises a UserError if --calibrate is given without --dry_run."""
     if options.calibrate and not options.dry_run:
@@ -152,7 +161,9 @@ def tune_host(options: Any) -> str:
 
 def keep_compiled(options: Any) -> None:
     """Has JAX keep compiled programs, and notes in the options where."""
-    parent = (options.workdir or "").rpartition("/")[0] or ("." if options.workdir else "runs")
+    parent = (options.workdir or "").rstrip("/").rpartition("/")[0] or (
+        "." if options.workdir else "runs"
+    )
     options.compiled = host.keep_compiled(options.compiled, default=f"{parent}/.compiled")
 
 

@@ -57,6 +57,7 @@ def prepare(options: Any) -> None:
     """Makes the host settings; sets the default workdir."""
     shared.require_config(options)
     shared.check_calibrate(options)
+    shared.check_local(options)
     options.config_name = shared.config_name()
     options.workdir = options.workdir or f"runs/sweep-{options.config_name}"
     shared.tune_host(options)

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import pandas as pd
@@ -130,7 +130,7 @@ def side_by_side(found: Sequence[Record], unfinished: Sequence[str] = ()) -> Run
     settings = [{key: _cell(value) for key, value in record.settings.items()} for record in found]
     keys = sorted({key for each in settings for key in each} - configs.DISPLAY_KEYS, key=_place)
     values = {key: {each[key] for each in settings if key in each} for key in keys}
-    varied = [key for key in keys if len(values[key]) > 1 and key != "seed"]
+    varied = [key for key in keys if key != "seed" and _varies(key, values[key], settings)]
     names = [record.name for record in found]
     frame = pd.concat(
         [
@@ -145,9 +145,19 @@ def side_by_side(found: Sequence[Record], unfinished: Sequence[str] = ()) -> Run
         records=dict(zip(names, found, strict=True)),
         frame=ordered(frame, [*varied, "seed"]),
         varied=varied,
-        common={key: next(iter(values[key])) for key in keys if len(values[key]) == 1},
+        common={
+            key: next(iter(values[key]))
+            for key in keys
+            if key not in varied and len(values[key]) == 1
+        },
         unfinished=unfinished,
     )
+
+
+def _varies(key: str, values: Set[Any], settings: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether runs differ in a key: for the user's own keys, also if some runs lack it."""
+    own = key.partition(".")[0] in ("roles", "user")
+    return len(values) > 1 or (own and any(key not in each for each in settings))
 
 
 def _cell(value: Any) -> Any:

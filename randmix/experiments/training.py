@@ -10,7 +10,7 @@ import jax
 from etils import epath
 
 from randmix.config import Config
-from randmix.errors import UserError
+from randmix.errors import UserError, writing
 from randmix.runtime.preemption import Preempted
 from randmix.training import ensemble, runs
 from randmix.training.compiled import Programs
@@ -134,6 +134,8 @@ def _logged(folders: Sequence[epath.Path]) -> Iterator[None]:
     """Appends everything printed in its context to the log.txt of each folder."""
     with contextlib.ExitStack() as stack:
         logs = []
+        advice = "make room, and start the same command again"
+        stack.enter_context(writing(folders[0] / LOG, advice))
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
             logs.append(stack.enter_context((folder / LOG).open("a")))

@@ -80,11 +80,7 @@ def main(options: Any) -> int:
                 groups = planned()  # with the names of the runs that waited for filters
                 train([group for group in own(groups) if plan.starts_elsewhere(group)])
         if part:
-            print(
-                f"shard {options.shard} is done; "
-                "run the same command without --shard to write the report"
-            )
-            return 0
+            return _end_of_shard(options, own(groups), root, complete)
         command = shlex.join(["python", "-m", "randmix", "reproduce", *sys.argv[1:]])
         found = sweep.collect(groups, root, complete, options.records)
         written = report.write(
@@ -102,3 +98,28 @@ def main(options: Any) -> int:
         print(problem, file=sys.stderr)
     print(written.folder / "index.html")
     return 1 if written.problems else 0
+
+
+def _end_of_shard(
+    options: Any, groups: Sequence[Group], root: Path, complete: sweep.Complete
+) -> int:
+    """Says what to do next; returns 1 if a run or its measurements failed."""
+    found = sweep.collect(groups, root, complete, options.records)
+    mine = [run for group in groups for run in group]
+    failed = [
+        run
+        for run in mine
+        if (run.name in found and not complete(run, found[run.name]))
+        or (run.name not in found and sweep.state(run, root).name == "failed")
+    ]
+    if failed:
+        print(
+            f"shard {options.shard}: {len(failed)} of {len(mine)} runs or their measurements "
+            "failed; run the same command to try again",
+            file=sys.stderr,
+        )
+        return 1
+    print(
+        f"shard {options.shard} is done; run the same command without --shard to write the report"
+    )
+    return 0

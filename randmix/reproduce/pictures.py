@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from etils import epath
 
 from randmix.analysis import plots
+from randmix.errors import UserError
 from randmix.experiments.plan import Group, PlannedRun
 from randmix.experiments.records import Record
 from randmix.reproduce import figures, measurements
@@ -72,6 +73,8 @@ def _copy(name: str, sources: Sequence[epath.Path], folder: epath.Path) -> list[
     for source, copy in zip(sources, names, strict=True):
         for suffix in _SUFFIXES:
             file = source.parent / f"{source.name}.{suffix}"
+            if suffix == "png" and not file.exists():
+                raise UserError(f"{file} is missing; remove {source}*.json to have it drawn anew")
             if file.exists():
                 (folder / f"{copy}.{suffix}").write_bytes(file.read_bytes())
     return names

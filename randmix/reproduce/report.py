@@ -15,7 +15,7 @@ from etils import epath
 from PIL import Image
 
 from randmix.analysis import pages, plots
-from randmix.errors import UserError
+from randmix.errors import UserError, writing
 from randmix.experiments import measured, sweep
 from randmix.experiments.plan import Group
 from randmix.experiments.records import Record
@@ -97,9 +97,13 @@ def write(
 
     Returns:
         The report; None if another process is writing it.
+
+    Raises:
+        UserError: the folder can't be written to.
     """
     place = root / "report"
     with contextlib.ExitStack() as stack:
+        stack.enter_context(writing(place, "make room, or give a --workdir that you may write to"))
         if not stack.enter_context(locks.try_lock(root / "report.lock")):
             return None
         folder = stack.enter_context(_replaced(place))
@@ -176,15 +180,17 @@ def write(
 @contextlib.contextmanager
 def _replaced(place: Path) -> Iterator[Path]:
     """Yields a new folder, which replaces ``place`` unless an exception interrupts its writing."""
+    old = place.with_name(f"{place.name}.new-old")
+    if old.exists() and not place.exists():  # a process was killed between the two renames
+        old.rename(place)
     for left in place.parent.glob(f"{place.name}.new-*"):  # left by a process that was killed
         shutil.rmtree(left)
     folder = Path(tempfile.mkdtemp(prefix=f"{place.name}.new-", dir=place.parent))
     folder.chmod(0o755)
     yield folder
-    old = place.with_name(f"{place.name}.new-old")
+    durable.flush_tree(folder)  # first, as a full disk may say so only here
     if place.exists():
         place.rename(old)
-    durable.flush_tree(folder)
     durable.move(folder, place)
     shutil.rmtree(old, ignore_errors=True)
 

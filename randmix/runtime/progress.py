@@ -85,7 +85,9 @@ class Reporter:
 
 def _console() -> Console:
     """Returns a console for plain lines, also in notebooks, where rich would emit HTML elements."""
-    return Console(file=sys.stdout, soft_wrap=True, force_jupyter=False)
+    console = Console(file=sys.stdout, soft_wrap=True, force_jupyter=False)
+    console.width = console.width or 80  # some shells set COLUMNS to 0
+    return console
 
 
 def _in_words(metrics: dict[str, float]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from etils import epath
 
+from randmix import config as configs
 from randmix.errors import UserError
 from randmix.runtime import distributed, durable
 from randmix.workdir import json_files
@@ -48,10 +49,18 @@ class MetricsLog:
             start_step: the step at which the run starts.
             writes: False on all processes but one; those leave the file unchanged.
             trackers: further destinations of the same metrics.
+
+        Raises:
+            UserError: the file is there but can't be read.
         """
         self._path, self._writes, self._file = epath.Path(path), writes, None
         self._trackers, self._start = trackers, start_step
-        found, damaged = _parsed(self._path)
+        try:
+            found, damaged = _parsed(self._path)
+        except OSError as error:
+            raise UserError(
+                f"{path}: can't be read ({error.strerror}); start the same command again"
+            ) from error
         rows = [row for row in found if row["step"] <= start_step]
         names = {name for row in rows if row["step"] == start_step for name in row}
         # All processes must agree, as they evaluate together, whatever each finds in the file.
@@ -96,7 +105,7 @@ class MetricsLog:
 
 def read(path: epath.Path) -> list[dict[str, Any]]:
     """Returns the intact lines of a log, oldest first; [] if there is no file."""
-    rows, damaged = _parsed(path)
+    rows, damaged = _readable(path)
     if damaged:
         _warn(f"{damaged}; using the other lines")
     return rows
@@ -104,19 +113,24 @@ def read(path: epath.Path) -> list[dict[str, Any]]:
 
 def damage(path: epath.Path) -> str | None:
     """Returns one line on the first damaged line of a log, or None."""
-    return _parsed(path)[1]
+    return _readable(path)[1]
 
 
 def _warn(message: str) -> None:
     logging.getLogger(__name__).warning("%s", message)
 
 
-def _parsed(path: epath.Path) -> tuple[list[dict[str, Any]], str | None]:
-    """Returns the intact lines of a log and a description of the first damaged one."""
+def _readable(path: epath.Path) -> tuple[list[dict[str, Any]], str | None]:
+    """As `_parsed`; a file that can't be read is damaged as a whole."""
     try:
-        content = path.read_bytes() if path.exists() else b""
+        return _parsed(path)
     except OSError as error:
         return [], f"{path}: can't be read ({error.strerror})"
+
+
+def _parsed(path: epath.Path) -> tuple[list[dict[str, Any]], str | None]:
+    """Returns the intact lines of a log and a description of the first damaged one."""
+    content = path.read_bytes() if path.exists() else b""
     rows, damaged = [], None
     # A killed run may have left an incomplete last line.
     for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
@@ -175,9 +189,7 @@ def _tensorboard(
     from tensorboardX import SummaryWriter, summary
 
     # Purges the steps after the start step, which will run again.
-    writer = SummaryWriter(
-        str(folder), purge_step=start_step + 1 if start_step else None, write_to_disk=True
-    )
+    writer = SummaryWriter(str(folder), purge_step=start_step + 1, write_to_disk=True)
 
     def write(step: int, metrics: Mapping[str, float]) -> None:
         # "train_loss" as "train/loss": TensorBoard groups by what precedes the slash.
@@ -214,10 +226,10 @@ def _wandb(
             f"config.wandb_project: got {project!r}, but wandb isn't installed; "
             "pip install 'randmix[wandb]', or leave the key out"
         ) from error
-    # Named after the folder, so that the same command resumes the same run there.
+    # Named after the folder and the config, so that the same command resumes the same run there.
     run = wandb.init(
         project=project,
-        id=workdir.name,
+        id=f"{workdir.name}-{configs.fingerprint(values)}",
         name=workdir.name,
         group=sweep or None,
         resume="allow",
