@@ -21,11 +21,16 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
         "--xla_cpu_collective_call_terminate_timeout_seconds=600",
     }
 
+import hypothesis
 import jax
 import pytest
 
 # Not an environment variable: programs that tests start get one device.
 jax.config.update("jax_num_cpu_devices", 8)
+
+# An example that compiles, or a busy machine, may take longer than any deadline.
+hypothesis.settings.register_profile("tests", hypothesis.settings.default, deadline=None)
+hypothesis.settings.load_profile("tests")
 
 # What isn't here isn't collected, rather than skipped; .ci/run everything installs it all.
 _NEEDED = {

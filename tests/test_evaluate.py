@@ -169,6 +169,7 @@ def test_a_damaged_checkpoint_is_not_loaded_by_its_step(workdir, tmp_path):
         loading.load(workdir, step=60)
 
 
+@pytest.mark.slow
 def test_attacks_from_the_command_line(workdir, tmp_path):
     done = evaluate(
         f"--workdir={workdir}", f"--out={tmp_path / 'new'}", "--epsilons=64,0,8", *QUICK

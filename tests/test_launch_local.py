@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import time
 
 import pytest
 from launchers import LAUNCH, launch
@@ -10,10 +9,10 @@ from launchers import LAUNCH, launch
 LOCAL = """#!/usr/bin/env bash
 if [[ $1 == -c ]]; then echo 9999; exit; fi
 id=${*: -1}; id=${id#*=}
+trap 'echo stopping; echo saved >> "$LOG.saved"; exit 75' TERM
 echo "$*" >> "$LOG.$id"
 starts=$(wc -l < "$LOG.$id")
 status=$(sed -n "${starts}p" "$STATUSES" | cut -d' ' -f$((id + 1)))
-trap 'echo stopping; echo saved >> "$LOG.saved"; exit 75' TERM
 if [[ $status == wait ]]; then while :; do sleep 0.1; done; fi
 exit "$status"
 """
@@ -77,7 +76,6 @@ def test_a_closed_terminal_stops_local_processes_which_may_still_print(tmp_path)
     os.close(theirs)
     while not all((tmp_path / f"log.{i}").exists() for i in range(2)):
         assert process.poll() is None
-    time.sleep(0.2)  # the traps are set after the log is written
     os.close(terminal)
     assert process.wait(60) == 75
     assert (tmp_path / "log.saved").read_text() == "saved\n" * 2

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mask_cases import (
     FLOATS,
@@ -40,7 +40,6 @@ REPOSITORY = pathlib.Path(__file__).parents[1]
 # Labels
 
 
-@settings(deadline=None)
 @given(trees, st.lists(selectors, max_size=3))
 def test_every_leaf_gets_the_label_of_the_first_rule_that_selects_it(flat, given_selectors):
     tree = nested(flat)
@@ -229,7 +228,6 @@ def test_multi_transform_trains_what_is_labelled(tree):
 # Partition and merge
 
 
-@settings(deadline=None)
 @given(trees, selectors)
 def test_merge_is_the_inverse_of_partition(flat, selector):
     tree = nested(flat)

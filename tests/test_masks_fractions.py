@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mask_cases import model_params
 
@@ -14,7 +14,6 @@ from randmix import masks
 from randmix.masks import MaskError, everything, fraction, path, role
 
 
-@settings(deadline=None)
 @given(
     shape=st.lists(st.integers(0, 5), max_size=5),
     shares=st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted),

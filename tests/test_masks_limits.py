@@ -328,7 +328,7 @@ def test_the_programs_of_a_selector_are_limited_together():
 
 
 # Most texts aren't patterns.
-@settings(deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(suppress_health_check=[HealthCheck.filter_too_much])
 @given(st.text("ab/.\\dw[]^()|*+?{}0,:!é", max_size=12), st.text("ab/0é", max_size=8))
 def test_patterns_mean_what_they_mean_to_python(pattern, joined):
     # RE2 counts up to 1,000 and reads other brackets as text; its classes are ASCII.

@@ -143,7 +143,7 @@ def test_lint_of_nnx_and_equinox_trees():
         assert not masks.lint(optax.adam(0.1), labels, masks.partition(tree, labels)[0]).rows
 
 
-def test_messages():
+def test_each_message_names_what_to_do():
     for labels, params, message in [
         ({"a": 1}, {"a": np.ones(2)}, "a label must be a str, got 1"),
         ({"b": "train"}, {"a": np.ones(2)}, "labels does not have the parameters' structure"),

@@ -5,20 +5,18 @@ import pickle
 from dataclasses import fields
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from mask_cases import FLOATS, build, by_sets, chosen, expressions, selectors, trees
 
 from randmix import masks
 from randmix.masks import MaskError, depth, everything, leaf, nothing, path, role, where
 
 
-@settings(deadline=None)
 @given(expressions, trees)
 def test_operators_are_those_of_sets(expression, flat):
     assert chosen(build(expression), flat) == by_sets(expression, flat)
 
 
-@settings(deadline=None)
 @given(selectors, selectors, selectors, trees)
 def test_set_algebra(a, b, c, flat):
     equal_pairs = [
@@ -42,7 +40,6 @@ def test_set_algebra(a, b, c, flat):
         assert chosen(left, flat) == chosen(right, flat)
 
 
-@settings(deadline=None)
 @given(selectors)
 def test_repr_reads_back(selector):
     text = repr(selector)

@@ -5,7 +5,7 @@ import warnings
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from mask_cases import FLOATS, build, by_sets, expressions, model_params, nested, trees
 
 from randmix import masks
@@ -59,7 +59,6 @@ def says_empty(expression):
     )
 
 
-@settings(deadline=None)
 @given(expressions, trees)
 def test_strict_refuses_what_selects_nothing(expression, flat):
     tree, selector = nested(flat), build(expression)
@@ -80,7 +79,6 @@ def test_strict_refuses_what_selects_nothing(expression, flat):
             assert not refused
 
 
-@settings(deadline=None)
 @given(expressions, trees)
 def test_strict_refuses_rules_that_freeze_nothing(expression, flat):
     selector, chosen = build(expression), by_sets(expression, flat)

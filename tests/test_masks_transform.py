@@ -328,7 +328,7 @@ def test_the_state_is_that_of_optax_alone():
         ),
     ],
 )
-def test_messages(rules, settings, message):
+def test_each_message_names_what_to_do(rules, settings, message):
     with pytest.raises(MaskError) as caught:
         masks.transform(rules, settings)
     assert str(caught.value) == message

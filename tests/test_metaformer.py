@@ -1,4 +1,4 @@
-"""Meta-formers: roles by mixer, what is mixed, one program, refusals in one line."""
+"""MetaFormers: roles by mixer, what is mixed, one program, refusals in one line."""
 
 import functools
 

@@ -20,13 +20,13 @@ def test_a_pooled_pixel_is_its_windows_mean_less_itself():
             )
             window = x[:, rows, columns][:, :, : j + after + 1 - max(j - before, 0)]
             expected[:, i, j] = window.mean((1, 2)) - x[:, i, j]
-        np.testing.assert_allclose(mixers.Pooling(k).apply({}, x), expected, atol=1e-5)
+        np.testing.assert_allclose(jax.jit(mixers.Pooling(k).apply)({}, x), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("k", "channels"), [(1, 3), (2, 9), (3, 4), (3, 20), (5, 60)])
 def test_a_shift_moves_each_group_of_channels_as_a_whole(k, channels):
     x = np.random.default_rng(0).normal(size=(2, 5, 6, channels)).astype(np.float32)
-    got = np.asarray(mixers.Shift(k).apply({}, x))
+    got = np.asarray(jax.jit(mixers.Shift(k).apply)({}, x))
     moves, margin = [], (k - 1) // 2
     for c in range(channels):
         found = [

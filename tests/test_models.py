@@ -254,7 +254,7 @@ def test_a_published_model_takes_what_its_name_leaves_open():
 def test_the_image_head_maps_each_pixel_to_the_images_channels():
     model = models.build("convmixer", width=6, depth=1, kernel_size=3, patch_size=1, head="image")
     images = jnp.asarray(np.random.default_rng(0).random((2, 5, 7, 3), np.float32))
-    variables = model.init(jax.random.key(0), images)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
     head = variables["head"]["projection"]
     assert (head["kernel"].shape, head["bias"].shape) == ((6, 3), (3,))
     _, captured = model.apply(

@@ -145,7 +145,7 @@ def test_an_nnx_module_is_the_same_function(parts):
 def test_dropout_is_a_function_of_the_key(name, parts):
     _, folder = parts
     model = build(name, folder, width=8)
-    variables = model.init(KEY, IMAGES)
+    variables = jax.jit(model.init)(KEY, IMAGES)
     trained = jax.jit(
         lambda key: model.apply(
             variables, IMAGES, train=True, mutable=["batch_stats"], rngs={"dropout": key}

@@ -1,5 +1,6 @@
 """Decoding and cropping against Pillow, and the two decoders against each other."""
 
+import functools
 import io
 import math
 import sys
@@ -29,6 +30,7 @@ FILES = {
     "cmyk": lambda: pictures.encode(pictures.photograph(0), mode="CMYK"),
     "png": lambda: pictures.encode(pictures.photograph(0), "PNG"),
 }
+FILES = {name: functools.cache(encoded) for name, encoded in FILES.items()}
 
 
 def draws(seed):

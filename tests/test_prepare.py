@@ -13,6 +13,7 @@ import threading
 import time
 from unittest import mock
 
+import command
 import pytest
 import tensorflow_datasets as tfds
 from absl import flags
@@ -26,8 +27,7 @@ from randmix.runtime import locks
 
 def run(*arguments):
     """Runs the command line."""
-    command = [sys.executable, "-m", "randmix", "prepare", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return command.run("randmix prepare", *arguments)
 
 
 @pytest.fixture
@@ -259,7 +259,9 @@ def test_a_second_process_waits_for_the_first(tmp_path, caplog):
             target=prepare.prepare, args=("digits", tmp_path), kwargs={"progress": False}
         )
         second.start()
-        second.join(0.5)
+        until = time.monotonic() + 60
+        while not caplog.messages and time.monotonic() < until:
+            time.sleep(0.01)
         assert second.is_alive()
         assert caplog.messages == ["another process is preparing digits; waiting for it"]
         assert not (tmp_path / "digits" / "1.0.0").exists()
@@ -270,10 +272,10 @@ def test_a_second_process_waits_for_the_first(tmp_path, caplog):
 def test_the_command_line_prepares_and_says_so(tmp_path):
     first, second = run("digits", f"--data_dir={tmp_path}"), run("digits", "--data_dir", tmp_path)
     where = f"digits: 1,437 train and 360 test examples in {tmp_path}/digits/1.0.0 ("
-    assert (first.returncode, first.stderr, second.returncode, second.stderr) == (0, "", 0, "")
-    assert first.stdout.startswith(where)
-    assert first.stdout.endswith(" s)\n")
-    assert second.stdout == f"{where}already prepared)\n"
+    assert (first.status, first.err, second.status, second.err) == (0, "", 0, "")
+    assert first.out.startswith(where)
+    assert first.out.endswith(" s)\n")
+    assert second.out == f"{where}already prepared)\n"
 
 
 @pytest.mark.parametrize(
@@ -293,9 +295,9 @@ def test_the_command_line_prepares_and_says_so(tmp_path):
 def test_a_mistake_is_one_line_and_status_2(tmp_path, arguments, line, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     done = run(*arguments)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"randmix: {line}")
-    assert done.stderr.count("\n") == 1
+    assert (done.status, done.out) == (2, "")
+    assert done.err.startswith(f"randmix: {line}")
+    assert done.err.count("\n") == 1
 
 
 def test_the_help_lists_the_catalog():

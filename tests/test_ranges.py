@@ -98,7 +98,7 @@ def test_an_extreme_value_is_sane_or_refused(key, model):
         assert_sane_or_refused(model, key, number)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(EVERY), st.floats() | st.integers())
 def test_any_number_is_sane_or_refused(of, number):
     key, model = of

@@ -1,6 +1,7 @@
 """``python -m randmix reproduce`` with its smallest preset, to the report; and its mistakes."""
 
 import csv
+import errno
 import html
 import json
 import os
@@ -15,11 +16,13 @@ import numpy as np
 import pytest
 
 from randmix.analysis import spectrum
+from randmix.errors import UserError
 from randmix.experiments import records, sweep
 from randmix.models import filters
 from randmix.reproduce import listings, plan, presets, report
 from randmix.reproduce.claims import CLAIMS
 from randmix.reproduce.experiments import EXPERIMENTS
+from randmix.runtime import durable
 from randmix.training import loading
 
 pytestmark = pytest.mark.slow
@@ -166,6 +169,26 @@ def test_an_interrupted_report_keeps_the_old_one(root, tmp_path, monkeypatch):
     assert "the first" in (tmp_path / "report" / "index.html").read_text()
     assert len([*tmp_path.glob("report.new-*")]) == 1
     monkeypatch.setattr(listings, "of_numbers", inner)
+
+    def full(folder):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "flush_tree", full)
+        with pytest.raises(UserError) as error:
+            report.write(*arguments, overrides={}, command="on a full disk")
+    place = tmp_path / "report"
+    assert str(error.value) == (
+        f"{place}: can't be written (No space left on device); "
+        "make room, or give a --workdir that you may write to"
+    )
+    assert "the first" in (place / "index.html").read_text()
+    place.rename(tmp_path / "report.new-old")  # as if killed between the two renames
+    with monkeypatch.context() as patch:
+        patch.setattr(listings, "of_numbers", killed)
+        with pytest.raises(KeyboardInterrupt):
+            report.write(*arguments, overrides={}, command="the second again")
+    assert "the first" in (place / "index.html").read_text()
     report.write(*arguments, overrides={}, command="the third")
     assert "the third" in (tmp_path / "report" / "index.html").read_text()
     assert not [*tmp_path.glob("report.new-*")]
@@ -213,13 +236,21 @@ def test_a_dry_run_only_lists(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "message"),
+    ("error", "flags", "status", "message"),
     [
-        ("preemption.Preempted('stopped')", 75, "stopped; run the same command to resume"),
-        ("MemoryError('all of it')", 1, "failed: MemoryError: all of it"),
+        ("preemption.Preempted('stopped')", [], 75, "stopped; run the same command to resume"),
+        ("MemoryError('all of it')", [], 1, "failed: MemoryError: all of it"),
+        (
+            "MemoryError('all of it')",
+            ["--shard=1/1"],
+            1,
+            "shard 1/1: 1 of 1 runs or their measurements failed; run the same command to try",
+        ),
     ],
 )
-def test_a_sweep_that_is_stopped_or_fails_says_so_in_its_status(tmp_path, error, status, message):
+def test_a_sweep_that_is_stopped_or_fails_says_so_in_its_status(
+    tmp_path, error, flags, status, message
+):
     root = tmp_path / "sweep"
     code = f"""
 import sys
@@ -231,7 +262,8 @@ from randmix.runtime import cli, preemption
 def train(config, workdir, **rest):
     raise {error}
 training.train = train
-sys.argv = ["reproduce", "--preset=smoke", "--experiments=E9", "--seeds=1", "--workdir={root}"]
+flags = ["--preset=smoke", "--experiments=E9", "--seeds=1", "--workdir={root}", *{flags}]
+sys.argv = ["reproduce", *flags]
 cli.run(lambda: commands.run("reproduce"))
 """
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
@@ -244,7 +276,7 @@ cli.run(lambda: commands.run("reproduce"))
     )
     assert done.returncode == status, done.stderr
     assert message in done.stderr
-    assert (root / "report" / "index.html").exists() == (status == 1)
+    assert (root / "report" / "index.html").exists() == (status == 1 and not flags)
 
 
 @pytest.mark.parametrize(

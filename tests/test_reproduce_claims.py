@@ -36,7 +36,7 @@ def near(gap, *, floor=0.4, space=0.5, slow=0.0, model="resnet", experiment="E2"
     ("gap", "expected"),
     [(0.02, SUPPORTED), (0.005, f"{SUPPORTED} and {EQUAL}"), (0.06, CONTRADICTED)],
 )
-def test_near(id, experiment, model, gap, expected):
+def test_claims_1a_and_1b_follow_the_gap(id, experiment, model, gap, expected):
     assert verdict(id, *near(gap, experiment=experiment, model=model)) == expected
 
 
@@ -125,7 +125,7 @@ def test_the_effect_is_the_mean_over_sizes_of_the_seeds_that_have_all():
     ("ratio", "expected"),
     [(1.4, SUPPORTED), (1.15, CONTRADICTED), (1.0, f"{CONTRADICTED} and {EQUAL}")],
 )
-def test_far_worse(ratio, expected):
+def test_claim_1c_follows_the_error_ratio(ratio, expected):
     assert verdict("1c", far_worse(ratio), gate()) == expected
 
 
@@ -294,7 +294,7 @@ def test_psnr_grows_with_each_size(falls):
 
 
 @pytest.mark.parametrize(("sign", "expected"), [(1, SUPPORTED), (-1, CONTRADICTED)])
-def test_coverage(sign, expected):
+def test_claim_7_follows_coverage(sign, expected):
     def coverage(seed, filters):
         return 0.5 + sign * filters / 100
 
@@ -304,7 +304,7 @@ def test_coverage(sign, expected):
 
 
 @pytest.mark.parametrize("wrong", [0, 1])
-def test_equations(wrong):
+def test_claim_8_follows_the_equations(wrong):
     found = [Number("E11", "", {}, 0, "differs_from_equations", float(wrong), "file")]
     found += [Number("E11", "", {}, 0, "depends_on_kernel_size", 0.0, "file")]
     expected = f"1 {CONTRADICTED}, 1 {SUPPORTED}" if wrong else SUPPORTED

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -76,7 +77,7 @@ def test_the_filters_are_written_from_the_record_and_the_run_starts_from_them(kn
     run = of_other_filters(groups)[0]
     parts = runs.assemble(run.config, run.folder(tmp_path))
     (kernel,) = next(iter(known.values())).arrays(measurements.LAYERS).values()
-    params = parts.init_state(0).params
+    params = jax.jit(parts.init_state)(np.uint32(0)).params
     np.testing.assert_array_equal(params["spatial"]["block_00"]["depthwise"]["kernel"], kernel)
     assert parts.record.mode == "chans"
 

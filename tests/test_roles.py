@@ -319,7 +319,7 @@ paths = st.tuples(
     st.sampled_from([None, (32, 32, 3), (8, 8, 1)]),
     st.sampled_from([None, 10]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_tree_gets_a_role_for_every_leaf(shapes, image_shape, num_classes):
     arrays = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()}
     found = propose(arrays, image_shape=image_shape, num_classes=num_classes)

@@ -86,7 +86,7 @@ components = st.sampled_from(
         max_size=12,
     )
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_roles_of_any_paths_can_be_said(roles):
     selectors = shortest(roles, ROLES)
     assert selectors.keys() == set(roles.values())

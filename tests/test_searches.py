@@ -76,6 +76,7 @@ def test_square_leaves_as_many_right_as_numpy_after_the_same_queries():
     assert fewer - np.mean(ours) > 4 * error
 
 
+@pytest.mark.slow
 def test_square_moves_stripes_then_squares_to_corners_of_the_ball():
     labels = np.asarray(perceptron(INNER).argmax(-1))
 
@@ -94,7 +95,7 @@ def test_square_moves_stripes_then_squares_to_corners_of_the_ball():
     assert (np.sign(later) != np.sign(later[:, :1])).any()
 
 
-@pytest.mark.parametrize("norm", attacks.NORMS)
+@pytest.mark.parametrize("norm", ["linf", pytest.param("l2", marks=pytest.mark.slow)])
 def test_targeted_finds_the_points_of_numpy(norm):
     epsilon, steps = {"linf": 0.02, "l2": 0.1}[norm], 3
     got = jax.jit(partial(attacks.targeted, perceptron, steps=steps, targets=2, norm=norm))(

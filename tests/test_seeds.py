@@ -57,6 +57,7 @@ def trained(tmp_path_factory):
     return folders
 
 
+@pytest.mark.slow
 def test_runs_with_large_seeds(trained):
     results = [json.loads((folder / "result.json").read_text()) for folder in trained.values()]
     assert [result["seed"] for result in results] == [*LARGE]

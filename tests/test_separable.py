@@ -150,7 +150,7 @@ def test_the_weight_gradient_of_patches_is_that_of_the_convolution(case, dtype, 
 
 
 def test_on_a_cpu_convolutions_inside_a_loop_are_the_quick_ones():
-    """XLA:CPU has a quick form for this order of axes alone, and restores it outside loops alone."""
+    """XLA:CPU has a quick form for this order of axes, which it restores only outside loops."""
     x, spatial, channel, _ = factors("3x3, m = 9")
     gradient = jax.grad(lambda x: jnp.square(separable(x, spatial, channel)).sum())
     climb = jax.jit(lambda x: jax.lax.fori_loop(0, 3, lambda _, x: x + gradient(x), x))

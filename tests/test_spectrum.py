@@ -202,7 +202,7 @@ def test_effective_coverage_varies_least_between_seeds_and_falls_under_smoothing
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 4, 9), (2, 2, 3, 2), (5, 5, 4, 1), (3, 3, 5), (4, 4, 20)])
-def test_rank_and_coverage_of_banks_are_numpy_s(shape):
+def test_rank_and_coverage_of_banks_are_numpys(shape):
     kernels = bank(shape).copy()
     kernels[..., -1] = 3 * kernels[..., 0] + 1e-4 * kernels[..., -1]  # almost dependent
     layer = kernels if kernels.ndim == 4 else kernels[:, :, None]

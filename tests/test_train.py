@@ -338,7 +338,9 @@ def test_load_of_a_folder_without_a_run(tmp_path):
 @pytest.mark.parametrize(
     ("optimizer", "learning_rate", "message", "kept"),
     [
-        ("adamw", 3e38, "step 4: the parameters aren't finite", 2),
+        pytest.param(
+            *("adamw", 3e38, "step 4: the parameters aren't finite", 2), marks=pytest.mark.slow
+        ),
         pytest.param(
             "sgd",
             1e30,
@@ -380,7 +382,7 @@ def test_a_run_that_has_failed_is_not_evaluated(tmp_path):
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
 
 
-def test_batch_that_the_devices_cannot_share(tmp_path):
+def test_a_batch_that_the_devices_cannot_share(tmp_path):
     with pytest.raises(UserError) as error:
         run(tmp_path, devices=3)
     assert str(error.value) == (

@@ -1,4 +1,4 @@
-"""Meta-formers against timm's models and blocks: logits, gradients, sizes and multiply-adds."""
+"""MetaFormers against timm's models and blocks: logits, gradients, sizes and multiply-adds."""
 
 import functools
 

@@ -148,8 +148,8 @@ def test_bfloat16_is_as_near_to_float32_as_pytorchs(case):
     exact = twins.parameters(pair.places, gradients=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rounding.backward()
-    allowed = 1.25 * distance(twins.parameters(rounding.places, gradients=True), exact)
-    assert 0 < distance(gradients, exact) < allowed < 0.4
+    allowed = 2.5 * distance(twins.parameters(rounding.places, gradients=True), exact)
+    assert 0 < distance(gradients, exact) < min(allowed, 0.5)
     assert max(errors(logits, expected).values()) > 1e-4  # it is bfloat16
 
 

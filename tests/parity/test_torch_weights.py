@@ -141,7 +141,7 @@ def test_views_that_store_their_values_are_accepted():
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pth.tar"])
-def test_files(tmp_path, suffix):
+def test_weights_are_read_from_files_of_every_kind(tmp_path, suffix):
     file = tmp_path / f"weights{suffix}"
     expected = convmixer_from_torch(arrays())[1]
     if suffix == ".safetensors":
