@@ -1,4 +1,4 @@
-r"""A meta-former of width 128, depth 6 and patch 4 on CIFAR-10, with any of seven mixers.
+r"""A MetaFormer of width 128, depth 6 and patch 4 on CIFAR-10, with any of seven mixers.
 
     python -m randmix prepare cifar10
     python -m randmix.main --config=configs/metaformer_cifar.py --config.model.mixer=attention \

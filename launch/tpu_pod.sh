@@ -21,7 +21,8 @@
 #     --zone=ZONE          zone of the TPU
 #     --accelerator=TYPE   type of the TPU
 #     --runtime=VERSION    software of the TPU VM (default v2-alpha-tpuv5-lite, for v5e;
-#                          v6e: v2-alpha-tpuv6e)
+#                          v6e: v2-alpha-tpuv6e, v5p: v2-alpha-tpuv5, v4:
+#                          tpu-ubuntu2204-base)
 #     --spot               use a Spot slice, which is cheaper but preemptible
 #     --setup=COMMAND      command to run on each worker first, for example to mount or prepare data
 #     --keep               don't delete the slice at the end

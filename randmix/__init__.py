@@ -1,5 +1,10 @@
 """randmix: which parameters of a vision model must be learned?
 
+- `randmix.load`, `randmix.compare`: a trained run, and runs side by side.
+- `randmix.training.loop.train`: trains the run of a config.
+- `randmix.masks`: selectors, labels and optimizers for any pytree; usable alone.
+- `randmix.models`, `randmix.attacks`, `randmix.data`, `randmix.analysis`: the other parts.
+
 Importing this package imports nothing heavy: host settings and ``jax.distributed`` must come before
 JAX's first use, so the public names below are loaded when they are first asked for.
 """

@@ -27,6 +27,11 @@ def noise(
 
     Moves every pixel by epsilon up or down ("linf"), or the image by epsilon in a random direction
     ("l2").
+
+    Args:
+        classifier, labels: not used.
+        images, epsilon, keys: see ``randmix.attacks``.
+        norm: "linf" or "l2".
     """
     direction = draw(ball(norm).surface, keys, images)
     return move(images, images, epsilon * direction, epsilon, norm)
@@ -66,7 +71,12 @@ def fgsm(
     *,
     norm: str = "linf",
 ) -> Array:
-    """Equation 4: one step of size epsilon along the gradient's sign ("l2": along the gradient)."""
+    """Equation 4: one step of size epsilon along the gradient's sign ("l2": along the gradient).
+
+    Args:
+        classifier, images, labels, epsilon, keys: see ``randmix.attacks``.
+        norm: "linf" or "l2".
+    """
     return ascent(classifier, images, labels, epsilon, steps=1, norm=norm)[-1].images
 
 
@@ -79,7 +89,12 @@ def pgd2(
     *,
     norm: str = "linf",
 ) -> Array:
-    """The paper's PGD-2, read as two steps of equation 4 of size epsilon from the clean images."""
+    """The paper's PGD-2, read as two steps of equation 4 of size epsilon from the clean images.
+
+    Args:
+        classifier, images, labels, epsilon, keys: see ``randmix.attacks``.
+        norm: "linf" or "l2".
+    """
     return ascent(classifier, images, labels, epsilon, steps=2, norm=norm)[-1].images
 
 

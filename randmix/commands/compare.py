@@ -20,8 +20,8 @@ that is found twice counts once.
 
 Prints a table. Runs that differ only in their seed are one row; columns are the config keys that
 differ, the number of seeds, the mean and sample standard deviation over seeds of each test metric,
-the numbers of trained and of all parameters, and the seconds of training. The keys that all runs
-share stand above the table.
+the numbers of trained and of all parameters, and the seconds of training (of a resumed run, since
+its last start). The keys that all runs share are printed above the table.
 
 A key is given by its full name or, if that is unambiguous, by its last part: depth is model.depth.
 

@@ -43,13 +43,14 @@ Writes
     WORKDIR/report/              results.csv, verdicts.json, figures/
 
 After an interruption or a failure, the same command resumes; finished runs are never repeated. A
-run that stands in records.jsonl, or in a file of --records, counts as finished on any machine, and
+run listed in records.jsonl, or in a file of --records, counts as finished on any machine, and
 --report_only draws the report from these records alone.
 Several jobs can share a workdir on one file system, each with its own --shard=i/n; afterwards, the
 command without --shard writes the report.
 
-Exit status: 0 done, 1 a run or measurement failed (the report says which) or a bug, 2 a mistake in
-the command, 75 stopped by a signal and saved, 130 stopped by Ctrl-C with nothing new to save.
+Exit status: 0 done, 1 something failed or is missing (the report says what), another process is
+writing the report, or a bug, 2 a mistake in the command, 75 stopped by a signal and saved, 130
+stopped by Ctrl-C with nothing new to save.
 """
 
 
@@ -96,6 +97,7 @@ def define_flags() -> None:
 def prepare(options: Any) -> None:
     """Makes the host settings, and has the preset smoke compile quickly."""
     shared.check_calibrate(options)
+    shared.check_local(options)
     if options.calibrate and options.report_only:
         raise UserError("--calibrate: got --report_only too, which trains nothing; leave one out")
     shared.tune_host(options)

@@ -11,7 +11,7 @@ it is a proposal, by names and shapes alone: kernels with a window, query and ke
 token mixing and position embeddings are spatial; pointwise kernels, MLPs, value and output of
 attention are channel.
 
-Below the table stands what isn't sure and why, such as a dense 3 x 3 kernel, which mixes both, and
+Below the table is what isn't sure, and why, such as a dense 3 x 3 kernel, which mixes both, and
 then the lines to paste into the config. Their selectors give every parameter the role in the table.
 Nothing is computed or downloaded: shapes are enough.
 

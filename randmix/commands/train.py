@@ -60,8 +60,8 @@ def define_flags() -> None:
     flags.DEFINE_bool(
         "deterministic",
         False,
-        "Produce the same bits every time on a GPU too, at some cost in speed; a CPU and a TPU "
-        "always do.",
+        "Ask XLA for deterministic operations on a GPU, at some cost in speed; not yet tested on "
+        "one. A CPU always gives the same bits.",
     )
     shared.host_settings()
     shared.processes()

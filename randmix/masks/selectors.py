@@ -85,14 +85,13 @@ class Selector:
         kind: the word of a term, such as "role", or one of the operators "&", "|", "-" and "~".
         operands: the arguments of a term, or the selectors that an operator combines.
         text: the expression, which `parse` reads back.
-        nesting: number of operators inside one another.
-        program: number of instructions in the compiled patterns.
-        of_mode: whether it is a role of the modes, which a strict mask allows to be absent.
     """
 
     kind: str
     operands: tuple[Any, ...]
     text: str = field(compare=False)
+    # For this package's limits and strictness: operators inside one another, instructions of the
+    # compiled patterns, and whether it is a role of the modes, which may be absent.
     nesting: int = field(default=0, compare=False)
     program: int = field(default=0, compare=False)
     of_mode: bool = field(default=False, compare=False)
@@ -204,7 +203,8 @@ def depth(start: int | None, stop: int | None) -> Selector:
     The depth of a leaf is the number of its block: 7 in `spatial/block_07/depthwise/kernel`, 3 in
     `layers_3/kernel`, `layer3/kernel` and `layers/3/kernel`. Blocks inside stages are counted over
     the whole tree: if `stage_0` has 3 blocks, `stage_1/block_3` has depth 6. `depths.depths` states
-    the rule in full. A leaf outside all blocks is in no range, not even `depth(None, None)`.
+    the rule in full. A leaf outside all blocks is in no range, not even `depth(None, None)`. Layers
+    stacked in one leaf, as by `nn.scan`, have no depths of their own.
 
     Args:
         start: first depth, at least 0, or None for no lower limit.

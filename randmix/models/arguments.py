@@ -100,7 +100,7 @@ def _check_image_head(what: str, values: Mapping[str, Any]) -> None:
 
 
 def _check_stages(what: str, values: Mapping[str, Any]) -> None:
-    """Checks what a meta-former's sizes must divide."""
+    """Checks what a MetaFormer's sizes must divide."""
     stages, depth, head_dim = (values[key] for key in ("stages", "depth", "head_dim"))
     if len(stages) not in SHARES:
         raise UserError(f"{what}: stages: got {stages!r}, allowed one number, or four")

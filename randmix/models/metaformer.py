@@ -114,7 +114,7 @@ class Block(nn.Module):
         features: number of output channels.
         mixer: makes the mixer of tokens.
         norm: one of `NORMS`.
-        hidden: number of hidden units of the perceptron.
+        hidden: number of hidden units of the MLP.
         layer_scale: initial value of the scale of each branch; 0 for none.
     """
 
@@ -155,11 +155,11 @@ class MetaFormer(nn.Module):
         kernel_size: side of depthwise filters, and of the window of pooling and shift.
         head_dim: channels of an attention head; divides the width of each stage.
         attention_roles: which weights of attention are spatial, one of `mixers.ATTENTION_ROLES`.
-        mlp_ratio: hidden units of each block's perceptron, per channel.
+        mlp_ratio: hidden units of each block's MLP, per channel.
         token_ratio: hidden units of the token MLP, per channel; at least one.
         norm: "layer" (LayerNorm), "group" (GroupNorm with one group) or "batch" (BatchNorm).
         layer_scale: initial value of the scale of each branch; 0 for none.
-        position_embedding: initial deviation of a learned embedding that is added to the patches;
+        position_embedding: initial standard deviation of a learned embedding, added to the patches;
             0 for none, None for 1 (PyTorch's for embeddings) with attention and 0 otherwise. Its
             role is spatial.
         mean, std, dtype, depthwise_method, remat, scan: those of `ConvMixer`.

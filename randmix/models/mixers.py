@@ -1,4 +1,4 @@
-"""Mixers of tokens, the part in which meta-formers differ: [N, H, W, C] -> [N, H, W, C].
+"""Mixers of tokens, the part in which MetaFormers differ: [N, H, W, C] -> [N, H, W, C].
 
 Spatial mixing is what is applied to each channel alone, channel mixing what is applied to each
 position alone (section 1 of the paper). `Depthwise` of ``models.layers`` is the mixer of
@@ -110,7 +110,7 @@ class AttentionProducts(nn.Module):
 
 
 class TokenMlp(nn.Module):
-    """A perceptron over all positions, the same for each channel (MLP-Mixer, arXiv 2105.01601).
+    """An MLP over all positions, the same for each channel (MLP-Mixer, arXiv 2105.01601).
 
     Attributes:
         hidden: number of hidden units.

@@ -1,6 +1,7 @@
 """Mixing operators, each with its plain reference beside the fast form.
 
-They take arrays of any floating dtype and sum in float32, to which float64 is rounded.
+They take arrays of any floating dtype. Convolutions round their kernels to float32 and sum in it;
+`pointwise` and `patch_product` compute in the dtype of x.
 """
 
 import jax

@@ -171,7 +171,7 @@ EXPERIMENTS = {
             "The lattice of roles",
             "ours",
             "What learning spatial mixing, channel mixing or both adds to norms and head, in each "
-            "family of models at one size; of meta-formers, for each mixer of tokens. Parallel "
+            "family of models at one size; of MetaFormers, for each mixer of tokens. Parallel "
             "sides of a lattice learn the same role, once without and once with the other; were "
             "they parallel in accuracy, the roles would add up, and Full would lie on the hollow "
             "mark. Dashes beside a point are its seeds.",

@@ -24,7 +24,7 @@ FILTERS = {
     "gaussian8": "Gaussian derivatives",
 }
 BANKS = {name: FILTERS[name] for name in ("random", "same", "box", "identity")}  # the paper's
-MODELS = {"resnet": "separable ResNet", "convmixer": "ConvMixer", "metaformer": "meta-former"}
+MODELS = {"resnet": "separable ResNet", "convmixer": "ConvMixer", "metaformer": "MetaFormer"}
 
 
 def known_name(data_set: str) -> str:
@@ -58,7 +58,7 @@ def title_of_model(settings: Mapping[str, Any]) -> str:
     """A model's family, with its mixer or its number m of filters per channel if it has a choice.
 
     >>> title_of_model({"model.name": "metaformer", "model.mixer": "token_mlp"})
-    'meta-former, token MLP'
+    'MetaFormer, token MLP'
     """
     m, mixer = settings.get("model.multiplier"), settings.get("model.mixer")
     words = [MODELS[settings["model.name"]]]
@@ -68,7 +68,7 @@ def title_of_model(settings: Mapping[str, Any]) -> str:
 
 
 def title_of_mixer(name: str) -> str:
-    """The title of a meta-former's mixer of tokens."""
+    """The title of a MetaFormer's mixer of tokens."""
     return {"token_mlp": "token MLP", "random": "random matrix"}.get(name, name)
 
 

@@ -97,7 +97,7 @@ def cohorts(
     an intact checkpoint of the same step. Finished runs and runs with only damaged checkpoints stay
     single, and so does every run that an ensemble doesn't support: one with a composed ResNet (vmap
     would turn its convolutions into grouped ones: 22.5 ms for four seeds, 2.1 ms for one) or with a
-    meta-former in stages, which has such convolutions as well, with a streamed data set, with a
+    MetaFormer in stages, which has such convolutions as well, with a streamed data set, with a
     best checkpoint (``data.validation``), whose step differs between members, or on several
     processes.
 
