@@ -260,10 +260,11 @@ class _Progress:
 
     def begin(self, group: Group, left: Sequence[PlannedRun], mine: Sequence[PlannedRun]) -> None:
         self.began = time.monotonic()
-        if len(mine) < len(left):
+        names = {run.name for run in mine}
+        if others := [str(run.config.seed) for run in left if run.name not in names]:
             self.say(
-                f"{len(left) - len(mine)} seeds of {group[0].title}: "
-                "skipped, another process is working on them"
+                f"skipped, as another process is working on it: {group[0].title}, "
+                f"seed {','.join(others)}"
             )
         first, self.place = self.place + 1, self.place + len(group)
         if new := [run for run in mine if run.name in self.left]:
