@@ -194,6 +194,17 @@ def test_an_interrupted_report_keeps_the_old_one(root, tmp_path, monkeypatch):
     assert not [*tmp_path.glob("report.new-*")]
 
 
+def test_a_missing_picture_is_named_and_the_rest_is_there(root, tmp_path):
+    shutil.copytree(root / "pictures", tmp_path / "pictures")
+    for file in (tmp_path / "pictures").glob("*.png"):
+        file.unlink()
+    written = report.write(tmp_path, SMOKE, ("E1",), [], {}, overrides={}, command="x")
+    (problem,) = written.problems
+    assert problem.startswith("figure E1: UserError: ")
+    assert problem.endswith(".json to have it drawn anew")
+    assert (tmp_path / "report" / "index.html").exists()
+
+
 def test_what_failed_is_named_and_the_rest_is_there(root, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(root, copy)

@@ -200,6 +200,22 @@ def test_seeds_are_handed_over_together(groups, tmp_path, trained, monkeypatch):
     assert handed == [[0, 1]] * len(groups)
 
 
+def test_a_log_that_does_not_fit_on_the_disk_is_one_line(groups, tmp_path, monkeypatch):
+    def refuse(config, workdir, **rest):
+        raise UserError("refused")
+
+    monkeypatch.setattr(training, "train", refuse)
+    folder = epath.Path(tmp_path) / "run"
+    folder.mkdir()
+    (tmp_path / "run" / training.LOG).symlink_to("/dev/full")
+    with pytest.raises(UserError) as error:
+        list(training.train_seeds([groups[0][0].config], [folder]))
+    assert str(error.value) == (
+        f"{folder / training.LOG}: can't be written (No space left on device); "
+        "make room, and start the same command again"
+    )
+
+
 def test_what_was_measured_and_failed_is_named(tmp_path, groups, trained, monkeypatch):
     execute(groups, tmp_path)
     run = groups[0][0]
