@@ -40,6 +40,12 @@ def test_claims_1a_and_1b_follow_the_gap(id, experiment, model, gap, expected):
     assert verdict(id, *near(gap, experiment=experiment, model=model)) == expected
 
 
+def test_practical_equality_is_told_as_a_sentence():
+    told = sentences.sentence(judgement("1a", *near(0.005)))
+    assert ", lies within \N{PLUS-MINUS SIGN}1 points" in told
+    assert "the 90 % interval of Full - Chans, [" in told
+
+
 def test_the_share_that_is_recovered_stands_beside():
     _, share = judgement("1a", *near(0.1)).results
     assert share.words == "share recovered by Chans of the way from Floor to Full"

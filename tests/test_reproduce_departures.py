@@ -110,6 +110,11 @@ def test_attacks_are_those_of_the_preset_after_overrides():
     assert not rows(ATTACKS, group("E5"))
 
 
+def test_an_optimizer_of_optax_is_named():
+    found = rows(CONVMIXER, group("E5", optimizer__name="lion"))
+    assert found["optimizer"].runs.startswith("lion")
+
+
 @pytest.mark.parametrize("count", [3, 12])
 def test_many_values_are_told_by_their_ends(count):
     groups = [group("E5", model__depth=depth) for depth in range(1, count + 1)]

@@ -1,5 +1,7 @@
 """Figures of a report: what their claims compare, and what their lines are to be held against."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -189,3 +191,32 @@ def test_shares_lie_between_chans_and_full():
     (axes,) = figures.DRAWN["E12"](found).figure.axes
     assert horizontal(axes) == pytest.approx({"Chans": 60.1, "Full": 80.1})
     assert figures.DRAWN["E12"](Numbers()) is None
+
+
+def test_a_line_has_the_seeds_that_most_of_its_points_have():
+    level = {0.0: 0.6, 0.25: 0.75, 0.5: 0.7, 1.0: 0.8}
+    found = numbers(
+        *("E12", "accuracy", lambda seed, share, **_: level[share] + 0.001 * seed),
+        share=tuple(level),
+    )
+    # The ends are runs of another experiment, too, which has more seeds.
+    more = [r for r in found if r.seed < 2 and r.settings["share"] in (0.0, 1.0)]
+    found += [dataclasses.replace(r, seed=r.seed + 3, value=r.value + 0.1) for r in more]
+    picture = figures.DRAWN["E12"](found)
+    assert [(row["share"], row["seeds"]) for row in picture.rows] == [(x, 3) for x in level]
+    (axes,) = picture.figure.axes
+    assert horizontal(axes) == pytest.approx({"Chans": 60.1, "Full": 80.1})
+
+
+def test_banks_of_chosen_rank_are_drawn_without_others():
+    level = {9: 0.9, 3: 0.85, 1: 0.8}
+    found = numbers(
+        *("E3", "accuracy", lambda seed, bank_rank, **_: level[bank_rank]),
+        **{"bank_rank": tuple(level), "bank_coverage": (1.0,), "mode": ("chans",)},
+        **{"model__filters": ("delta",), "model__filter_rank": (9,)},
+    )
+    picture = figures.DRAWN["E3"](found)
+    assert {row["rank"]: row["accuracy"] for row in picture.rows} == pytest.approx(
+        {rank: 100 * value for rank, value in level.items()}
+    )
+    assert figures.DRAWN["E3"](Numbers()) is None

@@ -101,6 +101,8 @@ def test_overrides_reach_the_runs_that_have_the_key_and_the_attack():
         ("seed=2", "seed is varied by the experiments"),
         ("attack.example=2", "allowed are attack.epsilons"),
         ("attack.examples=all", "allowed are attack.epsilons"),
+        ("attack.epsilons=(8.0, 64.0)", "allowed are radii in 1/255 that ascend from 0"),
+        ("attack.epsilons=(0.0, 64.0, 8.0)", "allowed are radii in 1/255 that ascend from 0"),
     ],
 )
 def test_impossible_overrides_are_refused(text, message):

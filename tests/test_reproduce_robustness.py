@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from planted import judgement, numbers, verdict
 
-from randmix.reproduce import effects
+from randmix.reproduce import effects, sentences
 from randmix.reproduce.titles import MODELS
 from randmix.reproduce.verdicts import CONTRADICTED, EQUAL, NOT_ASSESSABLE, SUPPORTED
 
@@ -78,6 +78,7 @@ def test_a_family_outside_the_grid_leaves_the_other_assessable(outside):
         )
     one = judgement("4e", found)
     assert sorted(one.verdict.split(", ")) == [f"1 {NOT_ASSESSABLE}", f"1 {SUPPORTED}"]
+    assert len(sentences.obstacles(one)) == 1  # for the report's banner
     assert "or a radius is outside the grid: Chans - Full at clean" in one.reason
     assert one.reason.endswith(f"under FGSM ({MODELS[outside]})")
 

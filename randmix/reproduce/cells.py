@@ -11,7 +11,7 @@ from randmix.reproduce import effects
 from randmix.reproduce.numbers import Numbers
 
 OVER_SEEDS = "mean ± standard deviation over seeds (their number)."
-RADIUS_OVER_SEEDS = "the middle over seeds, ± standard deviation in octaves (number of seeds)."
+RADIUS_OVER_SEEDS = "geometric mean over seeds, ± standard deviation in octaves (their number)."
 OVER_SEEDS_INTERVAL = "mean [95 % interval] over seeds (their number)."
 
 

@@ -204,7 +204,7 @@ def _values(run: PlannedRun, record: Record | None) -> dict[str, Any]:
     elif "train_examples" in data:
         images = max(1, round(learned * data["train_examples"]))
         values["epochs"] = float(f"{config.steps * config.batch_size / images:.2g}")
-    name = {"adamw": "AdamW", "sgd": "SGD"}[config.optimizer.name]
+    name = {"adamw": "AdamW", "sgd": "SGD"}.get(config.optimizer.name, config.optimizer.name)
     return {
         **values,
         "batch size": config.batch_size,

@@ -71,10 +71,10 @@ EXPERIMENTS = {
             "E3",
             "Kinds of frozen filters",
             "Figure 3, section 4.1.3",
-            "Full, and Chans with Different filters in every channel, the Same filters in every "
-            "channel, Box filters, and Identity filters: in a ResNet with 9, 3 and 1 filters per "
-            "channel, and in a ConvMixer. Banks of impulses have a chosen rank and, unsmoothed, a "
-            "flat spectrum.",
+            "As far as the preset has them: Full, and Chans with Different filters in every "
+            "channel, the Same filters in every channel, Box filters, and Identity filters, in a "
+            "ResNet with 9, 3 and 1 filters per channel, and in a ConvMixer. Banks of impulses "
+            "have a chosen rank and, unsmoothed, a flat spectrum.",
             ("E3", "E3-equivalence", "E3-curves"),
             _EQUIVALENCE,
         ),
@@ -97,13 +97,13 @@ EXPERIMENTS = {
             "E6",
             "Robustness of frozen filters",
             "Figure 6, section 4.3.2",
-            "The models of E2 and E5 under FGSM and PGD-2 (two steps of size epsilon), and models "
-            "trained on FGSM samples, on all test images. Models are compared by the radius that "
-            "halves their own clean accuracy. FGSM and PGD-2 measure sensitivity rather than "
-            "robustness, so a strong attack (many steps and restarts, two losses) and random noise "
-            "of the same size are reported beside them, on the first images. A black-box and a "
-            "targeted attack test whether gradients are masked. Figure E6-depth averages over all "
-            "epsilons above 0.",
+            "The models of E2 and E5 under FGSM and PGD-2 (two steps of size epsilon), and, where "
+            "the preset has them, models trained on FGSM samples, on all test images. Models are "
+            "compared by the radius that halves their own clean accuracy. FGSM and PGD-2 measure "
+            "sensitivity rather than robustness, so a strong attack (many steps and restarts, two "
+            "losses) and random noise of the same size are reported beside them, on the first "
+            "images. A black-box and a targeted attack test whether gradients are masked. Figure "
+            "E6-depth averages over all epsilons above 0.",
             ("E6-octaves", "E6-depth", "E6-epsilon", "E6-curves"),
         ),
         Experiment(

@@ -120,9 +120,9 @@ def bars(numbers: Numbers) -> Picture | None:
     accuracy = numbers.where("E3", "accuracy")
     plain = Numbers(r for r in accuracy if r.settings.get("model.filter_rank") is None)
     panels = [*conditions(plain, ("model.name", "model.multiplier"))]
-    if not panels:
-        return None
     by_rank = ranked(accuracy)
+    if not panels and not by_rank:
+        return None
     columns = len(panels) + bool(by_rank)
     figure = plots.new_figure(0.6 + 2.1 * columns, 2.8)
     grid = figure.subplots(1, columns, squeeze=False, sharey=True)[0]
@@ -205,7 +205,11 @@ def attacked_over_epsilon(numbers: Numbers) -> Picture | None:
     rows = []
     for model, data in _models(attacked):
         part = attacked.where(model__name=model, data__name=data)
-        depth = part.values("model.depth")[-1]
+        # The largest depth with undefended and defended models, if there is one.
+        depth = max(
+            part.values("model.depth"),
+            key=lambda depth: (len({r.defended for r in part.where(model__depth=depth)}), depth),
+        )
         label = f"{MODELS[model]}, depth {depth}\naccuracy under attack (%)"
         about = {"model": model, "data": data, "depth": depth}
         rows.append((label, _attacks(part.where(model__depth=depth), about, strong="strong")))

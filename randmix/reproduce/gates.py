@@ -245,8 +245,11 @@ def _mean(values: Values) -> float:
 def _with_interval(interval: Interval, unit: str) -> str:
     if math.isnan(interval.mean):
         return NOT_MEASURED
-    return f"{_measured(interval.mean, unit)} [{interval.low:.2f}, {interval.high:.2f}]"
+    bounds = f"[{interval.low:.2f}, {interval.high:.2f}]".replace("-", "\N{MINUS SIGN}")
+    return f"{_measured(interval.mean, unit)} {bounds}"
 
 
 def _measured(value: float, unit: str) -> str:
-    return NOT_MEASURED if math.isnan(value) else f"{value:.2f} {unit}".strip()
+    if math.isnan(value):
+        return NOT_MEASURED
+    return f"{value:.2f} {unit}".strip().replace("-", "\N{MINUS SIGN}")

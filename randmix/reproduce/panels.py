@@ -72,7 +72,9 @@ def draw_lines(
     scale: float,
     more: Mapping[str, Any] = {},
 ) -> None:
-    """Draws one line per value of the setting ``by`` against ``x``, at the points all seeds have.
+    """Draws one line per value of the setting ``by`` against ``x``.
+
+    A line is drawn at the points that have its seeds, which are those that most points have.
 
     Args:
         axes: the axes to draw on.
@@ -89,8 +91,11 @@ def draw_lines(
         by_x = {point: part.where(**{x: point}).by_seed() for point in part.values(x)}
         if not by_x:
             continue
-        # A point that some seeds lack would average over other seeds than its neighbours do.
-        seeds = sorted(max(by_x.values(), key=len))
+        # The seeds that most points have: along a line, means must be over the same seeds.
+        seeds = max(
+            (sorted(at) for at in by_x.values()),
+            key=lambda own: (sum(at.keys() >= {*own} for at in by_x.values()), len(own)),
+        )
         by_x = {point: at for point, at in by_x.items() if at.keys() >= {*seeds}}
         values = scale * np.asarray([[at[seed] for at in by_x.values()] for seed in seeds])
         plots.mean_and_spread(axes, [*by_x], values, label=title, **plots.series(place))

@@ -55,7 +55,7 @@ def draw(
                 continue
             drawn[experiment] += names
             if not names:
-                missing[name] = "the runs that it needs are not finished"
+                missing[name] = "the finished runs have nothing that it shows"
     return drawn, missing
 
 

@@ -93,6 +93,11 @@ def split_overrides(preset: Preset, overrides: Settings) -> tuple[Preset, Settin
                     f"--override: got {key}={value!r}, allowed are {allowed}, "
                     "or other values of the same types"
                 )
+            if name == "epsilons" and (0 not in value or [*value] != sorted({*value})):
+                raise UserError(
+                    f"--override: got {key}={value!r}, allowed are radii in 1/255 that ascend "
+                    "from 0, for example (0.0, 8.0, 64.0)"
+                )
             attack[name] = value
         elif key in varied:
             raise UserError(

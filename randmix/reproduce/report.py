@@ -133,7 +133,8 @@ def write(
             experiments, numbers, groups, found, root, preset, epath.Path(folder) / "figures"
         )
         problems += [f"figure {name}: {reason}" for name, reason in missing.items()]
-        overviews = [*filter(None, map(forest.draw, forest.pages(judged)))]
+        parts = forest.pages(judged)
+        overviews = [*filter(None, map(forest.draw, parts))]
         names = [f"{_OVERVIEW}-{i + 1}" if i else _OVERVIEW for i in range(len(overviews))]
         for name, overview in zip(names, overviews, strict=True):
             plots.save(overview.figure, folder / "figures" / name, overview.rows)
@@ -145,6 +146,10 @@ def write(
             "sections": [
                 {
                     "experiment": EXPERIMENTS[id],
+                    # The notes are about ResNets with nothing between their halves.
+                    "note": ""
+                    if overrides.get("model.between", "none") != "none"
+                    else EXPERIMENTS[id].note,
                     "claims": claims.of(id),
                     "figures": [_image(folder / "figures", name) for name in drawn[id]],
                     "tables": tables.build(id, numbers, counted),
@@ -154,7 +159,10 @@ def write(
             ],
             "claims": CLAIMS.values(),
             "judged": judged,
-            "overviews": [_image(folder / "figures", name) for name in names],
+            "overviews": [
+                {**_image(folder / "figures", name), "judged": part}
+                for name, part in zip(names, parts, strict=True)
+            ],
             "banner": _banner(groups, found, judged),
             "summary": _summary(judged),
             "method": verdicts.METHOD,

@@ -81,7 +81,7 @@ def obstacles(judgement: Judgement) -> list[str]:
         "a gate was not measured" if gate.detail == gates.NOT_MEASURED else gate.failure
         for gate in failed
     ]
-    if not failed and judgement.verdict == verdicts.NOT_ASSESSABLE:
+    if not failed and verdicts.NOT_ASSESSABLE in judgement.verdict:
         found.append(judgement.reason.partition(":")[0])
     return list(dict.fromkeys(filter(None, found)))
 
@@ -106,9 +106,9 @@ def _consequences(judgement: Judgement, deciding: Result) -> list[str]:
     equal = test_of(judgement, deciding).equal
     if verdicts.EQUAL in judgement.verdict and equal and deciding.equal:
         low, high = two_decimals(deciding.equal.low), two_decimals(deciding.equal.high)
-        words = f"{equal.words} has the" if equal.words != deciding.words else "the"
+        of = f" of {equal.words}" if equal.words != deciding.words else ""
         margin = f"\N{PLUS-MINUS SIGN}{deciding.margin:.2g} {equal.unit}".strip()
-        found.append(f"{words} 90 % interval [{low}, {high}] lies within {margin}")
+        found.append(f"the 90 % interval{of}, [{low}, {high}], lies within {margin}")
     if judgement.verdict == verdicts.NOT_DECIDED:
         alone = min(deciding.p_supported, deciding.p_contradicted) <= verdicts.ONE_SIDED
         found.append(

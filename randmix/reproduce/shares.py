@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import numpy as np
-
 from randmix.analysis import plots
 from randmix.analysis.spectrum.figures import Picture
 from randmix.reproduce.cells import OVER_SEEDS, Table, by_setting
@@ -24,9 +22,9 @@ def draw(numbers: Numbers) -> Picture | None:
     for axes, name in zip(grid, names, strict=True):
         part = accuracy.where(data__name=name)
         draw_lines(axes, part, "share", "data.name", {name: title_of(name)}, rows, scale=100)
-        ends = [[*part.where(share=share).by_seed().values()] for share in (0.0, 1.0)]
-        if all(ends):
-            chans, full = (100 * float(np.mean(values)) for values in ends)
+        means = {row["share"]: row["mean"] for row in rows if row["series"] == title_of(name)}
+        if {0.0, 1.0} <= means.keys():
+            chans, full = means[0.0], means[1.0]
             reference(axes, chans, "Chans")
             reference(axes, full, "Full", linestyle=(0, (4, 2)))
             style = {"color": "0.45", "linewidth": 0.8}

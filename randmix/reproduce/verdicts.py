@@ -27,11 +27,11 @@ way at a level of 2.5 %:
 The primary claims of a data set are one family, corrected for their number by Holm's method: any
 false "supported" or "contradicted" among them has a probability of at most 5 %. A claim whose gate
 failed stays in the family with p = 1. All other claims are secondary: their intervals and verdicts
-are not corrected. A claim is looked at once, when all runs of its experiment and its gates are
-finished. Where the claim is that an effect is within a margin, supported means practically equal.
-Of a primary claim with several effects, all must hold, and one on the other side contradicts it.
-Intervals cover the variation over seeds (initial weights, data order, augmentation), not the choice
-of the test set.
+are not corrected. A claim is looked at once, when all runs that it compares and those of its gates
+are finished. Where the claim is that an effect is within a margin, supported means practically
+equal. Of a primary claim with several effects, all must hold, and one on the other side contradicts
+it. Intervals cover the variation over seeds (initial weights, data order, augmentation), not the
+choice of the test set.
 """
 SUPPORTED, CONTRADICTED, EQUAL = "supported", "contradicted", "practically equal"
 NOT_DECIDED, NOT_ASSESSABLE = "not decided", "not assessable"

@@ -34,7 +34,6 @@ def write(curves: Curves, folder: epath.PathLike, about: Mapping[str, Any]) -> l
 
     The .npz has the outcome for each image, see ``bits.load``.
 
-
     Args:
         curves: the measured accuracies.
         folder: folder to write to; created if missing.
