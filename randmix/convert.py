@@ -111,6 +111,6 @@ def _description(model: models.ConvMixer, variables: Mapping[str, Any]) -> str:
     channels = variables["spatial"]["stem"]["kernel"].shape[2]
     return (
         f"ConvMixer-{model.width}/{model.depth}, kernel {model.kernel_size}, "
-        f"patch {model.patch_size}, {model.activation}, {channels} channels, "
+        f"patch {model.patch_size}, {model.activation}, {channels} channel{'s' * (channels > 1)}, "
         f"{model.num_classes} classes, {count:,} parameters"
     )

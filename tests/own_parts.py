@@ -165,6 +165,10 @@ def halving(total_steps, times):
     return lambda step: 0.5 ** (step * times // total_steps)
 
 
+def stepped(total_steps):
+    return lambda step: 1.0 if step < total_steps / 2 else 0.1
+
+
 def descent(learning_rate, momentum: float = 0.5):
     return optax.sgd(learning_rate, momentum)
 

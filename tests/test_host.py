@@ -192,6 +192,17 @@ def test_what_a_power_loss_left_of_a_program_is_removed(cache):
         assert {file.name for file in folder.iterdir()} == kept
 
 
+def test_programs_without_times_of_use_are_kept_where_the_user_set_no_bound(cache, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_MAX_SIZE", "-1")
+    folder = Path(host.keep_compiled(None, default="unused"))
+    for name, content in (("whole-cache", b"program"), ("empty-cache", b"")):
+        (folder / name).write_bytes(content)
+        os.utime(folder / name, 2 * (time.time() - 3600,))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    host.keep_compiled(None, default="unused")
+    assert os.listdir(folder) == ["whole-cache"]
+
+
 def test_without_a_place_for_them_programs_are_not_kept(cache, monkeypatch):
     (cache / "randmix").write_text("a file where the folder should be")
     assert host.keep_compiled(None, default="unused") is None

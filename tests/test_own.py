@@ -6,11 +6,13 @@ import re
 import numpy as np
 import own_data
 import pytest
+import small
 from own_data import arrays
 
 from randmix import data
 from randmix.data import catalog, own
 from randmix.errors import UserError
+from randmix.training import loop, runs
 
 
 @pytest.fixture
@@ -196,3 +198,18 @@ def test_a_function_that_fails_is_one_line(name, message, module):
     with pytest.raises(UserError, match=f"^config.data.name: {message}") as error:
         catalog.get(name)
     assert "\n" not in str(error.value)
+
+
+def test_sorted_arrays_whose_first_part_lacks_classes_are_a_warning(tmp_path, caplog):
+    both = {
+        split: (images, np.sort(labels)) for split, (images, labels) in arrays().items()
+    }  # as in a folder that was read class by class
+    data.from_arrays("sorted", **both, data_dir=tmp_path)
+    keys = {"data__name": "arrays/sorted", "data__data_dir": str(tmp_path), "batch_size": 8}
+    for subset in (1.0, 0.3):
+        parts = runs.assemble(small.config(**keys, data__subset=subset))
+        loop.announce(parts, parts.data.open())
+    assert caplog.messages == [
+        "the 12 training examples of arrays/sorted that are trained on, the first ones, lack 2 of "
+        "its classes; if its arrays are sorted by class, mix them and make the set again"
+    ]

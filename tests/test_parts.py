@@ -150,6 +150,7 @@ HALVING = "my_parts:halving"
         ("optimizer", {"name": "lbfgs"}, ".name: lbfgs raised TypeError (scale_by_zoom_linesearch"),
         ("schedule", {"name": "cosine_decay_schedul"}, "did you mean 'cosine_decay_schedule'?"),
         ("schedule", {"name": HALVING}, ": my_parts:halving needs a value for times"),
+        ("schedule", {"name": "my_parts:stepped"}, ".name: my_parts:stepped raised TracerBool"),
         ("schedule", {"name": HALVING, "times": "two"}, ".name: my_parts:halving raised TypeError"),
         (
             "task",

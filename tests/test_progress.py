@@ -59,3 +59,15 @@ def test_a_result_of_the_defaults_and_one_of_an_older_version():
     first, *table = progress.result_table(made_in_python).splitlines()
     assert first == "config: the defaults"
     assert progress.result_table(RESULT).splitlines() == table
+
+
+@pytest.mark.parametrize("mode", ["path('block_[a-c]/.*')", "path('x[/_]y')", "path('x[/]y')"])
+def test_a_selector_is_not_markup(mode, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    assert f" {mode} " in progress.result_table(RESULT | {"mode": mode})
+
+
+def test_a_metric_may_have_any_name(capsys):
+    with progress.Reporter(4) as report:
+        report.train(2, {"step": 1.0, "self": 2.0}, images_per_second=3.0)
+    assert "step 2/4  step 1.0000  self 2.0000  3 images/s" in capsys.readouterr().out

@@ -108,6 +108,7 @@ def test_the_newest_version_is_read_unless_one_is_named(tmp_path):
     [
         ("tfds/gone", "tfds/gone is not prepared in {data_dir}; run `tfds build gone "),
         ("tfds/emnist:4.0.0", "tfds/emnist:4.0.0 is not prepared in "),
+        ("tfds/emnist/3.0.0", "got 'tfds/emnist/3.0.0', allowed are tfds/NAME, tfds/NAME/CONFIG, "),
         ("tfds/emnist:4", "got 'tfds/emnist:4', allowed are tfds/NAME, tfds/NAME/CONFIG, and "),
         (
             "tfds/cifar10_corrupted",
@@ -221,7 +222,7 @@ def test_small_photographs_that_are_enlarged_are_a_warning(data_dir, caplog):
     assert runs.assemble(config).data.dataset.streamed
     assert caplog.messages == [
         "half of the images of imagefolder/pets have a side of 24 pixels or less, and are enlarged "
-        "to 49 x 49; set config.data.image_size"
+        "to 49 x 49; set a smaller config.data.image_size"
     ]
     caplog.clear()
     config.data.image_size = 42
@@ -238,6 +239,14 @@ def test_the_statistics_are_those_of_the_training_pixels(data_dir):
         mean, std = catalog.get(name, data_dir).statistics
         np.testing.assert_allclose(mean, pixels.mean((0, 1, 2)), atol=5.1e-5)
         np.testing.assert_allclose(std, pixels.std((0, 1, 2)), atol=5.1e-5)
+
+
+def test_grey_images_have_them_in_every_channel_of_a_stream(tmp_path):
+    survey.write(folder := tfds_sets.prepare("emnist", tmp_path), survey.survey(folder))
+    held = catalog.get("tfds/emnist", tmp_path)
+    streamed = catalog.get("tfds/emnist", tmp_path, image_size=32)
+    assert (held.image_shape, streamed.image_shape) == ((28, 28, 1), (32, 32, 3))
+    assert streamed.statistics == tuple(3 * one for one in held.statistics)
 
 
 def test_a_run_normalises_by_them_unless_its_config_says_otherwise(data_dir, caplog):

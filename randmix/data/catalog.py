@@ -30,7 +30,9 @@ IN_MEMORY = ("auto", "on", "off")
 # all. The limits are fixed, not the machine's, so that a run is the same on every machine.
 SMALL_SIDE, SMALL_BYTES = 128, 2 * 2**30
 
-_TFDS_NAME = re.compile(r"tfds/(?P<folder>\w+(?:/[\w.-]+)?)(?::(?P<version>\d+\.\d+\.\d+))?")
+_TFDS_NAME = re.compile(  # a version doesn't count as a CONFIG
+    r"tfds/(?P<folder>\w+(?:/(?!\d+\.\d+\.\d+(?:$|:))[\w.-]+)?)(?::(?P<version>\d+\.\d+\.\d+))?"
+)
 FUNCTION_NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _OTHER_NAMES = (
     f"{FOLDER}/NAME",
@@ -328,7 +330,7 @@ def _prepared(
         test_examples=0,
         version=directory.name,
         streamed=shape is None,
-        statistics=_statistics(name, held),
+        statistics=_statistics(name, held, channels=3 if shape is None else shape[2]),
         shorter_side=held.survey.get("shorter_side"),
     )
     for split in ("test", "validation"):
@@ -352,11 +354,12 @@ def _prepared(
     )
 
 
-def _statistics(name: str, held: records.Contents) -> Statistics | None:
+def _statistics(name: str, held: records.Contents, *, channels: int) -> Statistics | None:
     if name.startswith(f"{IMAGENET}/"):
         return DATA_SETS[IMAGENET].statistics
     if mean := held.survey.get("mean"):
-        return tuple(mean), tuple(held.survey["std"])
+        copies = channels // len(mean)  # a stream decodes grey images to three equal channels
+        return tuple(mean) * copies, tuple(held.survey["std"]) * copies
     return None
 
 

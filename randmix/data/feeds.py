@@ -104,7 +104,8 @@ class Split:
         self.skipped: set[int] = set()
         if data_set.streamed:
             self._open = functools.partial(reader.Photographs, data_set, split, data_dir, reading)
-            self._total = self._open().examples
+            self._whole = self._open()
+            self._total = self._whole.examples
         else:
             self._arrays = catalog.read(data_set, split, data_dir)
             self._total = len(self._arrays["label"])
@@ -176,7 +177,7 @@ class Split:
 
     def file_name(self, row: int) -> str | None:
         """The file that a record's image came from; None if that isn't recorded."""
-        return None if self._arrays is not None else self._open().file_name(row)
+        return None if self._arrays is not None else self._whole.file_name(row)
 
     def arrays(self, examples: int | None = None) -> dict[str, np.ndarray]:
         """Loads the first examples into memory, with the images that evaluation uses.

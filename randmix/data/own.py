@@ -103,7 +103,7 @@ def from_arrays(
     members[_ABOUT] = np.array(json.dumps(dataclasses.asdict(about)))
     np.savez(buffer, allow_pickle=False, **members)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(file.parent)
         durable.write(file, buffer.getvalue())
     except OSError as error:
         raise UserError(f"cannot write {file}: {error}; choose another data_dir") from error
@@ -247,11 +247,15 @@ def _checked(
         len(train),
         len(test),
         names,
-        statistics(
-            np.stack([np.bincount(train[..., c].ravel(), minlength=256) for c in range(channels)])
-        ),
+        statistics(np.stack([_histogram(train[..., c]) for c in range(channels)])),
         digest.hexdigest()[:16],
     )
+
+
+def _histogram(values: np.ndarray) -> np.ndarray:
+    """Counts of the values 0..255; in blocks, because bincount needs eight bytes per value."""
+    blocks = np.array_split(values, max(1, values.nbytes // 2**24))
+    return np.sum([np.bincount(block.ravel(), minlength=256) for block in blocks], axis=0)
 
 
 def statistics(histograms: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

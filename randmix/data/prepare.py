@@ -316,7 +316,7 @@ def _preparing(
     try:
         with contextlib.ExitStack() as stack:
             if not records.is_complete(directory):
-                target.parent.mkdir(parents=True, exist_ok=True)
+                durable.make_folder(target.parent)
                 stack.enter_context(_lock(target.with_name(".lock"), name))
                 if not records.is_complete(directory):  # by the lock's previous holder
                     if target.exists() and not existing:

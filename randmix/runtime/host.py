@@ -207,10 +207,14 @@ def _user_cache() -> str | None:
 
 def _remove_incomplete(folder: Path) -> None:
     """Removes what a power loss left of programs: JAX would warn of them at every run."""
+    # Without a bound, JAX keeps no times of use.
+    bounded = os.environ.get("JAX_COMPILATION_CACHE_MAX_SIZE") != "-1"
     for program in folder.glob("*-cache"):
         used = program.with_name(program.name.removesuffix("cache") + "atime")
         with contextlib.suppress(FileNotFoundError):  # JAX has just removed it
-            whole = program.stat().st_size and used.exists() and used.stat().st_size == 8
+            whole = program.stat().st_size
+            if bounded:
+                whole = whole and used.exists() and used.stat().st_size == 8
             # A younger one may be in the hands of another process.
             if not whole and time.time() - program.stat().st_mtime > _WRITTEN_WITHIN:
                 program.unlink(missing_ok=True)

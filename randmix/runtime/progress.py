@@ -64,7 +64,7 @@ class Reporter:
         if self._bar:
             self._bar.update(self._task, completed=step)
 
-    def train(self, step: int, *, images_per_second: float, **metrics: float) -> None:
+    def train(self, step: int, metrics: Mapping[str, float], *, images_per_second: float) -> None:
         """Shows the means over a training interval."""
         numbers = f"{_in_words(metrics)}  {images_per_second:,.0f} images/s"
         if self._bar:
@@ -150,9 +150,9 @@ def table(rows: Sequence[Mapping[str, object]]) -> str:
     """Formats rows with the same columns as a table; the first column is left-aligned."""
     grid = Table()
     for i, name in enumerate(rows[0]):
-        grid.add_column(name, justify="right" if i else "left")
+        grid.add_column(Text(name), justify="right" if i else "left")
     for row in rows:
-        grid.add_row(*map(str, row.values()))
+        grid.add_row(*(Text(str(value)) for value in row.values()))  # a str may hold markup
     console = _console()
     with console.capture() as capture:
         console.print(grid)
@@ -174,7 +174,7 @@ def narrow_table(rows: Sequence[Mapping[str, str]], *, left: Collection[str]) ->
         heading = textwrap.fill(name, width, break_on_hyphens=False)
         grid.add_column(Text(heading), justify="left" if name in left else "right")
     for row in rows:
-        grid.add_row(*map(Text, row.values()))  # brackets in a str would be markup
+        grid.add_row(*map(Text, row.values()))
     console = Console(width=10_000, force_jupyter=False)
     with console.capture() as capture:
         console.print(grid)

@@ -93,12 +93,12 @@ def cohorts(
 ) -> list[list[int]]:
     """Partitions runs that differ only in their seed into those to train together and single runs.
 
-    Runs train together if they can start from a common step: runs that haven't begun, and runs with
-    an intact checkpoint of the same step. Finished runs and runs with only damaged checkpoints stay
-    single, and so does every run that an ensemble doesn't support: one with a composed ResNet (vmap
-    would turn its convolutions into grouped ones: 22.5 ms for four seeds, 2.1 ms for one) or with a
-    MetaFormer in stages, which has such convolutions as well, with a streamed data set, with a
-    best checkpoint (``data.validation``), whose step differs between members, or on several
+    Runs train together if they can start from a common step: runs that haven't begun or whose
+    checkpoints are all damaged, and runs with an intact checkpoint of the same step. Finished runs
+    stay single, and so does every run that an ensemble doesn't support: one with a composed ResNet
+    (vmap would turn its convolutions into grouped ones: 22.5 ms for four seeds, 2.1 ms for one) or
+    with a MetaFormer in stages, which has such convolutions as well, with a streamed data set, with
+    a best checkpoint (``data.validation``), whose step differs between members, or on several
     processes.
 
     Args:
@@ -177,7 +177,7 @@ def _suited(parts: runs.Parts) -> bool:
 
 
 def _common_ground(workdir: epath.Path) -> list[int]:
-    """Returns the steps a run can start from: [0] if nothing is saved, [] if none is intact."""
+    """Returns the steps a run can start from: [0] if none intact is saved, [] if it is finished."""
     if artifacts.is_finished(workdir):
         return []
     with Checkpoints(workdir) as checkpoints:

@@ -105,6 +105,7 @@ def announce(parts: runs.Parts, splits: tuple[feeds.Split, feeds.Split]) -> dict
     if distributed.is_primary():
         for note in parts.record.notes:
             print(note, flush=True)
+        _warn_of_lacking_classes(parts, splits[0])
     if task.prospects is None:
         return {}
     known = task.prospects(parts.step.model, *splits, parts.data.train_examples)
@@ -113,6 +114,21 @@ def announce(parts: runs.Parts, splits: tuple[feeds.Split, feeds.Split]) -> dict
         if known.warning is not None:
             logging.getLogger(__name__).warning("%s", known.warning)
     return {task.name: dict(known.values)}
+
+
+def _warn_of_lacking_classes(parts: runs.Parts, train: feeds.Split) -> None:
+    """Says if a part of the training set lacks classes, as the first part of a sorted set does."""
+    if parts.data.dataset.streamed:
+        return  # TFDS mixed its records
+    used, labels = parts.data.train_examples, train.arrays()["label"]
+    if lacking := len(np.setdiff1d(labels, labels[:used])):
+        logging.getLogger(__name__).warning(
+            "the %d training examples of %s that are trained on, the first ones, lack %d of its "
+            "classes; if its arrays are sorted by class, mix them and make the set again",
+            used,
+            parts.data.dataset.name,
+            lacking,
+        )
 
 
 def fit(

@@ -209,7 +209,7 @@ def log_interval(
                 learning_rate=float(cast(jax.Array, options.schedule(step - 1))),
                 images_per_second=round(images_per_second, 1),
             )
-    report.train(step, **_mean(members, means), images_per_second=images_per_second)
+    report.train(step, _mean(members, means), images_per_second=images_per_second)
 
 
 def record_evaluation(

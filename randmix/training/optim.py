@@ -54,6 +54,8 @@ def build_schedule(
         with parts.running("config.schedule.name", name):
             shape = parts.bound(function, user or {})(**{**lengths, **given})
             float(shape(0))
+            with jax.numpy_dtype_promotion("standard"):  # as in the train step
+                jax.eval_shape(shape, jax.ShapeDtypeStruct((), jnp.int32))
         return lambda step: peak * shape(step)
     return _SCHEDULES[name](options, total_steps, peak)
 

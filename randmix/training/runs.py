@@ -434,7 +434,7 @@ def _data_options(config: Config, dataset: catalog.DataSet) -> DataOptions:
     if dataset.streamed and side is not None and 2 * side < size:
         logging.getLogger(__name__).warning(
             "half of the images of %s have a side of %d pixels or less, and are enlarged to %d x "
-            "%d; set config.data.image_size",
+            "%d; set a smaller config.data.image_size",
             dataset.name,
             side,
             size,
