@@ -284,7 +284,8 @@ def test_messages_of_partition_and_merge():
     for call, message in [
         (
             lambda: masks.partition(tree, {"a": "train"}),
-            "labels does not have the parameters' structure: got {'a': 'train'}",
+            "labels does not have the parameters' structure: Dict key mismatch; expected keys: "
+            "['a', 'b']; present keys: ['a'].",
         ),
         (
             lambda: masks.partition(tree, masks.mask(tree, everything)),

@@ -80,6 +80,30 @@ def test_channel_masks_follow_the_first_rule_and_fit_kernels():
     assert set(jax.tree.leaves(masks.labels(tree, rules))) == {"train"}
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("weight", (8, 1, 3, 3), (8, 1, 1, 1)),  # PyTorch's and Equinox's layouts
+        ("weight", (8, 4, 3, 3), (8, 4, 1, 1)),
+        ("weight", (8, 4), (8, 1)),
+        ("weight", (8,), (8,)),
+        ("bias", (8, 1, 1), (8, 1, 1)),
+        ("kernel", (3, 3, 1, 8), (1, 1, 1, 8)),
+        ("kernel", (4, 8), (1, 8)),
+        ("bias", (8,), (8,)),
+    ],
+)
+def test_a_filter_is_one_of_the_output_in_every_layout(name, shape, expected):
+    params = {"layer": {name: np.zeros(shape)}, "rest": {"x": np.zeros(2)}}
+    rules = [("train", fraction(path("layer/.*"), 0.25)), ("freeze", everything)]
+    mask = masks.channel_masks(params, rules)["layer"][name]
+    assert mask.shape == expected
+    assert mask.sum() == mask.size // 4
+    bias = masks.channel_masks({"layer": {"bias": np.zeros(8)}, "rest": {"x": 0.0}}, rules)
+    if mask.size == 8:  # one draw with the bias beside it
+        np.testing.assert_array_equal(mask.ravel(), bias["layer"]["bias"])
+
+
 def test_fractions_read_back_and_stand_alone():
     rule = fraction("~role('spatial') & depth(1, None)", np.float64(0.25), np.int64(7))
     assert masks.parse(repr(rule)) == rule == pickle.loads(pickle.dumps(rule))

@@ -119,6 +119,20 @@ def test_the_trainable_half_costs_nothing():
     assert str(findings).splitlines()[-1].split() == ["0", "of", "0", "0", "0", "0", "0"]
 
 
+def test_several_steps_in_one_around_a_mask_move_nothing_that_is_frozen():
+    params = {"spatial": {"w": np.ones((3, 3), np.float32)}, "head": {"b": np.ones(2, np.float32)}}
+    labels = masks.labels(params, masks.trainable("chans"))
+    optimizer = optax.MultiSteps(masks.transform(masks.trainable("chans"), {"train": 0.1}), 2)
+    (found,) = masks.lint(optimizer.gradient_transformation(), labels, params).rows
+    # It accumulates the gradients of all leaves.
+    assert (found.moves, found.decays, found.gradient, found.state) == (
+        False,
+        False,
+        True,
+        36,
+    )
+
+
 def test_lint_needs_shapes_only():
     huge = jax.ShapeDtypeStruct((2**20, 2**20), jnp.float32)
     params = {"spatial": {"kernel": huge}, "head": {"kernel": huge}}
@@ -187,6 +201,19 @@ def test_savings_are_the_products_that_are_spared(selector, spared):
     # The derivatives of tanh are a few operations for each activation.
     assert spared + updates <= table.flops <= 1.05 * (spared + updates) + 8 * N * sum(WIDTHS)
     assert table["optimizer state, bytes"].full == 0
+
+
+def test_quantised_weights_stay_frozen_in_what_savings_compares():
+    params = {"base": np.ones((8, 4), np.int8), "adapter": np.ones((8, 4), np.float32)}
+    labels = {"base": "freeze", "adapter": "train"}
+
+    def loss(params, x):
+        return (x @ (params["base"] + params["adapter"])).sum()
+
+    table = masks.savings(loss, labels, params, np.ones((2, 8), np.float32))
+    assert table["optimizer state, bytes"].saved == 0
+    with pytest.raises(MaskError, match="labels does not have the parameters' structure"):
+        masks.savings(loss, {"base": "freeze"}, params, np.ones((2, 8), np.float32))
 
 
 def test_savings_of_optimizer_state():

@@ -158,6 +158,28 @@ def test_depths_are_those_of_the_whole_tree():
     half, _ = masks.partition(params, masks.labels(params, rules))
     after, _ = trained(masks.transform(rules, {"train": optax.sgd(0.5)}), half, [half])
     assert masks.diff(half, after).moved == ["stage_1/block_0/w"]
+    assert masks.paths(half, "depth(2, 3)") == ["stage_1/block_0/w"]
+
+
+def test_a_mask_inside_a_group_counts_the_blocks_of_the_other_groups():
+    stage = {"block_0": {"w": jnp.ones(2)}, "block_1": {"w": jnp.ones(2)}}
+    params = {"stage_0": stage, "stage_1": jax.tree.map(jnp.copy, stage)}
+    decayed = optax.add_decayed_weights(0.1, mask=lambda own: masks.mask(own, "depth(2, 3)"))
+    optimizer = masks.transform(masks.trainable("depth(2, None)"), {"train": decayed})
+    after, _ = trained(optimizer, params, [jax.tree.map(jnp.zeros_like, params)])
+    assert masks.diff(params, after).moved == ["stage_1/block_0/w"]
+
+
+def test_multi_steps_is_a_setting():
+    params = parameters("dict")
+    several = optax.MultiSteps(optax.sgd(0.5), 2)
+    for setting in (several, {"optimizer": several}):
+        optimizer = masks.transform(masks.trainable("chans"), {"train": setting})
+        once, _ = trained(optimizer, params, [params])
+        assert not masks.diff(params, once).moved
+        twice, _ = trained(optimizer, params, 2 * [params])
+        moved = masks.diff(params, twice).moved
+        assert moved == masks.paths(params, ~role("spatial"))
 
 
 def test_filters_that_a_fraction_leaves_out_stand_still():

@@ -205,6 +205,35 @@ def test_one_layer(shapes, role, sure, why):
     assert why in {guess.why for guess in found.guesses}
 
 
+def test_norms_that_a_scan_stacks_are_norms():
+    layers, width = 12, 64
+    shapes = {
+        "stem": {"kernel": (8, 8, 3, width), "bias": (width,)},
+        "blocks": {
+            "norm": {"scale": (layers, width), "bias": (layers, width)},
+            "dense": {"kernel": (layers, width, width), "bias": (layers, width)},
+        },
+        "LayerNorm_0": {"scale": (width,), "bias": (width,)},
+    }
+    tree = jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32),
+        shapes,
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
+    found = propose(tree, image_shape=(64, 64, 3))  # 64 positions
+    norms = {path for path, role in found.roles.items() if role == "norm"}
+    assert norms == {
+        f"{layer}/{p}" for layer in ("blocks/norm", "LayerNorm_0") for p in ("bias", "scale")
+    }
+
+
+@pytest.mark.parametrize("name", ["spatial_mlp/Dense_0", "spatial_mixing", "SpatialGatingUnit_0/x"])
+def test_spatial_is_a_name_of_token_mixing(name):
+    flat = {f"block_0/{name}/kernel": np.zeros((49, 49), np.float32)}
+    (guess,) = propose(unflatten_dict(flat, sep="/")).guesses
+    assert (guess.role, guess.why, guess.doubt) == ("spatial", "token mixing, by name", "")
+
+
 @pytest.mark.parametrize(
     ("names", "roles"),
     [

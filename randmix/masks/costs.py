@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from randmix.masks.rules import TRAIN
 from randmix.masks.splitting import merge, partition
 from randmix.masks.summaries import Cells, Table
-from randmix.masks.tree import PyTree
+from randmix.masks.tree import PyTree, flatten, flatten_labels
 
 STATE, FLOPS, ACCESSED, PEAK = "optimizer state, bytes", "FLOPs", "bytes accessed", "peak bytes"
 
@@ -77,9 +78,10 @@ def savings(
     """What a mask saves in one training step, in FLOPs and bytes.
 
     Two steps are compiled and not run: one that differentiates `loss` with respect to the trainable
-    half of a `partition`, and one that trains every leaf. Both update with the optimizer and return
-    the new parameters and state in the memory of the old ones. The figures are XLA's, for the
-    default device; it counts FLOPs by its own rules, which differ between backends and versions.
+    half of a `partition`, and one that trains every leaf but integers. Both update with the
+    optimizer and return the new parameters and state in the memory of the old ones. The figures are
+    XLA's, for the default device; it counts FLOPs by its own rules, which differ between backends
+    and versions.
 
     Args:
         loss: `loss(params, *args)`, a scalar; or (scalar, anything) with `has_aux`.
@@ -105,7 +107,12 @@ def savings(
     """
     optimizer = optax.adam(1e-3) if optimizer is None else optimizer
     # Inside jit, the two programs differ in these labels alone.
-    all_trained = jax.tree.map(lambda _: TRAIN, labels)
+    leaves, treedef = flatten(params)
+    pairs = zip(leaves, flatten_labels(treedef, labels), strict=True)
+    # Integers, such as quantised weights, have no gradient: they keep their labels.
+    all_trained = treedef.unflatten(
+        [TRAIN if jnp.issubdtype(leaf.value.dtype, jnp.inexact) else label for leaf, label in pairs]
+    )
 
     def measured(labels: PyTree) -> dict[str, int]:
         def step(params: PyTree, state: Any, *args: Any) -> tuple[PyTree, Any]:

@@ -2,7 +2,7 @@
 
 import math
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -112,9 +112,10 @@ def channel_masks(params: PyTree, rules: Rules, *, strict: bool = True) -> PyTre
     """Masks of the filters that are learned inside leaves labelled by a `fraction` rule.
 
     A filter is one index into the axes after the first two, or into the last axis of a leaf with
-    fewer than three axes. Apply `jnp.where(mask, new, old)` after the update: it keeps the other
-    filters bit-identical whatever weight decay and momentum did. Masking only the gradients does
-    not.
+    fewer than three axes. Of an array named `weight`, PyTorch's and Equinox's, it is one into the
+    first two axes, or the first of two. Apply `jnp.where(mask, new, old)` after the update: it
+    keeps the other filters bit-identical whatever weight decay and momentum did. Masking only the
+    gradients does not.
 
     Args:
         params: as in `labels`; only shapes are read.
@@ -156,20 +157,31 @@ def _selected(
 def filter_mask(leaf: Leaf, fraction: Fraction) -> np.ndarray:
     """Mask of the filters of a leaf that are learned: bool, broadcastable to the leaf.
 
-    [k, k, C] has C filters, [k, k, C, m] has C m. They are drawn without replacement from the seed
-    and the path, so neither the order nor the rest of the tree matters. Draws with one seed are
-    nested: a larger share adds filters and drops none.
+    [k, k, C] has C filters, [k, k, C, m] has C m, and so has a `weight` [C, m, k, k]. They are
+    drawn without replacement from the seed and the path, so neither the order nor the rest of the
+    tree matters. Draws with one seed are nested: a larger share adds filters and drops none.
     """
     shape = np.shape(leaf.value)
-    kept = 2 if len(shape) > 2 else max(len(shape) - 1, 0)
-    filters = math.prod(shape[kept:])
+    axes = _filter_axes(leaf.name, shape)
+    sizes = [size if axis in axes else 1 for axis, size in enumerate(shape)]
+    filters = math.prod(sizes)
     layer = leaf.path.rpartition("/")[0] if leaf.name in _PARTS else leaf.path
     # Ranked raw bits instead of Generator.permutation: NumPy guarantees the bits across versions.
     bits = np.random.Philox(np.random.SeedSequence([fraction.seed, zlib.crc32(layer.encode())]))
     order = np.argsort(bits.random_raw(filters), kind="stable")
     mask = np.zeros(filters, bool)
     mask[order[: round(fraction.share * filters)]] = True
-    return mask.reshape((1,) * kept + shape[kept:])
+    return mask.reshape(sizes)
+
+
+def _filter_axes(name: str, shape: tuple[int, ...]) -> Sequence[int]:
+    """The axes that number a leaf's filters."""
+    if name == "weight" and len(shape) > 1:  # [out, in, *window]
+        return range(min(2, len(shape) - 1))
+    long = [axis for axis, size in enumerate(shape) if size > 1]
+    if name not in ("kernel", "weight") and len(long) == 1:  # Equinox's bias is [C, 1, 1]
+        return long
+    return range(2 if len(shape) > 2 else max(len(shape) - 1, 0), len(shape))
 
 
 def assign(leaves: list[Leaf], rules: list[Rule], strict: bool) -> list[Rule]:

@@ -164,6 +164,9 @@ def _are_zero(jaxpr: Any, given: list[bool]) -> list[bool]:
         name, operands = eqn.primitive.name, list(map(is_zero, eqn.invars))
         if name in ("jit", "pjit"):
             found = _are_zero(eqn.params["jaxpr"].jaxpr, operands)
+        elif name == "cond":
+            branches = (_are_zero(one.jaxpr, operands[1:]) for one in eqn.params["branches"])
+            found = list(map(all, zip(*branches, strict=True)))
         else:
             zero = name in _BY_FIRST and operands[0]
             zero |= name in _BY_ANY and any(operands)

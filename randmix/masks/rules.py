@@ -33,7 +33,8 @@ def fraction(selector: Selector | str, share: float, seed: int = 0) -> Fraction:
 
     `labels` gives such a leaf the rule's label, even if the share rounds to no filter at all;
     `channel_masks` returns the filters that are learned and defines what a filter is. The kernel
-    and the bias of a layer share one draw. A fraction is not a selector and supports no operators.
+    and the bias of a layer share one draw if they have as many filters. A fraction is not a
+    selector and supports no operators.
 
     Args:
         selector: a selector or its text.

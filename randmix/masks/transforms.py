@@ -150,12 +150,13 @@ def _listed(settings: Mapping[str, Setting]) -> str:
 
 
 def _descent(label: str, setting: Setting) -> optax.GradientTransformation:
+    setting = _as_transform(setting)
     if isinstance(setting, optax.GradientTransformation):
         return setting
     options: dict[str, Any] = (
         dict(setting) if isinstance(setting, Mapping) else {"learning_rate": setting}
     )
-    optimizer, start = options.pop("optimizer", None), options.pop("start", 0)
+    optimizer, start = _as_transform(options.pop("optimizer", None)), options.pop("start", 0)
     if not is_bounded(start):
         raise MaskError(f"start of {label!r} must be an integer of at least 0, got {shown(start)}")
     if isinstance(optimizer, optax.GradientTransformation):
@@ -167,6 +168,10 @@ def _descent(label: str, setting: Setting) -> optax.GradientTransformation:
     else:
         optimizer = _built(label, optimizer, options, start)
     return _from_step(optimizer, int(start)) if start else optimizer
+
+
+def _as_transform(setting: Any) -> Any:
+    return setting.gradient_transformation() if isinstance(setting, optax.MultiSteps) else setting
 
 
 def _built(label: str, function: Any, options: dict[str, Any], start: int) -> Any:

@@ -4,6 +4,7 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
+import optax
 
 from randmix.masks.depths import depths
 from randmix.masks.errors import MaskError, shown
@@ -41,38 +42,42 @@ def flatten(tree: PyTree, *, nones: bool = False) -> tuple[list[Leaf], Any]:
     The components of a path are dict keys, attribute names and sequence indices. A box that Flax
     wraps around an array (an `nnx.Variable`, a Linen `Partitioned`) adds no component.
 
+    A half of a tree, from `partition` or from optax, has a None or a `MaskedNode` where the other
+    half has a leaf. Those count as blocks, so that a leaf has the same depth in the half.
+
     Args:
         tree: any pytree.
-        nones: whether a None counts as a leaf, with the value `ABSENT`; a half of a `partition` has
-            one where the other half has a leaf.
+        nones: whether a None counts as a leaf, with the value `ABSENT`.
 
     >>> [leaf.path for leaf in flatten({"layers": [{"kernel": 1.0}, {"kernel": 2.0}]})[0]]
     ['layers/0/kernel', 'layers/1/kernel']
     """
-    is_leaf = is_none if nones else None
     paths, values = [], []
     for keys, node in jax.tree_util.tree_flatten_with_path(
-        tree, is_leaf=lambda node: _is_box(node) or (nones and node is None)
+        tree, is_leaf=lambda node: _is_box(node) or _is_absent(node)
     )[0]:
         inside = [((), node)]
         if _is_box(node):
-            inside = jax.tree_util.tree_flatten_with_path(node, is_leaf=is_leaf)[0]
+            inside = jax.tree_util.tree_flatten_with_path(node, is_leaf=_is_absent)[0]
         for more, value in inside:
             visible = keys if len(more) == 1 else keys + more  # without the box's own `value`
             paths.append("/".join(map(_component, visible)))
-            values.append(ABSENT if value is None else value)
-    leaves = list(map(Leaf, paths, values, depths(paths)))
-    return leaves, jax.tree.structure(tree, is_leaf=is_leaf)
+            values.append(value)
+    leaves = [
+        leaf._replace(value=ABSENT) if leaf.value is None else leaf
+        for leaf in map(Leaf, paths, values, depths(paths))
+        if not _is_absent(leaf.value) or (nones and leaf.value is None)
+    ]
+    return leaves, jax.tree.structure(tree, is_leaf=is_none if nones else None)
 
 
 def flatten_like(treedef: Any, tree: PyTree, what: str) -> list[Any]:
     """Leaves of a tree with the structure of `treedef`; else raises a `MaskError` naming `what`."""
     try:
         return treedef.flatten_up_to(tree)
-    except (ValueError, TypeError, KeyError):
-        raise MaskError(
-            f"{what} does not have the parameters' structure: got {shown(tree)}"
-        ) from None
+    except (ValueError, TypeError, KeyError) as error:
+        reason = shown(str(error).split("({")[0])[1:-1]  # without all of a FrozenDict
+        raise MaskError(f"{what} does not have the parameters' structure: {reason}") from None
 
 
 def flatten_labels(treedef: Any, labels: PyTree) -> list[str]:
@@ -90,6 +95,11 @@ def flatten_labels(treedef: Any, labels: PyTree) -> list[str]:
 def is_none(node: Any) -> bool:
     """Returns whether a node is None; passed as `is_leaf`, it makes None a leaf."""
     return node is None
+
+
+def _is_absent(node: Any) -> bool:
+    """Whether a node stands for a leaf that another half of the tree holds."""
+    return node is None or isinstance(node, optax.MaskedNode)
 
 
 def _component(key: Any) -> str:

@@ -51,6 +51,8 @@ def act_norm(
 ) -> tuple[Array, Array, Array]:
     """Activation, then batch normalisation with the statistics of this batch.
 
+    Supports reverse mode only: `jax.jvp` isn't defined.
+
     Args:
         x: [..., C], any floating dtype.
         scale: [C] float32.

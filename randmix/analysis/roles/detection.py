@@ -82,7 +82,7 @@ def detect(
     model = Model(layers, frozenset(families), image_shape, num_classes)
     norms = [one for one in parameters if (guess := norm(one, model)) and not guess.doubt]
     positions = {tokens} if tokens else _positions(parameters, model)
-    widths = {math.prod(one.shape) for one in norms} - {0, 1}
+    widths = {math.prod(one.shape) if one.is_vector else one.shape[-1] for one in norms} - {0, 1}
     model = dataclasses.replace(model, tokens=frozenset(positions), widths=frozenset(widths))
     model = dataclasses.replace(model, heads=_heads(parameters, model))
     return [_guess(one, model) for one in parameters]
@@ -109,11 +109,12 @@ def norm(one: Parameter, model: Model) -> Guess | None:
     """Norms: a layer of vectors alone, or one that is named so."""
     if one.name in _STATISTICS:
         return Guess("norm", "running statistics")
-    if not one.is_vector:
-        return None
     own = one.own_words
+    # Before the shape: a scan stacks the vectors of its layers, [layers, C].
     if _is_norm(own) and one.name in _SCALES | OFFSETS:
         return Guess("norm", "named as a norm")
+    if not one.is_vector:
+        return None
     names = model.beside(one).keys()
     vectors = all(other.is_vector for other in model.beside(one).values())
     if vectors and names & _SCALES and names & OFFSETS and math.prod(one.shape) > 1:
@@ -285,7 +286,9 @@ def token_mixing(one: Parameter, model: Model) -> Guess | None:
         return None
     _, inputs, outputs = one.form
     modules = [words_of(part) for part in one.components[:-1]]
-    named = any(found & {"token", "tokens"} and "mixer" not in found for found in modules)
+    named = any(
+        found & {"token", "tokens", "spatial"} and "mixer" not in found for found in modules
+    )
     sizes = {inputs, outputs}
     fits = sizes & model.tokens
     if named and (fits or not model.tokens):
