@@ -214,6 +214,9 @@ def test_a_claim_waits_for_the_runs_that_it_compares_and_for_its_gates(groups):
         assert waiting[claim.id, "digits"] == (2 * len(names), 2 * len(names)), claim.id
     assert waiting["7", ""] == waiting["8", ""] == (0, 0)
     assert ("4a", "digits") not in waiting  # no ResNet is attacked
+    for id, mode in (("6a", "chans"), ("6b", "space")):
+        asked = {group[0].config.mode for group in groups if CLAIMS[id].needs(group[0])}
+        assert asked == {"full", mode}
     defended = [group for group in groups if "defended" in group[0].title]
     assert waiting["4d", "digits"] == (2 * len(defended), 2 * len(defended))
     # Of a run that is finished and needs no measurement, nothing is missing.

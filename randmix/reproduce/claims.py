@@ -95,6 +95,7 @@ class Claim:
         deciding: number of tests, from the first, that must all hold.
         split: settings by whose values a secondary claim is judged, and gated, separately.
         among: settings that all runs which it compares have (True) or lack (False).
+        modes: the modes of the runs that it compares; () for all.
     """
 
     id: str
@@ -108,12 +109,14 @@ class Claim:
     deciding: int = 1
     split: tuple[str, ...] = ()
     among: Mapping[str, bool] = dataclasses.field(default_factory=dict)
+    modes: tuple[str, ...] = ()
 
     def compares(self, run: PlannedRun) -> bool:
         """Whether a run is one of those whose numbers the claim's effects compare."""
         return (
             self.model in (None, run.config.model.name)
             and self.experiment in run.experiments
+            and (not self.modes or run.config.mode in self.modes)
             and all(bool(run.settings.get(name)) == has for name, has in self.among.items())
         )
 
@@ -306,6 +309,7 @@ _TABLE = (
         (Test(decibels("chans"), BELOW, 1.0, decibels("chans"), 0.5),),
         _UNSHUFFLES,
         primary=True,
+        modes=("full", "chans"),
     ),
     Claim(
         "6b",
@@ -314,6 +318,7 @@ _TABLE = (
         "E10",
         (Test(decibels("space"), BELOW, 1.0, decibels("space"), 0.5),),
         _UNSHUFFLES,
+        modes=("full", "space"),
     ),
     Claim(
         "6c",
