@@ -181,6 +181,7 @@ def of_claim(groups, claim):
         if own == {claim.experiment}:  # no gate uses it
             own = own if "defended" not in run.title else set()
             own = own if claim.id != "2'" or "rank" in run.title else set()
+            own = own if claim.id != "6a" or "Space" not in run.title else set()
         if own and (claim.model is None or f" {claim.model}," in run.title.lower()):
             found.append(run.name)
     return found
