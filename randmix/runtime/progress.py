@@ -90,7 +90,7 @@ def _console() -> Console:
     return console
 
 
-def _in_words(metrics: dict[str, float]) -> str:
+def _in_words(metrics: Mapping[str, float]) -> str:
     """Formats metrics on one line, each split's loss first; compiled steps sort them by name."""
     names = sorted(
         metrics, key=lambda name: (name.startswith("validation_"), not name.endswith("loss"))
