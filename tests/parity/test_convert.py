@@ -35,7 +35,7 @@ def test_the_command_line_makes_a_workdir_that_loads(tmp_path):
     done = program(tmp_path / "a.safetensors", *flags)
     assert (done.status, done.err) == (0, "")
     assert done.out == (
-        f"{workdir}: ConvMixer-6/2, kernel 3, patch 2, relu, 1 channels, 10 classes, "
+        f"{workdir}: ConvMixer-6/2, kernel 3, patch 2, relu, 1 channel, 10 classes, "
         "364 parameters\n"
     )
     expected_model, expected = randmix.convmixer_from_torch(
