@@ -70,7 +70,8 @@ QUICK = {
     ),
     "randmix reproduce": (
         "--experiments=E9,E11",
-        "--override=steps=2,batch_size=4",
+        "--override=steps=2",
+        "--override=batch_size=4",
         "--seeds=1",
     ),
     "benchmarks": ("--only_check_args",),  # each takes minutes

@@ -308,6 +308,11 @@ cli.run(lambda: commands.run("reproduce"))
             ["--preset=smoke", "--override=epoch=3"],
             "no config has the key 'epoch'; did you mean 'epochs'?",
         ),
+        (
+            ["--preset=smoke", "--override=attack.epsilons=(8.0, 64.0)"],
+            "--override: got attack.epsilons=(8.0, 64.0), allowed are radii in 1/255 that ascend "
+            "from 0, for example (0.0, 8.0, 64.0)",
+        ),
         (["--preset=cifar10", "--experiments=E9"], "cifar10 is not prepared in"),
         (["--preset=cifar100", "--tier=laptop"], "--tier: got 'laptop', allowed with --preset"),
         (["--preset=smoke", "--data=digit"], "no data set is named 'digit'"),

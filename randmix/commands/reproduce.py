@@ -13,7 +13,7 @@ HELP = """
     python -m randmix reproduce --preset=fashion_mnist --experiments=E2,E5 --dry_run --calibrate
     python -m randmix reproduce --preset=cifar10 --data=imagefolder/cifar10
     python -m randmix reproduce --preset=cifar10 --tier=paper --workdir=/shared/cifar --shard=3/8
-    python -m randmix reproduce --preset=cifar10 --override=data.subset=0.1,attack.examples=500
+    python -m randmix reproduce --preset=cifar10 --override=data.subset=0.1 --override=epochs=2
 
 Presets (their tables are in randmix/reproduce/presets/):
 
@@ -79,11 +79,11 @@ def define_flags() -> None:
         "runs/reproduce-PRESET-paper."
     )
     shared.seeds(None, "Number of seeds of every run, from 0 up. Default: the preset's.")
-    flags.DEFINE_list(
+    flags.DEFINE_multi_string(
         "override",
         [],
-        "KEY=VALUE,...: config keys (see python -m randmix train --help), set in every run that "
-        "has them, or attack.KEY of the preset.",
+        "KEY=VALUE: a config key (see python -m randmix train --help), set in every run that has "
+        "it, or attack.KEY of the preset; may be repeated.",
     )
     shared.data_dir("TFDS's own")
     shared.shard("run only job i's share of n; write no report.")

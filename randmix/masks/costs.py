@@ -106,10 +106,10 @@ def savings(
     Saving(quantity='optimizer state, bytes', full=768, masked=256)
     """
     optimizer = optax.adam(1e-3) if optimizer is None else optimizer
-    # Inside jit, the two programs differ in these labels alone.
     leaves, treedef = flatten(params)
     pairs = zip(leaves, flatten_labels(treedef, labels), strict=True)
-    # Integers, such as quantised weights, have no gradient: they keep their labels.
+    # Inside jit, the two programs differ in these labels alone. Integers, such as quantised
+    # weights, have no gradient and keep theirs.
     all_trained = treedef.unflatten(
         [TRAIN if jnp.issubdtype(leaf.value.dtype, jnp.inexact) else label for leaf, label in pairs]
     )

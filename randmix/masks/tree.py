@@ -43,7 +43,7 @@ def flatten(tree: PyTree, *, nones: bool = False) -> tuple[list[Leaf], Any]:
     wraps around an array (an `nnx.Variable`, a Linen `Partitioned`) adds no component.
 
     A half of a tree, from `partition` or from optax, has a None or a `MaskedNode` where the other
-    half has a leaf. Those count as blocks, so that a leaf has the same depth in the half.
+    half has a leaf. Blocks are counted over both, so that a leaf has the same depth in its half.
 
     Args:
         tree: any pytree.

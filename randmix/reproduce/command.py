@@ -28,7 +28,7 @@ def main(options: Any) -> int:
     together = training.parse_ensemble(options.ensemble)
     part = parse_shard(options.shard) if options.shard else None
     # The report lists overrides of the attack too.
-    changed = parse_fixed(options.override, "override", "--override=data.subset=0.1,epochs=2")
+    changed = parse_fixed(options.override, "override", "--override=epochs=2")
     preset, overrides = plan.split_overrides(preset, changed)
     root = Path(options.workdir or f"runs/reproduce-{preset.label}")
     sweep.check_folder(root, preset.label)

@@ -205,11 +205,8 @@ def attacked_over_epsilon(numbers: Numbers) -> Picture | None:
     rows = []
     for model, data in _models(attacked):
         part = attacked.where(model__name=model, data__name=data)
-        # The largest depth with undefended and defended models, if there is one.
-        depth = max(
-            part.values("model.depth"),
-            key=lambda depth: (len({r.defended for r in part.where(model__depth=depth)}), depth),
-        )
+        both = {r.settings["model.depth"] for r in part if r.defended}
+        depth = max(both or part.values("model.depth"))  # defended models may be smaller
         label = f"{MODELS[model]}, depth {depth}\naccuracy under attack (%)"
         about = {"model": model, "data": data, "depth": depth}
         rows.append((label, _attacks(part.where(model__depth=depth), about, strong="strong")))

@@ -133,11 +133,12 @@ def write(
             experiments, numbers, groups, found, root, preset, epath.Path(folder) / "figures"
         )
         problems += [f"figure {name}: {reason}" for name, reason in missing.items()]
-        parts = forest.pages(judged)
-        overviews = [*filter(None, map(forest.draw, parts))]
-        names = [f"{_OVERVIEW}-{i + 1}" if i else _OVERVIEW for i in range(len(overviews))]
-        for name, overview in zip(names, overviews, strict=True):
-            plots.save(overview.figure, folder / "figures" / name, overview.rows)
+        overviews = []
+        for i, part in enumerate(forest.pages(judged)):
+            if overview := forest.draw(part):
+                name = f"{_OVERVIEW}-{i + 1}" if i else _OVERVIEW
+                plots.save(overview.figure, folder / "figures" / name, overview.rows)
+                overviews.append({**_image(folder / "figures", name), "judged": part})
         results = listings.of_numbers(numbers)
         (folder / "results.csv").write_text(results)
         (folder / "verdicts.json").write_text(listings.of_verdicts(judged))
@@ -159,10 +160,7 @@ def write(
             ],
             "claims": CLAIMS.values(),
             "judged": judged,
-            "overviews": [
-                {**_image(folder / "figures", name), "judged": part}
-                for name, part in zip(names, parts, strict=True)
-            ],
+            "overviews": overviews,
             "banner": _banner(groups, found, judged),
             "summary": _summary(judged),
             "method": verdicts.METHOD,
