@@ -184,6 +184,7 @@ def test_our_own_models_without_their_roles(model, channels):
         ({"kernel": (3, 3, 3, 3, 64)}, "spatial", False, "dense first layer, 3 x 3 x 3"),
         ({"kernel": (1, 1, 64, 32), "bias": (32,)}, "channel", True, "pointwise, 1 x 1"),
         ({"weight": (64, 32, 1)}, "channel", True, "pointwise, 1"),
+        ({"weight": (32, 32, 3), "bias": (32,)}, "spatial", False, "three axes"),
         ({"kernel": (3, 3, 64, 64)}, "spatial", False, "dense, 3 x 3"),
         ({"kernel": (12, 64, 256)}, "spatial", False, "three axes"),
         ({"kernel": (64, 256)}, "channel", False, "dense, 64 to 256"),

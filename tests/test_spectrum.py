@@ -201,6 +201,14 @@ def test_effective_coverage_varies_least_between_seeds_and_falls_under_smoothing
     assert np.greater(rough, smooth).all()
 
 
+def test_a_single_filter_is_a_bank():
+    one = bank((3, 3, 1))
+    assert spectrum.rank(one[:, :, 0]) == 1
+    assert spectrum.bank_coverage(one[:, :, 0]) == spectrum.bank_coverage(one)
+    large = bank((200, 200, 2))
+    assert spectrum.bank_coverage(large) == spectrum.bank_coverage(large, 200)
+
+
 @pytest.mark.parametrize("shape", [(3, 3, 4, 9), (2, 2, 3, 2), (5, 5, 4, 1), (3, 3, 5), (4, 4, 20)])
 def test_rank_and_coverage_of_banks_are_numpys(shape):
     kernels = bank(shape).copy()

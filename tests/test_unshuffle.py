@@ -240,6 +240,10 @@ def test_runs_are_told_apart_by_what_differs():
         "chans\nmodel.width 16",
         "role('head')\nmodel.width 8",
     ]
+    with_own_key = config()
+    with with_own_key.unlocked():
+        with_own_key.user.clip = 3
+    assert unshuffle._labels([one, with_own_key]) == ["chans", "chans\nuser.clip 3"]
 
 
 @pytest.mark.parametrize(

@@ -90,8 +90,9 @@ def test_verify_from_the_command_line(workdir):
     assert done.status == 2
     assert done.out.startswith("".join(lines[:4]) + f"{workdir}/checkpoints/2: default/_METADATA ")
     assert done.err == (
-        f"randmix: {workdir}: 1 of its files and checkpoints can't be used; what is damaged is set "
-        f"aside and made anew when you remove {workdir}/result.json and train this workdir again\n"
+        f"randmix: {workdir}: 1 of its files and checkpoints can't be used; damaged files, and "
+        "damaged checkpoints after the last intact one, are set aside and made anew when you "
+        f"remove {workdir}/result.json and train this workdir again\n"
     )
     assert command("randmix verify", "check", workdir).err == (
         f"randmix: expected WORKDIR_OR_DATA_SET, got check {workdir}; see --help\n"

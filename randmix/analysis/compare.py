@@ -22,7 +22,7 @@ from randmix.runtime import durable
 
 _TEMPLATE = "compare.html.j2"
 _TIMES = ("epoch", "step")
-_MOST = 25  # lines of a panel, whose looks differ; and panels
+_MOST = 25  # lines in a panel, as many as `plots.series` tells apart; and panels
 _COLUMNS = 3  # of panels
 _MOST_TICKS = 10
 _MOST_MARKERS = 12
@@ -205,7 +205,7 @@ def _label(value: Any) -> str:
 
 
 def _lines(points: pd.DataFrame, plot: Plot) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The same for lines; the legend's heading names a single key."""
+    """Each line's label and points; a single key's name is left to the legend's heading."""
     for label, part in _parts(points, plot.lines):
         yield label.partition(" ")[2] if len(plot.lines) == 1 else label, part
 

@@ -81,12 +81,11 @@ def style() -> Iterator[None]:
 def new_figure(
     width: float,
     height: float,
-    layout: Literal["constrained", "compressed"] | None = "constrained",
+    layout: Literal["constrained"] | None = "constrained",
 ) -> Figure:
     """Returns an empty figure, its size in inches, whose layout keeps labels inside.
 
-    Draw on it within `style`. The layout "compressed" suits grids of images, whose aspect ratio is
-    fixed; with None, axes are placed by hand.
+    Draw on it within `style`. With the layout None, axes are placed by hand.
     """
     return Figure(figsize=(width, height), layout=layout)
 

@@ -183,12 +183,16 @@ def _labels(run_configs: Sequence[configs.Config]) -> list[str]:
     trained = [groups.source(c.mode, c.train, c.groups)[1] for c in run_configs]
     flat = [configs.flatten(config) for config in run_configs]
     ignored = configs.DISPLAY_KEYS | {"mode", "train", "groups"}
-    differing = [
-        key for key in flat[0] if key not in ignored and any(f[key] != flat[0][key] for f in flat)
-    ]
+    keys = dict.fromkeys(key for one in flat for key in one if key not in ignored)
+    differing = [key for key in keys if len({repr(one.get(key, _labels)) for one in flat}) > 1]
     return [
-        "\n".join([*textwrap.wrap(name, _LABEL_WIDTH), *(f"{key} {f[key]}" for key in differing)])
-        for name, f in zip(trained, flat, strict=True)
+        "\n".join(
+            [
+                *textwrap.wrap(name, _LABEL_WIDTH),
+                *(f"{key} {one[key]}" for key in differing if key in one),
+            ]
+        )
+        for name, one in zip(trained, flat, strict=True)
     ]
 
 

@@ -1,7 +1,7 @@
 """Verifies runs and data sets.
 
 A run's files must be unchanged since they were written, and belong together. Every record of a data
-set must be readable and its image be complete.
+set must be readable, and its image complete.
 """
 
 import contextlib
@@ -43,8 +43,9 @@ def _verify_workdir(workdir: epath.Path) -> None:
         raise UserError(f"{workdir}: no checkpoint there; {checkpoints.how_to_train(workdir)}")
     if wrong:
         raise UserError(
-            f"{workdir}: {wrong} of its files and checkpoints can't be used; what is damaged is "
-            f"set aside and made anew when you {checkpoints.how_to_train(workdir)}"
+            f"{workdir}: {wrong} of its files and checkpoints can't be used; damaged files, and "
+            "damaged checkpoints after the last intact one, are set aside and made anew when you "
+            f"{checkpoints.how_to_train(workdir)}"
         )
 
 

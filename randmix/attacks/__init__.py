@@ -17,12 +17,14 @@ An attack is a function ``(classifier, images, labels, epsilon, keys) -> adversa
     images: [N, H, W, C] float32 in [0, 1].
     labels: [N] int32, the true classes.
     epsilon: [] float32, the ball's radius in pixel values: 8/255, not 8.
-    keys: [N] typed keys, one per example, so that no result depends on the batching; None for
-        attacks that draw nothing.
+    keys: [N] typed keys, one per example, so that what is drawn for an example doesn't depend on
+        its batch; None for attacks that draw nothing.
 
-The result has the shape of ``images`` and lies in the ball and in [0, 1]. Attacks can be jitted,
-and vmapped over epsilon: whatever doesn't depend on epsilon, above all the gradient at the clean
-images, is then computed once.
+The result has the shape of ``images`` and lies in the ball and in [0, 1]. Searches go on
+until all of a batch are misclassified: the image found for a misclassified example may depend on
+its batch, but not whether it is misclassified. Attacks can be jitted, and vmapped over epsilon:
+whatever doesn't depend on epsilon, above all the gradient at the clean images, is then computed
+once.
 """
 
 from randmix.attacks.balls import NORMS, ball

@@ -24,7 +24,9 @@ def is_correct(logits: Array, labels: Array) -> Array:
 
 
 def margin(logits: Array, labels: Array) -> Array:
-    """The largest other logit minus the label's, [N]; positive where the classifier is wrong.
+    """The largest other logit minus the label's, [N]: positive only where the classifier is wrong.
+
+    It is 0 at a tie.
 
     >>> margin(jnp.array([[3.0, 1.0, 2.0]]), jnp.array([0]))
     Array([-1.], dtype=float32)

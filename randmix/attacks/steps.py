@@ -118,8 +118,9 @@ def pgd(
         steps: number of steps, at least 1.
         step_size: size of each step, as a multiple of epsilon.
         random_start: start at a uniformly random point of the ball, not at the clean image.
-        restarts: number of random starts, at least 1; the result holds, for each example, the final
-            point that is worst for the classifier.
+        restarts: number of random starts, at least 1. With one, the result is its final point; with
+            several it is, for each example, whichever of their final points and the clean image is
+            worst for the classifier.
         norm: "linf" or "l2".
 
     Raises:

@@ -13,12 +13,14 @@ import numpy as np
 from randmix.analysis.robustness.curves import Curves
 
 NEAR_ZERO = 0.01
+# In 1/255: by that much in every pixel, any image can become the same grey one.
+_LARGE = 128
 # The share of examples that a gradient search may miss.
 _MISSES = 0.01
 # The gradient-based attacks, by number of steps.
 _BY_STEPS = ("fgsm", "pgd2", "pgd", "strong")
-# Their steps are as long as the radius, so far out they overshoot: accuracy may then rise, which
-# says nothing about the gradient. They are checked up to the radius that halves accuracy.
+# Their steps are as long as the radius and overshoot where it is large: accuracy may then rise,
+# which says nothing about the gradient. They are checked up to the radius that halves accuracy.
 _COARSE = ("fgsm", "pgd2")
 
 
@@ -62,8 +64,10 @@ def _clean_at_zero(curves: Curves) -> Check:
     claim = "epsilon 0 reproduces the clean accuracy"
     # In counts: the evaluation sums in float32.
     got, clean = int(curves.clean_correct.sum()), round(curves.clean * curves.examples)
+    # The two programs have other batch sizes: rounding may flip an example near a tie.
+    close = abs(got - clean) <= curves.examples / 1000
     detail = f"the attacks' program {got / curves.examples:.4f}, clean {curves.clean:.4f}"
-    return Check(claim, got == clean, detail)
+    return Check(claim, close, detail)
 
 
 def _falls(curves: Curves) -> Check:
@@ -87,10 +91,9 @@ def _ends_near_zero(curves: Curves) -> Check:
     if "strong" not in curves.settings.attacks:
         return Check(claim, None, "the strong attack wasn't requested")
     left, largest = curves.accuracy("strong")[-1], curves.settings.epsilons[-1]
-    if left > NEAR_ZERO and largest < 64 and curves.settings.norm == "linf":
-        return Check(
-            claim, None, f"{left:.4f} at {largest:g}, strong; add an epsilon of 64 or more"
-        )
+    if left > NEAR_ZERO and (curves.settings.norm != "linf" or largest < _LARGE):
+        more = f" of {_LARGE} or more" if curves.settings.norm == "linf" else " larger than that"
+        return Check(claim, None, f"{left:.4f} at {largest:g}, strong; add an epsilon{more}")
     return Check(claim, bool(left <= NEAR_ZERO), f"{left:.4f} at {largest:g}, strong")
 
 

@@ -23,7 +23,7 @@ from randmix.analysis.roles.model import (
 )
 
 BIAS = "bias of its layer"
-_LARGEST_WINDOW = 64  # of kernels [k, k, C], beside stacked matrices [layers, in, out]
+_LARGEST_WINDOW = 64  # side of a kernel [k, k, C]; larger arrays are stacked matrices
 _STATISTICS = frozenset({"running_mean", "running_var", "num_batches_tracked", "mean", "var"})
 _SCALES = frozenset({"scale", "weight", "gamma", "alpha"})
 _LAYER_SCALES = frozenset({"ls", "scale", "gamma"})
@@ -242,7 +242,8 @@ def convolution(one: Parameter, model: Model) -> Guess | None:
     if one.is_vector or len(one.shape) < 3:
         return None
     window, inputs, outputs = one.form
-    if len(window) == 1 and 1 < one.shape[0] == one.shape[1] < _LARGEST_WINDOW:
+    equal_sides = len(window) == 1 and 1 < one.shape[0] == one.shape[1] < _LARGEST_WINDOW
+    if equal_sides and not one.name.endswith("weight"):  # PyTorch's are [out, in, k]
         window, inputs, outputs = one.shape[:2], 1, one.shape[2]  # [k, k, C]
     size = " x ".join(map(str, window))
     channels = model.image_shape[2] if model.image_shape else 3

@@ -33,7 +33,7 @@ class Parameter:
 
     @property
     def own_words(self) -> frozenset[str]:
-        """The words of the layer's name, or above numbers of the module that holds it."""
+        """The words of the layer's name; if that is a number, of the next name above it."""
         named = [one for one in self.components[:-1] if not one.isdecimal()]
         own = [] if self.name in KERNELS | OFFSETS else [self.name]
         return words_of(*named[-1:], *own)

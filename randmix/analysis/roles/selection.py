@@ -9,7 +9,7 @@ from randmix import masks
 from randmix.analysis.roles.model import WORD
 
 REST = "everything"  # the last role's selector
-_LONGEST = 3  # parts of a path in a pattern for inside it
+_LONGEST = 3  # most parts of a path in a pattern that may match in its middle
 
 
 class _Pattern(NamedTuple):
@@ -27,7 +27,7 @@ class _Pattern(NamedTuple):
     after: bool
 
     def fits(self, path: str) -> bool:
-        """Whether the path has it; quicker than as a regular expression."""
+        """Whether the path contains the text there; faster than a regular expression."""
         whole = self.text + self.separator
         if self.before:
             return whole in path if self.after else path.endswith(whole)

@@ -3,7 +3,7 @@
 The envelope of a bank is the largest magnitude, over its filters, of the two-dimensional Fourier
 transform of each filter zero-padded to 512 x 512. The paper shows envelopes but defines no number
 for "coverage"; this module defines one for a given threshold, one averaged over all thresholds, and
-`effective_coverage`, which doesn't hang on the envelope's largest value.
+`effective_coverage`, which doesn't depend on the envelope's largest value.
 Frequencies are in cycles per pixel, in [-0.5, 0.5).
 """
 
@@ -18,7 +18,8 @@ SIZE = 512  # the paper's padding
 # frequencies, 64 filters at nearly all; at 0.25 or 0.7 one end of figure 1 would be flat.
 THRESHOLD = 0.5
 
-# Spectral values per chunk: one half plane of 512 x 257 fits. Larger chunks were slower.
+# Spectral values per chunk; larger chunks were slower. A half plane of 512 x 257, slightly more, is
+# a chunk of its own.
 _CHUNK = 2**17
 
 

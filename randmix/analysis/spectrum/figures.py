@@ -225,9 +225,7 @@ def _panels(count: int, rows: int | None = None) -> tuple[Figure, list[Axes]]:
     rows = rows or -(-count // _COLUMNS)
     columns = -(-count // rows)
     # Panels are as large as fits; "compressed" then removes the empty space between them.
-    figure = plots.new_figure(
-        max(4, 1.2 + _PANEL * columns), 0.8 + (_PANEL + 0.35) * rows, "compressed"
-    )
+    figure = plots.new_figure(max(4, 1.2 + _PANEL * columns), 0.8 + (_PANEL + 0.35) * rows)
     figure.set_layout_engine("compressed", w_pad=0.08)
     panels = list(figure.subplots(rows, columns, squeeze=False).ravel())
     for axes in panels[count:]:

@@ -2,7 +2,7 @@
 
 The filters that see the same input form a bank: the m filters of a channel in a kernel
 [k, k, C, m], and in a kernel [k, k, C], with one filter a channel, all C filters of the layer.
-Both measures here are means over the banks of a kernel, and so can be held against each other.
+Both measures here are means over the banks of a kernel, so that the two can be compared.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ def rank(kernels: ArrayLike, threshold: float = RANK_THRESHOLD) -> float:
     """Numerical rank of the banks of a kernel.
 
     Args:
-        kernels: [k, k, C, m], C banks of m filters; or [k, k, n], one bank of n filters.
+        kernels: [k, k, C, m], C banks of m filters; [k, k, n], one bank of n filters; or [k, k].
         threshold: singular values of a bank, [k * k, m], count if they are larger than this share
             of the largest; in [0, 1).
 
@@ -39,12 +39,12 @@ def rank(kernels: ArrayLike, threshold: float = RANK_THRESHOLD) -> float:
     return float((values > threshold * values[:, :1]).sum(axis=1).mean())
 
 
-def bank_coverage(kernels: ArrayLike, size: int = _SIZE) -> float:
+def bank_coverage(kernels: ArrayLike, size: int | None = None) -> float:
     """Mean `effective_coverage` of the envelopes of the banks of a kernel.
 
     Args:
-        kernels: [k, k, C, m], C banks of m filters; or [k, k, n], one bank of n filters.
-        size: filters are zero-padded to size x size; at least k.
+        kernels: [k, k, C, m], C banks of m filters; [k, k, n], one bank of n filters; or [k, k].
+        size: filters are zero-padded to size x size; at least k. None for 128, or k if larger.
 
     Returns:
         A number in [0, 1].
@@ -53,13 +53,14 @@ def bank_coverage(kernels: ArrayLike, size: int = _SIZE) -> float:
         UserError: as `envelope` does.
     """
     k = np.shape(kernels)[0]
-    banks = _banks(kernels).reshape(-1, k, k, np.shape(kernels)[-1])
+    size, banks = size or max(_SIZE, k), _banks(kernels)
+    banks = banks.reshape(len(banks), k, k, -1)
     return float(np.mean([effective_coverage(envelope(bank, size)) for bank in banks]))
 
 
 def _banks(kernels: ArrayLike) -> np.ndarray:
     """The banks [banks, k * k, filters] of a kernel in float64, or a UserError."""
     kernels = np.asarray(kernels)
-    filters = checked(kernels).reshape(len(kernels) ** 2, -1, kernels.shape[-1])
-    whole = filters if kernels.ndim == 4 else filters.reshape(len(kernels) ** 2, 1, -1)
-    return np.moveaxis(whole.astype(np.float64), 1, 0)
+    banks = kernels.shape[2] if kernels.ndim == 4 else 1
+    filters = checked(kernels).reshape(len(kernels) ** 2, banks, -1)
+    return np.moveaxis(filters.astype(np.float64), 1, 0)
