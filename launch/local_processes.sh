@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# One run on N processes of this machine, as on N hosts: to test a multi-host run, or to use one
-# process per GPU.
+# One run on N processes of this machine, as on N hosts: to try a multi-host run.
 #
 #     launch/local_processes.sh 2 --config=configs/digits.py --workdir=runs/two
 #     launch/local_processes.sh 2 randmix evaluate --workdir=runs/two

@@ -12,7 +12,7 @@
 # signal or loses its connection, it restarts all of them: at most RESTARTS times. A mistake (2) and
 # a bug (1) are final. It needs gcloud, with an account signed in.
 #
-# At the end, also after Ctrl-C, it deletes the slice, unless --keep is given. If there is a slice
+# At the end, also after Ctrl-C, at which the run saves, it deletes the slice, unless --keep is given. If there is a slice
 # of that name already, the script runs there, whatever its type, and leaves it there. While gcloud
 # can't say whether there is one (no network, an expired login, an error of the service), the script
 # asks again, at most TRIES times.
@@ -115,6 +115,7 @@ make_venv+=" && ~/.local/bin/uv venv -q --clear --python=3.12 .venv"
 make_venv+=" && ~/.local/bin/uv pip install -q --python=.venv/bin/python '.[tpu,gcs,images]'"
 delete_it="gcloud compute tpus queued-resources delete $name --zone=$zone --force --quiet"
 
+SAVING=120 # seconds that a run has to save after Ctrl-C
 tries=${TRIES:-20}
 errors=$(mktemp) # of the latest gcloud command
 ours=no          # whether this script requested the queued resource that there is
@@ -133,7 +134,12 @@ gcloud_tpus() { # runs, or prints, a gcloud command
     gcloud compute tpus "$@"
   fi
 }
-on_all_workers() { gcloud_tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$1"; }
+# Most workers print nothing for hours. Messages of its own keep each connection open, and find a
+# worker that is lost.
+on_all_workers() {
+  gcloud_tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --ssh-flag=-oServerAliveInterval=30 \
+    --command="$1"
+}
 
 ask() { # sets state to the queued resource's, or to NONE; asks again until there is an answer
   local try
@@ -228,15 +234,18 @@ run() { # on all workers; prints their output, and sets outcome
   # each worker prints its own. In the background, in its own process group (-m): bash would
   # otherwise handle a signal only after the run.
   set -m
-  on_all_workers "cd $folder; kill -KILL \$(cat pid) 2>/dev/null; $command & echo \$! >pid; \
-wait \$!; echo \"randmix-status \$?\"" </dev/null 2>&1 | tee "$log" &
+  on_all_workers "cd $folder; echo randmix-started; kill -KILL \$(cat pid) 2>/dev/null; \
+$command & echo \$! >pid; wait \$!; echo \"randmix-status \$?\"" </dev/null 2>&1 | tee "$log" &
   job=$(jobs -p %%)
   set +m
   wait "$!"
   job=''
-  local statuses
+  local statuses lost
   statuses=$(sed -n 's/.*randmix-status \([0-9]*\)$/\1/p' "$log" | sort -n | uniq | tr '\n' ' ')
+  lost=$(($(grep -c randmix-started "$log") - $(grep -c 'randmix-status [0-9]*$' "$log")))
   rm -f "$log"
+  # The workers that are left exit with 1 as well.
+  ((lost > 0)) && statuses+="lost "
   case " $statuses" in
     *' 2 '*) outcome=2 ;;
     ' 0 ') outcome=0 ;;
@@ -260,8 +269,14 @@ delete_slice() { # Ctrl-C ends it
 # shellcheck disable=SC2317,SC2329 # the trap calls it
 finish() {
   trap '' TERM HUP # bash passes on the SIGHUP of a closed terminal, which comes twice then
+  trap : INT
+  if [[ -n $job ]]; then # gcloud passes no signal on
+    say "waiting for the run to save, at most $SAVING seconds; Ctrl-C again ends that"
+    on_all_workers "p=\$(cat $folder/pid) && kill -TERM \$p && timeout $SAVING tail -f /dev/null \
+--pid=\$p" </dev/null >/dev/null 2>&1
+    kill -TERM -- "-$job"
+  fi
   trap 'tries=0' INT
-  [[ -n $job ]] && kill -TERM -- "-$job"
   if [[ $dry_run == yes ]]; then
     [[ $keep == yes ]] || delete
   elif [[ $ours == no && $perhaps == yes ]]; then

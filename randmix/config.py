@@ -691,8 +691,8 @@ def _unknown(key: str, known: Iterable[str], model: str | None = None) -> UserEr
     if model is None:
         return UserError(f"config.{key}: no such key{nearest}; {_START}")
     return UserError(
-        f"config.{key}: no such key with the model {model}{nearest}; start from "
-        f"randmix.config.default({model!r})"
+        f"config.{key}: no such key with the model {model}{nearest}; start from a file of that "
+        f"model, or from randmix.config.default({model!r})"
     )
 
 

@@ -46,11 +46,13 @@ def commit_launchers(folder):
 
 
 GCLOUD = """#!/usr/bin/env bash
-# A cloud whose workers end as $CLOUD/outcomes says, one line per run; "lost" is a preemption, and
-# "wait" doesn't end. $CLOUD/state is the queued resource's. Each line of $CLOUD/VERB answers one
-# call: "ok" is obeyed; any other is an error, of which "lost ..." comes after obeying.
+# A cloud whose workers end as $CLOUD/outcomes says, one line per run; "lost" is a preemption, "-" a
+# worker that is lost, and "wait" doesn't end. $CLOUD/state is the queued resource's. Each line of
+# $CLOUD/VERB answers one call: "ok" is obeyed; any other is an error, of which "lost ..." comes
+# after obeying.
 verb=$4
 [[ $verb == ssh && "$*" != *randmix-status* ]] && verb=install
+[[ $verb == install && "$*" == *"kill -TERM"* ]] && verb=save
 answer=ok
 if [[ -s $CLOUD/$verb ]]; then
   read -r answer < "$CLOUD/$verb"; sed -i 1d "$CLOUD/$verb"
@@ -64,12 +66,16 @@ case $verb in
     echo ACTIVE > "$CLOUD/state"; echo create >> "$CLOUD/log" ;;
   delete) rm "$CLOUD/state"; echo delete >> "$CLOUD/log" ;;
   install) echo install >> "$CLOUD/installs" ;;
+  save) echo save >> "$CLOUD/log" ;;
   ssh)
     read -r outcome < "$CLOUD/outcomes"; sed -i 1d "$CLOUD/outcomes"
     echo "run $outcome" >> "$CLOUD/log"
     if [[ $outcome == wait ]]; then sleep 60; exit 1; fi
     if [[ $outcome == lost ]]; then echo SUSPENDED > "$CLOUD/state"; exit 1; fi
-    for status in $outcome; do echo "randmix-status $status"; done ;;
+    for status in $outcome; do
+      echo "randmix-started"
+      [[ $status == - ]] || echo "randmix-status $status"
+    done ;;
 esac
 [[ $answer == ok ]] || fail "$answer"
 """
@@ -78,11 +84,13 @@ SRUN = """#!/usr/bin/env bash
 # do; $TASKS has their exit statuses. On a SIGTERM it kills the task, as SLURM's does; scancel's
 # arrives as SIGUSR1.
 while [[ $1 == --* ]]; do shift; done
+export SLURM_PROCID=-1
 trap 'kill -KILL -- "-$task"' TERM
 trap 'kill -TERM -- "-$task"' USR1
 echo $$ > "$0.pid"
 largest=0
 for status in $TASKS; do
+  SLURM_PROCID=$((SLURM_PROCID + 1))
   STATUS=$status setsid "$@" &
   task=$!
   while wait "$task"; got=$?; kill -0 "$task" 2>/dev/null; do :; done
@@ -93,5 +101,5 @@ exit $largest
 """
 SCANCEL = """#!/usr/bin/env bash
 # Signals the job's steps alone.
-[[ $* == "--quiet --signal=TERM $SLURM_JOB_ID" ]] && kill -USR1 "$(< "${0%/*}/srun.pid")"
+[[ $* == "--quiet --signal=TERM 5_3" ]] && kill -USR1 "$(< "${0%/*}/srun.pid")"
 """

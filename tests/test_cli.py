@@ -118,6 +118,7 @@ def test_flags_overrides_and_arguments_are_parsed(parse):
             "--config.modle: the config has no such key; did you mean 'model'?",
         ),
         (["--config=config.py", "--config.model.dpeth=1"], "did you mean 'model.depth'?"),
+        (["--config=config.py", "--config.model.dim=1"], "no such key; config.model has: "),
         (["--config=config.py", "--config.modle.depth=1"], "did you mean 'model.depth'?"),
         (["--config=config.py", "--config.depth", "1"], "did you mean 'model.depth'?"),
         (["--config=config.py", "--config.zzz=1"], "it has: augment, model, seed, steps"),

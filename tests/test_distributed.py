@@ -38,6 +38,13 @@ NO_TPU = {"TPU_SKIP_MDS_QUERY": "1"}  # as JAX sets it
         # the batch script
         (NO_TPU | {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, False),
         (NO_TPU | {"OMPI_MCA_orte_hnp_uri": "1;tcp://a:1", "OMPI_COMM_WORLD_SIZE": "2"}, True),
+        (  # mpirun's daemon on another node is one task of a SLURM step
+            NO_TPU
+            | SLURM
+            | {"SLURM_STEP_NUM_TASKS": "1"}
+            | {"OMPI_MCA_orte_hnp_uri": "1;tcp://a:1", "OMPI_COMM_WORLD_SIZE": "2"},
+            True,
+        ),
         (NO_TPU | {"OMPI_MCA_orte_hnp_uri": "1;tcp://a:1", "OMPI_COMM_WORLD_SIZE": "1"}, False),
         ({}, True),  # a Cloud TPU VM
         ({"JAX_PLATFORMS": "tpu,cpu"}, True),

@@ -188,6 +188,8 @@ def log(tmp_path):
         (["134 137", "0 0"], 0, ["create", "run 134 137", "run 0 0", "delete"]),
         (["1 137", "0 0"], 0, ["create", "run 1 137", "run 0 0", "delete"]),
         (["lost", "0 0"], 0, ["create", "run lost", "delete", "create", "run 0 0", "delete"]),
+        (["1 -", "0 0"], 0, ["create", "run 1 -", "run 0 0", "delete"]),
+        (["2 -"], 2, ["create", "run 2 -", "delete"]),
         (["2 2"], 2, ["create", "run 2 2", "delete"]),
         (["2 137"], 2, ["create", "run 2 137", "delete"]),
         (["1 1"], 1, ["create", "run 1 1", "delete"]),
@@ -316,7 +318,7 @@ def test_a_signal_ends_the_run_and_deletes_the_slice(checkout, tmp_path, number)
     process.send_signal(number)
     process.communicate(timeout=20)  # its output ends when nothing that it started is left
     assert process.returncode == 128 + number
-    assert log(tmp_path) == ["create", "run wait", "delete"]
+    assert log(tmp_path) == ["create", "run wait", "save", "delete"]
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ echo "$*" >> "$LOG"
 """
 
 
-def slurm(tmp_path, tasks, restarts=0):
+def slurm(tmp_path, tasks, restarts=0, **more):
     """Starts the batch script under a SLURM made of shell scripts."""
     commands = {"srun": SRUN, "scancel": SCANCEL, "python": PYTHON, "scontrol": SCONTROL}
     for name, text in commands.items():
@@ -31,15 +31,19 @@ def slurm(tmp_path, tasks, restarts=0):
         "POLL": "0",
         "SLURM_JOB_ID": "7",
         "SLURM_RESTART_COUNT": str(restarts),
+        "SLURM_NTASKS": "1",
+        "SLURM_ARRAY_JOB_ID": "5",
         "SLURM_ARRAY_TASK_ID": "3",
         "SLURM_ARRAY_TASK_MIN": "1",
         "SLURM_ARRAY_TASK_COUNT": "8",
     }
-    return subprocess.Popen(
-        ["bash", LAUNCH / "slurm.sbatch", "randmix", "reproduce", "--seeds=0, 1"],
-        cwd=tmp_path,
-        env={**os.environ, **environment},
-    )
+    with (tmp_path / "errors").open("w") as errors:
+        return subprocess.Popen(
+            ["bash", LAUNCH / "slurm.sbatch", "randmix", "reproduce", "--seeds=0, 1"],
+            cwd=tmp_path,
+            env={**os.environ, **environment, **more},
+            stderr=errors,
+        )
 
 
 RAN = "-u -m randmix reproduce --seeds=0, 1 --shard=3/8"
@@ -61,7 +65,7 @@ def test_slurm_queues_again_after_preemption_and_never_after_a_mistake(
     tasks, restarts, status, requeued, tmp_path
 ):
     assert slurm(tmp_path, tasks, restarts).wait(60) == status
-    assert (tmp_path / "log").read_text().splitlines() == [RAN] * 2 + ["requeue 7"] * requeued
+    assert (tmp_path / "log").read_text().splitlines() == [RAN] * 2 + ["requeue 5_3"] * requeued
     assert not list(tmp_path.glob(".randmix-*"))
 
 
@@ -69,7 +73,7 @@ def test_slurm_queues_again_after_preemption_and_never_after_a_mistake(
 def test_slurms_controller_is_asked_again(tmp_path):
     (tmp_path / "log.unreachable").write_text("slurmctld is down\n" * 2)
     assert slurm(tmp_path, "75").wait(60) == 0
-    assert (tmp_path / "log").read_text().splitlines() == [RAN, *["requeue 7"] * 3]
+    assert (tmp_path / "log").read_text().splitlines() == [RAN, *["requeue 5_3"] * 3]
 
 
 @pytest.mark.slow
@@ -93,4 +97,14 @@ def test_slurms_warning_reaches_the_run_which_may_save_before_it_is_queued_again
         assert process.poll() is None
     process.terminate()
     assert process.wait(60) == 0
-    assert (tmp_path / "log").read_text().splitlines() == [RAN, "saved", "requeue 7"]
+    assert (tmp_path / "log").read_text().splitlines() == [RAN, "saved", "requeue 5_3"]
+
+
+@pytest.mark.slow
+def test_a_job_of_an_array_is_one_process(tmp_path):
+    assert slurm(tmp_path, "0", SLURM_NTASKS="4").wait(60) == 2
+    assert (tmp_path / "errors").read_text() == (
+        "slurm.sbatch: got 4 tasks for each job of an array, allowed is one; give "
+        "--ntasks-per-node=1 --gpus-per-node=1\n"
+    )
+    assert not (tmp_path / "log").exists()

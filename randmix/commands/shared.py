@@ -115,8 +115,8 @@ def processes() -> None:
         "coordinator",
         None,
         "HOST:PORT of process 0. With --num_processes and --process_id, this process is one of "
-        "several. Default: detected on Cloud TPU, SLURM, GKE and Open MPI; a single process "
-        "elsewhere.",
+        "several. Default: detected on Cloud TPU, GKE (TPUs), SLURM and Open MPI 4; a single "
+        "process elsewhere.",
     )
     flags.DEFINE_integer("num_processes", None, "Number of processes.", lower_bound=1)
     flags.DEFINE_integer("process_id", None, "Number of this process, from 0.", lower_bound=0)

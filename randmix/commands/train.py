@@ -21,8 +21,8 @@ python -m randmix.main is the same command. Set any of the config's keys, listed
 printed first. The same command resumes a run that was stopped, and does nothing for a finished
 one.
 
-On several hosts, start the same command on each. The processes find each other on Cloud TPU, SLURM
-and GKE and under Open MPI; elsewhere, set --coordinator, --num_processes and --process_id. The
+On several hosts, start the same command on each. The processes find each other on Cloud TPU, GKE
+(TPUs), SLURM and Open MPI 4; elsewhere, set --coordinator, --num_processes and --process_id. The
 scripts in launch/ do this and restart what was stopped.
 
 --compile_for trains nothing. It compiles the run's steps for a Cloud TPU slice, on any machine with
@@ -31,8 +31,9 @@ libtpu, prints what they need of each chip and writes it to WORKDIR/compile.json
 --profile=START:STOP traces these steps into WORKDIR/tensorboard, for TensorBoard's profiler and for
 Perfetto.
 
-Exit status: 0 done, 2 a mistake in the command or a step that doesn't fit the slice, 75 stopped by
-a signal (the same command resumes), 130 stopped by Ctrl-C with nothing new to save.
+Exit status: 0 done, 1 a bug or another process was lost, 2 a mistake in the command or a step that
+doesn't fit the slice, 75 stopped by a signal (the same command resumes), 130 stopped by Ctrl-C with
+nothing new to save.
 """
 
 

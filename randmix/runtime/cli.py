@@ -230,16 +230,27 @@ def _message(error: BaseException) -> str:
 
 def _check_overrides(name: str, config: Any, options: list[str]) -> None:
     """Raises a UserError for the first --name.key that isn't in the config."""
-    keys = list(_keys(config))
     for option in options:
         flag = option.lstrip("-").partition("=")[0].partition("[")[0]
         if option.startswith("-") and flag.startswith((f"{name}.", f"no{name}.")):
             key = flag.partition(".")[2]
-            if key not in keys:
-                nearest = did_you_mean(key, keys) or f"; it has: {', '.join(config)}"
+            if key not in _keys(config):
+                nearest = _nearest(key, config)
                 if configs.is_open(config, key.partition(".")[0]):
                     nearest += "; a key of your own must be in the file first"
                 raise UserError(f"--{name}.{key}: the config has no such key{nearest}")
+
+
+def _nearest(key: str, config: Any) -> str:
+    """Says which key was meant, or which there are: in the key's group, if the config has that."""
+    keys = list(_keys(config))
+    group, dot, own = key.rpartition(".")
+    beside = {one.rpartition(".")[2]: one for one in keys if one.rpartition(".")[0] == group}
+    if not dot or not beside:
+        return did_you_mean(key, keys) or f"; it has: {', '.join(config)}"
+    if did_you_mean(own, beside):
+        return did_you_mean(key, beside.values())
+    return f"; config.{group} has: {', '.join(beside)}"
 
 
 def _keys(config: Any, prefix: str = "") -> Iterator[str]:

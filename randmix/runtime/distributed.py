@@ -40,8 +40,8 @@ def start(
         coordinator: HOST:PORT of process 0.
         num_processes: number of processes.
         process_id: number of this process, from 0. Give all of these three, or none: then JAX
-            finds the other processes on Cloud TPU, SLURM, GKE and Open MPI; elsewhere there are
-            none.
+            finds the other processes on Cloud TPU, GKE (TPUs), SLURM and Open MPI 4; elsewhere
+            there are none.
         heartbeat_timeout: seconds without a heartbeat after which a process counts as dead.
         saves_when_stopped: whether the program uses `preemption.StopSignals`. SIGTERM then no
             longer ends the process; JAX tells all processes at which step to stop.
@@ -72,10 +72,10 @@ def _started_as_one_of_several(environment: Mapping[str, str]) -> bool:
     tasks but the step has one, it would wait for processes that never start; in a notebook's pod on
     Kubernetes it would fail. JAX must already be imported.
     """
+    if "OMPI_MCA_orte_hnp_uri" in environment:  # first, as mpirun may run in a SLURM step
+        return _number(environment, "OMPI_COMM_WORLD_SIZE") > 1
     if "SLURM_STEP_NODELIST" in environment and "SLURM_PROCID" in environment:
         return _number(environment, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS") > 1
-    if "OMPI_MCA_orte_hnp_uri" in environment:
-        return _number(environment, "OMPI_COMM_WORLD_SIZE") > 1
     platforms = environment.get("JAX_PLATFORMS", "")
     # JAX sets this variable on import if there is no TPU chip.
     if "TPU_SKIP_MDS_QUERY" not in environment and (not platforms or "tpu" in platforms):
