@@ -251,13 +251,20 @@ def test_multiply_adds_of_tokens_by_hand():
         ),
         (
             {"mixer": "pooling", "filters": "dct"},
-            "filters: got 'dct' with the mixer 'pooling', which has none; allowed is 'random' "
-            "without rank and smoothing, or the mixer 'depthwise'",
+            "filters: got 'dct' of rank None and smoothing index 0 with the mixer 'pooling', which "
+            "has none; allowed is 'random' without rank and smoothing, or the mixer 'depthwise'",
         ),
         (
             {"mixer": "attention", "smoothing_index": 1.0},
-            "filters: got 'random' with the mixer 'attention', which has none; allowed is 'random' "
-            "without rank and smoothing, or the mixer 'depthwise'",
+            "filters: got 'random' of rank None and smoothing index 1 with the mixer 'attention', "
+            "which has none; allowed is 'random' without rank and smoothing, or the mixer "
+            "'depthwise'",
+        ),
+        ({"remat": "no"}, "remat: got 'no', allowed True or False"),
+        (
+            {"scan": True},
+            "scan: got True, allowed False, or runs of equal blocks from "
+            "randmix.models.stack.equal_runs; only a config has True",
         ),
     ],
 )
@@ -271,6 +278,18 @@ def test_patches_that_dont_tile_the_image_are_refused_unless_they_overlap():
     with pytest.raises(UserError, match="patch_size: got 2, which doesn't divide"):
         build("pooling").check_image_shape((9, 8, 3))
     build("pooling", **STAGES).check_image_shape((9, 8, 3))
+    with pytest.raises(UserError, match="patch_size: got 2, more than a side of the images' 9 x 1"):
+        build("pooling", **STAGES).check_image_shape((9, 1, 3))
+
+
+def test_the_first_stage_has_its_own_width_and_no_patches_of_its_own():
+    found = shapes("pooling", stages=[2])  # from a file of JSON
+    assert found["spatial/stem/kernel"][-1] == 2 * SIZES["width"]
+    assert not [path for path in found if "downsample" in path]
+
+
+def test_keeping_the_norm_of_no_filters_is_no_mistake():
+    build("pooling", smoothing_keep_norm=False)
 
 
 def config(mixer, mode, **more):

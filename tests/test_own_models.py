@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from randmix import models
+from randmix.errors import UserError
 from randmix.models import counts, own
 
 IMAGES = np.random.default_rng(0).random((4, 8, 8, 1), np.float32)
@@ -110,6 +111,26 @@ def test_state_beside_params_moves_below_batch_stats(parts):
         variables = variables | state
     assert variables["batch_stats"] == {"calls": {"count": 3}}
     same(outputs, plain.apply({**plain.init(KEY, IMAGES), "calls": {"count": 0}}, IMAGES))
+
+
+def test_a_state_that_grows_in_training_is_refused(parts):
+    with pytest.raises(UserError) as error:
+        build("Sowing", parts[1]).check_image_shape((8, 8, 1))
+    assert str(error.value) == (
+        "config.model.name: my_parts:Sowing changes the shape of its state in training "
+        "(['losses']['size'][1]), but a step's must fit the next; sow values into 'intermediates', "
+        "or give `sow` a reduce_fn and an init_fn"
+    )
+
+
+def test_what_only_training_records_is_dropped_and_outputs_may_be_numbers(parts):
+    model = build("Late", parts[1])
+    model.check_image_shape((8, 8, 1))
+    variables = model.init(KEY, IMAGES)
+    outputs, state = model.apply(variables, IMAGES, train=True, mutable=["batch_stats"])
+    assert state == {"batch_stats": {"stats": {"early": 1}}}
+    assert outputs["auxiliary"] == 0
+    assert outputs["auxiliary"].dtype == jnp.float32
 
 
 def test_an_nnx_module_is_the_same_function(parts):

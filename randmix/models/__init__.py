@@ -88,10 +88,12 @@ def build(
     bank = filter_banks.build(
         filters, rank=filter_rank, index=smoothing_index, keep_norm=smoothing_keep_norm
     )
-    if arguments.get("mixer", "depthwise") != "depthwise" and bank != filter_banks.build("random"):
+    plain = filter_banks.build("random", keep_norm=smoothing_keep_norm)
+    if arguments.get("mixer", "depthwise") != "depthwise" and bank != plain:
         raise UserError(
-            f"model {name}: filters: got {filters!r} with the mixer {arguments['mixer']!r}, which "
-            "has none; allowed is 'random' without rank and smoothing, or the mixer 'depthwise'"
+            f"model {name}: filters: got {filters!r} of rank {filter_rank} and smoothing index "
+            f"{smoothing_index:g} with the mixer {arguments['mixer']!r}, which has none; allowed "
+            "is 'random' without rank and smoothing, or the mixer 'depthwise'"
         )
     if "smooth_stem" in arguments:
         arguments["smooth_stem"] = bank.smoothing if arguments["smooth_stem"] else None

@@ -70,6 +70,7 @@ def complete(
         if key not in _BUILT
     }
     values |= {**fixed, **given}
+    values = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
     allowed = {**ranges.MODEL, "num_classes": _CLASSES}
     if values.get("head") == "image":
         del allowed["num_classes"]
@@ -79,6 +80,13 @@ def complete(
             check_choice(f"{what}: {key}", value, _CHOICES[key])
         elif key in allowed:
             ranges.check(f"{what}: {key}", value, allowed[key])
+    if not isinstance(values["remat"], bool):
+        raise UserError(f"{what}: remat: got {values['remat']!r}, allowed True or False")
+    if values["scan"] and not isinstance(values["scan"], tuple):
+        raise UserError(
+            f"{what}: scan: got {values['scan']!r}, allowed False, or runs of equal blocks from "
+            "randmix.models.stack.equal_runs; only a config has True"
+        )
     if "mixer" in values:
         _check_stages(what, values)
     if len(values["mean"]) != len(values["std"]):

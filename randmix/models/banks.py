@@ -5,7 +5,7 @@ A bank is an initialiser ``bank(key, shape, dtype) -> kernel`` for a depthwise k
 ``same``, ``box`` and ``identity``; the others come from the sources that their docstrings name.
 
 The filters that see the same input compete to describe it, and so form one bank: the m filters of a
-channel in [k, k, C, m], and in [k, k, C] all C filters of the layer, which has only one a channel.
+channel in [k, k, C, m], and in [k, k, C], with one filter per channel, all C filters of the layer.
 With a rank, a bank has that many different filters, repeated in turn. They are orthogonal, so its
 numerical rank is exact, and they are repeated, not mixed, because a mixture of impulses isn't an
 impulse: the spectrum of ``delta`` stays flat at every rank.

@@ -105,8 +105,8 @@ class ConvMixer(nn.Module):
 
         Args:
             images: [N, H, W, C] float in [0, 1].
-            train: normalise with the statistics of the batch and, if ``batch_stats`` is mutable,
-                update the running statistics; otherwise normalise with the running statistics.
+            train: normalise with the statistics of the batch and update the running statistics, for
+                which ``batch_stats`` must be mutable; otherwise normalise with the running ones.
 
         Returns:
             float32 logits [N, num_classes], or float32 images [N, H, W, C] on the scale of the

@@ -108,7 +108,8 @@ def forward(model: nn.Module | OwnModel, image_shape: tuple[int, int, int]) -> i
     """Multiply-adds per image of the forward pass of any model.
 
     For one of the user's own it is half of the floating-point operations that XLA counts, which
-    include additions, activations and norms.
+    include additions, activations and norms. The body of a loop, as of `nn.scan`, counts once,
+    however often it runs.
 
     Args:
         model: the model.
@@ -198,13 +199,13 @@ def abstract_variables(model: nn.Module | OwnModel, image_shape: tuple[int, int,
 
 
 def training_step(by_kernel: Mapping[str, int], mode: str) -> int:
-    """Multiply-adds per image of a training step, without the optimizer and what isn't a kernel.
+    """Multiply-adds per image that kernels and the products of attention cost in a training step.
 
     The gradient of a kernel costs as much as its layer's forward pass, and so does the gradient to
     the layer's input. A frozen kernel has no gradient. An input needs one if anything below it is
     learned: norms are, in every mode, and so all layers but the stem need it. Below the pointwise
-    half of a separable stem is the depthwise half alone, if no norm is in between. The products of
-    attention have two inputs, and both need a gradient in every mode.
+    half of a separable stem is the depthwise half alone; a norm in between, which paths don't show,
+    is left out. The products of attention have two inputs, and both need a gradient in every mode.
 
     Args:
         by_kernel: multiply-adds of the forward pass, from `multiply_adds`.

@@ -73,8 +73,8 @@ class Transplant:
     Attributes:
         digest: identifies the filters, whatever place they were read from.
         kernels: [k, k, C] or [k, k, C, m] by path, such as "spatial/block_00/depthwise/kernel", or
-            by any other name, which no layer has; None if they can't be had, and the initial
-            values are then NaN.
+            by any other name, which no layer has; None if they aren't available, and the
+            initial values are then NaN.
     """
 
     digest: str

@@ -1,6 +1,6 @@
 """Modules as pure functions of their variables: what they have in common, and Linen's.
 
-nnx's stand in `functional_nnx`, because nnx takes a while to import.
+Those of nnx are in `functional_nnx`, because nnx takes a while to import.
 """
 
 import inspect
@@ -67,8 +67,11 @@ class Linen:
             mutable=[*state] if train else [],
             rngs=None if key is None else {"params": key},
         )
-        kept = {path: leaf for path, leaf in variables.items() if path[0] in state}
-        return outputs, kept | _flat(meta.unbox(dict(updated)))
+        updated = _flat(meta.unbox(dict(updated)))
+        # A module may have recorded more than it started with.
+        return outputs, {
+            path: updated.get(path, leaf) for path, leaf in variables.items() if path[0] in state
+        }
 
 
 def trained_collections(collections: set[str]) -> set[str]:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from randmix.errors import UserError
 from randmix.models import layers, mixers
 from randmix.models.parameters import Initializer, declare, uniform_fan_in
 from randmix.models.stack import Runs, apply_blocks
@@ -61,12 +62,13 @@ _NORMS: dict[str, Callable[..., nn.Module]] = {
 class Patches(nn.Module):
     """Maps overlapping patches to pixels: [N, H, W, C] -> [N, H', W', F].
 
-    A convolution of side 2 s - 1, stride s and padding s // 2: with s = 4 PoolFormer's stem, with
-    s = 2 what is between its stages. Its role is spatial, as that of patches that don't overlap.
+    A convolution of side 2 s - 1, stride s and padding s // 2: with s = 4 it is PoolFormer's stem,
+    with s = 2 the layer between its stages. Its role is spatial, as that of patches that don't
+    overlap.
 
     Attributes:
         features: number F of output channels.
-        stride: stride s; if it is even and divides H and W, H' = H / s and W' = W / s.
+        stride: stride s; if it divides H and W, H' = H / s and W' = W / s.
     """
 
     features: int
@@ -144,7 +146,7 @@ class MetaFormer(nn.Module):
 
     Attributes:
         mixer: one of `MIXERS`.
-        width: number of channels, of the first stage if there are four.
+        width: number of channels; that of each stage is a multiple of it, see ``stages``.
         depth: number of blocks; with four stages a multiple of 6.
         patch_size: side and stride p of the patches. Isotropic, they don't overlap, and p divides
             both sides of the image; with four stages, they have the side 2 p - 1.
@@ -197,7 +199,8 @@ class MetaFormer(nn.Module):
         self.check_image_shape(images.shape[1:])
         x = layers.normalize(images, mean=self.mean, std=self.std).astype(self.dtype)
         stem = layers.PatchStem if len(self.stages) == 1 else Patches
-        x = _with_bias(stem(self.width, self.patch_size, name="stem")(x))
+        first = self.stages[0] * self.width
+        x = _with_bias(stem(first, self.patch_size, name="stem")(x))
         deviation = self.position_embedding
         if deviation is None:
             deviation = 1.0 if self.mixer == "attention" else 0.0
@@ -214,7 +217,7 @@ class MetaFormer(nn.Module):
         return layers.Head(self.num_classes, name="classifier")(x)
 
     def _block(self, width: int) -> Callable[..., nn.Module]:
-        """Returns what makes a block of that many channels."""
+        """Returns a factory of blocks of that width."""
         k = self.kernel_size
         mixer = {
             "depthwise": functools.partial(
@@ -235,6 +238,11 @@ class MetaFormer(nn.Module):
         """Raises a UserError if images [H, W, C] don't fit the patches or the normalisation."""
         if len(self.stages) == 1:
             layers.check_patches(self.patch_size, image_shape)
+        elif min(image_shape[:2]) < self.patch_size:
+            raise UserError(
+                f"patch_size: got {self.patch_size}, more than a side of the images' "
+                f"{image_shape[0]} x {image_shape[1]} pixels; allowed is up to the shorter side"
+            )
         layers.check_channels(image_shape[-1], mean=self.mean, std=self.std)
 
 

@@ -1,4 +1,4 @@
-"""Models of the user's own: any Linen or nnx module, behind the face of `randmix.models`.
+"""Models of the user's own: any Linen or nnx module, with the interface of `randmix.models`.
 
 An `OwnModel` has the ``init`` and ``apply`` of a Linen module whose parameters are in the
 collections of their roles, which the training step, the masks and the attacks rely on. The module
@@ -104,7 +104,12 @@ class OwnModel:
         key = (rngs or {}).get("dropout") if train else jax.random.key(0)
         outputs, state = self._functional.apply(own, images, train, key)
         outputs = jax.tree.map(
-            lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, outputs
+            lambda x: (
+                jnp.asarray(x, jnp.float32)
+                if jnp.issubdtype(jnp.result_type(x), jnp.floating)
+                else x
+            ),
+            outputs,
         )
         state = {STATE: _moved(state, places)[STATE]}
         return (outputs, state) if mutable else outputs
@@ -117,10 +122,16 @@ class OwnModel:
             variables = jax.eval_shape(self.init, key, images)
             for train in (False, True):
                 apply = functools.partial(self.apply, train=train, mutable=True)
-                jax.eval_shape(
+                _, after = jax.eval_shape(
                     lambda v, x, k, apply=apply: apply(v, x, rngs={"dropout": k}),
                     *(variables, images, key),
                 )
+        if changed := sorted(_forms(variables[STATE]) ^ _forms(after[STATE])):
+            raise UserError(
+                f"{KEY}.name: {self.name} changes the shape of its state in training "
+                f"({changed[0][0]}), but a step's must fit the next; sow values into "
+                "'intermediates', or give `sow` a reduce_fn and an init_fn"
+            )
 
     @functools.cached_property
     def _functional(self) -> Functional:
@@ -170,6 +181,12 @@ class OwnModel:
                 "selector 'everything'"
             )
         return roles
+
+
+def _forms(tree: Any) -> set[tuple[str, Any]]:
+    """The path, shape and dtype of each leaf."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {(jax.tree_util.keystr(path), (x.shape, str(x.dtype))) for path, x in leaves}
 
 
 def _moved(variables: Flat, places: Mapping[Path, Path]) -> dict[str, Any]:

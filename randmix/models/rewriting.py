@@ -32,7 +32,8 @@ def dense_kernels(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Composes the dense kernel of every separable convolution.
 
     Args:
-        variables: of a `ResNet` with ``between="none"``.
+        variables: of a `ResNet` with ``between="none"``. Those with ``between="relu"`` look the
+            same and aren't told apart.
 
     Returns:
         [k, k, C, C_out] float64 by layer. With the shortcuts, the norms and the head, which stay as
@@ -41,9 +42,9 @@ def dense_kernels(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     Raises:
         UserError: the variables aren't such a model's.
     """
-    filters = _layers(variables["spatial"], _FILTERS)
-    mixing = _layers(variables["channel"], _MIXING)
-    normed = any("between_norm" in path for path in flatten_dict(variables["norm"]))
+    filters = _layers(variables.get("spatial", {}), _FILTERS)
+    mixing = _layers(variables.get("channel", {}), _MIXING)
+    normed = any("between_norm" in path for path in flatten_dict(variables.get("norm", {})))
     if not filters or filters.keys() != mixing.keys() or normed:
         raise UserError(
             "rewriting: got the variables of another model, allowed are those of a ResNet with "
@@ -135,8 +136,8 @@ def residual(kernel: np.ndarray, filters: np.ndarray) -> float:
     """What filters can't express of a dense kernel, in [0, 1].
 
     The distance of the kernel from the nearest one that the filters reach with any pointwise
-    weights, relative to its L2 norm: 0 up to rounding for filters of rank k k. A kernel of
-    independent normal weights has on average the square sqrt(1 - rank / (k k)).
+    weights, relative to its L2 norm: 0 up to rounding for filters of rank k k. For kernels
+    of independent normal weights, its root mean square is sqrt(1 - rank / (k k)).
 
     Args:
         kernel: [k, k, C, C_out].

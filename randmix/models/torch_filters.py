@@ -41,7 +41,10 @@ def read(path: Path) -> dict[str, np.ndarray]:
     found = torch_files.read(path, lambda found: _kernels(path, found))
     return {
         _path(name): np.array(
-            torch_files.float32(f"{path}: {name}", kernel)[:, 0].transpose(1, 2, 0), order="C"
+            torch_files.float32(f"{path}: {torch_files.named(name)}", kernel)[:, 0].transpose(
+                1, 2, 0
+            ),
+            order="C",
         )
         for name, kernel in _kernels(path, found).items()
     }

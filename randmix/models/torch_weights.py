@@ -139,7 +139,10 @@ def convmixer_to_torch(
     """
     check_choice("naming", naming, NAMINGS)
     if not isinstance(model, models.ConvMixer) or model.head != "classifier":
-        raise UserError(f"got {type(model).__name__}, allowed a ConvMixer with a classifier")
+        head = f" with the head {model.head!r}" if isinstance(model, models.ConvMixer) else ""
+        raise UserError(
+            f"got a {type(model).__name__}{head}, allowed a ConvMixer with the head 'classifier'"
+        )
     flat = {
         path: np.asarray(leaf, np.float32)
         for path, leaf in flatten_dict(variables, sep="/").items()
@@ -150,7 +153,7 @@ def convmixer_to_torch(
         raise UserError(
             f"variables: {differing[0]} {is_there}; give the variables of the same model"
         )
-    *_, channels, _ = (0, 0, *flat["spatial/stem/kernel"].shape)
+    channels = (*flat["spatial/stem/kernel"].shape, 0, 0, 0)[2]  # ``_to_torch`` checks the shapes
     assert model.num_classes is not None, "a classifier has a number of classes"
     sizes = _Sizes(
         model.width, model.depth, model.kernel_size, model.patch_size, model.num_classes, channels

@@ -15,9 +15,10 @@ How the batch statistics are computed depends on the dtype of x.
   CPU the passes are those of `randmix.ops.cpu.norm`.
 * bfloat16: both moments about a shift s in one pass and one exchange,
   var = E[(u - s)^2] - (E[u] - s)^2, which is exact for any s. The relative rounding error of the
-  variance is about 2^-24 (1 + (E[u] - s)^2 / var). A bfloat16 number has 8 bits: if the mean were
-  more than 2^8 deviations from zero, the input itself couldn't represent the deviations. So the
-  error stays below 2^-8 with s = 0, and vanishes with the running mean as s.
+  variance is about 2^-24 (1 + (E[u] - s)^2 / var). A bfloat16 number has 8 bits: if the mean of
+  x were more than 2^8 deviations from zero, x itself couldn't represent the deviations. So with
+  s = 0 the error stays below 2^-8, unless the offset, which is added in float32, moves the mean
+  farther. It vanishes with the running mean as s.
 
 Accelerators train in bfloat16, so that form is designed for them: x is neither flattened nor hidden
 from XLA by an `optimization_barrier`, and the bias of the preceding layer is added here. On a TPU

@@ -34,8 +34,8 @@ class Source:
 
     Attributes:
         text: the value of ``config.model.filters``, with the hash if it is known.
-        bank: the filters; without kernels if they can't be had.
-        missing: why they can't be had, or None.
+        bank: the filters; without kernels if they aren't available.
+        missing: why they aren't available, or None.
     """
 
     text: str

@@ -232,7 +232,7 @@ def test_the_way_back_refuses_what_it_cannot_name():
             (model, variables, "timmy"),
             "naming: got 'timmy', allowed locuslab, timm; did you mean 'timm'?",
         ),
-        ((resnet, variables), "got ResNet, allowed a ConvMixer with a classifier"),
+        ((resnet, variables), "got a ResNet, allowed a ConvMixer with the head 'classifier'"),
         (
             (model, {**variables, "channel": {}}),
             "variables: channel/block_00/pointwise/bias is missing; "
