@@ -4,8 +4,9 @@
     python benchmarks/augment.py --rounds=7 --out=results/benchmarks/augment_cpu.json
 
 Three programs are timed alternately: gathering the plain batch, making the augmented batch, and the
-training step (Full, float32, AdamW) without augmentation. The share is the median over the rounds
-of (augmented - plain) / step; for "gather, crop, flip" it is augmented / step, including gathering.
+training step (Full, AdamW, float32 on a CPU, else bfloat16) without augmentation. The share is the
+median over the rounds of (augmented - plain) / step; for "gather, crop, flip" it is
+augmented / step, including gathering.
 
     cifar      a ConvMixer-256/8, kernel 5, patch 2, at 32 x 32
     imagenet   a ConvMixer-512/8, kernel 8, patch 7, at 224 x 224

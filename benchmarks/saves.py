@@ -10,6 +10,7 @@ until the checkpoint is in place; the loop waits for that only at its next save.
 
 import shutil
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -30,6 +31,8 @@ def main(argv):
     logging.set_verbosity(logging.WARNING)
     options = flags.FLAGS
     folder, flush = Path(options.folder), durable.flush
+    if folder.exists():
+        sys.exit(f"--folder: got {folder}, which exists; give one that doesn't, as it is removed")
     print(f"{'MB':>5}  {'':9}{'blocking':>9}  {'whole':>9}   seconds per save, median")
     for megabytes in map(float, options.megabytes):
         rng = np.random.default_rng(0)

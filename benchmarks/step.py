@@ -394,6 +394,8 @@ def torch_step(config, *, compiled: bool, gpu: bool) -> Callable[[], object]:
 
     torch.manual_seed(0)
     device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
+    if device == "cpu":  # as XLA; by default as many as there are physical cores
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
     if gpu:
         torch.set_float32_matmul_precision("high")  # TF32, as JAX by default
         torch.backends.cudnn.benchmark = True  # XLA, too, times its convolutions and takes the best

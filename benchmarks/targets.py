@@ -72,6 +72,6 @@ def _feed(out: Path) -> dict[str, object]:
     steps = [row["batch"] / row["ours ms"] * 1e3 for row in rows(out, "step_*_convmixer_512_8")]
     file = out / "input.json"
     rate = json.loads(file.read_text())["images_per_second_a_core"] if file.exists() else {}
-    cores = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0))
     found = [max(steps) / rate["stream, 2 threads"]] if steps and rate else []
     return _row(f"cores to feed ConvMixer-512/8: at most {cores}, all here", found, cores)

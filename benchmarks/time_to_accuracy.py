@@ -27,6 +27,7 @@ median over seeds, `MB` the largest resident set. Nothing else should be running
 """
 
 import json
+import os
 import statistics
 import tempfile
 from pathlib import Path
@@ -85,6 +86,7 @@ flags.register_validator(
 
 def main(argv):
     options, rows = flags.FLAGS, []
+    os.environ["JAX_PLATFORMS"] = "cpu"  # where both sides run; the report names this device
     names = dict(pair.split("=", 1) for pair in options.data)
     for case in options.cases:
         data_set, mode = case.split(":")
@@ -165,7 +167,7 @@ class Sides:
             script = Path(__file__).with_name("torch_training.py")
             command = [str(script), str(file), str(workdir)]
             more = {**MALLOC, "TORCHINDUCTOR_CACHE_DIR": str(self._folder / "inductor")}
-        more |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+        more |= {"CUDA_VISIBLE_DEVICES": ""}
         done = timing.python(*command, **more)
         result = json.loads((workdir / "result.json").read_text())
         counts = (result["parameters"], result["step"])

@@ -22,6 +22,7 @@ Seconds = dict[str, list[float]]
 
 # Every benchmark imports this module before JAX looks for devices; child processes inherit it.
 host.leave_libtpu_alone()
+_LOAD = round(os.getloadavg()[0], 1)
 
 
 def in_turn(
@@ -100,7 +101,7 @@ def milliseconds(seconds: Sequence[float]) -> float:
 
 
 def machine() -> dict[str, object]:
-    """Describes the machine; the load average shows its other work."""
+    """Describes the machine; the load average, from before the benchmark, shows its other work."""
     import jax
 
     from randmix import __version__
@@ -112,7 +113,7 @@ def machine() -> dict[str, object]:
         "devices": jax.device_count(),
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)),
-        "load": round(os.getloadavg()[0], 1),
+        "load": _LOAD,
         "python": platform.python_version(),
         "jax": jax.__version__,
         "randmix": __version__,

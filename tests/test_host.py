@@ -55,6 +55,14 @@ def test_a_program_that_needs_much_memory_gives_large_blocks_back(fresh):
     assert FakeLibc.calls == [(-3, 32 * 2**20), (-4, 65536)]
 
 
+@pytest.mark.parametrize("limit", ["max\n", "1073741824\n"])
+def test_a_container_s_memory_is_its_own(fresh, monkeypatch, tmp_path, limit):
+    (tmp_path / "memory.max").write_text(limit)
+    monkeypatch.setattr(host, "_LIMITS", (tmp_path / "memory.max", tmp_path / "none"))
+    host.tune()
+    assert host.give_back(2**30 // 15) == (limit != "max\n")
+
+
 def test_no_thread_precedes_the_settings():
     # It would keep an arena of its own, whose memory glibc returns.
     program = (

@@ -290,6 +290,14 @@ def test_mistakes_are_one_line(tmp_path):
     arrays.write_bytes(arrays.read_bytes()[:50])
     with pytest.raises(UserError, match=r"\.npz: damaged: .*; put it back beside its records"):
         found.arrays("bank-1")
+    records.append(tmp_path, records.of_folder(folder))  # whoever makes the run again mends it
+    (found,) = records.read(tmp_path / records.FILE).values()
+    np.testing.assert_array_equal(found.arrays("bank-1")["x"], np.zeros(3))
+    whole = measured.arrays_path(file).read_bytes()
+    measured.arrays_path(file).write_bytes(whole[:50])
+    records._load.cache_clear()
+    with pytest.raises(UserError, match=r"\.npz: damaged: .*; remove it and bank-1\.json, and "):
+        records.of_folder(folder).arrays("bank-1")
     arrays.unlink()
     (found,) = records.read(tmp_path / records.FILE).values()
     with pytest.raises(UserError, match=r"\.npz: No such file or directory; put it back"):

@@ -4,6 +4,7 @@ Each run is trained once, through failures, signals, locks and shards. All cases
 and the small sweep below, hence the length.
 """
 
+import concurrent.futures
 import dataclasses
 import errno
 import itertools
@@ -266,6 +267,33 @@ def test_no_result_of_another_config_is_taken(groups, tmp_path, trained):
     assert sweep.state(groups[0][0], tmp_path).name == "begun"  # it is trained again
     with pytest.raises(UserError, match=r"result.json: damaged \(mode is missing\); train this"):
         sweep.collect(groups, tmp_path)
+
+
+def test_damaged_files_of_a_finished_run_are_mended_by_the_same_call(groups, tmp_path, trained):
+    calls, _ = trained
+    execute(groups, tmp_path)
+    (tmp_path / records.FILE).unlink()
+    first, second = (groups[0][i].folder(tmp_path) for i in (0, 1))
+    (first / "config.json").write_text("{")
+    (second / "result.json").unlink()
+    (second / sweep.FAILED).write_text("{")
+    calls.clear()
+    execute(groups, tmp_path)
+    assert calls == [first.name, second.name]
+    assert sweep.collect(groups, tmp_path).keys() == set(names(groups))
+
+
+def test_jobs_that_start_together_share_a_new_folder(tmp_path):
+    root = tmp_path / "new" / "sweep"
+    with concurrent.futures.ThreadPoolExecutor(8) as jobs:
+        for _ in range(10):
+            assert [*jobs.map(lambda _: sweep.open_folder(root, "digits"), range(8))] == [None] * 8
+            shutil.rmtree(root)
+    root.mkdir()
+    (root / "sweep.json.0123abcd.tmp").touch()  # of a job that was killed
+    sweep.open_folder(root, "digits")
+    with pytest.raises(UserError, match="holds a sweep of the preset digits, got a sweep of a"):
+        sweep.open_folder(root, None)
 
 
 def test_a_run_in_the_records_is_finished_on_another_machine(groups, tmp_path, trained):

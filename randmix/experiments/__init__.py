@@ -9,6 +9,7 @@ from the bottom up:
 - `plan`: the runs of a sweep in groups of seeds, their costs and shards.
 - `grid`: the groups of every combination of some keys' values.
 - `training`: trains a group, as one program or run by run.
+- `calibration`: the minutes that a plan takes on this machine.
 - `formatting`, `compare`: runs as a table: what was varied and what came out.
 - `sweep`: executes a plan: trains, measures and records whatever is missing.
 - `command`: the work of ``python -m randmix sweep``.

@@ -33,8 +33,9 @@ class Runs:
         records: the runs by name.
         frame: a row for each run, indexed by its name, in the order of the varied keys and then the
             seed. Columns: the varied keys, "seed", the metrics of ``result.json`` (accuracies in
-            [0, 1], PSNR in dB), "trainable" and "parameters" (numbers of parameters), and "seconds"
-            (for seeds that were trained as one program, the run's share).
+            [0, 1], PSNR in dB), "trainable" and "parameters" (numbers of parameters), and
+            "seconds", those of the call that finished the run (its share, if seeds were trained as
+            one program).
         varied: the config keys that differ, but the seed and display keys. A key that some of the
             models lack is varied if it differs among the others.
         common: the other config keys with their values.
@@ -99,11 +100,11 @@ def compare(
         A DataFrame with a column for each config key that differs, by its full name, then "seeds"
         (their number); for each metric its mean over seeds, such as "test_accuracy" in [0, 1], and
         "test_accuracy_std", the sample standard deviation (NaN with one seed); "trainable" and
-        "parameters", the numbers of trained and of all parameters; and "seconds", the mean training
-        time. With a reference also "test_accuracy_difference", the mean over the seeds that a row
-        and its reference share, their number "test_accuracy_pairs", and "test_accuracy_low" and
-        "_high", the ends of its 95 % Student interval (NaN with fewer than two pairs, and in the
-        reference rows).
+        "parameters", the numbers of trained and of all parameters; and "seconds", the mean of those
+        of the calls that finished the runs. With a reference also "test_accuracy_difference", the
+        mean over the seeds that a row and its reference share, their number "test_accuracy_pairs",
+        and "test_accuracy_low" and "_high", the ends of its 95 % Student interval (NaN with fewer
+        than two pairs, and in the reference rows).
 
     Raises:
         UserError: a place holds no run, no run has finished, or ``against`` names a key or a value

@@ -92,7 +92,11 @@ class Record:
 
     @property
     def seconds(self) -> float:
-        """Its training time; of a run that was trained with others, its share."""
+        """Seconds of the call that finished it, compilation and evaluation included.
+
+        What an interrupted call took before isn't in it. Of runs that were trained together, it is
+        a run's share.
+        """
         return self.result["wall_seconds"] / self.result.get("ensemble", 1)
 
     @functools.cached_property
@@ -110,10 +114,14 @@ class Record:
         if self.source is None:
             return {}
         if self.source.suffix == ".npz":
-            prefix, found = f"{name}/", _load(self.source)
+            advice = (
+                f"put it back beside its {FILE}, or remove its line there and make the run again"
+            )
+            prefix, found = f"{name}/", _load(self.source, advice)
             return {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
         file = self.source / f"{name}.npz"
-        return _load(file) if file.exists() else {}
+        advice = f"remove it and {name}.json, and start the same command again"
+        return _load(file, advice) if file.exists() else {}
 
 
 def of_folder(folder: epath.PathLike, values: Mapping[str, Any] | None = None) -> Record | None:
@@ -309,7 +317,7 @@ def _parsed(file: epath.Path) -> Iterable[Record]:
 
 def _append_line(file: Path, line: bytes) -> None:
     durable.make_folder(file.parent)
-    # One write, so that a reader and another writer see all of the line or nothing.
+    # One write: a killed writer leaves all of the line or, rarely, its beginning.
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     with os.fdopen(descriptor, "rb+", buffering=0) as opened:
         with contextlib.suppress(OSError):  # no locks here: the write alone must do
@@ -333,14 +341,14 @@ def _save(folder: Path, name: str, arrays: Mapping[str, Any]) -> str:
     np.savez_compressed(content, **arrays)
     data = content.getvalue()
     file = folder / f"{name}-{hashlib.sha256(data).hexdigest()[:8]}.npz"
-    if not file.exists():
+    if not file.exists() or file.read_bytes() != data:  # or it was damaged since
         durable.make_folder(folder)
         durable.write(file, data)
     return file.name
 
 
 @functools.lru_cache(maxsize=8)  # a picture asks for several arrays of a few runs
-def _load(file: epath.Path) -> dict[str, np.ndarray]:
+def _load(file: epath.Path, advice: str) -> dict[str, np.ndarray]:
     try:
         with np.load(io.BytesIO(file.read_bytes())) as content:
             return dict(content)
@@ -348,4 +356,4 @@ def _load(file: epath.Path) -> dict[str, np.ndarray]:
         reason = error.strerror or str(error)
     except Exception as error:  # NumPy, zipfile and zlib have many kinds
         reason = f"damaged: {error}"
-    raise UserError(f"{file}: {reason}; put it back beside its {FILE}, or make the run again")
+    raise UserError(f"{file}: {reason}; {advice}")

@@ -55,9 +55,10 @@ def state(run: PlannedRun, root: epath.PathLike) -> State:
     if artifacts.is_finished(folder):
         return State("finished")
     if (folder / FAILED).exists():
-        failed = json_files.read(
-            folder / FAILED, {"reason": str}, what_to_do="remove it to train the run again"
-        )
+        try:
+            failed = json_files.read(folder / FAILED, {"reason": str}, what_to_do="")
+        except json_files.Damaged:
+            return State("failed", f"{FAILED} is damaged")
         return State("failed", failed["reason"])
     return State("begun" if (folder / artifacts.CONFIG).exists() else "missing")
 
@@ -74,18 +75,21 @@ def open_folder(root: Path, preset: str | None) -> None:
     """
     check_folder(root, preset)
     with writing(root, _ADVICE):
-        root.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(root)
         if not (root / _SWEEP).exists():
             durable.write(root / _SWEEP, json.dumps({"preset": preset}) + "\n")
+    check_folder(root, preset)  # another process may have been first
 
 
 def check_folder(root: Path, preset: str | None) -> None:
     """Raises a UserError if a folder exists and isn't of this sweep; see ``open_folder``."""
     file = root / _SWEEP
+    # Listed before the file is looked for: another process may be writing it just now.
+    holds = {path.name for path in root.iterdir()} if root.is_dir() else set()
     if not file.exists():
-        holds = {path.name for path in root.iterdir()} if root.is_dir() else set()
         own = {records.FILE, records.COMPRESSED, records.ARRAYS}
-        if root.exists() and (not root.is_dir() or holds - own):
+        foreign = {name for name in holds - own if not name.startswith(f"{_SWEEP}.")}
+        if root.exists() and (not root.is_dir() or foreign):
             raise UserError(
                 f"{root}: holds something that isn't a sweep; give --workdir a new or empty folder"
             )
@@ -212,8 +216,17 @@ def execute(
 
 
 def _try_lock(folder: epath.Path) -> contextlib.AbstractContextManager[bool]:
-    folder.mkdir(parents=True, exist_ok=True)
+    durable.make_folder(folder)
     return locks.try_lock(folder / LOCK)
+
+
+def _is_whole(run: PlannedRun, root: epath.PathLike) -> bool:
+    """Whether the files of a finished run are undamaged."""
+    try:
+        records.of_folder(run.folder(root), run.resolved)
+    except json_files.Damaged:
+        return False
+    return True
 
 
 def _trained(
@@ -226,10 +239,10 @@ def _trained(
     """Yields each run as soon as it has finished or failed, which is written down."""
     left = []
     for run in runs:
-        if state(run, root).name == "finished":
+        if state(run, root).name == "finished" and _is_whole(run, root):
             yield run
         else:
-            left.append(run)
+            left.append(run)  # training also mends a finished run's damaged files
     configs, folders = [run.config for run in left], [run.folder(root) for run in left]
     for i, reason in train_seeds(configs, folders, together, programs, context):
         file = folders[i] / FAILED

@@ -11,6 +11,7 @@ from etils import epath
 
 from randmix.config import Config
 from randmix.errors import UserError, writing
+from randmix.runtime import durable
 from randmix.runtime.preemption import Preempted
 from randmix.training import ensemble, runs
 from randmix.training.compiled import Programs
@@ -137,7 +138,7 @@ def _logged(folders: Sequence[epath.Path]) -> Iterator[None]:
         advice = "make room, and start the same command again"
         stack.enter_context(writing(folders[0] / LOG, advice))
         for folder in folders:
-            folder.mkdir(parents=True, exist_ok=True)
+            durable.make_folder(folder)
             logs.append(stack.enter_context((folder / LOG).open("a")))
         stack.enter_context(contextlib.redirect_stdout(_Copies(logs)))
         yield

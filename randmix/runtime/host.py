@@ -28,6 +28,8 @@ _HUGE, _HUGE_PAGE, _HUGE_SHARE, _MOST_HUGE = 14, 2 * 2**20, 1 / 8, 1792 * 2**20
 # Separate mappings again, of blocks of 32 MiB, the largest threshold there is, and more.
 _GIVE_BACK = {-3: 32 * 2**20, -4: 65536}
 _KEPT_SHARE = 1 / 16  # of the machine's memory
+# The limits of a container's control group, of either version.
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _VECTOR_WIDTH = "--xla_cpu_prefer_vector_width"
 # libtpu asks the machine for its type and takes a lock file. These settings answer in its place and
 # let several processes compile at once. The type doesn't matter: the requested topology decides.
@@ -98,8 +100,12 @@ def give_back(needed: int) -> bool:
 
 
 def _memory() -> int:
-    """Bytes of the machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Bytes of memory that this process may use: the machine's, or its container's."""
+    size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for file in _LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # "max" is no number
+            size = min(size, int(Path(file).read_text()))
+    return size
 
 
 def _use_huge_pages() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from randmix import __version__
 from randmix import config as configs
 from randmix.errors import UserError
 from randmix.runtime import distributed, durable, locks
@@ -32,7 +33,6 @@ LOCK = "train.lock"  # exists while a process trains
 # Written by a run that stopped on a non-finite step: that step and its examples.
 NOT_FINITE = "not_finite.json"
 _PACKAGES = (
-    "randmix",
     "jax",
     "jaxlib",
     "flax",
@@ -93,8 +93,8 @@ def open_workdir(
     unless the run is finished or the folder is in an object store, which has no locks. Every
     process checks that all have the same config and see the same folder.
 
-    A damaged config.json is written anew if the newest checkpoint is this config's. A damaged
-    result.json is moved to ``set_aside``, and the run counts as unfinished.
+    A damaged config.json is written anew unless the newest intact checkpoint is another config's. A
+    damaged result.json is moved to ``set_aside``, and the run counts as unfinished.
 
     Yields:
         The contents of ``result.json``; None if the run is unfinished.
@@ -319,7 +319,7 @@ def provenance(devices: list[jax.Device]) -> dict[str, Any]:
     """Returns the commit, the versions and the machine that produced a result."""
     return {
         "commit": commit(),
-        "versions": {"python": platform.python_version()}
+        "versions": {"python": platform.python_version(), "randmix": __version__}
         | {name: importlib.metadata.version(name) for name in _PACKAGES},
         **machine(devices),
     }

@@ -57,7 +57,10 @@ def damage(folder: epath.Path) -> str | None:
         return f"{FILE} can't be read ({error.strerror})"
     except ValueError:  # not JSON, or not a manifest
         return f"{FILE} is damaged"
-    found = dict(_files(folder))
+    try:
+        found = dict(_files(folder))
+    except OSError as error:  # also if it is deleted meanwhile
+        return f"the folder can't be listed ({error.strerror})"
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
             return f"{name} is missing"
