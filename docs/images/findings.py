@@ -20,7 +20,7 @@ LABELS = {
     "space": "Space: channel mixing random",
     "floor": "Floor: both random",
 }
-ATTACKS = {"fgsm": "one step (FGSM)", "strong": "strong attack"}
+ATTACKS = {"fgsm": "one step", "strong": "strong"}
 MODEL = {"model.name": "convmixer", "model.depth": 4, "task": "classification"}
 
 

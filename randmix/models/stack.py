@@ -129,7 +129,9 @@ def _scan(
         y, updates = block.apply(variables, x, train=train, mutable=["batch_stats"])
         return y, updates["batch_stats"]
 
-    x, statistics = jax.lax.scan(jax.checkpoint(body) if remat else body, x, stacked)
+    # A scan's iterations share no expressions that JAX would have to keep XLA from merging.
+    body = jax.checkpoint(body, prevent_cse=False) if remat else body
+    x, statistics = jax.lax.scan(body, x, stacked)
     if mutable:
         for i, name in enumerate(names):
             parent.put_variable(
