@@ -43,6 +43,17 @@ def test_a_shared_run_appears_once_with_its_experiments(groups):
     assert shared.config.mode == "full"
 
 
+@pytest.mark.parametrize("first", ["E3", "E5"])
+def test_of_experiments_that_share_a_run_the_one_that_keeps_most_checkpoints_decides(first):
+    one = dict(SMOKE.runs["E2"][0])
+    few = {"E3": 2, "E5": 100}
+    order = [first, *(few.keys() - {first})]
+    more = {name: ({**one, "keep_checkpoints": few[name]},) for name in order}
+    (group,) = plan.build(dataclasses.replace(SMOKE, runs=more), order, range(1))
+    assert group[0].experiments == tuple(order)
+    assert (group[0].settings["keep_checkpoints"], group[0].config.keep_checkpoints) == (100, 100)
+
+
 def test_a_run_is_named_by_its_content_and_a_group_differs_in_the_seed_only(groups):
     for group in (group for group in groups if not plan.starts_elsewhere(group)):
         given = [plan.make_config(run.settings) for run in group]

@@ -168,7 +168,9 @@ def build(
                 source = configs.fingerprint(make_config(settings[TRANSPLANT]))
                 config.model.filters = transplants.reference(source, root, known)
             name = configs.fingerprint(config)
-            wanted.setdefault(name, (settings, config))
+            kept = wanted.get(name)
+            if kept is None or _checkpoints(settings) > _checkpoints(kept[0]):
+                wanted[name] = (settings, config)
             if experiment not in users[name]:
                 users[name].append(experiment)
     groups = []
@@ -179,6 +181,11 @@ def build(
         kept = known if report_only else None
         groups.append(group(config, chosen, settings, describe(settings), takers, kept))
     return groups
+
+
+def _checkpoints(settings: Settings) -> int:
+    """How many checkpoints are kept; not part of a run's name, so that experiments may differ."""
+    return settings.get("keep_checkpoints", 0)
 
 
 def starts_elsewhere(group: Group) -> bool:
