@@ -99,7 +99,9 @@ printf '%s\n' "$(printf '%q ' "$@")" >> "$LOG" # one write, as several tasks do 
 SBATCH = """#!/usr/bin/env bash
 export SLURM_JOB_ID=7 TASKS=0
 while [[ $1 == --* ]]; do
-  if [[ $1 == --array=1-8 ]]; then export SLURM_ARRAY_TASK_ID=3 SLURM_ARRAY_TASK_COUNT=8; fi
+  if [[ $1 == --array=1-8 ]]; then
+    export SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=3 SLURM_ARRAY_TASK_COUNT=8
+  fi
   shift
 done
 exec bash "$@"

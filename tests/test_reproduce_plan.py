@@ -48,10 +48,14 @@ def test_of_experiments_that_share_a_run_the_one_that_keeps_most_checkpoints_dec
     one = dict(SMOKE.runs["E2"][0])
     few = {"E3": 2, "E5": 100}
     order = [first, *(few.keys() - {first})]
-    more = {name: ({**one, "keep_checkpoints": few[name]},) for name in order}
+    more = {
+        name: ({**one, "keep_checkpoints": few[name], "checkpoint_every": few[name]},)
+        for name in order
+    }
     (group,) = plan.build(dataclasses.replace(SMOKE, runs=more), order, range(1))
     assert group[0].experiments == tuple(order)
-    assert (group[0].settings["keep_checkpoints"], group[0].config.keep_checkpoints) == (100, 100)
+    for key in ("keep_checkpoints", "checkpoint_every"):
+        assert (group[0].settings[key], group[0].config[key]) == (100, 100)
 
 
 def test_a_run_is_named_by_its_content_and_a_group_differs_in_the_seed_only(groups):

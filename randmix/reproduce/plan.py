@@ -22,6 +22,7 @@ from randmix.reproduce.titles import (
     title_of_model,
 )
 
+_KEPT = "keep_checkpoints"
 _SIZES = {
     "model.width": "width",
     "model.depth": "depth",
@@ -168,9 +169,10 @@ def build(
                 source = configs.fingerprint(make_config(settings[TRANSPLANT]))
                 config.model.filters = transplants.reference(source, root, known)
             name = configs.fingerprint(config)
-            kept = wanted.get(name)
-            if kept is None or _checkpoints(settings) > _checkpoints(kept[0]):
-                wanted[name] = (settings, config)
+            first = wanted.setdefault(name, (settings, config))[0]
+            if settings.get(_KEPT, 0) > first.get(_KEPT, 0):  # no part of the name
+                more = {key: settings[key] for key in ("checkpoint_every", _KEPT)}
+                wanted[name] = ({**first, **more}, config)
             if experiment not in users[name]:
                 users[name].append(experiment)
     groups = []
@@ -181,11 +183,6 @@ def build(
         kept = known if report_only else None
         groups.append(group(config, chosen, settings, describe(settings), takers, kept))
     return groups
-
-
-def _checkpoints(settings: Settings) -> int:
-    """How many checkpoints are kept; not part of a run's name, so that experiments may differ."""
-    return settings.get("keep_checkpoints", 0)
 
 
 def starts_elsewhere(group: Group) -> bool:
