@@ -12,10 +12,10 @@
 # signal or loses its connection, it restarts all of them: at most RESTARTS times. A mistake (2) and
 # a bug (1) are final. It needs gcloud, with an account signed in.
 #
-# At the end, also after Ctrl-C, at which the run saves, it deletes the slice, unless --keep is given. If there is a slice
-# of that name already, the script runs there, whatever its type, and leaves it there. While gcloud
-# can't say whether there is one (no network, an expired login, an error of the service), the script
-# asks again, at most TRIES times.
+# At the end, also after Ctrl-C, at which the run saves, it deletes the slice, unless --keep is
+# given. If there is a slice of that name already, the script runs there, whatever its type, and
+# leaves it there. While gcloud can't say whether there is one (no network, an expired login, an
+# error of the service), the script asks again, at most TRIES times.
 #
 #     --name=NAME          name of the queued resource and the TPU
 #     --zone=ZONE          zone of the TPU

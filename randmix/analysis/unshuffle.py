@@ -184,7 +184,7 @@ def _labels(run_configs: Sequence[configs.Config]) -> list[str]:
     flat = [configs.flatten(config) for config in run_configs]
     ignored = configs.DISPLAY_KEYS | {"mode", "train", "groups"}
     keys = dict.fromkeys(key for one in flat for key in one if key not in ignored)
-    differing = [key for key in keys if len({repr(one.get(key, _labels)) for one in flat}) > 1]
+    differing = [key for key in keys if len({repr((key in one, one.get(key))) for one in flat}) > 1]
     return [
         "\n".join(
             [

@@ -129,7 +129,7 @@ def _scan(
         y, updates = block.apply(variables, x, train=train, mutable=["batch_stats"])
         return y, updates["batch_stats"]
 
-    # A scan's iterations share no expressions that JAX would have to keep XLA from merging.
+    # Inside a scan, XLA can't merge what is recomputed with what was computed: no barriers needed.
     body = jax.checkpoint(body, prevent_cse=False) if remat else body
     x, statistics = jax.lax.scan(body, x, stacked)
     if mutable:
