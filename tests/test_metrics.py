@@ -1,6 +1,7 @@
 """Trackers: the metrics that TensorBoard and Weights & Biases receive."""
 
 import errno
+import importlib
 import itertools
 import struct
 import sys
@@ -116,6 +117,19 @@ def test_tensorboard_gets_what_the_runs_of_a_sweep_differ_in_once(tmp_path, monk
     assert end.session_end_info.status == 1  # success
     write(small.config(), tmp_path, 3, (3,), varied=varied)  # killed before its result
     assert len(hyperparameters(folder)) == 3
+
+
+def test_tensorboard_does_not_import_pytorch(tmp_path, monkeypatch):
+    for name in ["torch", *(name for name in sys.modules if name.startswith("tensorboardX"))]:
+        monkeypatch.setitem(sys.modules, name, None)  # so that the end restores it
+        del sys.modules[name]
+    torch = tmp_path / "site" / "torch.py"
+    torch.parent.mkdir()
+    torch.write_text("imported = True")
+    monkeypatch.syspath_prepend(torch.parent)
+    write(small.config(), tmp_path, 0, (3,))
+    assert "tensorboardX" in sys.modules and "torch" not in sys.modules
+    assert importlib.import_module("torch").imported  # it can still be
 
 
 def test_tensorboard_has_no_table_of_hyperparameters_without_a_sweep(tmp_path):

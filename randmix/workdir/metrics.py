@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -185,8 +186,13 @@ def open_trackers(
 def _tensorboard(
     folder: epath.Path, start_step: int, last_step: int, varied: Mapping[str, Any] | None
 ) -> Iterator[Tracker]:
-    # It imports PyTorch, where that is installed: 4 s.
-    from tensorboardX import SummaryWriter, summary
+    # tensorboardX imports PyTorch where it finds it, to accept its tensors: 3 s. A None hides it.
+    hides = sys.modules.setdefault("torch", None) is None  # pyright: ignore[reportArgumentType]
+    try:
+        from tensorboardX import SummaryWriter, summary
+    finally:
+        if hides:
+            del sys.modules["torch"]
 
     # Purges the steps after the start step, which will run again.
     writer = SummaryWriter(str(folder), purge_step=start_step + 1, write_to_disk=True)
