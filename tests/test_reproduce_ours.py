@@ -203,7 +203,7 @@ def test_families_that_differ_in_size_or_mixer_have_panels_of_their_own():
         about |= {"model__mixer": mixer, "model__width": width}
         found += planted("E13", [0.8], **about) + planted("E13", [5], "trainable", **about)
     titles = [axes.get_title() for axes in drawn("E13", found).figure.axes]
-    assert titles[-1] == "MetaFormer, token MLP\nwidth 16, depth 2, k 3, Digits"
+    assert titles[-1] == "MetaFormer, token MLP\nwidth 16, depth 2, Digits"
     assert len({*titles}) == 4
 
 

@@ -16,6 +16,7 @@ from randmix.reproduce import transplants
 from randmix.reproduce.presets import LONGER, TRANSPLANT, Preset, Settings
 from randmix.reproduce.titles import (
     MODES,
+    size_of_model,
     title_of,
     title_of_filters,
     title_of_mixer,
@@ -23,12 +24,6 @@ from randmix.reproduce.titles import (
 )
 
 _KEPT = "keep_checkpoints"
-_SIZES = {
-    "model.width": "width",
-    "model.depth": "depth",
-    "model.kernel_size": "k",
-    "model.multiplier": "m",
-}
 
 
 def describe(settings: Mapping[str, Any]) -> str:
@@ -44,8 +39,8 @@ def describe(settings: Mapping[str, Any]) -> str:
     family = title_of_model({"model.name": settings["model.name"]}).removeprefix("separable ")
     words = [f"{title_of(settings['data.name'])} {task}{family}"]
     words += [title_of_mixer(settings["model.mixer"])] if "model.mixer" in settings else []
-    for key, name in _SIZES.items():
-        words += [f"{name} {settings[key]}"] if key in settings else []
+    words += [size] if (size := size_of_model(settings)) else []
+    words += [f"m {settings['model.multiplier']}"] if "model.multiplier" in settings else []
     share = learned_share(settings)
     words.append(f"share {share:g}" if 0 < share < 1 else MODES[settings["mode"]])
     words += [title_of_filters(settings["model.filters"])] if "model.filters" in settings else []

@@ -26,6 +26,8 @@ FILTERS = {
 BANKS = {name: FILTERS[name] for name in ("random", "same", "box", "identity")}  # the paper's
 MODELS = {"resnet": "separable ResNet", "convmixer": "ConvMixer", "metaformer": "MetaFormer"}
 
+_WITH_A_WINDOW = ("depthwise", "pooling", "shift")  # of a MetaFormer's mixers
+
 
 def known_name(data_set: str) -> str:
     """The name in the catalog of the images of a data set, however they were prepared.
@@ -80,10 +82,14 @@ def title_of_filters(name: str) -> str:
 def size_of_model(settings: Mapping[str, Any], leave_out: str = "") -> str:
     """A model's width, depth and kernel size, as far as they are known, without ``leave_out``.
 
+    A mixer whose function has no window has no kernel size, though its config may give one.
+
     >>> size_of_model({"model.width": 64, "model.kernel_size": 5})
     'width 64, k 5'
     """
-    names = {"model.width": "width", "model.depth": "depth", "model.kernel_size": "k"}
+    names = {"model.width": "width", "model.depth": "depth"}
+    if settings.get("model.mixer", "depthwise") in _WITH_A_WINDOW:
+        names["model.kernel_size"] = "k"
     return ", ".join(
         f"{name} {settings[key]}"
         for key, name in names.items()
