@@ -18,6 +18,8 @@ from randmix.training import aot, steps
 from randmix.training import loop as train
 from randmix.training.tasks import CLASSIFICATION
 
+pytestmark = pytest.mark.slow
+
 SHAPE, CLASSES, N = (3, 4, 2), 5, 60
 EPSILON, RATE, NORM, SMOOTHING = 0.1, 0.7, 0.5, 0.2
 LABELS = {"head": {"bias": "freeze", "kernel": "train"}}
@@ -132,7 +134,6 @@ def test_micro_batches_partition_the_rows_of_every_device():
         assert sorted(there.ravel()) == sorted(own[device])
 
 
-@pytest.mark.slow
 def test_micro_batches_are_normalised_and_move_the_running_statistics_one_by_one():
     sgd = {**small.PLAIN_SGD, "optimizer__clip_norm": 0.0, "model__depth": 1}
     parts = small.parts("chans", **sgd)
@@ -170,7 +171,6 @@ def test_micro_batches_are_normalised_and_move_the_running_statistics_one_by_one
     np.testing.assert_allclose(metrics["loss"], np.mean(losses), rtol=1e-6)
 
 
-@pytest.mark.slow
 def test_accumulation_saves_memory_and_moves_no_images_between_devices():
     def compiled(devices, **overrides):
         return small.compiled_step("full", devices, **overrides)[0]

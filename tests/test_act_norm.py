@@ -16,6 +16,8 @@ from randmix.ops.act_norm import act_norm, act_norm_inference, norm_act, norm_ac
 from randmix.ops.cpu import norm as norm_cpu
 from randmix.ops.pointwise import pointwise
 
+pytestmark = pytest.mark.slow
+
 ORDERS = {"act_norm": (act_norm, act_norm_inference), "norm_act": (norm_act, norm_act_inference)}
 SHAPE = (4, 5, 6, 7)
 
@@ -64,7 +66,6 @@ def result_and_gradients(function, activation, x, scale, bias, g):
     return y, *statistics, *pull(g)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("activation", operators.ACTIVATIONS)
 @pytest.mark.parametrize(
     "name", ["act_norm", "norm_act", "act_norm_reference", "norm_act_reference"]
@@ -99,7 +100,6 @@ def test_values_are_numpys_and_gradients_those_of_the_plain_form(order):
         np.testing.assert_allclose(array, reference, rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
 @pytest.mark.parametrize("order", ORDERS)
 def test_inference_uses_the_given_statistics(order, activation):
@@ -118,7 +118,6 @@ def test_the_variance_survives_a_large_mean():
     np.testing.assert_allclose(variance, x.astype(np.float64).var(0), rtol=1e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 def test_two_passes_hold_at_a_thousand_deviations_from_zero(order):
     """float32 x, mean 1,000, deviation 1: statistics as exact as x, gradients as the mean."""
@@ -136,7 +135,6 @@ def test_two_passes_hold_at_a_thousand_deviations_from_zero(order):
         assert deviation < 2**-12
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("shape", [SHAPE, (2, 37, 7), (64, 7)])
 @pytest.mark.parametrize("order", ORDERS)
 def test_every_platform_computes_the_same(order, shape, monkeypatch):
@@ -172,7 +170,6 @@ def test_float32_on_a_cpu_writes_few_arrays():
     assert compiled.memory_analysis().temp_size_in_bytes < 0.5 * 4 * x.size
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 def test_float32_over_eight_devices_is_never_gathered(order):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
@@ -219,7 +216,6 @@ def test_a_constant_channel_has_no_negative_variance():
     assert jnp.isfinite(y).all()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("order", ORDERS)
 def test_an_offset_is_added_first_and_has_its_gradient(order, dtype):
@@ -264,7 +260,6 @@ def test_bfloat16_exchanges_its_sums_once_each_way(order):
     assert "all-gather" not in text
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 def test_bfloat16_keeps_its_statistics_in_float32(order):
     x, scale, bias, g = inputs()

@@ -143,11 +143,13 @@ def test_two_classes_of_a_linear_classifier_in_closed_form(norm):
         np.testing.assert_allclose(got, expected, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 @every_attack
 def test_epsilon_0_changes_no_bit(name, norm):
     np.testing.assert_array_equal(attack(name, norm, 0.0), IMAGES)
 
 
+@pytest.mark.slow
 @every_attack
 def test_nothing_leaves_the_ball_or_the_cube(name, norm):
     for epsilon in (0.01, 0.4):
@@ -195,6 +197,7 @@ def test_the_strong_attack_fools_whatever_another_one_fools(norm):
             assert not (left["strong"] & ~right).any(), name
 
 
+@pytest.mark.slow
 @both_norms
 def test_restarts_find_more_and_never_lose_what_fewer_have_found(norm):
     """With steps of size 0, only another random start can find another image."""
@@ -219,6 +222,7 @@ def test_restarts_find_more_and_never_lose_what_fewer_have_found(norm):
     assert ten.sum() < two.sum() < N
 
 
+@pytest.mark.slow
 def test_the_strong_attack_includes_the_others_where_its_search_fails():
     """FGSM fools this classifier on the first image, noise on the second, and no search does."""
     images, labels, keys = INNER[:2], np.zeros(2, np.int32), KEYS[:2]
@@ -253,6 +257,7 @@ def test_at_equal_margins_a_wrong_answer_wins():
     assert scores.worse(labels, one, other).images.ravel().tolist() == [0, 1]
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_sure_classifier_keeps_its_direction_in_float32():
     rng = np.random.default_rng(3)
     logits = rng.normal(size=(50, 10))

@@ -70,6 +70,7 @@ def test_one_and_eight_devices_draw_the_same_and_move_partners_only():
     assert "all-gather" not in text
 
 
+@pytest.mark.slow
 def test_what_is_drawn_follows_from_seed_and_step_alone():
     run, _ = compiled(dataclasses.replace(EVERYTHING, randaugment=""), 1)
     first = run(0, 3)

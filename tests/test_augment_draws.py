@@ -17,6 +17,8 @@ from randmix.data.augment import (
 )
 from randmix.training import tasks
 
+pytestmark = pytest.mark.slow
+
 H, W = 12, 10
 DRAWS = 40_000
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
@@ -234,7 +236,6 @@ def test_mixup_or_cutmix_alone(name, monkeypatch):
     assert set(np.round(drawn_with, 6)) == {0.7}
 
 
-@pytest.mark.slow
 def test_a_mixed_batch_has_timms_images_and_targets():
     images = np.random.default_rng(0).random((6, H, W, 3), np.float32)
     labels = np.array([0, 1, 2, 3, 4, 4], np.int32)

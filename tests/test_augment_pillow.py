@@ -11,6 +11,8 @@ from sklearn import datasets
 
 from randmix.data.augment import crops, lookup, randaugment, warp
 
+pytestmark = pytest.mark.slow
+
 FILL = 117
 
 

@@ -250,6 +250,7 @@ def test_without_a_command_all_are_listed():
         assert [line.split()[0] for line in done.out.splitlines()[2:-2]] == [*commands.SUMMARIES]
 
 
+@pytest.mark.slow
 def test_a_mistyped_command_is_one_line():
     done = command.run("randmix", "evalute", "--workdir=x")
     assert (done.status, done.out) == (2, "")
@@ -274,6 +275,7 @@ def test_help_of_a_command_is_enough_and_imports_no_jax(name):
     assert lines[-1] == "0 False"
 
 
+@pytest.mark.slow
 def test_a_warning_of_ours_is_one_line_and_of_others_as_python_prints_it():
     program = (
         "import warnings\n"

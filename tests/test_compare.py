@@ -59,6 +59,7 @@ def test_a_difference_is_paired_by_seed_with_the_row_whose_other_keys_agree(refe
     assert "reference" in cells["full"].values()
 
 
+@pytest.mark.slow
 def test_the_order_of_files_and_of_their_lines_does_not_matter(tmp_path):
     again = [record({"test_accuracy": 0.99}, seed=0, mode="full", model__depth=2)]  # elsewhere
     one = saved(tmp_path / "one", GRID)

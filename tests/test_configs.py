@@ -25,6 +25,7 @@ def variants(file):
     return ["", *runpy.run_path(str(file))["VARIANTS"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_each_variant_is_a_run_and_is_documented(file):
     text = ast.get_docstring(ast.parse(file.read_text()))

@@ -18,6 +18,8 @@ from randmix.errors import UserError
 from randmix.models import torch_weights
 from randmix.models.torch_weights import NAMINGS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def trained():

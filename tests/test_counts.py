@@ -78,6 +78,7 @@ def test_the_convmixers_closed_form(width, depth, kernel_size, patch_size, chann
     assert counts.trainable(by_role) == trainable_by_masks(model, image)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "millions"),
     [("convmixer_1536_20", 51.6), ("convmixer_768_32", 21.1), ("convmixer_1024_20", 24.4)],
@@ -224,6 +225,7 @@ PLAIN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize("mode", ["full", "chans", "space", "floor"])
 def test_a_training_step_costs_what_its_gradient_computes(name, mode):

@@ -75,7 +75,7 @@ def output_shape(x, kernel, stride):
     )
 
 
-@pytest.mark.parametrize("method", ["shift_sum", "grouped"])
+@pytest.mark.parametrize("method", ["shift_sum", pytest.param("grouped", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", CASES)
 def test_values_and_gradients_are_those_of_float64(case, method):
     x_shape, kernel_shape, stride = CASES[case]

@@ -17,6 +17,8 @@ from randmix.training import loop as train
 from randmix.workdir.checkpoints import Checkpoints
 from randmix.workdir.metrics import MetricsLog
 
+pytestmark = pytest.mark.slow
+
 # Orbax writes these after the manifest. They hold times of the save and are never read.
 BOOKKEEPING = {"_CHECKPOINT_METADATA", "commit_success.txt"}
 

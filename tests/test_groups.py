@@ -60,6 +60,7 @@ def initial(parts):
     return jax.jit(parts.init_state)(np.uint32(0))
 
 
+@pytest.mark.slow
 def test_each_group_moves_as_under_its_own_optimizer():
     """Against three plain optax optimizers, each run separately on its subtree."""
     parts = runs.assemble(small.config(groups=SLOW, **PLAIN))
@@ -107,6 +108,7 @@ def test_each_group_moves_as_under_its_own_optimizer():
     chex.assert_trees_all_close(state.params, params, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_filters_left_out_of_a_fraction_stay_bit_for_bit():
     text = "fraction(role('spatial') & leaf('kernel') - path('.*stem.*'), 0.25, 7)"
     groups_ = (("some", text, {}), ("train", "~role('spatial')", {}))

@@ -241,6 +241,7 @@ def test_a_second_run_compiles_nothing(tmp_path):
     assert kept[0] == kept[1]
 
 
+@pytest.mark.slow
 def test_the_settings_reach_a_real_process():
     """A tuned process keeps freed memory: touching 256 MiB again faults no new pages."""
     code = """

@@ -154,6 +154,7 @@ def _socket(file):
         one.bind(os.path.relpath(file))  # a socket's path is at most 107 bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [

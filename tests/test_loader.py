@@ -62,6 +62,7 @@ def test_evaluation_sees_every_example_exactly_once(batch_size):
     assert all(b["image"].shape == (batch_size, 6, 7, 2) for b in batches)
 
 
+@pytest.mark.slow
 def test_an_augmentation_is_one_of_the_crops_that_numpy_makes():
     rng = np.random.default_rng(0)
     images = rng.random((64, 5, 4, 3), np.float32)

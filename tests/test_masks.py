@@ -308,6 +308,7 @@ def test_messages_of_partition_and_merge():
 # The package
 
 
+@pytest.mark.slow
 def test_settings_of_jax_can_be_made_after_the_import():
     code = (
         "import sys; from randmix import masks; masks.trainable(\"~role('a')\"); "
@@ -340,6 +341,7 @@ except masks.MaskError as error:
 """
 
 
+@pytest.mark.slow
 def test_masks_need_jax_and_optax_only():
     def needed(name):
         """The names of a distribution and of all that it requires."""

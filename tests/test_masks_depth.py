@@ -207,6 +207,7 @@ def test_depths_of_nnx_lists():
         assert got == (numbers and sum(sizes[: int(numbers[1])]) + int(numbers[2])), path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sizes"),
     [("convmixer", {"depth": 12, "kernel_size": 3, "patch_size": 4}), ("resnet", {"depth": 20})],

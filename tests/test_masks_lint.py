@@ -142,6 +142,7 @@ def test_lint_needs_shapes_only():
     assert row == ("spatial/kernel", (2**20, 2**20), True, False, True, 2 * 4 * 2**40)
 
 
+@pytest.mark.slow
 def test_lint_of_nnx_and_equinox_trees():
     for tree, selector in [
         (nnx.state(NnxModel(), nnx.Param), "role('layers')"),

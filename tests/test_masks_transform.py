@@ -170,6 +170,7 @@ def test_a_mask_inside_a_group_counts_the_blocks_of_the_other_groups():
     assert masks.diff(params, after).moved == ["stage_1/block_0/w"]
 
 
+@pytest.mark.slow
 def test_multi_steps_is_a_setting():
     params = parameters("dict")
     several = optax.MultiSteps(optax.sgd(0.5), 2)
@@ -198,6 +199,7 @@ def test_filters_that_a_fraction_leaves_out_stand_still():
     assert state
 
 
+@pytest.mark.slow
 def test_equinox_modules_are_trained_as_with_their_own_partition():
     model = equinox_model()
     arrays = eqx.filter(model, eqx.is_inexact_array)

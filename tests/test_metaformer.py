@@ -96,6 +96,7 @@ def test_all_of_attention_may_be_spatial():
     assert len(found) == len(shapes("attention"))
 
 
+@pytest.mark.slow
 def test_the_position_embedding_has_the_deviation_asked_for():
     def embedding(mixer, **more):
         model = build(mixer, width=64, head_dim=32, depth=1, **more)
@@ -127,6 +128,7 @@ def test_four_stages_halve_the_sides_and_share_the_blocks():
     assert all(path.startswith("norm/") for path in scales)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_what_reaches_another_position_is_the_mixers_alone(mixer):
     """One patch of one image changes: without a mixer of tokens no other position would notice."""
@@ -152,6 +154,7 @@ def test_what_reaches_another_position_is_the_mixers_alone(mixer):
     np.testing.assert_array_equal(changed[0], reached.get(mixer, np.ones((4, 6), bool)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_bfloat16_stays_near_float32_and_promotes_nothing(mixer):
     model, variables = drawn(mixer, depth=1)

@@ -113,6 +113,7 @@ def test_normalisation_belongs_to_the_model():
     )
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_in_it_and_keeps_parameters_and_logits_in_float32():
     model, variables = init(dtype="bfloat16")
     exact = models.build("convmixer", **ARGUMENTS)
@@ -251,6 +252,7 @@ def test_a_published_model_takes_what_its_name_leaves_open():
     assert (model.activation, model.num_classes, model.dtype) == ("relu", 10, jnp.bfloat16)
 
 
+@pytest.mark.slow
 def test_the_image_head_maps_each_pixel_to_the_images_channels():
     model = models.build("convmixer", width=6, depth=1, kernel_size=3, patch_size=1, head="image")
     images = jnp.asarray(np.random.default_rng(0).random((2, 5, 7, 3), np.float32))

@@ -162,6 +162,7 @@ def test_an_nnx_module_is_the_same_function(parts):
     same(kept["batch_stats"], variables["batch_stats"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ViT", "Small"])
 def test_dropout_is_a_function_of_the_key(name, parts):
     _, folder = parts

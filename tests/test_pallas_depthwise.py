@@ -13,6 +13,8 @@ from test_depthwise import draw, expected
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 import pallas_depthwise
 
+pytestmark = pytest.mark.slow
+
 
 def result_and_gradients(x, kernel, g, *, interpret):
     y, pull = jax.vjp(lambda x, k: pallas_depthwise.depthwise(x, k, interpret), x, kernel)

@@ -344,6 +344,7 @@ def updated(optimizer):
     return params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lion", "adam", "lamb", "rmsprop", "adafactor"])
 def test_optaxs_optimizers_are_optaxs(name):
     options = {"name": name, "learning_rate": 0.1, "clip_norm": 0.0}

@@ -48,6 +48,7 @@ def test_evaluation_crops_do_not_depend_on_the_decoder(name):
     np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoder", ["simplejpeg", "pillow"])
 @pytest.mark.parametrize("interpolation", ["antialias", "antialias_random"])
 @pytest.mark.parametrize("name", [*FILES, "noise"])
@@ -75,6 +76,7 @@ def test_antialiased_crops_are_those_of_torchvision_and_timm(name, interpolation
     assert len(set(filters)) == (2 if interpolation == "antialias_random" else 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoder", ["simplejpeg", "pillow"])
 @pytest.mark.parametrize("name", FILES)
 def test_fast_crops_show_the_same_part(name, decoder):

@@ -150,6 +150,7 @@ def test_a_wrong_download_is_discarded(monkeypatch, server, tmp_path):
     assert catalog.is_prepared("mnist", tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trouble", ["refused", "absent", "silent"])
 def test_a_dead_network_fails_fast(monkeypatch, server, tmp_path, trouble):
     monkeypatch.setattr(archives, "TIMEOUT", 0.3)
@@ -269,6 +270,7 @@ def test_a_second_process_waits_for_the_first(tmp_path, caplog):
     assert catalog.is_prepared("digits", tmp_path)
 
 
+@pytest.mark.slow
 def test_the_command_line_prepares_and_says_so(tmp_path):
     first, second = run("digits", f"--data_dir={tmp_path}"), run("digits", "--data_dir", tmp_path)
     where = f"digits: 1,437 train and 360 test examples in {tmp_path}/digits/1.0.0 ("

@@ -36,6 +36,7 @@ def follow(steps, workdir, start, stop, said):
             trace.end(step, outputs)
 
 
+@pytest.mark.slow
 def test_the_steps_that_are_left_are_traced_and_said(tmp_path):
     said = []
     follow(range(2, 5), tmp_path / "whole", 0, 6, said)

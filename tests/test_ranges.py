@@ -88,6 +88,7 @@ def test_the_table_has_every_number_of_every_model_s_config_and_no_other_key():
         configs.check(configs.default(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("key", "model"), ONCE)
 def test_an_extreme_value_is_sane_or_refused(key, model):
     for number in (

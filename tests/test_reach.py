@@ -11,6 +11,8 @@ from randmix import models
 from randmix.models import reach
 from randmix.training import tasks
 
+pytestmark = pytest.mark.slow
+
 # depth, kernel size, patch size, image
 SIZES = {
     "odd": (2, 3, 1, (6, 7)),
@@ -21,7 +23,6 @@ SIZES = {
     "whole image": (2, 9, 1, (5, 4)),
     "1 x 1": (4, 1, 1, (3, 3)),
 }
-SLOW = ("odd", "even, two", "even, patches", "patches", "1 x 1", "whole image")
 
 
 def seen(depth, kernel_size, patch_size, shape):
@@ -53,9 +54,7 @@ def seen(depth, kernel_size, patch_size, shape):
     return whole.reshape(pixels, pixels).T
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in SIZES]
-)
+@pytest.mark.parametrize("name", SIZES)
 def test_reach_is_what_the_outputs_of_a_model_depend_on(name):
     *sizes, shape = SIZES[name]
     depends = seen(*sizes, shape)

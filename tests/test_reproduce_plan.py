@@ -17,6 +17,8 @@ from randmix.reproduce.experiments import EXPERIMENTS
 from randmix.reproduce.titles import title_of
 from randmix.training import runs
 
+pytestmark = pytest.mark.slow
+
 SMOKE = presets.get("smoke")
 EVERY = [(name, tier) for name in presets.NAMES for tier in presets.tiers(name)]
 

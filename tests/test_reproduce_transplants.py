@@ -13,6 +13,8 @@ from randmix.reproduce import measurements, plan, presets, transplants
 from randmix.training import runs
 from randmix.training import transplants as initial
 
+pytestmark = pytest.mark.slow
+
 SMOKE = presets.get("smoke")
 
 

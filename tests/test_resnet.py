@@ -162,6 +162,7 @@ def lowered_step(mode, devices=1, **settings):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["full", "chans", "space"])
 def test_a_pairs_dense_weight_gradient_is_computed_once(mode):
     """Both factors' gradients are contractions of it: Full needs no second one, Chans no fewer."""
@@ -179,6 +180,7 @@ def test_activations_are_not_gathered_over_the_devices(between):
     assert "all-gather" not in text
 
 
+@pytest.mark.slow
 def test_the_channels_in_between_are_never_written():
     """Maps of m C = 20 channels exist in the two-step form alone; patches have k k C = 36."""
     wide = re.compile(r"tensor<32x8x8x20x")

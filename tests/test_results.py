@@ -11,6 +11,8 @@ import pytest
 
 from randmix.experiments import records
 
+pytestmark = pytest.mark.slow
+
 RESULTS = Path(__file__).parents[1] / "results"
 
 
@@ -25,7 +27,6 @@ def same(got, kept):
     return got == kept
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["digits", "fashion_mnist"])
 def test_the_report_drawn_anew_has_the_same_verdicts(preset, tmp_path):
     done = command.run(

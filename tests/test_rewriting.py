@@ -13,7 +13,8 @@ from randmix import models
 from randmix.errors import UserError
 from randmix.models import filters, rewriting
 
-SLOW = pytest.mark.slow
+pytestmark = pytest.mark.slow
+
 SHAPE = (9, 8, 3)  # an odd and an even side meet the strides
 
 
@@ -113,9 +114,7 @@ def test_the_forward_pass_of_these_tests_is_the_models():
 
 
 @pytest.mark.parametrize("name", ["random", "same"])
-@pytest.mark.parametrize(
-    ("seed", "multiplier"), [(0, 9), *(pytest.param(i, 9 + i, marks=SLOW) for i in (1, 2))]
-)
+@pytest.mark.parametrize(("seed", "multiplier"), [(i, 9 + i) for i in range(3)])
 def test_full_is_chans_with_any_filters_of_full_rank(name, seed, multiplier):
     full, other = initial(seed), bank(name, seed, multiplier=multiplier)
     chans = rewriting.with_filters(full, other)
@@ -171,18 +170,16 @@ def test_full_is_space_where_no_layer_has_more_outputs_than_filters(seed):
             {},
             "block_00/conv_1: got filters of rank 1, needed is rank 9 in every channel",
         ),
-        pytest.param(
+        (
             "random",
             {"multiplier": 8},
             "conv_1: got filters of rank 8, needed is rank 9",
-            marks=SLOW,
         ),
         ("random", {"stem": "imagenet"}, "stem: got filters of rank 9, needed is rank 49"),
-        pytest.param(
+        (
             "random",
             {"kernel_size": 5},
             "take a bank of full rank, as 'random' or 'same', with a multiplier of 25 or more",
-            marks=SLOW,
         ),
     ],
 )

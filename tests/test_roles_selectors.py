@@ -78,6 +78,7 @@ components = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @given(
     st.dictionaries(
         st.lists(components, min_size=1, max_size=4).map("/".join),

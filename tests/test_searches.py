@@ -95,6 +95,7 @@ def test_square_moves_stripes_then_squares_to_corners_of_the_ball():
     assert (np.sign(later) != np.sign(later[:, :1])).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", pytest.param("l2", marks=pytest.mark.slow)])
 def test_targeted_finds_the_points_of_numpy(norm):
     epsilon, steps = {"linf": 0.02, "l2": 0.1}[norm], 3

@@ -15,6 +15,8 @@ from randmix.training import ensemble, runs
 from randmix.training import loop as train
 from randmix.training.compiled import Programs
 
+pytestmark = pytest.mark.slow
+
 LARGE = (2**31, 2**32 - 1)
 ONE_DEVICE = jax.devices()[:1]
 
@@ -57,14 +59,12 @@ def trained(tmp_path_factory):
     return folders
 
 
-@pytest.mark.slow
 def test_runs_with_large_seeds(trained):
     results = [json.loads((folder / "result.json").read_text()) for folder in trained.values()]
     assert [result["seed"] for result in results] == [*LARGE]
     assert results[0]["metrics"] != results[1]["metrics"]
 
 
-@pytest.mark.slow
 def test_large_seeds_on_the_command_line(trained, tmp_path):
     done = command.run(
         "randmix evaluate",
@@ -84,7 +84,6 @@ def test_large_seeds_of_a_sweep():
         assert str(group[0]).endswith(f"seed {seed}")
 
 
-@pytest.mark.slow
 def test_large_seeds_of_an_ensemble_and_of_a_permutation(tmp_path):
     configs = [
         small.config(

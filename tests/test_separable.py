@@ -12,6 +12,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from randmix.ops.cpu import dense as on_cpu
 from randmix.ops.separable import compose, dense, separable, separable_reference
 
+pytestmark = pytest.mark.slow
+
 # x's shape, k, m, C_out, stride
 CASES = {
     "3x3, m = 9": ((2, 8, 8, 4), 3, 9, 5, 1),
@@ -64,7 +66,6 @@ def result_and_gradients(function, x, depthwise_kernel, pointwise_kernel, g, str
     return y, *pull(g)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("function", [separable, separable_reference])
 @pytest.mark.parametrize("case", CASES)
 def test_values_and_gradients_are_those_of_two_steps_in_float64(case, function):

@@ -17,6 +17,8 @@ from randmix.data.augment import Augmentation
 from randmix.errors import UserError
 from randmix.training import runs
 
+pytestmark = pytest.mark.slow
+
 FILES = ["augmented.csv", "augmented.png", "augmented.svg"]
 STEP = 50  # in the second epoch of 1437 // 32 = 44 steps
 
@@ -40,7 +42,6 @@ def test_it_shows_what_training_is_shown_in_that_step():
     np.testing.assert_allclose(shown.after, expected["image"][:5], atol=1e-6)
 
 
-@pytest.mark.slow
 def test_from_the_command_line_to_a_picture(tmp_path):
     arguments = ("--config.data.crop_padding=1", f"--out={tmp_path}", "--examples=3")
     done = command.run("randmix show", "--config=configs/digits.py", *arguments)

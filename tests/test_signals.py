@@ -13,6 +13,8 @@ import pytest
 
 from randmix.runtime import signals
 
+pytestmark = pytest.mark.slow
+
 # Python imports it at its start. It sends this process a signal when the module is first imported.
 SITE = """
 import os, signal, sys
@@ -133,7 +135,6 @@ def test_a_signal_while_the_installed_script_starts_ends_it_in_one_line(site, tm
     assert (done.returncode, done.stderr) == ENDS["SIGTERM"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ENDS)
 @pytest.mark.parametrize("module", ["jaxlib.xla_client", "flax.linen", "orbax.checkpoint"])
 def test_a_signal_while_jax_is_imported_ends_a_program_in_one_line(site, module, name):
@@ -142,7 +143,6 @@ def test_a_signal_while_jax_is_imported_ends_a_program_in_one_line(site, module,
     assert (status, err) == ENDS[name]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ENDS)
 def test_an_interrupted_preparation_leaves_nothing(site, name, tmp_path):
     # TFDS imports it while the data set is written.
@@ -263,7 +263,6 @@ time.sleep(60)
     assert process.wait(60) == 7
 
 
-@pytest.mark.slow
 def test_random_moments(tmp_path):
     assert interrupted.campaign(tmp_path, tries=2, seed=1, programs=["main"], names=["SIGINT"]) == 0
 

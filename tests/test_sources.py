@@ -374,6 +374,7 @@ def config(source, data_dir, **overrides):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES)
 def test_any_number_of_devices_sees_the_same_batches(source, data_dir, module):
     parts = runs.assemble(config(source, data_dir))

@@ -24,6 +24,7 @@ def frequencies(size):
 # ---- envelopes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "size"),
     [

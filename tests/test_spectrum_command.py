@@ -164,6 +164,7 @@ def test_help_is_enough():
 RANDOM = "allowed are whole numbers from 1 to 1,000,000, separated by commas"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

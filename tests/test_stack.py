@@ -16,6 +16,8 @@ from randmix.runtime import sharding
 from randmix.training import loop as train
 from randmix.training import runs
 
+pytestmark = pytest.mark.slow
+
 IMAGES = (4, 8, 8, 3)
 ARGUMENTS = {
     "convmixer": {"width": 8, "depth": 3, "kernel_size": 3, "patch_size": 2, "num_classes": 10},
@@ -53,7 +55,7 @@ def gradients(model, params, batch_stats):
     [
         ("convmixer", False),
         ("convmixer", True),
-        pytest.param("resnet", False, marks=pytest.mark.slow),
+        ("resnet", False),
     ],
 )
 def test_scanned_blocks_are_the_unrolled_ones(name, remat):
@@ -69,7 +71,6 @@ def test_scanned_blocks_are_the_unrolled_ones(name, remat):
     )
 
 
-@pytest.mark.slow
 def test_remat_computes_the_blocks_again():
     model, variables = build("convmixer")
     arguments = models.split(variables)
@@ -82,7 +83,6 @@ def test_remat_computes_the_blocks_again():
     assert activations[True] > activations[False]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("remat", [False, True])
 def test_the_scanned_program_doesnt_grow_with_depth(remat):
     sizes = []
@@ -116,7 +116,6 @@ def test_multiply_adds_are_those_of_the_unrolled_model():
     assert counts.multiply_adds(scanned, IMAGES[1:]) == counts.multiply_adds(model, IMAGES[1:])
 
 
-@pytest.mark.slow
 def test_a_run_trains_with_scan_as_without():
     """The config key with a frozen role inside the scan: the same state after three steps."""
     config = small.config(mode="chans", model__scan=True, model__depth=3)

@@ -40,6 +40,7 @@ def test_an_interval_covers_the_truth_as_often_as_it_says(n):
     assert covered == pytest.approx(0.95, abs=0.01)
 
 
+@pytest.mark.slow
 @given(pairs, numbers)
 def test_a_p_value_is_below_a_level_where_the_interval_excludes_the_threshold(pairs, threshold):
     differences, *_ = differences_of(pairs)

@@ -40,6 +40,7 @@ def test_optimizer_state_has_arrays_for_trainable_leaves_only(mode):
     assert held == sorted(moments)
 
 
+@pytest.mark.slow
 def test_the_compiled_chans_step_has_no_depthwise_weight_gradient():
     # The scope in an operation's name, not this test's name in its stack.
     scope = re.compile(r'op_name="[^"]*/depthwise_weight_gradient/')
@@ -156,6 +157,7 @@ def test_evaluation_counts_no_padding():
     assert got["loss"] == pytest.approx(loss.mean(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_first_step_that_was_not_finite_is_kept():
     step, arguments = small.compiled_step("full")
     assert small.after(3).failed_step == -1

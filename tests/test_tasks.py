@@ -123,6 +123,7 @@ def test_an_unknown_task_names_the_nearest():
         tasks.model_arguments("unshufling", 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "channels"),
     [

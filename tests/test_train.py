@@ -266,6 +266,7 @@ def validated(tmp_path_factory):
 VALIDATED = {"data__validation": 0.2, "eval_every": 1, "optimizer__learning_rate": 0.3}
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_on_held_out_examples_is_kept(validated):
     workdir, result = validated
     logged = {row["step"]: row for row in lines(workdir) if "validation_accuracy" in row}
@@ -374,6 +375,7 @@ def test_what_is_not_finite_stops_the_run_and_a_finite_checkpoint_stays(
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(loaded.variables))
 
 
+@pytest.mark.slow
 def test_a_run_that_has_failed_is_not_evaluated(tmp_path):
     bad = {"optimizer__name": "sgd", "optimizer__learning_rate": 1e30, "optimizer__clip_norm": 0.0}
     with pytest.raises(UserError, match=r"^step \d: .* finite"):

@@ -19,6 +19,8 @@ from randmix.runtime.preemption import Preempted
 from randmix.training import loop, runs, transplants
 from randmix.workdir import artifacts
 
+pytestmark = pytest.mark.slow
+
 # The beginning of an .npy file.
 NPY = (
     b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (0,), }".ljust(127)
@@ -78,14 +80,13 @@ def test_a_layer_says_its_path():
     np.testing.assert_array_equal(init(jax.random.key(0)), kernels["spatial/kernel"])
 
 
-@pytest.mark.slow
 def test_transplanted_filters_can_be_smoothed():
     kernel = np.random.default_rng(0).standard_normal((3, 3, 4), np.float32)
     smoothed = transplant({"a": kernel}, index=2).at("a")(None, kernel.shape, jnp.float32)
     np.testing.assert_array_equal(smoothed, filters.smooth(kernel, 2))
 
 
-@pytest.mark.parametrize("shape", [(3, 3, 50), pytest.param((3, 3, 10, 5), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("shape", [(3, 3, 50), (3, 3, 10, 5)])
 def test_any_other_layer_draws_from_all_filters_of_its_side(shape):
     bank = transplant(numbered((3, 3, 4), (5, 5, 4), (3, 3, 2, 3)))
     found, other = (
@@ -295,7 +296,6 @@ def test_a_new_run_needs_its_source_and_a_plan_does_not(source, tmp_path):
         runs.assemble(pinned, tmp_path / "new")
 
 
-@pytest.mark.slow
 def test_a_run_resumes_and_loads_without_its_source_but_not_with_another(
     source, tmp_path, monkeypatch
 ):

@@ -21,6 +21,8 @@ from randmix.runtime.preemption import Preempted
 from randmix.training import loop as train
 from randmix.training import runs, tasks
 
+pytestmark = pytest.mark.slow
+
 CONFIG = "--config=configs/unshuffle.py"
 FILES = ["reconstructions.csv", "reconstructions.png", "reconstructions.svg"]
 
@@ -116,7 +118,6 @@ def test_a_run_says_what_is_within_reach_and_what_the_mean_image_scores(
     assert train.announce(classifier, splits) == {}
 
 
-@pytest.mark.slow
 def test_a_stopped_run_resumes_bit_for_bit(whole, tmp_path, monkeypatch):
     reference, result = whole
     with monkeypatch.context() as patch:
@@ -130,7 +131,6 @@ def test_a_stopped_run_resumes_bit_for_bit(whole, tmp_path, monkeypatch):
     assert lines(tmp_path) == lines(reference)
 
 
-@pytest.mark.slow
 def test_from_the_command_line_to_a_picture_of_two_runs(whole, tmp_path):
     workdir = tmp_path / "full"
     done = command.run(

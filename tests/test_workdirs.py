@@ -21,6 +21,8 @@ from randmix.training import evaluation as eval_loop
 from randmix.training import loop as train
 from randmix.workdir import artifacts, json_files, manifest
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {"steps": 4, "eval_every": 2, "checkpoint_every": 2, "data__validation": 0.2}
 
 
@@ -173,11 +175,6 @@ def test_a_result_of_another_seed_is_refused(workdir):
     assert str(error.value) == said
 
 
-def fast(*names, out_of):
-    """Parameters, of which only these run in the fast tests."""
-    return [n if n in names else pytest.param(n, marks=pytest.mark.slow) for n in out_of]
-
-
 GARBAGE = {
     "empty": b"",
     "zeros": bytes(100),
@@ -192,7 +189,7 @@ GARBAGE = {
 NOT_JSON = "it isn't JSON"
 
 
-@pytest.mark.parametrize("name", fast("zeros", "nested", out_of=GARBAGE))
+@pytest.mark.parametrize("name", GARBAGE)
 def test_a_damaged_config_is_named_and_written_anew(workdir, name, reference, caplog):
     file = workdir / "config.json"
     whole = file.read_text()
@@ -269,7 +266,7 @@ WRONG_RESULTS = {
 }
 
 
-@pytest.mark.parametrize("name", fast("empty", "a text for the config", out_of=WRONG_RESULTS))
+@pytest.mark.parametrize("name", WRONG_RESULTS)
 def test_a_damaged_result_is_named_and_computed_anew(workdir, name, reference, caplog):
     file = workdir / "result.json"
     file.write_bytes(WRONG_RESULTS[name])
