@@ -28,7 +28,7 @@ SUMMARIES: Mapping[str, str] = {
     "prepare": "Prepare a data set for training.",
     "show": "Draw training images before and after augmentation.",
     "spectrum": "Plot which frequencies filters cover, or what smoothing them gains under attack.",
-    "roles": "Show what each parameter of a model is for, or propose it for one that doesn't say.",
+    "roles": "Show the role of each parameter, or propose roles for a model that declares none.",
     "unshuffle": "Draw the images that un-shuffling runs reconstruct.",
     "convert": "Convert PyTorch's ConvMixer weights to a run.",
     "verify": "Check that a run's files are unchanged, or that a data set's images are intact.",

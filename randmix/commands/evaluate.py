@@ -33,7 +33,7 @@ Attacks:
     strong   many steps and restarts on two losses; an example counts as right only if no attack
              that is measured changes that
 
---data names another data set, whose images and classes must be those that the run was trained on;
+--data names another data set. Its image size and classes must be those of the run's own data set;
 --force accepts other class names and another image size.
 
 --step=200 evaluates another checkpoint than the latest; config.keep_checkpoints says how many a run

@@ -21,10 +21,10 @@ Presets (their tables are in randmix/reproduce/presets/):
     digits          all experiments on a small scale, on scikit-learn's digits: the demonstration,
                     on two CPU cores
     mnist           un-shuffling
-    fashion_mnist   the primary claims and un-shuffling; in the paper's tier un-shuffling alone
-    cifar10         all experiments; un-shuffling in the paper's tier alone
-    cifar100        all experiments but un-shuffling; the paper's tier alone
-    imagenet        what the paper runs there, E13 and E15; the paper's tier alone
+    fashion_mnist   all but E4, E12 and E14, with every primary claim; tier paper: un-shuffling
+    cifar10         all experiments but un-shuffling; tier paper: all
+    cifar100        all experiments but un-shuffling; tier paper only
+    imagenet        what the paper runs there, E13 and E15; tier paper only
 
 Tiers:
 

@@ -68,8 +68,9 @@ def ensemble() -> None:
     flags.DEFINE_string(
         "ensemble",
         "auto",
-        "auto | off | N: largest number of seeds of a ConvMixer trained as one program. auto: as "
-        "many as fit into the memory of a GPU or TPU; on a CPU, one at a time.",
+        "auto | off | N: largest number of seeds of a ConvMixer or of a MetaFormer without stages "
+        "trained as one program. auto: as many as fit into the memory of a GPU or TPU; on a CPU, "
+        "one at a time.",
     )
 
 
