@@ -40,7 +40,7 @@ def changed(numbers, change, experiment, **settings):
 
 def test_each_verdict_has_a_row_with_its_effect(numbers):
     judged = judge(numbers)
-    rows = forest.draw(judged).rows
+    rows = [row for page in forest.pages(judged) for row in forest.draw(page).rows]
     claims = dict.fromkeys(row["claim"] for row in rows)
     assert [*claims] == sorted(
         (one.claim.id for one in judged), key=lambda id: (not of(judged, id).claim.primary,)
@@ -84,10 +84,6 @@ def test_each_data_set_has_figures_of_its_primary_and_its_secondary_claims(numbe
     ]
     assert sum(map(len, shown)) == 2 * len(judged) + 1
     assert forest.pages([]) == []
-
-
-def test_nothing_to_judge_is_no_figure():
-    assert forest.draw([]) is None
 
 
 def test_a_supported_claim_is_said_with_interval_and_threshold(numbers):
@@ -194,7 +190,8 @@ def test_equality_that_is_judged_apart_has_a_zone_of_its_own(numbers):
 
 
 def test_the_unit_of_a_row_is_named_in_the_singular_or_the_plural(numbers):
-    texts = [text.get_text() for text in forest.draw(judge(numbers)).figure.findobj(Text)]
+    figures = [forest.draw(page).figure for page in forest.pages(judge(numbers))]
+    texts = [text.get_text() for figure in figures for text in figure.findobj(Text)]
     units = {text.partition("unit: ")[2] for text in texts if "unit: " in text}
     assert {"1 point", "0.5 points"} <= units
     assert "1 points" not in units

@@ -109,9 +109,9 @@ def test_what_a_file_of_bits_lacks_is_said(tmp_path):
     (tmp_path / "a.npz").write_bytes(b"no archive")
     np.savez(tmp_path / "b.npz", epsilons=np.zeros(3))
     for name, reason in (
-        ("a.npz", "damaged ("),
-        ("b.npz", "damaged (clean is missing)"),
-        ("c.npz", "damaged (No such file or directory)"),
+        ("a.npz", "damaged: "),
+        ("b.npz", "damaged: clean is missing"),
+        ("c.npz", "No such file or directory"),
     ):
         with pytest.raises(UserError) as error:
             robustness.load(tmp_path / name)
@@ -130,7 +130,7 @@ def test_a_flipped_bit_is_found_or_harmless(tmp_path):
         try:
             robustness.load(tmp_path / "flipped.npz")
         except UserError as error:
-            found["damaged (" in str(error)] += 1
+            found["damaged: " in str(error)] += 1
     assert found.keys() == {True}
     assert found[True] > len(whole) / 6
 

@@ -25,7 +25,7 @@ from etils import epath
 
 from randmix import parts
 from randmix.data import records
-from randmix.errors import UserError, check_name
+from randmix.errors import UserError, check_name, writing
 from randmix.runtime import durable
 
 ARRAYS = "arrays"
@@ -102,11 +102,9 @@ def from_arrays(
     buffer = io.BytesIO()
     members[_ABOUT] = np.array(json.dumps(dataclasses.asdict(about)))
     np.savez(buffer, allow_pickle=False, **members)
-    try:
+    with writing(file, "choose another data_dir"):
         durable.make_folder(file.parent)
         durable.write(file, buffer.getvalue())
-    except OSError as error:
-        raise UserError(f"cannot write {file}: {error}; choose another data_dir") from error
     return f"{ARRAYS}/{name}"
 
 

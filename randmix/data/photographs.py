@@ -32,7 +32,7 @@ BAD_IMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def reason(error: Exception) -> str:
-    """Why bytes aren't an image, in one line; Pillow's own text may hold an object's address."""
+    """Why bytes can't be read, in one line; Pillow's own text may hold an object's address."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image"
     return next(iter(str(error).splitlines()), "unreadable")

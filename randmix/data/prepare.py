@@ -30,6 +30,7 @@ from randmix.data import (
     imagenet,
     imagenet_tree,
     own,
+    photographs,
     records,
     survey,
     tfrecords,
@@ -229,7 +230,7 @@ def prepare_folder(
     try:
         prepared_from = json.loads((target / "metadata.json").read_text())["files"]
     except (OSError, ValueError, KeyError) as error:
-        reason = f"metadata.json: {records.first_line(error)}"
+        reason = f"metadata.json: {photographs.reason(error)}"
         raise records.damaged(epath.Path(target), reason) from error
     if prepared_from != imagefolder.fingerprint(files):
         raise UserError(

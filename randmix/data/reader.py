@@ -169,7 +169,7 @@ class Photographs:
         except RuntimeError as error:
             if fatal:
                 raise records.damaged(self._directory, error) from error
-            self._leave_out(row, "a record", f"can't be read ({records.first_line(error)})")
+            self._leave_out(row, "a record", f"can't be read ({photographs.reason(error)})")
             return None
         file_name = record["file_name"].decode() or "an image"
         try:

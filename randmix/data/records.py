@@ -196,15 +196,10 @@ def open_source(directory: epath.Path, split: str, held: Contents, *, examples: 
             deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
         )
     except (RuntimeError, ValueError, OSError) as error:
-        raise damaged(directory, first_line(error)) from error
+        raise damaged(directory, photographs.reason(error)) from error
     if len(source) != examples:
         raise damaged(directory, f"found {len(source)} examples in {split}, expected {examples}")
     return Source(source, held)
-
-
-def first_line(error: Exception) -> str:
-    """First line of an error's text, which ArrayRecord sometimes leaves empty."""
-    return next(iter(str(error).splitlines()), "unreadable")
 
 
 def damaged(directory: epath.Path, reason: object) -> UserError:

@@ -141,7 +141,7 @@ def _require_files(directory: epath.Path) -> None:
             try:
                 found = file_adapters.ArrayRecordFileAdapter.num_examples(file)
             except RuntimeError as error:
-                broken.append(f"{file.name}: {records.first_line(error)}")
+                broken.append(f"{file.name}: {photographs.reason(error)}")
             else:
                 if found != expected:
                     broken.append(f"{file.name}: {found:,} records, expected {expected:,}")

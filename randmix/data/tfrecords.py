@@ -22,7 +22,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import file_adapters
 from tqdm import tqdm
 
-from randmix.data import records
+from randmix.data import photographs
 from randmix.errors import UserError
 from randmix.runtime import durable
 
@@ -84,7 +84,7 @@ def _shards(directory: Path) -> Iterator[tuple[Path, Path, int]]:
         splits: Any = tfds.builder_from_directory(directory).info.splits
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(
-            f"{directory}: TFDS can't read its description ({records.first_line(error)}); "
+            f"{directory}: TFDS can't read its description ({photographs.reason(error)}); "
             "copy or prepare it again"
         ) from error
     for split in splits.values():

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from randmix.errors import UserError
 from randmix.runtime import durable
 from randmix.workdir import json_files
 
@@ -48,6 +49,19 @@ def write_arrays(file: epath.Path, arrays: Mapping[str, Any]) -> None:
     np.savez_compressed(content, **arrays)
     durable.make_folder(file.parent)
     durable.write(file, content.getvalue())
+
+
+def read_arrays(file: epath.Path, advice: str) -> dict[str, np.ndarray]:
+    """Returns the arrays in a file; raises a UserError that ends with the advice if it can't."""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror or error}; {advice}") from error
+    try:
+        with np.load(io.BytesIO(content)) as arrays:
+            return dict(arrays)
+    except Exception as error:  # NumPy, zipfile and zlib have many kinds
+        raise UserError(f"{file}: damaged: {error}; {advice}") from error
 
 
 def kept(file: epath.Path, compute: Callable[[], Any]) -> Any:

@@ -347,13 +347,5 @@ def _save(folder: Path, name: str, arrays: Mapping[str, Any]) -> str:
     return file.name
 
 
-@functools.lru_cache(maxsize=8)  # a picture asks for several arrays of a few runs
-def _load(file: epath.Path, advice: str) -> dict[str, np.ndarray]:
-    try:
-        with np.load(io.BytesIO(file.read_bytes())) as content:
-            return dict(content)
-    except OSError as error:
-        reason = error.strerror or str(error)
-    except Exception as error:  # NumPy, zipfile and zlib have many kinds
-        reason = f"damaged: {error}"
-    raise UserError(f"{file}: {reason}; {advice}")
+# A picture asks for several arrays of a few runs.
+_load = functools.lru_cache(maxsize=8)(measured.read_arrays)

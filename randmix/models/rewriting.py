@@ -154,7 +154,7 @@ def ranks(filters: np.ndarray) -> np.ndarray:
     Singular values up to float32's rounding of the largest count as zero. What is of use in
     training has a higher threshold; see `randmix.analysis.spectrum.restriction.rank`.
     """
-    return _ranks(_columns(filters))
+    return np.linalg.matrix_rank(_columns(filters), rtol=_TOLERANCE)
 
 
 def _solve_mixing(
@@ -165,8 +165,7 @@ def _solve_mixing(
     if filters.shape[:3] != kernel.shape[:3]:
         shape = f"[{k}, {k}, {c}, m]"
         raise UserError(f"{layer}: got filters {list(filters.shape)}, allowed {shape}")
-    factor = _columns(filters)
-    lowest = _ranks(factor).min()
+    factor, lowest = _columns(filters), ranks(filters).min()
     if exact and lowest < k * k:
         raise UserError(
             f"{layer}: got filters of rank {lowest}, needed is rank {k * k} in every channel; "
@@ -182,7 +181,7 @@ def _solve_filters(layer: str, kernel: np.ndarray, mixing: np.ndarray) -> np.nda
         shape = f"[{c} m, {features}]"
         raise UserError(f"{layer}: got pointwise weights {list(mixing.shape)}, allowed {shape}")
     factor = _by_channel(mixing, c)
-    lowest = _ranks(factor).min()
+    lowest = np.linalg.matrix_rank(factor, rtol=_TOLERANCE).min()
     if lowest < features:
         raise UserError(
             f"{layer}: got pointwise weights of rank {lowest}, needed is rank {features} in every "
@@ -222,11 +221,6 @@ def _columns(kernel: np.ndarray) -> np.ndarray:
 def _by_channel(mixing: np.ndarray, channels: int) -> np.ndarray:
     """[C m, C_out] as one matrix per input channel, [C, m, C_out]."""
     return mixing.reshape(channels, -1, mixing.shape[1])
-
-
-def _ranks(matrices: np.ndarray) -> np.ndarray:
-    values = np.linalg.svd(matrices, compute_uv=False)
-    return (values > _TOLERANCE * values[:, :1]).sum(axis=1)
 
 
 def _inverses(matrices: np.ndarray) -> np.ndarray:

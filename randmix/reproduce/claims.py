@@ -144,8 +144,8 @@ class Claim:
         return " ".join(parts)
 
 
-def _above(effect: Effect, margin: float = 0.0) -> Test:
-    return Test(effect, ABOVE, 0.0, effect if margin else None, margin)
+def _above(effect: Effect, margin: float) -> Test:
+    return Test(effect, ABOVE, 0.0, effect, margin)
 
 
 def _near(claim: str, text: str, source: str, experiment: str, model: str) -> Claim:
@@ -161,7 +161,7 @@ def _near(claim: str, text: str, source: str, experiment: str, model: str) -> Cl
         ),
         (
             gates.at_least(points("full", "floor"), WAY),
-            gates.control_fails("space", NEAR),
+            gates.control_fails(),
             gates.converged(effect),
         ),
         model,

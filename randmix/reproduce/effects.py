@@ -118,13 +118,9 @@ def bank_step(one: str, other: str) -> Effect:
     """Difference in accuracy between Chans models with two kinds of frozen filters."""
 
     def of(numbers: Numbers) -> Values:
-        chans = _unranked(numbers.where(metric="accuracy", mode="chans"))
-        return _over_sizes(
-            chans,
-            lambda at: _difference(
-                *(at.where(model__filters=bank).by_seed() for bank in (one, other))
-            ),
-        )
+        chans = numbers.where(metric="accuracy", mode="chans", model__filter_rank=None)
+        step = _apart(chans, Numbers.by_seed, *({"model__filters": bank} for bank in (one, other)))
+        return {seed: 100 * value for seed, value in step.items()}
 
     return Effect(f"{BANKS[one]} - {BANKS[other]}", "points", of)
 
@@ -188,10 +184,7 @@ def octaves(attack: str, *, defended: bool = False) -> Effect:
 
     def of(numbers: Numbers) -> Values:
         attacked = Numbers(r for r in numbers.where(metric=attack) if r.defended == defended)
-        return _over_sizes(
-            attacked,
-            lambda at: differences(*(log_radii(at.where(mode=mode)) for mode in ("chans", "full"))),
-        )
+        return _apart(attacked, log_radii, {"mode": "chans"}, {"mode": "full"})
 
     return Effect(f"Chans - Full, halving radius under {ATTACKS[attack]}", "octaves", of)
 
@@ -219,13 +212,8 @@ def smoothing_octaves() -> Effect:
     """Smoothed - plain filters, at the largest index that costs no accuracy on held-out images."""
 
     def of(numbers: Numbers) -> Values:
-        index = free_index(numbers)
-        return _over_sizes(
-            numbers.where(metric="fgsm"),
-            lambda at: differences(
-                *(log_radii(at.where(model__smoothing_index=i)) for i in (index, 0.0))
-            ),
-        )
+        pair = ({"model__smoothing_index": index} for index in (free_index(numbers), 0.0))
+        return _apart(numbers.where(metric="fgsm"), log_radii, *pair)
 
     return Effect(f"smoothed - plain, halving radius under {ATTACKS['fgsm']}", "octaves", of)
 
@@ -253,10 +241,7 @@ def decibels(mode: str) -> Effect:
 
     def of(numbers: Numbers) -> Values:
         psnr = reaching(numbers).where(metric="psnr")
-        return _over_sizes(
-            psnr,
-            lambda at: differences(*(at.where(mode=m).by_seed() for m in ("full", mode))),
-        )
+        return _apart(psnr, Numbers.by_seed, {"mode": "full"}, {"mode": mode})
 
     return Effect(f"Full - {MODES[mode]}", "dB", of)
 
@@ -265,12 +250,8 @@ def above_mean_image() -> Effect:
     """PSNR of Full above that of the mean training image, among the sizes that reach."""
 
     def of(numbers: Numbers) -> Values:
-        return _over_sizes(
-            reaching(numbers).where(mode="full"),
-            lambda at: differences(
-                *(at.where(metric=metric).by_seed() for metric in ("psnr", "mean_image_psnr"))
-            ),
-        )
+        full = reaching(numbers).where(mode="full")
+        return _apart(full, Numbers.by_seed, {"metric": "psnr"}, {"metric": "mean_image_psnr"})
 
     return Effect("Full - mean training image", "dB", of)
 
@@ -342,6 +323,11 @@ def count(metric: str, words: str) -> Effect:
     return Effect(words, "", of)
 
 
+def as_accuracy(numbers: Numbers) -> Numbers:
+    """The numbers under the metric that effects compare."""
+    return Numbers(dataclasses.replace(number, metric="accuracy") for number in numbers)
+
+
 def conditions(numbers: Numbers, settings: Any) -> Iterator[Numbers]:
     """The numbers of each combination of settings that occurs."""
     found = dict.fromkeys(tuple(r.settings.get(name) for name in settings) for r in numbers)
@@ -365,12 +351,15 @@ def _over_sizes(numbers: Numbers, at_size: Callable[[Numbers], Values]) -> Value
     return mean_over([part for part in parts if part])
 
 
+def _apart(
+    numbers: Numbers, of: Callable[[Numbers], Values], one: dict[str, Any], other: dict[str, Any]
+) -> Values:
+    """What one selection has of something beyond another, averaged over sizes."""
+    return _over_sizes(numbers, lambda at: differences(of(at.where(**one)), of(at.where(**other))))
+
+
 def _difference(one: Values, other: Values) -> Values:
     return {seed: 100 * value for seed, value in differences(one, other).items()}
-
-
-def _unranked(numbers: Numbers) -> Numbers:
-    return Numbers(r for r in numbers if r.settings.get("model.filter_rank") is None)
 
 
 def log_radii(attacked: Numbers) -> Values:

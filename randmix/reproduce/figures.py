@@ -100,6 +100,7 @@ def _differences(
     found = {point: effect.of(numbers.where(**{x: point})) for point in numbers.values(x)}
     found = {point: values for point, values in found.items() if values}
     draw_intervals(axes, found, color="0.3", marker="o")  # no mode's colour
+    axes.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     for point, values in found.items():
         array = np.asarray([*values.values()])
         spread = array.std(ddof=1) if len(array) > 1 else math.nan
@@ -118,7 +119,7 @@ def bars(numbers: Numbers) -> Picture | None:
     for banks of each rank. Dots are seeds, whiskers one standard deviation.
     """
     accuracy = numbers.where("E3", "accuracy")
-    plain = Numbers(r for r in accuracy if r.settings.get("model.filter_rank") is None)
+    plain = accuracy.where(model__filter_rank=None)
     panels = [*conditions(plain, ("model.name", "model.multiplier"))]
     by_rank = ranked(accuracy)
     if not panels and not by_rank:

@@ -47,30 +47,21 @@ def pages(judged: Sequence[Judgement]) -> list[list[Judgement]]:
 
 
 @plots.style()
-def draw(judged: Sequence[Judgement]) -> Picture | None:
-    """Draws one row a claim and data set, the primary claims above; None without judgements.
+def draw(judged: Sequence[Judgement]) -> Picture:
+    """Draws one of the ``pages``, a row a claim.
 
     A row shows the effect that decides on its claim; where several do, each has a line below the
     row. An effect is drawn in a unit of its own: the margin or the threshold, whichever is larger,
     or one unit of the effect where both are 0.
     """
-    parts = [[one for one in judged if one.claim.primary is primary] for primary in (True, False)]
-    titles = ("Primary claims, corrected for their number", "Secondary claims, not corrected")
-    shown = [(title, part) for title, part in zip(titles, parts, strict=True) if part]
-    if not shown:
-        return None
-    heights = [sum(map(_height, part)) for _, part in shown]
-    figure = plots.new_figure(10.2, 0.75 + 0.35 * len(shown) + _ROW * sum(heights), None)
-    grid = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
-    top, bottom = 0.35 / figure.get_figheight(), 0.75 / figure.get_figheight()
-    gap = 0.4 * len(shown) / (_ROW * sum(heights))
-    figure.subplots_adjust(left=0.245, right=0.575, top=1 - top, bottom=bottom, hspace=gap)
-    rows: list[dict[str, Any]] = []
-    names = {one.data for one in judged} - {""}
-    shared = title_of(min(names)) if len(names) == 1 else ""
-    for axes, (title, part) in zip(grid, shown, strict=True):
-        _panel(axes, f"{shared}: {title.lower()}" if shared else title, part, rows)
-    grid[-1].set_xlabel(
+    height = 1.1 + _ROW * sum(map(_height, judged))
+    figure = plots.new_figure(10.2, height, None)
+    figure.subplots_adjust(left=0.245, right=0.575, top=1 - 0.35 / height, bottom=0.75 / height)
+    axes, rows = figure.subplots(), []
+    titles = ("Secondary claims, not corrected", "Primary claims, corrected for their number")
+    title, data = titles[judged[0].claim.primary], max(one.data for one in judged)
+    _panel(axes, f"{title_of(data)}: {title.lower()}" if data else title, judged, rows)
+    axes.set_xlabel(
         "effect in the unit of its row; at 0 there is no difference\n"
         "tick: threshold, its arrow points to what is claimed; shaded: practically equal\n"
         "line: 95 % interval, thick: 90 %, which decides on equality; hollow: nothing is decided"
@@ -115,7 +106,7 @@ def _panel(axes: Axes, title: str, judged: Sequence[Judgement], rows: list[dict[
     for one in judged:
         if y:
             axes.axhline(y - 0.5, color="0.88", linewidth=0.6, xmin=-0.74, xmax=2.27, clip_on=False)
-        _texts(axes, y, one, named=len({other.data for other in judged} - {""}) > 1)
+        _texts(axes, y, one)
         for i, result in enumerate(_lines(one)):
             _line(axes, y + _head(one) - 0.5 + _LINE * (i + 0.25), one, result, rows)
         if not _lines(one):
@@ -161,14 +152,12 @@ def _unit(result: Result, scale: float) -> str:
     return f"unit: {scale:.2g} {unit}".strip()
 
 
-def _texts(axes: Axes, y: float, one: Judgement, *, named: bool) -> None:
-    """The claim, and its data set if several are shown; its verdict and the sentence."""
+def _texts(axes: Axes, y: float, one: Judgement) -> None:
+    """The claim, its verdict and the sentence."""
     place = {"transform": axes.get_yaxis_transform(), "clip_on": False}
     color, _ = _look(one.verdict)
-    data = f" ({title_of(one.data)})" if named and one.data else ""
-    claim = textwrap.fill(f"{one.claim.text}{data}", _LEFT)
     axes.text(-0.74, y, one.claim.id, fontweight="bold", va="center", **place)
-    axes.text(-0.66, y, claim, fontsize=7, va="center", **place)
+    axes.text(-0.66, y, textwrap.fill(one.claim.text, _LEFT), fontsize=7, va="center", **place)
     axes.text(1.04, y - 0.43, one.verdict, color=color, fontweight="bold", va="top", **place)
     axes.text(1.04, y - 0.16, "\n".join(_words(one)), fontsize=6.3, va="top", color="0.25", **place)
 

@@ -50,15 +50,11 @@ def shared_legend(figure: Figure, *, ncols: int) -> None:
 
 
 def draw_intervals(axes: Axes, found: Mapping[float, effects.Values], **appearance: Any) -> None:
-    """Draws means with their 95 % intervals over seeds, and a line at 0: no difference.
-
-    A mean of one seed has no interval.
-    """
+    """Draws means with their 95 % intervals over seeds; a mean of one seed has none."""
     intervals = [t_interval([*values.values()]) for values in found.values()]
     means = [one.mean for one in intervals]
     halves = [one.high - one.mean if one.n > 1 else 0.0 for one in intervals]
-    axes.errorbar([*found], means, halves, capsize=3, **{"linewidth": 1, **appearance})
-    axes.axhline(0, color="0.6", linewidth=0.8, zorder=0)
+    axes.errorbar([*found], means, halves, **{"linewidth": 1, "capsize": 3, **appearance})
 
 
 def draw_lines(

@@ -135,10 +135,9 @@ def write(
         problems += [f"figure {name}: {reason}" for name, reason in missing.items()]
         overviews = []
         for i, part in enumerate(forest.pages(judged)):
-            if overview := forest.draw(part):
-                name = f"{_OVERVIEW}-{i + 1}" if i else _OVERVIEW
-                plots.save(overview.figure, folder / "figures" / name, overview.rows)
-                overviews.append({**_image(folder / "figures", name), "judged": part})
+            name, overview = f"{_OVERVIEW}-{i + 1}" if i else _OVERVIEW, forest.draw(part)
+            plots.save(overview.figure, folder / "figures" / name, overview.rows)
+            overviews.append({**_image(folder / "figures", name), "judged": part})
         results = listings.of_numbers(numbers)
         (folder / "results.csv").write_text(results)
         (folder / "verdicts.json").write_text(listings.of_verdicts(judged))
@@ -315,7 +314,6 @@ def _row(group: Group, found: Mapping[str, Record], root: Path) -> dict[str, Any
         state = "finished" if run.name in found else sweep.state(run, root).name
         runs.append((run.config.seed, run.name, state, run.folder(root).exists()))
     return {
-        "name": group[0].name,
         "title": group[0].title,
         "experiments": " ".join(group[0].experiments),
         "runs": runs,

@@ -21,6 +21,7 @@ from randmix.experiments.statistics import slopes, t_interval
 from randmix.reproduce import effects
 from randmix.reproduce.cells import OVER_SEEDS_INTERVAL, Cell, Table, heading, interval_cell
 from randmix.reproduce.numbers import Numbers
+from randmix.reproduce.panels import draw_intervals
 from randmix.reproduce.titles import MODELS, size_of_model, title_of
 
 # The setting on the x axis, its name, and the accuracy from which errors are computed. Models
@@ -76,18 +77,13 @@ def lines(numbers: Numbers, setting: str, metric: str) -> Iterator[Line]:
     families = (accuracy.where(model__name=model) for model in MODELS)
     for part in itertools.chain.from_iterable(effects.conditions(f, others) for f in families):
         at = {x: part.where(**{setting: x}) for x in part.values(setting)}
-        gaps = {x: _GAP.of(_as_accuracy(own)) for x, own in at.items()}
+        gaps = {x: _GAP.of(effects.as_accuracy(own)) for x, own in at.items()}
         gaps = {x: values for x, values in gaps.items() if values}
         if len(gaps) > 1:
             settings = part[0].settings
             name, data = MODELS[settings["model.name"]], title_of(settings["data.name"])
             sizes = size_of_model(settings, leave_out=setting)
             yield Line(", ".join(filter(None, (name, sizes, data))), gaps, part.runs)
-
-
-def _as_accuracy(numbers: Numbers) -> Numbers:
-    """The numbers under the metric that effects compare."""
-    return Numbers(dataclasses.replace(number, metric="accuracy") for number in numbers)
 
 
 def draw(numbers: Numbers) -> Picture | None:
@@ -114,11 +110,9 @@ def _line(axes: Axes, line: Line, place: int, count: int) -> None:
     if not line.defined:
         return
     aside = 2 ** (0.05 * (place - (count - 1) / 2))
-    intervals = [t_interval([*values.values()]) for values in line.defined.values()]
-    halves = [one.high - one.mean if one.n > 1 else 0.0 for one in intervals]
-    style = {**plots.series(place), "linewidth": 1, "markersize": 4, "capsize": 2}
-    places, means = [x * aside for x in line.defined], [one.mean for one in intervals]
-    axes.errorbar(places, means, halves, label=line.title.replace(", ", "\n", 1), **style)
+    moved = {x * aside: gap for x, gap in line.defined.items()}
+    style = {**plots.series(place), "markersize": 4, "capsize": 2}
+    draw_intervals(axes, moved, label=line.title.replace(", ", "\n", 1), **style)
 
 
 def _finish(axes: Axes, name: str, own: list[Line]) -> None:

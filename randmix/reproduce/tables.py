@@ -127,7 +127,7 @@ def _coverage(numbers: Numbers) -> Table:
 
 def _banks(numbers: Numbers) -> Table:
     accuracy = numbers.where(metric="accuracy")
-    plain = Numbers(r for r in accuracy if r.settings.get("model.filter_rank") is None)
+    plain = accuracy.where(model__filter_rank=None)
     rows = []
     for part in conditions(plain, ("model.name", "model.multiplier")):
         title = title_of_model(part[0].settings)

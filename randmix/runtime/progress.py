@@ -1,5 +1,6 @@
 """Progress display: a live bar on a terminal, plain lines elsewhere."""
 
+import datetime
 import json
 import sys
 import textwrap
@@ -78,9 +79,7 @@ class Reporter:
 
     def _time_left(self, step: int) -> str:
         seconds = (time.monotonic() - self._began) / (step - self._start) * (self._total - step)
-        minutes, seconds = divmod(round(seconds), 60)
-        hours, minutes = divmod(minutes, 60)
-        return f"{hours}:{minutes:02d}:{seconds:02d}"
+        return str(datetime.timedelta(seconds=round(seconds)))
 
 
 def _console() -> Console:

@@ -340,9 +340,7 @@ def find_dataset(config: Config) -> catalog.DataSet:
     )
 
 
-def resolve(
-    config: Config, workdir: epath.PathLike | None = None
-) -> tuple[Config, catalog.DataSet]:
+def resolve(config: Config) -> tuple[Config, catalog.DataSet]:
     """Returns a copy of a config in which nothing is left for the data or the machine to decide.
 
     What was decided is then part of the run: where it can't be had again, a resumed run is refused.
@@ -351,8 +349,6 @@ def resolve(
 
     Args:
         config: the run's config.
-        workdir: the run's folder, or None; if filters come from a run that is gone, its
-            ``config.json`` has their hash.
 
     Returns:
         The config, as in the run's ``config.json``, and its data set.
@@ -360,14 +356,16 @@ def resolve(
     Raises:
         UserError: as ``catalog.get`` does, or the decoder isn't installed.
     """
-    resolved, dataset, _ = _resolve(config, workdir)
-    return resolved, dataset
+    return _resolve(config, None)[:2]
 
 
 def _resolve(
     config: Config, workdir: epath.PathLike | None
 ) -> tuple[Config, catalog.DataSet, transplants.Source | None]:
-    """As ``resolve``, with the source of transplanted filters."""
+    """As ``resolve``, with the source of transplanted filters.
+
+    If they come from a run that is gone, the workdir's ``config.json`` has their hash.
+    """
     dataset = find_dataset(config)
     resolved = config.copy_and_resolve_references()
     data, model = resolved.data, resolved.model

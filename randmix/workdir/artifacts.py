@@ -18,7 +18,7 @@ from etils import epath
 
 from randmix import __version__
 from randmix import config as configs
-from randmix.errors import UserError
+from randmix.errors import UserError, writing
 from randmix.runtime import distributed, durable, locks
 from randmix.workdir import json_files
 from randmix.workdir.checkpoints import newest_fingerprint, set_aside
@@ -121,28 +121,24 @@ def _make_workdir(
     held: contextlib.ExitStack,
 ) -> dict[str, Any] | None:
     try:
-        durable.make_folder(workdir)
-        # Before reading the config: of two runs that start at once, one writes it and the
-        # other is refused.
-        if durable.is_local(workdir) and not is_finished(workdir):
-            lock = workdir / LOCK
-            if not held.enter_context(locks.try_lock(lock)):
-                raise UserError(
-                    f"{workdir}: another process is training in this workdir "
-                    f"({locks.holder(lock)}); wait for it, or give another --workdir"
-                )
-        _claim(workdir, values)
-        if data is not None:
-            _claim_data(workdir, data)
-        result = _usable_result(workdir)
-        if result is None:
-            durable.write(workdir / MASKS, f"{summary}\n")
-        return result
-    except OSError as error:
-        raise UserError(
-            f"{workdir}: can't be written ({error.strerror or error}); "
-            "give a --workdir that you may write to"
-        ) from error
+        with writing(workdir, "give a --workdir that you may write to"):
+            durable.make_folder(workdir)
+            # Before reading the config: of two runs that start at once, one writes it and the
+            # other is refused.
+            if durable.is_local(workdir) and not is_finished(workdir):
+                lock = workdir / LOCK
+                if not held.enter_context(locks.try_lock(lock)):
+                    raise UserError(
+                        f"{workdir}: another process is training in this workdir "
+                        f"({locks.holder(lock)}); wait for it, or give another --workdir"
+                    )
+            _claim(workdir, values)
+            if data is not None:
+                _claim_data(workdir, data)
+            result = _usable_result(workdir)
+            if result is None:
+                durable.write(workdir / MASKS, f"{summary}\n")
+            return result
     except ImportError as error:
         raise UserError(f"{workdir}: {error}; pip install 'randmix[gcs]' for gs://") from error
 

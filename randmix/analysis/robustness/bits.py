@@ -1,7 +1,5 @@
 """The outcome for every image, attack and epsilon, in a compressed .npz file."""
 
-import io
-
 import numpy as np
 from etils import epath
 
@@ -40,16 +38,7 @@ def load(file: epath.PathLike) -> dict[str, np.ndarray]:
     Raises:
         UserError: the file is missing or damaged.
     """
-    try:
-        with np.load(io.BytesIO(epath.Path(file).read_bytes())) as content:
-            arrays = dict(content)
-    except OSError as error:
-        reason = error.strerror or str(error)
-    except Exception as error:  # NumPy, zipfile and zlib have many kinds
-        reason = str(error)
-    else:
-        if missing := [name for name in _ALWAYS if name not in arrays]:
-            reason = f"{missing[0]} is missing"
-        else:
-            return arrays
-    raise UserError(f"{file}: damaged ({reason}); measure the attacks again")
+    arrays = measured.read_arrays(epath.Path(file), "measure the attacks again")
+    if missing := [name for name in _ALWAYS if name not in arrays]:
+        raise UserError(f"{file}: damaged: {missing[0]} is missing; measure the attacks again")
+    return arrays

@@ -35,8 +35,7 @@ def rank(kernels: ArrayLike, threshold: float = RANK_THRESHOLD) -> float:
     >>> rank(np.ones((3, 3, 5)))
     1.0
     """
-    values = np.linalg.svd(_banks(kernels), compute_uv=False)  # the largest first
-    return float((values > threshold * values[:, :1]).sum(axis=1).mean())
+    return float(np.linalg.matrix_rank(_banks(kernels), rtol=threshold).mean())
 
 
 def bank_coverage(kernels: ArrayLike, size: int | None = None) -> float:

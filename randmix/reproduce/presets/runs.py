@@ -72,9 +72,7 @@ def kinds_of_filters(
     return [*runs, *banks_of_filters(convmixer)[1:], *filters_by_rank(resnet, indices)]
 
 
-def filters_by_rank(
-    base: Settings, indices: Sequence[float], *, ranks: Sequence[int] = (9, 3, 1)
-) -> list[Settings]:
+def filters_by_rank(base: Settings, indices: Sequence[float]) -> list[Settings]:
     """E3's runs for claim 2': Chans with impulses of several ranks, and of several coverages.
 
     Impulses have a flat spectrum at every rank, so their coverages are equal; smoothing lowers the
@@ -83,12 +81,11 @@ def filters_by_rank(
     Args:
         base: the settings of a ResNet with nine filters per channel.
         indices: smoothing indices above 0 of the banks of the highest rank.
-        ranks: the ranks.
     """
     flat = {**base, "mode": "chans", "model.filters": "delta"}
-    highest = {**flat, "model.filter_rank": max(ranks)}
+    highest = {**flat, "model.filter_rank": 9}
     return [
-        *product(flat, {"model.filter_rank": ranks}),
+        *product(flat, {"model.filter_rank": (9, 3, 1)}),
         *product(highest, {"model.smoothing_index": [float(index) for index in indices]}),
     ]
 
