@@ -25,6 +25,8 @@ from randmix.training import evaluation as eval_loop
 from randmix.training import loading, runs
 from randmix.training import loop as train
 
+pytestmark = pytest.mark.slow
+
 QUICK = (
     "--attacks=fgsm,pgd2,square,strong",
     "--examples=50",
@@ -72,7 +74,6 @@ def metrics_lines(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.slow
 def test_a_defended_run_logs_a_multi_step_attack_at_each_evaluation(workdir):
     logged = [line["test_pgd_accuracy"] for line in metrics_lines(workdir) if "test_loss" in line]
     result = json.loads((workdir / "result.json").read_text())["metrics"]
@@ -89,7 +90,6 @@ def test_a_defended_run_logs_a_multi_step_attack_at_each_evaluation(workdir):
     assert result["test_pgd_accuracy"] == pytest.approx(float(expected), abs=1e-6)
 
 
-@pytest.mark.slow
 def test_the_clean_evaluation_gives_the_run_s_result_and_writes_nothing(workdir):
     before = sorted(workdir.rglob("*"))
     done = evaluate(f"--workdir={workdir}")
@@ -150,7 +150,6 @@ def test_an_earlier_checkpoint_is_evaluated_by_its_step(workdir):
     )
 
 
-@pytest.mark.slow
 def test_an_earlier_checkpoint_is_attacked_in_a_folder_of_its_own(workdir):
     done = evaluate(
         f"--workdir={workdir}", "--step=60", "--attacks=fgsm", "--epsilons=0", "--examples=32"
@@ -169,7 +168,6 @@ def test_a_damaged_checkpoint_is_not_loaded_by_its_step(workdir, tmp_path):
         loading.load(workdir, step=60)
 
 
-@pytest.mark.slow
 def test_attacks_from_the_command_line(workdir, tmp_path):
     done = evaluate(
         f"--workdir={workdir}", f"--out={tmp_path / 'new'}", "--epsilons=64,0,8", *QUICK
@@ -213,7 +211,6 @@ def test_attacks_from_the_command_line(workdir, tmp_path):
     assert verdicts[0].startswith("pass")
 
 
-@pytest.mark.slow
 def test_the_filters_of_a_finished_run_can_be_smoothed_first(workdir):
     done = evaluate(
         f"--workdir={workdir}", "--attacks=fgsm", "--epsilons=0", "--examples=48", "--smoothing=2"
@@ -230,7 +227,6 @@ def test_the_filters_of_a_finished_run_can_be_smoothed_first(workdir):
     shutil.rmtree(workdir / "smoothing_2")
 
 
-@pytest.mark.slow
 def test_curves_depend_neither_on_batches_nor_on_devices(workdir):
     run = loading.load(workdir)
     data = eval_loop.open_split(run, "test").arrays()
@@ -290,33 +286,29 @@ def test_curves_depend_neither_on_batches_nor_on_devices(workdir):
             ["--attacks=fgsm", "--epsilons="],
             "--epsilons is empty; give some, for example --epsilons=0,2,8",
         ),
-        pytest.param(
+        (
             ["--attacks=fgsm", "--epsilons=8,-1"],
             "--epsilons: got '-1', allowed are numbers, 0 to 255 (in 1/255)",
-            marks=pytest.mark.slow,
         ),
-        pytest.param(
+        (
             ["--attacks=fgsm", "--epsilons=256"],
             "--epsilons: got '256', allowed are numbers, 0 to 255 (in 1/255)",
-            marks=pytest.mark.slow,
         ),
         (
             ["--attacks=fgsm", "--epsilons=nan"],
             "--epsilons: got 'nan', allowed are numbers, 0 to 255 (in 1/255)",
         ),
-        pytest.param(
+        (
             ["--attacks=fgsm", "--epsilons=a"],
             "--epsilons: got 'a', allowed are numbers, 0 to 255 (in 1/255)",
-            marks=pytest.mark.slow,
         ),
         (
             ["--attacks=strong", "--strong_steps=0"],
             "--strong_steps: got 0, allowed 1 to 2147483647",
         ),
-        pytest.param(
+        (
             ["--attacks=strong", "--strong_restarts=0"],
             "--strong_restarts: got 0, allowed 1 to 2147483647",
-            marks=pytest.mark.slow,
         ),
         (
             ["--attacks=pgd", "--pgd_step_size=0"],
@@ -326,25 +318,21 @@ def test_curves_depend_neither_on_batches_nor_on_devices(workdir):
             ["--attacks=pgd", "--pgd_restarts=2", "--nopgd_random_start"],
             "--pgd_restarts: got 2 without a random start, which would all end the same",
         ),
-        pytest.param(
+        (
             ["--attacks=pgd", "--pgd_step_size=inf"],
             "--pgd_step_size: got inf, allowed more than 0, up to 3.4e+38",
-            marks=pytest.mark.slow,
         ),
-        pytest.param(
+        (
             ["--attacks=strong", "--strong_steps=2147483648"],
             "--strong_steps: got 2147483648, allowed 1 to 2147483647",
-            marks=pytest.mark.slow,
         ),
-        pytest.param(
+        (
             ["--attacks=fgsm", "--norm=l2", "--epsilons=1e39"],
             "--epsilons: got '1e39', allowed are numbers, 0 to 3.4e+38 (in 1/255)",
-            marks=pytest.mark.slow,
         ),
-        pytest.param(
+        (
             ["--attacks=square", "--square_queries=0"],
             "--square_queries: got 0, allowed 1 to 2147483647",
-            marks=pytest.mark.slow,
         ),
         (
             ["--attacks=square", "--norm=l2"],
@@ -353,35 +341,30 @@ def test_curves_depend_neither_on_batches_nor_on_devices(workdir):
         (["--best", "--step=30"], "--step: got one with --best, which names another checkpoint"),
         (["--step=31"], "checkpoints: got step 31, allowed are those of its checkpoints: 30, 60"),
         (["--smoothing=nan"], "--smoothing: got nan, allowed 0 to 1000"),
-        pytest.param(
+        (
             ["--attacks=fgsm", "--norm=l1"],
             "--norm: got 'l1', allowed linf, l2",
-            marks=pytest.mark.slow,
         ),
-        pytest.param(
-            ["--examples=0"], "--examples=0: expected a positive integer", marks=pytest.mark.slow
+        (
+            ["--examples=0"],
+            "--examples=0: expected a positive integer",
         ),
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in (
-                (["--split=dev"], "split: got 'dev', allowed train, test"),
-                (
-                    ["--data=cifar10"],
-                    "data set cifar10: its images are 32 x 32 x 3, the model's 8 x 8 x 1; "
-                    "give --data one that it fits\n",
-                ),
-                (
-                    ["--data=mnist"],
-                    "data set mnist: its images are 28 x 28 x 1, the model's 8 x 8 x 1; "
-                    "give --data one that it fits, or --force\n",
-                ),
-                (["--data=mnist", "--force"], "mnist is not prepared in "),
-                (["--data=digit"], "no data set is named 'digit'; there are: digits, "),
-                (
-                    ["--attacks=fgsm", "--out=/dev/null/x"],
-                    "/dev/null/x: can't be written (Not a directory)",
-                ),
-            )
+        (["--split=dev"], "split: got 'dev', allowed train, test"),
+        (
+            ["--data=cifar10"],
+            "data set cifar10: its images are 32 x 32 x 3, the model's 8 x 8 x 1; "
+            "give --data one that it fits\n",
+        ),
+        (
+            ["--data=mnist"],
+            "data set mnist: its images are 28 x 28 x 1, the model's 8 x 8 x 1; "
+            "give --data one that it fits, or --force\n",
+        ),
+        (["--data=mnist", "--force"], "mnist is not prepared in "),
+        (["--data=digit"], "no data set is named 'digit'; there are: digits, "),
+        (
+            ["--attacks=fgsm", "--out=/dev/null/x"],
+            "/dev/null/x: can't be written (Not a directory)",
         ),
     ],
 )
@@ -505,7 +488,6 @@ def test_without_a_record_and_an_entry_the_weights_decide(workdir, digits_like, 
     )
 
 
-@pytest.mark.slow
 def test_a_run_without_an_accuracy_is_evaluated_clean_only(tmp_path, digits_like):
     train.train(
         small.config(

@@ -64,6 +64,7 @@ def test_box_is_the_mean_of_its_window():
     np.testing.assert_allclose(y[0, 4, 5], np.asarray(x)[0, 3:6, 4:7].mean((0, 1)), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel_size", [1, 2, 3, 8])
 def test_identity_passes_images_unchanged(kernel_size):
     x = jax.random.normal(jax.random.key(0), (2, 5, 6, 3))
@@ -119,6 +120,7 @@ def test_smoothing_keeps_the_norm_or_the_sum():
     np.testing.assert_allclose(raw.sum((0, 1)), kernels.sum((0, 1)), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", filters.NAMES)
 def test_any_bank_can_be_smoothed_and_index_0_changes_nothing(name):
     shape = (4, 4, 6)

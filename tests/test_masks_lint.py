@@ -92,6 +92,7 @@ def seen_in_real_steps(optimizer):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_lint_finds_what_two_real_steps_do(name):
     findings = masks.lint(OPTIMIZERS[name], LABELS, PARAMS)

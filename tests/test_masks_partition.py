@@ -91,6 +91,7 @@ EQUINOX = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("selector", "parts"), EQUINOX)
 def test_partitions_are_those_of_equinox(selector, parts):
     model = equinox_model()

@@ -56,6 +56,7 @@ def parameters(kind):
     return params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dict", "frozen dict"])
 def test_each_group_is_what_optax_does_alone(kind):
     params = parameters(kind)
@@ -137,6 +138,7 @@ def test_lists_are_trees_too():
 KERNELS = masks.where(lambda _, leaf: leaf.ndim > 1, "kernels")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chosen", [role("head"), KERNELS, ~KERNELS])
 def test_the_trainable_half_is_enough(chosen):
     params = parameters("dict")

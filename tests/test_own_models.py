@@ -181,6 +181,7 @@ def test_dropout_is_a_function_of_the_key(name, parts):
         model.apply(variables, IMAGES, train=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ViT", "Small", "Normed"])
 def test_shapes_are_known_without_computing(name, parts):
     _, folder = parts

@@ -31,6 +31,7 @@ def test_frozen_leaves_are_bit_identical_and_trainable_ones_moved(mode):
     assert sorted(difference.moved) == sorted(set(masks.paths(before)) - set(frozen))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_optimizer_state_has_arrays_for_trainable_leaves_only(mode):
     state = small.initial_state(mode)
