@@ -207,6 +207,16 @@ def test_families_that_differ_in_size_or_mixer_have_panels_of_their_own():
     assert len({*titles}) == 4
 
 
+def test_the_kernel_size_of_a_mixer_without_a_window_is_not_told():
+    found = []
+    for mixer, k in (("attention", 3), ("depthwise", 3), ("depthwise", 5)):
+        about = {"model__name": "metaformer", "model__mixer": mixer, "model__kernel_size": k}
+        found += planted("E13", [0.6, 0.7], "train_accuracy", **about)
+    titles = [row[0].text for table in build("E13", found) for row in table.rows]
+    assert "Digits, attention" in titles
+    assert "Digits, kernel size 5, depthwise" in titles
+
+
 @pytest.mark.parametrize("experiment", ["E2", "E13"])
 def test_the_cost_of_a_step_is_that_of_the_model_that_was_trained(tmp_path, experiment):
     run = dataclasses.replace(plan.build(SMOKE, ("E2",), (0,))[1][0], experiments=(experiment,))

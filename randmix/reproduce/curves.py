@@ -16,6 +16,7 @@ from randmix.reproduce.titles import (
     FILTERS,
     MODELS,
     MODES,
+    has_window,
     title_of,
     title_of_filters,
     title_of_mixer,
@@ -207,4 +208,6 @@ def _word(name: str, settings: Mapping[str, Any]) -> str:
         return f"m = {value}"
     if name == "model.mixer":
         return title_of_mixer(value)
+    if name == "model.kernel_size" and not has_window(settings):
+        return ""
     return title_of(value) if name == "data.name" else f"{short} {value}"

@@ -79,6 +79,15 @@ def title_of_filters(name: str) -> str:
     return "Learned elsewhere" if name.startswith("from=") else FILTERS.get(name, name)
 
 
+def has_window(settings: Mapping[str, Any]) -> bool:
+    """Whether a model's mixer has a kernel size that its function depends on.
+
+    >>> has_window({"model.mixer": "attention", "model.kernel_size": 3})
+    False
+    """
+    return settings.get("model.mixer", "depthwise") in _WITH_A_WINDOW
+
+
 def size_of_model(settings: Mapping[str, Any], leave_out: str = "") -> str:
     """A model's width, depth and kernel size, as far as they are known, without ``leave_out``.
 
@@ -88,7 +97,7 @@ def size_of_model(settings: Mapping[str, Any], leave_out: str = "") -> str:
     'width 64, k 5'
     """
     names = {"model.width": "width", "model.depth": "depth"}
-    if settings.get("model.mixer", "depthwise") in _WITH_A_WINDOW:
+    if has_window(settings):
         names["model.kernel_size"] = "k"
     return ", ".join(
         f"{name} {settings[key]}"
