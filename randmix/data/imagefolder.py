@@ -33,7 +33,7 @@ from PIL import Image
 from randmix.data import catalog, photographs
 from randmix.errors import UserError
 
-_EXTENSIONS = (".jpg", ".jpeg", ".png")
+EXTENSIONS = (".jpg", ".jpeg", ".png")
 _LEFT_BY_FILE_MANAGERS = {"thumbs.db", "desktop.ini"}
 _SPLIT_FOLDERS = {"train": "train", "test": "test", "val": "validation", "validation": "validation"}
 _UNDECODED = re.compile("[\ud800-\udfff]")  # what Python makes of bytes that aren't UTF-8
@@ -198,7 +198,7 @@ def _folders(folder: Path) -> list[Path]:
     """Subfolders of a folder; of files beside them, only those such as a README are ignored."""
     children = visible(folder)
     for child in children:
-        if not child.is_dir() and (not child.is_file() or child.suffix.lower() in _EXTENSIONS):
+        if not child.is_dir() and (not child.is_file() or child.suffix.lower() in EXTENSIONS):
             raise UserError(
                 f"--source: {child} is next to folders; only folders, and files that aren't "
                 "images, are allowed there"
@@ -210,10 +210,10 @@ def _images(folder: Path) -> list[Path]:
     """Images in a class folder, which must contain nothing else."""
     children = visible(folder)
     for child in children:
-        if child.is_dir() or child.suffix.lower() not in _EXTENSIONS:
+        if child.is_dir() or child.suffix.lower() not in EXTENSIONS:
             raise UserError(
                 f"--source: {child} is not an image by its name; "
-                f"allowed in a class folder are {', '.join(_EXTENSIONS)}"
+                f"allowed in a class folder are {', '.join(EXTENSIONS)}"
             )
         if not child.is_file():  # reading a pipe would wait for a writer
             raise UserError(

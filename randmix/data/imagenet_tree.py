@@ -20,8 +20,6 @@ from tensorflow_datasets.datasets.imagenet2012 import imagenet_common
 from randmix.data import catalog, imagefolder
 from randmix.errors import UserError
 
-_EXTENSIONS = (".jpeg", ".jpg", ".png")
-
 
 @functools.cache
 def synsets() -> Sequence[str]:
@@ -134,4 +132,8 @@ def _by_number(folder: Path) -> dict[str, list[Path]]:
 
 
 def _images(folder: Path) -> list[Path]:
-    return [file for file in imagefolder.visible(folder) if file.suffix.lower() in _EXTENSIONS]
+    return [
+        file
+        for file in imagefolder.visible(folder)
+        if file.suffix.lower() in imagefolder.EXTENSIONS
+    ]
