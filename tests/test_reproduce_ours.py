@@ -33,7 +33,12 @@ from randmix.workdir import artifacts
 
 SMOKE = presets.get("smoke")
 MODES = ("floor", "space", "chans", "full")
-DRAWN = {"E13": lattice.draw, "E14": frozen_filters.draw, "E15": scaling.draw}
+DRAWN = {
+    "E13": lattice.draw,
+    "E13-overview": lattice.draw_overview,
+    "E14": frozen_filters.draw,
+    "E15": scaling.draw,
+}
 
 
 def planted(experiment, values, metric="accuracy", **settings):
@@ -170,6 +175,28 @@ def test_a_radius_outside_the_grid_is_no_zero(corners):
         found += planted("E13", accuracies, "fgsm", **about)
     _, modes, _ = build("E13", found)
     assert [row[-1].text for row in modes.rows[5:]] == ["", "n/a", "n/a", "outside the grid", "n/a"]
+
+
+def test_the_overview_has_a_line_for_each_family(corners):
+    found = of_corners(corners)
+    for mode, accuracies in (("chans", [0.3, 0.3]), ("floor", [0.5, 0.3])):  # one never halves
+        for epsilon, values in ((0, [0.8, 0.8]), (2, [0.5, 0.5]), (4, accuracies)):
+            about = {"mode": mode, "model__name": "resnet", "epsilon": epsilon}
+            found += planted("E13", values, "fgsm", **about)
+    found += planted("E13", [0.9], mode="full", model__name="convmixer", model__width=99)
+    picture = drawn("E13-overview", found)
+    accuracy, radius = picture.figure.axes
+    lines = [label.get_text().partition("\n")[0] for label in accuracy.get_yticklabels()]
+    assert lines == ["separable ResNet", "ConvMixer"]  # the better Full is above
+    marks = [line.get_xydata()[0] for line in accuracy.lines if len(line.get_xdata()) == 1]
+    means = 100 * corners.mean(2)
+    expected = [(mean, y) for y, family in enumerate(means[::-1]) for mean in family]
+    np.testing.assert_allclose(marks, expected)
+    ticks, mark = radius.lines[-2:]
+    np.testing.assert_allclose(mark.get_xydata(), [(2**1.5, 0)])
+    np.testing.assert_allclose(ticks.get_xdata(), [2**1.5] * 2)
+    assert radius.get_xscale() == "log"
+    assert [row["seeds"] for row in picture.rows] == 8 * [5] + [2]
 
 
 def test_families_of_one_width_are_not_averaged():
@@ -399,17 +426,27 @@ def test_a_model_without_errors_has_no_gap():
 
 @pytest.mark.parametrize("experiment", DRAWN)
 def test_little_is_drawn_as_it_is(experiment, frozen, corners):
-    full = {"E13": of_corners(corners), "E14": of_banks(frozen), "E15": of_law(0, sizes=(2, 4))[0]}
+    lattices = of_corners(corners)
+    full = {
+        "E13": lattices,
+        "E13-overview": lattices,
+        "E14": of_banks(frozen),
+        "E15": of_law(0, sizes=(2, 4))[0],
+    }
     one_seed = [r for r in full[experiment] if r.seed == 0]
     assert drawn(experiment, one_seed).rows
     cells = [
-        cell.text for table in build(experiment, one_seed) for row in table.rows for cell in row
+        cell.text
+        for table in build(experiment.partition("-")[0], one_seed)
+        for row in table.rows
+        for cell in row
     ]
     assert not any("[" in text or "nan" in text for text in cells)
     some = [r for r in full[experiment] if r.mode == "chans"]
-    assert (drawn(experiment, some) is None) == (experiment == "E15")
-    build(experiment, some)
-    build(experiment, [dataclasses.replace(r, value=1.0) for r in full[experiment]])
+    assert (drawn(experiment, some) is None) == (experiment in ("E13-overview", "E15"))
+    id = experiment.partition("-")[0]
+    build(id, some)
+    build(id, [dataclasses.replace(r, value=1.0) for r in full[experiment]])
     assert drawn(experiment, [r for r in full[experiment] if r.metric != "accuracy"]) is None
     assert drawn(experiment, []) is None
-    assert build(experiment, []) == []
+    assert build(id, []) == []

@@ -174,8 +174,8 @@ EXPERIMENTS = {
             "family of models at one size; of MetaFormers, for each mixer of tokens. Parallel "
             "sides of a lattice learn the same role, once without and once with the other; were "
             "they parallel in accuracy, the roles would add up, and Full would lie on the hollow "
-            "mark. Dashes beside a point are its seeds.",
-            ("E13", "E13-curves"),
+            "mark. The first figure puts all families on one axis. Dashes are seeds.",
+            ("E13-overview", "E13", "E13-curves"),
         ),
         Experiment(
             "E14",

@@ -390,6 +390,7 @@ DRAWN: dict[str, Callable[[Numbers], Picture | None]] = {
     "E10": psnr_over_width,
     "E12": shares.draw,
     "E13": lattice.draw,
+    "E13-overview": lattice.draw_overview,
     "E14": frozen_filters.draw,
     "E15": scaling.draw,
     **{

@@ -4,8 +4,9 @@ Its corners are Floor (norms and head), Space (and spatial mixing), Chans (and c
 Full (both).
 """
 
-from collections.abc import Mapping
-from typing import Any
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -48,9 +49,37 @@ _EFFECTS = {
 }
 
 
+class _Measure(NamedTuple):
+    """What the overview shows.
+
+    Attributes:
+        label: the label of its axis.
+        of: what is averaged over seeds.
+        shown: from that to what the axis shows.
+        octaves: whether the axis is logarithmic.
+    """
+
+    label: str
+    of: Callable[[Numbers], effects.Values]
+    shown: Callable[[Any], Any]
+    octaves: bool = False
+
+
+_MEASURES = {  # by the metric that it is made of
+    "accuracy": _Measure("test accuracy (%)", Numbers.by_seed, lambda x: 100 * x),
+    "fgsm": _Measure("halving radius under FGSM (1/255)", effects.log_radii, np.exp2, octaves=True),
+}
+
+
 def families(numbers: Numbers) -> dict[str, Numbers]:
     """The numbers of each model and data set of E13, by title."""
     return {_title(part[0].settings): part for part in effects.conditions(numbers, _FAMILY)}
+
+
+def _trained(numbers: Numbers) -> dict[str, Numbers]:
+    """The families of which some mode has an accuracy."""
+    found = families(Numbers(r for r in numbers if r.mode in LEARNED))
+    return {title: part for title, part in found.items() if part.where(metric="accuracy")}
 
 
 def draw(numbers: Numbers) -> Picture | None:
@@ -58,8 +87,7 @@ def draw(numbers: Numbers) -> Picture | None:
 
     Dashes at a point are its seeds. Where both roles add up, Full lies on the hollow diamond.
     """
-    found = families(Numbers(r for r in numbers.where("E13") if r.mode in LEARNED))
-    found = {title: part for title, part in found.items() if part.where(metric="accuracy")}
+    found = _trained(numbers.where("E13"))
     if not found:
         return None
     columns = min(_COLUMNS, len(found))
@@ -121,14 +149,53 @@ def _panel(axes: Axes, numbers: Numbers, title: str) -> list[dict[str, Any]]:
     return rows
 
 
+def draw_overview(numbers: Numbers) -> Picture | None:
+    """A line for each family, the best Full above: accuracy in each mode, and halving radius.
+
+    Ticks are seeds, and marks their means. Left out are families with one mode, and radii outside
+    the grid of epsilons.
+    """
+    found = _trained(numbers.where("E13"))
+    found = {title: part for title, part in found.items() if len({r.mode for r in part}) > 1}
+    if not found:
+        return None
+    order = sorted(found, key=lambda title: -sum(_values(found[title], "accuracy", "full")[:1]))
+    measured = [name for name in _MEASURES if any(r.metric == name for r in numbers)]
+    figure = plots.new_figure(2.2 + 2.9 * len(measured), 0.9 + 0.42 * len(found))
+    grid = figure.subplots(1, len(measured), squeeze=False, sharey=True)[0]
+    rows: list[dict[str, Any]] = []
+    for axes, metric in zip(grid, measured, strict=True):
+        measure = _MEASURES[metric]
+        for (y, title), mode in itertools.product(enumerate(order), LEARNED):
+            values = _values(found[title], metric, mode)
+            if len(values):
+                mean = float(measure.shown(values.mean()))
+                style = {"color": "0.4", "markersize": 8, "markeredgewidth": 0.6, "zorder": 2}
+                axes.plot(measure.shown(values), [y] * len(values), "|", **style)
+                look = {**plots.series([*MODES].index(mode)), "linestyle": "", "markersize": 5}
+                axes.plot(mean, y, label=f"{MODES[mode]}: {LEARNED[mode]}", zorder=3, **look)
+                about = {"family": title.replace("\n", ", "), "mode": mode, "metric": metric}
+                rows.append({**about, "mean": mean, "seeds": len(values)})
+        axes.set_xlabel(measure.label)
+        if measure.octaves:
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_locator(LogLocator(base=2, subs=(1, 1.5)))
+            axes.xaxis.set_major_formatter("{x:g}")
+    grid[0].set_yticks(range(len(order)), labels=order, fontsize=7)
+    grid[0].invert_yaxis()
+    shared_legend(figure, ncols=4)
+    return Picture(figure, rows)
+
+
+def _values(family: Numbers, metric: str, mode: str) -> np.ndarray:
+    """What is averaged over seeds; empty if any seed's value is outside the grid."""
+    values = np.asarray([*_MEASURES[metric].of(family.where(metric=metric, mode=mode)).values()])
+    return values if np.isfinite(values).all() else np.empty(0)
+
+
 def tables(numbers: Numbers) -> list[Table]:
     """What each mode learns and costs, and what each role brings."""
-    found = families(Numbers(r for r in numbers if r.mode in LEARNED))
-    found = {
-        title.replace("\n", ", "): part
-        for title, part in found.items()
-        if part.where(metric="accuracy")
-    }
+    found = {title.replace("\n", ", "): part for title, part in _trained(numbers).items()}
     return [*_overview(found), _modes(found), _roles(found)]
 
 
