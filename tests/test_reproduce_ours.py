@@ -138,6 +138,9 @@ def test_the_lattice_in_numbers(corners):
         interval(chans - floor),
         interval(full - floor),
         interval(full - space - chans + floor),
+        interval(chans - space),
+        interval(space - floor - 0.9 * (full - floor)),
+        interval(chans - floor - 0.9 * (full - floor)),
     ]
 
 
@@ -148,12 +151,13 @@ def test_the_lattice_in_numbers(corners):
         ((0.4, 0.72, 0.55, 0.75), "spatial"),
         ((0.4, 0.72, 0.76, 0.75), "either"),
         ((0.4, 0.5, 0.71, 0.75), "only both"),
+        ((0.4, 0.5, [0.72, 0.69, 0.75], 0.75), "not decided"),  # 0.72 to 0.715, which is asked
         ((0.73, 0.73, 0.74, 0.75), "n/a"),
     ],
 )
 def test_the_part_that_suffices(corners, accuracies, sufficient):
     spread = np.asarray([-0.01, 0, 0.01])
-    families = [np.asarray(accuracies)[:, None] + spread, corners[1]]
+    families = [[np.asarray(values) + spread for values in accuracies], corners[1]]
     overview, *_ = build("E13", of_corners(families))
     assert overview.rows[0][-1].text == sufficient
 

@@ -1,5 +1,7 @@
 """The records in results/ still give the verdicts that lie beside them."""
 
+import collections
+import html
 import json
 import math
 import re
@@ -111,3 +113,35 @@ def test_the_findings_accuracies_are_those_of_the_records(row):
     ]
     mean, spread = statistics.mean(values), statistics.stdev(values)
     assert accuracy == f"{mean:.2f} ± {spread:.2f} ({len(values)})"
+
+
+@pytest.fixture(scope="module")
+def mixers(tmp_path_factory):
+    """The cells of the report of E13 on CIFAR-10, by mixer: of its overview, and of all tables."""
+    done = command.run(
+        "randmix reproduce",
+        *("--preset=cifar10", "--tier=laptop", "--data=imagefolder/cifar10", "--experiments=E13"),
+        *("--report_only", f"--records={RESULTS / 'cifar10'}"),
+        f"--workdir={tmp_path_factory.mktemp('mixers')}",
+        limit=900,
+    )
+    page = Path(done.out.split()[-1]).read_text()
+    overview, cells, mixer = {}, collections.defaultdict(list), ""
+    for row in re.findall("<tr.*?</tr>", page, re.DOTALL):
+        texts = re.findall("<t[hd].*?</t[hd]>", row, re.DOTALL)
+        title, *others = [html.unescape(re.sub("<.*?>", "", text)).strip() for text in texts]
+        if ", width" in title:
+            mixer = title.removeprefix("MetaFormer, ").partition(", width")[0]
+            overview.setdefault(mixer, others)
+        cells[mixer] += others
+    return overview, cells
+
+
+def test_the_findings_mixers_are_those_of_the_report(mixers):
+    overview, cells = mixers
+    lines = FINDINGS.read_text().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    rows = [row for row in rows if row[0] in overview]
+    assert len(rows) == 2 * 7
+    for mixer, *values in rows:
+        assert values == overview[mixer] or (len(values) > 5 and {*values} <= {*cells[mixer]})
