@@ -27,7 +27,8 @@ FIGURES = {
     "E9": ["E9-envelopes", "E9-filters"],
     "E10": ["E10", "E10-reconstructions"],
     "E11": [],
-    **{id: [id] for id in ("E12", "E13", "E14", "E15")},
+    **{id: [id] for id in ("E12", "E14", "E15")},
+    "E13": ["E13-overview", "E13"],
     "convergence": [],
 }
 KEPT = {"E1", "E3-equivalence", "E8", "E8-profile"}
