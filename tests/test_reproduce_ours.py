@@ -167,9 +167,16 @@ def test_the_halving_radius_where_it_was_measured(corners):
     for epsilon, value in ((0, 0.8), (1, 0.6), (2, 0.5), (4, 0.3), (8, 0.0)):
         about = {"mode": "chans", "model__name": "resnet", "epsilon": epsilon}
         found += planted("E13", [value, value], "fgsm", **about)
-    _, modes, _ = build("E13", found)
+    for epsilon, value in ((0, 0.8), (1, 0.6), (2, 0.5), (8, 0.3)):
+        about = {"mode": "full", "model__name": "resnet", "epsilon": epsilon}
+        found += planted("E13", [value, value], "fgsm", **about)
+    _, modes, roles = build("E13", found)
+    # Chans crosses 0.4 at 2**1.5, and Full at 2**2, linear in log2.
+    octaves = "{0}0.50 [{0}0.50, {0}0.50] (2)".format("\N{MINUS SIGN}")
+    assert [cells[-1] for cells in texts(roles).values()] == ["n/a", octaves]
+    full = f"{2**2:.2f} ± 0.00 (2)"
     radius = f"{2 ** (1 + 0.1 / 0.2):.2f} ± 0.00 (2)"  # at 0.4, linear in log2
-    assert [row[-1].text for row in modes.rows[5:]] == ["", "n/a", "n/a", radius, "n/a"]
+    assert [row[-1].text for row in modes.rows[5:]] == ["", "n/a", "n/a", radius, full]
 
 
 def test_a_radius_outside_the_grid_is_no_zero(corners):

@@ -2,6 +2,7 @@
 
 Lines are means over seeds, bands one standard deviation. Each function accepts `Numbers` and
 returns a picture, or None if there is nothing to draw yet. E12 to E15 have modules of their own.
+Over 400 lines: the paper's figures share the helpers below, and stand in the paper's order.
 """
 
 import itertools

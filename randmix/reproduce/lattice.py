@@ -55,6 +55,7 @@ _EFFECTS = {
     "channel beyond spatial": effects.points("chans", "space"),
     **{f"{role} beyond {100 * effects.NEAR:g} %": effect for role, effect in _BEYOND.items()},
 }
+_ROBUSTNESS = {"Chans - Full, octaves": effects.octaves("fgsm")}
 
 
 class _Measure(NamedTuple):
@@ -292,10 +293,12 @@ def _worth(family: Numbers, mode: str) -> list[Cell]:
 
 
 def _roles(found: Mapping[str, Numbers]) -> Table:
+    attacked = any(part.where(metric="fgsm") for part in found.values())
+    shown = {**_EFFECTS, **(_ROBUSTNESS if attacked else {})}
     rows = []
     for title, part in found.items():
         runs = part.where(metric="accuracy").runs
-        values = [[*effect.of(part).values()] for effect in _EFFECTS.values()]
+        values = [[*effect.of(part).values()] for effect in shown.values()]
         rows.append([Cell(title), *(interval_cell(one, runs) for one in values)])
     caption = (
         f"What learning a role adds to Floor, in points of accuracy: {OVER_SEEDS_INTERVAL} The "
@@ -304,7 +307,9 @@ def _roles(found: Mapping[str, Numbers]) -> Table:
         "how much channel mixing alone is ahead of spatial mixing alone, and how far each is "
         f"above {100 * effects.NEAR:g} % of the way from Floor to Full."
     )
-    return Table(caption, ["", *_EFFECTS], rows)
+    if attacked:
+        caption += " Last the difference between halving radii under FGSM, in octaves."
+    return Table(caption, ["", *shown], rows)
 
 
 def _title(settings: Mapping[str, Any]) -> str:
