@@ -219,6 +219,8 @@ def _normalize(
     return _normalize_forward(norm, x, scale, bias, offset, shift)[0]
 
 
+# Jitted so that layers of equal shapes are traced once, inlined so that the program is the same.
+@functools.partial(jax.jit, static_argnums=0, inline=True)
 def _normalize_forward(norm, x, scale, bias, offset, shift):
     arguments = (x, scale, bias, offset)
     if shift is None:
@@ -234,6 +236,7 @@ def _normalize_forward(norm, x, scale, bias, offset, shift):
     return (y.astype(x.dtype), mean, variance), saved
 
 
+@functools.partial(jax.jit, static_argnums=0, inline=True)
 def _normalize_backward(norm, saved, cotangents):
     x, statistics, shift = saved
     g = cotangents[0]  # those of mean and variance are dropped: see act_norm

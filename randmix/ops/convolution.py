@@ -100,6 +100,8 @@ def transposed(result: Callable[[Array, Array, int], Array]) -> Form:
     return Form(result, input_gradient, weight_gradient)
 
 
+# Jitted so that layers of equal shapes are traced once, inlined so that the program is the same.
+@functools.partial(jax.jit, static_argnums=(0, 1, 3), inline=True)
 def _run(part: str, forms: Forms, arrays: tuple[Array, Array], static: Geometry | int) -> Array:
     """Computes one part of a form, that of the platform that the program is compiled for."""
     cpu, default = (getattr(form, part) for form in (forms.cpu, forms.default))
