@@ -81,7 +81,8 @@ def look_in(folder: str | None) -> list[str]:
 
     They stay there, since a module may import its neighbours later.
     """
-    folders = [folder, os.getcwd()] if folder else [os.getcwd()]
+    here = os.getcwd()
+    folders = [*dict.fromkeys((folder or here, here))]
     sys.path.extend(place for place in folders if place not in sys.path)
     importlib.invalidate_caches()  # a module may be younger than the listing of its folder
     return folders

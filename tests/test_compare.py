@@ -199,7 +199,7 @@ def test_a_place_without_a_finished_run_is_one_line(tmp_path):
     begun = tmp_path / "runs" / "b"
     begun.mkdir(parents=True)
     (begun / "config.json").write_text(configs.to_json(configs.default()))
-    message = f"{tmp_path}: got no finished run, .* at least one; not finished: {begun}"
+    message = f"got no finished run in {tmp_path}, .* at least one; not finished: {begun}"
     with pytest.raises(UserError, match=message):
         compare.collect(tmp_path)
 

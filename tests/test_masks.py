@@ -81,7 +81,7 @@ def test_every_leaf_gets_the_label_of_the_first_rule_that_selects_it(flat, given
         (
             [("train", role("head") & depth(0, 1))],
             "rule 1 ('train', role('head') & depth(0, 1)) matches no leaf: "
-            "no leaf matches all of its terms",
+            "no leaf fits the whole of it",
         ),
         (
             [("train", FLOATS)],

@@ -31,7 +31,7 @@ def test_fractions_are_exact_and_nested(shape, shares, seed):
         ]
         for share in shares
     )
-    filters = int(np.prod(shape[2:] if len(shape) > 2 else shape[-1:]))
+    filters = int(np.prod(shape[-2:] if len(shape) > 3 else shape[-1:]))
     assert small.size == filters
     assert np.broadcast_shapes(small.shape, tuple(shape)) == tuple(shape)
     assert small.ndim == len(shape)

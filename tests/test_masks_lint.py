@@ -203,6 +203,8 @@ def test_savings_are_the_products_that_are_spared(selector, spared):
     # The derivatives of tanh are a few operations for each activation.
     assert spared + updates <= table.flops <= 1.05 * (spared + updates) + 8 * N * sum(WIDTHS)
     assert table["optimizer state, bytes"].full == 0
+    with pytest.raises(KeyError, match="flops"):
+        table["flops"]
 
 
 def test_quantised_weights_stay_frozen_in_what_savings_compares():

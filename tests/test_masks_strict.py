@@ -112,8 +112,8 @@ def test_a_misspelt_term_is_found_anywhere(selector, reason):
 def test_messages_of_masks_of_nothing():
     for selector, reason in [
         (leaf("kernle"), "no leaf is named 'kernle', the nearest is 'kernel'"),
-        (role("head") & depth(0, 1), "no leaf matches all of its terms"),
-        (~everything, "no leaf matches all of its terms"),
+        (role("head") & depth(0, 1), "no leaf fits the whole of it"),
+        (~everything, "no leaf fits the whole of it"),
     ]:
         with pytest.raises(MaskError) as caught:
             masks.mask(model_params(), selector)

@@ -328,12 +328,12 @@ def test_the_state_is_that_of_optax_alone():
         (
             [("train", everything)],
             {"train": {"weight_decay": 0.1}},
-            "settings of 'train': adamw has missing a required argument: 'learning_rate'",
+            "settings of 'train': adamw: missing a required argument: 'learning_rate'",
         ),
         (
             [("train", everything)],
             {"train": {"optimizer": optax.sgd, "learning_rate": 0.1, "weight_decay": 0.1}},
-            "settings of 'train': sgd has got an unexpected keyword argument 'weight_decay'",
+            "settings of 'train': sgd: got an unexpected keyword argument 'weight_decay'",
         ),
         (
             [("train", everything)],

@@ -323,6 +323,8 @@ def test_a_patch_that_does_not_divide_the_image():
         "patch_size: got 3, which doesn't divide the image's 28 x 28 pixels; "
         "allowed is a common divisor of both sides"
     )
+    with pytest.raises(UserError, match=r"images: got one of shape \[8, 1\], allowed is \[H, W"):
+        model.init(jax.random.key(0), jnp.zeros((8, 8, 1)))
     with pytest.raises(UserError, match="doesn't divide"):
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
 

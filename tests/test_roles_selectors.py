@@ -171,6 +171,6 @@ def test_from_the_command_line():
     done = command.run("randmix roles", "--config=configs/digits.py:tiny")
     assert (done.status, done.err) == (0, "")
     lines = done.out.splitlines()
-    assert lines[0] == "convmixer declares roles:"
+    assert lines[0] == "convmixer has roles:"
     assert lines[2].split() == ["path", "shape", "role", "why", "sure", "leaves", "count"]
     assert command.run("randmix roles").err.startswith("randmix: --config is missing; give one")

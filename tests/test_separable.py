@@ -99,6 +99,12 @@ def test_the_composed_kernel_is_that_of_the_appendix():
     np.testing.assert_allclose(compose(spatial, channel), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_kernels_that_do_not_belong_together_are_refused():
+    message = r"after depthwise \[3, 3, 4, 2\] must be \[8, C_out\], got \[4, 10\]"
+    with pytest.raises(ValueError, match=message):
+        compose(np.ones((3, 3, 4, 2)), np.ones((4, 10)))
+
+
 @pytest.mark.parametrize(
     ("trained", "convolutions"), [((0,), 2), ((0, 1), 3), ((0, 2), 3), ((0, 1, 2), 3), ((1, 2), 2)]
 )

@@ -120,8 +120,8 @@ def collect(places: os.PathLike | str | Iterable[os.PathLike | str]) -> Runs:
     if not found:
         missing = f"; not finished: {', '.join(unfinished)}" if unfinished else ""
         raise UserError(
-            f"{', '.join(map(str, places))}: got no finished run, allowed are places with at least "
-            f"one{missing}"
+            f"got no finished run in {', '.join(map(str, places)) or 'no place'}, allowed are places "
+            f"with at least one{missing}"
         )
     return side_by_side(found, unfinished)
 

@@ -46,7 +46,7 @@ class Savings(Table):
     rows: tuple[Saving, ...]
 
     def __getitem__(self, quantity: str) -> Saving:
-        return next(row for row in self.rows if row.quantity == quantity)
+        return {row.quantity: row for row in self.rows}[quantity]
 
     @property
     def flops(self) -> int:

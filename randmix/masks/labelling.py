@@ -111,9 +111,9 @@ def labels(params: PyTree, rules: Rules, *, strict: bool = True) -> PyTree:
 def channel_masks(params: PyTree, rules: Rules, *, strict: bool = True) -> PyTree:
     """Masks of the filters that are learned inside leaves labelled by a `fraction` rule.
 
-    A filter is one index into the axes after the first two, or into the last axis of a leaf with
-    fewer than three axes. Of an array named `weight`, PyTorch's and Equinox's, it is one into the
-    first two axes, or the first of two. Apply `jnp.where(mask, new, old)` after the update: it
+    A filter is one index into the last two axes, or into the last one of a leaf with fewer than
+    four axes. Of an array named `weight`, PyTorch's and Equinox's, it is one into the first two
+    axes, or the first of two. Apply `jnp.where(mask, new, old)` after the update: it
     keeps the other filters bit-identical whatever weight decay and momentum did. Masking only the
     gradients does not.
 
@@ -181,7 +181,7 @@ def _filter_axes(name: str, shape: tuple[int, ...]) -> Sequence[int]:
     long = [axis for axis, size in enumerate(shape) if size > 1]
     if name not in ("kernel", "weight") and len(long) == 1:  # Equinox's bias is [C, 1, 1]
         return long
-    return range(2 if len(shape) > 2 else max(len(shape) - 1, 0), len(shape))
+    return range(max(len(shape) - (2 if len(shape) > 3 else 1), 0), len(shape))
 
 
 def assign(leaves: list[Leaf], rules: list[Rule], strict: bool) -> list[Rule]:

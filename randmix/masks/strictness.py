@@ -128,7 +128,7 @@ def absence(term: Selector, leaves: list[Leaf]) -> str:
 
 def _reason(absent: list[Selector], leaves: list[Leaf]) -> str:
     if leaves and not absent:
-        return "no leaf matches all of its terms"
+        return "no leaf fits the whole of it"
     return absence(absent[0] if absent else everything, leaves)
 
 

@@ -188,10 +188,11 @@ def _built(label: str, function: Any, options: dict[str, Any], start: int) -> An
     try:
         inspect.signature(function).bind(**options)
     except TypeError as error:
-        raise MaskError(f"settings of {label!r}: {name} has {error}") from None
+        raise MaskError(f"settings of {label!r}: {name}: {error}") from None
+    first = jnp.zeros((), jnp.int32)  # the count, as optax passes it to schedules
     for key in ("learning_rate", "weight_decay"):
         value = options.get(key)
-        if value is not None and not _is_rate(value(0) if callable(value) else value):
+        if value is not None and not _is_rate(value(first) if callable(value) else value):
             raise MaskError(
                 f"{key} of {label!r} must be a number of at least 0 or a schedule, "
                 f"got {shown(value)}"

@@ -248,6 +248,8 @@ def check_channels(channels: int, *, mean: tuple[float, ...], std: tuple[float, 
 
 def check_patches(patch_size: int, image_shape: tuple[int, ...]) -> None:
     """Raises a UserError unless patches of that side tile images [H, W, C]."""
+    if len(image_shape) != 3:
+        raise UserError(f"images: got one of shape {list(image_shape)}, allowed is [H, W, C]")
     h, w, _ = image_shape
     if h % patch_size or w % patch_size:
         raise UserError(

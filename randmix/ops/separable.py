@@ -62,7 +62,12 @@ def dense(x: Array, kernel: Array, *, stride: int = 1) -> Array:
 
 
 def compose(depthwise_kernel: Array, pointwise_kernel: Array) -> Array:
-    """Composes [k, k, C, m] and [C m, C_out] into the dense kernel [k, k, C, C_out], float32."""
+    """Composes [k, k, C, m] and [C m, C_out] into the dense kernel [k, k, C, C_out], float32.
+
+    Raises:
+        ValueError: the shapes don't fit.
+    """
+    _check_pair(depthwise_kernel, pointwise_kernel)
     _, _, channels, multiplier = depthwise_kernel.shape
     mixing = pointwise_kernel.reshape(channels, multiplier, -1)
     # By default a TPU would round both factors to bfloat16 first.
@@ -89,7 +94,11 @@ def _check(x: Array, depthwise_kernel: Array, pointwise_kernel: Array, stride: i
             f"the depthwise kernel for x {list(x.shape)} must be [k, k, {x.shape[-1]}, m], "
             f"got {list(depthwise_kernel.shape)}"
         )
-    between = x.shape[-1] * depthwise_kernel.shape[3]
+    _check_pair(depthwise_kernel, pointwise_kernel)
+
+
+def _check_pair(depthwise_kernel: Array, pointwise_kernel: Array) -> None:
+    between = depthwise_kernel.shape[2] * depthwise_kernel.shape[3]
     if pointwise_kernel.ndim != 2 or pointwise_kernel.shape[0] != between:
         raise ValueError(
             f"the pointwise kernel after depthwise {list(depthwise_kernel.shape)} must be "

@@ -15,7 +15,7 @@ def main(options: Any) -> None:
     """Prints the roles of the model of ``commands/roles.py``'s config."""
     name, variables, image_shape, num_classes = describe(options.config)
     found = for_variables(variables, image_shape, num_classes)
-    says = "declares no roles; by names and shapes:" if _PARAMS in variables else "declares roles:"
+    says = "declares no roles; by names and shapes:" if _PARAMS in variables else "has roles:"
     print(f"{name} {says}\n\n{found}")
     if _PARAMS in variables and not found.selectors:
         print("\nThe selectors are longer than a config may have: write roles by module by hand.")
