@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import importlib.metadata
 import json
-import logging
 import os
 import pathlib
 import platform
@@ -161,8 +160,7 @@ def _claim(workdir: epath.Path, values: Mapping[str, Any]) -> None:
             f"one has {own}; give the old config, which writes it anew, or another --workdir"
         )
     if file.exists():
-        place = set_aside(file, workdir)
-        logging.getLogger(__name__).warning("%s; moved to %s and written anew", lost, place)
+        set_aside(file, workdir, lost, " and written anew")
     durable.write(file, configs.to_json(values) + "\n")
 
 
@@ -188,9 +186,7 @@ def _claim_data(workdir: epath.Path, data: Mapping[str, Any]) -> None:
     try:
         old = read_data(workdir)
     except json_files.Damaged as damaged:
-        lost = str(damaged).partition(";")[0]
-        place = set_aside(file, workdir)
-        logging.getLogger(__name__).warning("%s; moved to %s and written anew", lost, place)
+        set_aside(file, workdir, str(damaged).partition(";")[0], " and written anew")
         old = None
     if old is None:
         durable.write(file, json.dumps(data, indent=2) + "\n")
@@ -205,10 +201,8 @@ def _usable_result(workdir: epath.Path) -> dict[str, Any] | None:
     try:
         return read_result(workdir)
     except json_files.Damaged as damaged:
-        place = set_aside(workdir / RESULT, workdir)
-        logging.getLogger(__name__).warning(
-            "%s; moved to %s and computed anew", str(damaged).partition(";")[0], place
-        )
+        reason = str(damaged).partition(";")[0]
+        set_aside(workdir / RESULT, workdir, reason, " and computed anew")
         return None
 
 

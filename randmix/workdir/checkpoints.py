@@ -253,17 +253,15 @@ class Checkpoints:
             if (damage := self.damage(step)) is None:
                 manifest.require_about(self._root / str(step), self._about)
                 break
-            place = set_aside(self._root / str(step), self.folder.parent)
-            logging.getLogger(__name__).warning(
-                "%s: damaged (%s); moved to %s, %s",
-                self.folder / str(step),
-                damage,
-                place,
-                "the next better one replaces it"
+            set_aside(
+                self._root / str(step),
+                self.folder.parent,
+                f"{self.folder / str(step)}: damaged ({damage})",
+                ", the next better one replaces it"
                 if self.folder.name == BEST
-                else "resuming from the checkpoint before it"
+                else ", resuming from the checkpoint before it"
                 if step != steps[-1]
-                else "starting from the first step",
+                else ", starting from the first step",
             )
         return self.all_steps()
 
@@ -313,15 +311,18 @@ def newest_fingerprint(workdir: epath.Path) -> str | None:
         return checkpoints.about(steps[0]).get(manifest.CONFIG) if steps else None
 
 
-def set_aside(path: epath.Path, workdir: epath.Path) -> epath.Path:
-    """Moves a damaged file or folder to the workdir's ``set_aside``; returns its new place."""
+def set_aside(path: epath.Path, workdir: epath.Path, damage: str, then: str) -> None:
+    """Moves a damaged file or folder to the workdir's ``set_aside``, and warns of it.
+
+    The warning says what the damage is, the new place, and what happens then.
+    """
     aside = workdir / SET_ASIDE
     durable.make_folder(aside)
     number, place = 1, aside / path.name
     while place.exists():
         place, number = aside / f"{path.name}-{number}", number + 1
     durable.move(path, place)
-    return place
+    logging.getLogger(__name__).warning("%s; moved to %s%s", damage, place, then)
 
 
 def _listed(root: epath.Path) -> Iterator[int]:

@@ -68,8 +68,7 @@ class MetricsLog:
         self.names_at_start = set(distributed.decided_by_primary(lambda: sorted(names)))
         if writes:
             if damaged:
-                place = set_aside(self._path, self._path.parent)
-                _warn(f"{damaged}; moved to {place}, the other lines are kept")
+                set_aside(self._path, self._path.parent, damaged, ", the other lines are kept")
             self._text = "".join(json.dumps(row) + "\n" for row in rows)
             durable.write(self._path, self._text)
             self._file = self._path.open("a") if durable.is_local(self._path) else None
@@ -108,17 +107,13 @@ def read(path: epath.Path) -> list[dict[str, Any]]:
     """Returns the intact lines of a log, oldest first; [] if there is no file."""
     rows, damaged = _readable(path)
     if damaged:
-        _warn(f"{damaged}; using the other lines")
+        logging.getLogger(__name__).warning("%s; using the other lines", damaged)
     return rows
 
 
 def damage(path: epath.Path) -> str | None:
     """Returns one line on the first damaged line of a log, or None."""
     return _readable(path)[1]
-
-
-def _warn(message: str) -> None:
-    logging.getLogger(__name__).warning("%s", message)
 
 
 def _readable(path: epath.Path) -> tuple[list[dict[str, Any]], str | None]:
