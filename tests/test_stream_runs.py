@@ -20,7 +20,7 @@ from randmix.runtime import sharding
 from randmix.runtime.preemption import Preempted
 from randmix.training import evaluation as eval_loop
 from randmix.training import loop as train
-from randmix.training import runs
+from randmix.training import runs, skipped
 
 NAME = "imagefolder/flowers"
 OVERRIDES = {
@@ -170,6 +170,12 @@ def damage(monkeypatch, rows):
         "open_source",
         lambda data_set, split, data_dir: Damaged(open_source(data_set, split, data_dir), split),
     )
+
+
+@pytest.mark.slow
+def test_a_damaged_list_of_photographs_stops_no_run(data_dir, tmp_path):
+    (tmp_path / skipped.FILE).write_text('{"train": [')
+    assert run(tmp_path, data_dir, data__corrupt="skip")["skipped"] == {"train": 0, "test": 0}
 
 
 @pytest.mark.slow

@@ -54,6 +54,7 @@ class Skipped:
             except json_files.Damaged as damaged:
                 logging.getLogger(__name__).warning("%s", damaged)
                 saved = {}
+                self._file.unlink(missing_ok=True)  # `collect` writes only what is new
             for split, entries in saved.items():
                 self._found[split] = {e["record"]: e for e in entries if e["step"] <= start}
 
