@@ -299,6 +299,9 @@ def test_only_the_name_may_change(folder):
     one.optimizer.momentum = 0.5
     with pytest.raises(UserError, match=r"config.optimizer.momentum: lion has no such argument"):
         runs.assemble(one)
+    one.optimizer = {**configs.default().optimizer, "name": "lion", "foo": "foo"}
+    with pytest.raises(UserError, match=r"config.optimizer.foo: lion has no such argument"):
+        runs.assemble(one)
 
 
 def test_roles_keep_their_order_and_are_part_of_the_run():

@@ -297,7 +297,8 @@ def complete(
     given = {
         key: value
         for key, value in options.items()
-        if key not in common and not (changed and key not in taken and value == usual.get(key, key))
+        if key not in common
+        and not (changed and key not in taken and (key, value) in usual.items())
     }
     own = parts.arguments(
         f"config.{group}",
