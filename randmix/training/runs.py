@@ -368,7 +368,7 @@ def _resolve(
     """
     dataset = find_dataset(config)
     resolved = config.copy_and_resolve_references()
-    data, model = resolved.data, resolved.model
+    data = resolved.data
     data.in_memory = "off" if dataset.streamed else "on"
     if dataset.streamed:
         data.image_size = dataset.image_shape[0]
@@ -376,8 +376,8 @@ def _resolve(
     else:  # what only photographs depend on
         data.image_size, data.decoder, data.interpolation = None, "auto", "fast"
     model = complete(resolved).model
-    normalised = {key for key in ("mean", "std") if key in model}
-    if dataset.statistics is None and any(model[key] is None for key in normalised):
+    left_open = [key for key in ("mean", "std") if model.get(key, ()) is None]
+    if left_open and dataset.statistics is None:
         logging.getLogger(__name__).warning(
             "the channel statistics of %s are unknown, so images aren't normalised; "
             "`python -m randmix prepare %s` records them, or set config.model.mean and std",
@@ -385,9 +385,9 @@ def _resolve(
             dataset.name,
         )
     mean, std = dataset.statistics or ((), ())
-    for key in normalised:
-        with model.ignore_type():
-            model[key] = {"mean": mean, "std": std}[key] if model[key] is None else model[key]
+    with model.ignore_type():
+        for key in left_open:
+            model[key] = {"mean": mean, "std": std}[key]
     if is_own(resolved):
         return resolved, dataset, None
     source = transplants.find(model.filters, workdir)
