@@ -1,5 +1,6 @@
 """Flags that several commands take, and what their values lead to."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -162,10 +163,9 @@ def tune_host(options: Any) -> str:
 
 def keep_compiled(options: Any) -> None:
     """Has JAX keep compiled programs, and notes in the options where."""
-    parent = (options.workdir or "").rstrip("/").rpartition("/")[0] or (
-        "." if options.workdir else "runs"
-    )
-    options.compiled = host.keep_compiled(options.compiled, default=f"{parent}/.compiled")
+    parent = os.path.dirname((options.workdir or "runs/default").rstrip("/"))
+    default = os.path.join(parent, ".compiled")
+    options.compiled = host.keep_compiled(options.compiled, default=default)
 
 
 def check_processes(options: Any) -> None:
