@@ -65,7 +65,7 @@ def shard(meaning: str) -> None:
 
 
 def ensemble() -> None:
-    """Defines --ensemble, which ``training.parse_ensemble`` reads."""
+    """Defines --ensemble, which ``experiments.training.parse_ensemble`` reads."""
     flags.DEFINE_string(
         "ensemble",
         "auto",
