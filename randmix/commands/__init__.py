@@ -85,7 +85,7 @@ def _work(command: Command, names: list[str], argv: list[str]) -> int | None:
     )
     command.prepare(options)
     signals.watch()  # a thread, after the settings of malloc: it would have memory of its own
-    gc.disable()  # importing makes only objects that stay: a sixth of its time went to checking them
+    gc.disable()  # importing makes only objects that stay; checking them took a sixth of its time
     work = importlib.import_module(command.work)
     gc.freeze()
     gc.enable()
