@@ -119,9 +119,9 @@ def collect(places: os.PathLike | str | Iterable[os.PathLike | str]) -> Runs:
     found, unfinished = records.gather(places)
     if not found:
         missing = f"; not finished: {', '.join(unfinished)}" if unfinished else ""
+        where = ", ".join(map(str, places)) or "no place"
         raise UserError(
-            f"got no finished run in {', '.join(map(str, places)) or 'no place'}, allowed are places "
-            f"with at least one{missing}"
+            f"got no finished run in {where}, allowed are places with at least one{missing}"
         )
     return side_by_side(found, unfinished)
 
