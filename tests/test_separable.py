@@ -103,6 +103,8 @@ def test_kernels_that_do_not_belong_together_are_refused():
     message = r"after depthwise \[3, 3, 4, 2\] must be \[8, C_out\], got \[4, 10\]"
     with pytest.raises(ValueError, match=message):
         compose(np.ones((3, 3, 4, 2)), np.ones((4, 10)))
+    with pytest.raises(ValueError, match=r"must be \[k, k, C, m\], got \[3, 3, 4\]"):
+        compose(np.ones((3, 3, 4)), np.ones((4, 10)))
 
 
 @pytest.mark.parametrize(
@@ -224,7 +226,7 @@ def test_a_batch_over_eight_devices_is_never_gathered(monkeypatch):
             (3, 3, 2),
             (18, 4),
             1,
-            r"x \[1, 4, 4, 2\] must be \[k, k, 2, m\], got \[3, 3, 2\]",
+            r"the depthwise kernel must be \[k, k, C, m\], got \[3, 3, 2\]",
         ),
         ((1, 4, 4, 2), (3, 3, 3, 9), (27, 4), 1, r"got \[3, 3, 3, 9\]"),
         (

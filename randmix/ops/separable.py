@@ -52,7 +52,7 @@ def separable(
     Raises:
         ValueError: the shapes don't fit, or the stride is below 1.
     """
-    _check(x, depthwise_kernel, pointwise_kernel, stride)
+    check(x, depthwise_kernel, stride)
     return dense(x, compose(depthwise_kernel, pointwise_kernel).astype(x.dtype), stride=stride)
 
 
@@ -67,8 +67,16 @@ def compose(depthwise_kernel: Array, pointwise_kernel: Array) -> Array:
     Raises:
         ValueError: the shapes don't fit.
     """
-    _check_pair(depthwise_kernel, pointwise_kernel)
+    if depthwise_kernel.ndim != 4:
+        raise ValueError(
+            f"the depthwise kernel must be [k, k, C, m], got {list(depthwise_kernel.shape)}"
+        )
     _, _, channels, multiplier = depthwise_kernel.shape
+    if pointwise_kernel.ndim != 2 or pointwise_kernel.shape[0] != channels * multiplier:
+        raise ValueError(
+            f"the pointwise kernel after depthwise {list(depthwise_kernel.shape)} must be "
+            f"[{channels * multiplier}, C_out], got {list(pointwise_kernel.shape)}"
+        )
     mixing = pointwise_kernel.reshape(channels, multiplier, -1)
     # By default a TPU would round both factors to bfloat16 first.
     return jnp.einsum(
@@ -85,22 +93,3 @@ def separable_reference(
 ) -> Array:
     """Plain reference for `separable`: the two steps."""
     return pointwise(depthwise(x, depthwise_kernel, stride=stride), pointwise_kernel)
-
-
-def _check(x: Array, depthwise_kernel: Array, pointwise_kernel: Array, stride: int) -> None:
-    check(x, depthwise_kernel, stride)
-    if depthwise_kernel.ndim != 4:
-        raise ValueError(
-            f"the depthwise kernel for x {list(x.shape)} must be [k, k, {x.shape[-1]}, m], "
-            f"got {list(depthwise_kernel.shape)}"
-        )
-    _check_pair(depthwise_kernel, pointwise_kernel)
-
-
-def _check_pair(depthwise_kernel: Array, pointwise_kernel: Array) -> None:
-    between = depthwise_kernel.shape[2] * depthwise_kernel.shape[3]
-    if pointwise_kernel.ndim != 2 or pointwise_kernel.shape[0] != between:
-        raise ValueError(
-            f"the pointwise kernel after depthwise {list(depthwise_kernel.shape)} must be "
-            f"[{between}, C_out], got {list(pointwise_kernel.shape)}"
-        )
