@@ -202,6 +202,8 @@ def test_a_place_without_a_finished_run_is_one_line(tmp_path):
     message = f"got no finished run in {tmp_path}, .* at least one; not finished: {begun}"
     with pytest.raises(UserError, match=message):
         compare.collect(tmp_path)
+    with pytest.raises(UserError, match="got no finished run in no place, allowed"):
+        compare.collect([])
 
 
 def test_the_command_needs_a_place():

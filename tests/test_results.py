@@ -29,7 +29,7 @@ def same(got, kept):
     return got == kept
 
 
-@pytest.mark.parametrize("preset", ["digits", "fashion_mnist"])
+@pytest.mark.parametrize("preset", ["digits", "fashion_mnist", "mnist"])
 def test_the_report_drawn_anew_has_the_same_verdicts(preset, tmp_path):
     done = command.run(
         "randmix reproduce",
