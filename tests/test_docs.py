@@ -210,6 +210,8 @@ class Checkout:
             return [*arguments, f"--manual_dir={self.archives}/{arguments[0]}"]
         if any(a.startswith("--coordinator=") for a in arguments):
             return [*arguments, "--summary"]
+        if "--preset=mnist" in arguments:
+            return [*arguments, "--dry_run", "--override=batch_size=4"]  # it has no quick part
         return [*arguments, *QUICK.get(module.split("/")[0], ())]
 
     def launch(self, words):
