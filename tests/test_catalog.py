@@ -3,10 +3,12 @@
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
 
+import chex
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -227,6 +229,43 @@ def test_a_wrong_number_of_examples_is_noticed(data_dir, monkeypatch, from_files
         catalog.load("digits", "train", data_dir)
 
 
+@pytest.mark.parametrize("how", ["cut", "flipped", "other", "newer records"])
+def test_images_are_decoded_once_unless_their_file_is_damaged(damaged_dir, monkeypatch, how):
+    data_dir, folder = damaged_dir
+    file = folder / "decoded-test.npz"
+    file.unlink(missing_ok=True)  # as another test may have left it
+    first = catalog.load("digits", "test", data_dir)
+    with monkeypatch.context() as only:
+        only.setattr(catalog.records, "read_arrays", None)  # isn't called
+        again = catalog.load("digits", "test", data_dir)
+    chex.assert_trees_all_equal(again, first)
+    assert again["image"].flags.writeable
+    assert again["image"].flags.c_contiguous
+
+    data = bytearray(file.read_bytes())
+    data[len(data) // 3] ^= 4
+    (stored,) = folder.glob("digits-test.array_record-*")
+    {
+        "cut": lambda: file.write_bytes(data[: len(data) // 2]),
+        "flipped": lambda: file.write_bytes(data),
+        "other": lambda: np.savez(file, image=first["image"]),
+        "newer records": lambda: os.utime(stored, ns=(0, 0)),
+    }[how]()
+    before = file.read_bytes()
+    chex.assert_trees_all_equal(catalog.load("digits", "test", data_dir), first)
+    assert file.read_bytes() != before  # written anew
+    assert not [*folder.glob("*.tmp")]
+
+
+def test_a_folder_that_cannot_be_written_is_read(damaged_dir):
+    data_dir, folder = damaged_dir
+    file = folder / "decoded-test.npz"
+    file.unlink(missing_ok=True)
+    file.mkdir()  # so that no file can take its name
+    assert len(catalog.load("digits", "test", data_dir)["label"]) == 360
+    assert not [*folder.glob("*.tmp")]
+
+
 def test_importing_and_loading_digits_is_light_and_quiet():
     program = """
 import sys
@@ -242,11 +281,14 @@ assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
 
 
 def test_loading_files_is_quiet_and_without_tensorflow(data_dir):
+    for file in data_dir.glob("digits/*/decoded-*.npz"):
+        file.unlink()
     program = f"""
 import dataclasses, sys
 from randmix.data import catalog
 catalog.DATA_SETS["digits"] = dataclasses.replace(catalog.get("digits"), embedded=False)
 catalog.load("digits", "train", {str(data_dir)!r})
+assert "tensorflow_datasets" in sys.modules
 assert not {{"tensorflow", "jax", "grain"}} & sys.modules.keys()
 """
     done = subprocess.run(

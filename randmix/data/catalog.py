@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from randmix.data import digits, own, records
+from randmix.data import decoded, digits, own, records
 from randmix.data.data_sets import DATA_SETS, IMAGE_SIZE, IMAGENET, DataSet, Statistics
 from randmix.errors import UserError, check_choice, check_name, did_you_mean
 
@@ -189,13 +189,18 @@ def read(
             return digits.load(split)
         return own.load(data_set.name, split, records.resolve_data_dir(data_dir))
     require_prepared(data_set.name, data_dir)
-    directory = data_set.directory(data_dir)
-    return records.read_arrays(
+    directory, name = data_set.directory(data_dir), data_set.tfds_split(split)
+    return decoded.read(
         directory,
-        data_set.tfds_split(split),
-        examples=data_set.examples(split),
-        held=records.contents(directory),
-        shape=data_set.image_shape,
+        name,
+        (data_set.examples(split), *data_set.image_shape),
+        lambda: records.read_arrays(
+            directory,
+            name,
+            examples=data_set.examples(split),
+            held=records.contents(directory),
+            shape=data_set.image_shape,
+        ),
     )
 
 
