@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from randmix.commands import shared
 from randmix.runtime import host
 
 LEFT = "left as they are: "
@@ -149,6 +150,22 @@ def test_where_compiled_programs_are_kept(platforms, before, asked, kept, cache,
     assert os.environ.get("JAX_COMPILATION_CACHE_DIR") == kept
     assert "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ
     assert not [*cache.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("workdir", "kept"),
+    [
+        (None, "runs/.compiled"),
+        ("runs/mine", "runs/.compiled"),
+        ("gs://bucket/runs/mine/", "gs://bucket/runs/.compiled"),
+        ("mine", ".compiled"),
+    ],
+)
+def test_an_accelerator_keeps_programs_beside_the_runs(workdir, kept, cache, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    options = types.SimpleNamespace(workdir=workdir, compiled=None)
+    shared.keep_compiled(options)
+    assert (options.compiled, os.environ["JAX_COMPILATION_CACHE_DIR"]) == (kept, kept)
 
 
 @pytest.fixture
