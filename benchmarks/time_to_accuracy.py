@@ -5,20 +5,21 @@ r"""Wall time of whole commands, from their start to a test accuracy, beside PyT
         --data=cifar10=imagefolder/cifar10
 
 Ours is `python -m randmix train`; PyTorch's is `torch_training.py`, a script of the same recipe. It
-has the ConvMixer as its authors publish it, with equal numbers of trained and of frozen parameters
-(which is checked), the same epochs, batches, AdamW with decay of kernels alone, schedule, clipping,
-normalisation and flips. Both take their settings from `RECIPE` and `CASES`, and a test holds their
-first steps together (`tests/parity/test_torch_training.py`). Each is a process of its own, timed
-from start to exit: imports, reading the data, training, one evaluation of the test set after the
-last step, and saving the weights. `accuracy` is the mean of that accuracy over seeds, `met` the
-share of runs in which it is at least the target; the times are those of all runs.
+has the ConvMixer as its authors publish it, or the usual pre-activation ResNet with separable
+convolutions, with equal numbers of trained and of frozen parameters (which is checked), the same
+epochs, batches, AdamW with decay of kernels alone, schedule, clipping, normalisation and flips.
+Both take their settings from `RECIPES` and `CASES`, and a test holds their first steps together
+(`tests/parity/test_torch_training.py`). Each is a process of its own, timed from start to exit:
+imports, reading the data, training, one evaluation of the test set after the last step, and saving
+the weights. `accuracy` is the mean of that accuracy over seeds, `met` the share of runs in which it
+is at least the target; the times are those of all runs.
 
 What is fair: both use all cores that this process may use (`taskset -c 0,1` for two), one process
 at a time, in alternating order, on the CPU in float32. PyTorch has channels_last, the fused AdamW,
 and, by environment variables, the malloc settings that our command makes for itself. It reads
-arrays that this benchmark wrote as .npy, while ours decodes the PNG or JPEG files of the prepared
-data set, as every run does. It is eager by default, since `torch.compile` was slower in `step.py`;
---compile uses it. Neither writes TensorBoard events.
+arrays that this benchmark wrote as .npy, ours those that the first run of a prepared data set
+keeps (`randmix.data.decoded`). It is eager by default, since `torch.compile` was slower in
+`step.py`; --compile uses it. Neither writes TensorBoard events.
 
 The first run of each, `cold`, has empty caches of compiled programs, ours and torch.compile's. It
 is repeated with the same seed: means and standard deviations over seeds are of warm runs alone.
@@ -35,30 +36,50 @@ from pathlib import Path
 import timing
 from absl import app, flags
 
-CONFIG = "configs/convmixer_mnist.py"
-# What both sides train; a case adds its own.
-RECIPE = {
+# What both sides train, over the config of that name; a case adds its own.
+COMMON = {
     "data.flip": True,
-    "model.width": 64,
-    "model.depth": 4,
-    "model.kernel_size": 5,
-    "model.patch_size": 2,
-    "batch_size": 128,
     "optimizer.learning_rate": 0.03,
     "optimizer.weight_decay": 0.005,
     "optimizer.clip_norm": 1.0,
 }
+RECIPES = {
+    "convmixer_mnist": {
+        **COMMON,
+        "model.width": 64,
+        "model.depth": 4,
+        "model.kernel_size": 5,
+        "model.patch_size": 2,
+        "batch_size": 128,
+    },
+    "resnet_cifar": {
+        **COMMON,
+        "data.crop_padding": 0,
+        "model.width": 8,
+        "model.depth": 1,
+        "batch_size": 64,
+        "optimizer.name": "adamw",
+        "schedule.name": "linear",
+    },
+}
+# data set:mode: the recipe of a model, and what it changes
 CASES = {
-    "fashion_mnist:chans": {"epochs": 3.0},
-    "fashion_mnist:full": {"epochs": 3.0, "model.patch_size": 4},
-    "cifar10:full": {"epochs": 6.0, "model.depth": 2},
+    "fashion_mnist:chans": ("resnet_cifar", {"epochs": 2.5}),
+    "fashion_mnist:full": (
+        "convmixer_mnist",
+        {"epochs": 3.0, "model.depth": 3, "model.kernel_size": 7, "model.patch_size": 4},
+    ),
+    "cifar10:full": ("convmixer_mnist", {"epochs": 6.0, "model.depth": 2}),
 }
 # data set: the test accuracy to reach, and the number of seeds
 TARGETS = {"fashion_mnist": (0.89, 5), "cifar10": (0.70, 3)}
 # Evaluates, and saves, after the last step alone, and writes no TensorBoard events.
 QUIET = {"eval_every": 10**6, "checkpoint_every": 10**6, "tensorboard": False}
 # Keys that the PyTorch script follows if they aren't the defaults.
-FOLLOWED = {*RECIPE, "data.name", "epochs", "label_smoothing", "mode", "schedule.points"}
+FOLLOWED = {
+    *(key for recipe in RECIPES.values() for key in recipe),
+    *("data.name", "epochs", "label_smoothing", "mode", "schedule.points"),
+}
 # What `runtime.host` sets for our command, for glibc: one arena, no separate mappings, no trimming,
 # huge pages.
 MALLOC = {
@@ -91,12 +112,13 @@ def main(argv):
     for case in options.cases:
         data_set, mode = case.split(":")
         target, seeds = TARGETS[data_set]
-        settings = {**RECIPE, **CASES[case], "mode": mode}
+        recipe, changes = CASES[case]
+        settings = {**RECIPES[recipe], **changes, "mode": mode}
         settings["data.name"] = names.get(data_set, data_set)
         if options.epochs:
             settings["epochs"], case = options.epochs, f"{case}, {options.epochs} epochs"
         with tempfile.TemporaryDirectory() as folder:
-            sides = Sides(settings, Path(folder), compiled=options.compile)
+            sides = Sides(recipe, settings, Path(folder), compiled=options.compile)
             rows += measure(case, sides, target=target, seeds=options.seeds or seeds)
         print(rows[-2], rows[-1], sep="\n", flush=True)
     timing.report(rows, options.out)
@@ -139,25 +161,27 @@ def measure(case: str, sides: "Sides", *, target: float, seeds: int) -> list[dic
 class Sides:
     """The commands of one case, ours and PyTorch's, which share settings and data."""
 
-    def __init__(self, settings: dict[str, object], folder: Path, *, compiled: bool):
+    def __init__(self, recipe: str, settings: dict[str, object], folder: Path, *, compiled: bool):
         """Writes what PyTorch reads.
 
         Args:
-            settings: values of the config's keys, over ``CONFIG``.
+            recipe: a name in ``RECIPES``.
+            settings: values of the config's keys, over those of the config of that name.
             folder: an empty folder for arrays, caches and runs.
             compiled: whether PyTorch uses torch.compile.
         """
-        self._settings, self._folder, self._runs = {**settings, **QUIET}, folder, 0
+        self._recipe, self._settings = recipe, {**settings, **QUIET}
+        self._folder, self._runs = folder, 0
         self._parameters = None
-        self._of_peer = _peer_settings(self._settings, folder) | {"compile": compiled}
+        self._of_peer = _peer_settings(recipe, self._settings, folder) | {"compile": compiled}
 
     def run(self, side: str, seed: int) -> tuple[timing.Finished, float]:
         """Runs a command to its end; returns it and its test accuracy."""
         self._runs += 1
         workdir = self._folder / f"run_{self._runs}"
         if side == "ours":
-            command = [*("-m", "randmix", "train", f"--config={CONFIG}", f"--workdir={workdir}")]
-            command.append(f"--compiled={self._folder / 'programs'}")
+            command = ["-m", "randmix", "train", f"--config=configs/{self._recipe}.py"]
+            command += [f"--workdir={workdir}", f"--compiled={self._folder / 'programs'}"]
             given = {**self._settings, "seed": seed}
             command += [f"--config.{key}={value}" for key, value in given.items()]
             more = {}
@@ -176,14 +200,14 @@ class Sides:
         return done, result["metrics"]["test_accuracy"]
 
 
-def _peer_settings(settings: dict[str, object], folder: Path) -> dict[str, object]:
+def _peer_settings(recipe: str, settings: dict[str, object], folder: Path) -> dict[str, object]:
     """Writes the arrays of PyTorch's script and returns its settings, all but the seed."""
     import numpy as np
 
     from randmix import config as configs
     from randmix.data import catalog
 
-    config = configs.recipe(Path(CONFIG).stem)
+    config = configs.recipe(recipe)
     config.update_from_flattened_dict(settings)
     assert configs.changed(config).keys() <= FOLLOWED, "the script follows every key of the recipe"
     data_set = catalog.get(config.data.name)

@@ -1,4 +1,4 @@
-"""The PyTorch side of ``time_to_accuracy.py``: trains a ConvMixer and tests it, by hand.
+"""The PyTorch side of ``time_to_accuracy.py``: trains a ConvMixer or ResNet and tests it, by hand.
 
     python benchmarks/torch_training.py SETTINGS.json WORKDIR
 
@@ -18,7 +18,21 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "parity"))
 
-import torch_twins  # the ConvMixer as its authors publish it
+import torch_twins  # the ConvMixer as its authors publish it, and the usual pre-activation ResNet
+
+# name: the model, its layers by randmix's paths, and the keys of the model that it takes
+MODELS = {
+    "convmixer": (
+        torch_twins.conv_mixer,
+        lambda module, settings: torch_twins.conv_mixer_places(module, settings["model.depth"]),
+        ("width", "depth", "kernel_size", "patch_size", "activation"),
+    ),
+    "resnet": (
+        torch_twins.PreActResNet,
+        lambda module, settings: torch_twins.resnet_places(module),
+        ("width", "depth", "kernel_size", "multiplier", "between", "stem"),
+    ),
+}
 
 
 class Training:
@@ -31,15 +45,13 @@ class Training:
     """
 
     def __init__(self, settings, *, total_steps):
-        self.module = torch_twins.conv_mixer(
+        make, find_places, keys = MODELS[settings["model.name"]]
+        self.module = make(
             channels=len(settings["model.mean"]),
             num_classes=settings["num_classes"],
-            **{
-                key: settings[f"model.{key}"]
-                for key in ("width", "depth", "kernel_size", "patch_size", "activation")
-            },
+            **{key: settings[f"model.{key}"] for key in keys},
         ).to(memory_format=torch.channels_last)
-        self.places = torch_twins.conv_mixer_places(self.module, settings["model.depth"])
+        self.places = find_places(self.module, settings)
         kernels, others = [], []
         for path, parameter in torch_twins.tensors(self.places).items():
             if settings["mode"] == "chans" and path.startswith("spatial/"):

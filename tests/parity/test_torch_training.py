@@ -27,22 +27,30 @@ SETTINGS = {
     "batch_size": BATCH,
     "steps": STEPS,
     "label_smoothing": 0.1,
-    "model.width": 8,
-    "model.depth": 2,
-    "model.kernel_size": 3,
     "model.mean": (0.3,),
     "model.std": (0.4,),
     "optimizer.clip_norm": 0.1,
     "optimizer.learning_rate": 0.003,
     "optimizer.weight_decay": 0.05,
 }
+MODELS = {
+    "convmixer_mnist": {"model.width": 8, "model.depth": 2, "model.kernel_size": 3},
+    "resnet_cifar": {
+        "model.width": 4,
+        "model.depth": 1,
+        "model.multiplier": 3,
+        "optimizer.name": "adamw",
+        "schedule.name": "linear",
+    },
+}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["full", "chans"])
-def test_both_take_the_same_steps(mode):
-    config = configs.recipe("convmixer_mnist")
-    config.update_from_flattened_dict({**SETTINGS, "mode": mode})
+@pytest.mark.parametrize("recipe", MODELS)
+def test_both_take_the_same_steps(recipe, mode):
+    config = configs.recipe(recipe)
+    config.update_from_flattened_dict({**SETTINGS, **MODELS[recipe], "mode": mode})
     settings = {**configs.flatten(config), "num_classes": 10, "compile": False}
     torch.manual_seed(0)
     training = torch_training.Training(settings, total_steps=STEPS)
