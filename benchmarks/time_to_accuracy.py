@@ -67,7 +67,7 @@ CASES = {
     "fashion_mnist:chans": ("resnet_cifar", {"epochs": 2.5}),
     "fashion_mnist:full": (
         "convmixer_mnist",
-        {"epochs": 3.0, "model.depth": 3, "model.kernel_size": 7, "model.patch_size": 4},
+        {"epochs": 3.0, "model.depth": 3, "model.patch_size": 4},
     ),
     "cifar10:full": ("convmixer_mnist", {"epochs": 6.0, "model.depth": 2}),
 }
@@ -78,7 +78,7 @@ QUIET = {"eval_every": 10**6, "checkpoint_every": 10**6, "tensorboard": False}
 # Keys that the PyTorch script follows if they aren't the defaults.
 FOLLOWED = {
     *(key for recipe in RECIPES.values() for key in recipe),
-    *("data.name", "epochs", "label_smoothing", "mode", "schedule.points"),
+    *("data.name", "epochs", "label_smoothing", "mode", "model.name", "schedule.points"),
 }
 # What `runtime.host` sets for our command, for glibc: one arena, no separate mappings, no trimming,
 # huge pages.
