@@ -51,17 +51,22 @@ def test_the_report_drawn_anew_has_the_same_verdicts(preset, tmp_path):
 
 
 FINDINGS = Path(__file__).parents[1] / "docs" / "findings.md"
-FOLDERS = {"Digits": "digits", "Fashion-MNIST": "fashion_mnist", "CIFAR-10 (JPEG)": "cifar10"}
+FOLDERS = {
+    "Digits": "digits",
+    "MNIST": "mnist",
+    "Fashion-MNIST": "fashion_mnist",
+    "CIFAR-10 (JPEG)": "cifar10",
+}
 MINUS = "\N{MINUS SIGN}"
 _NUMBER = rf"({MINUS}?\d+\.\d\d)"
 INTERVAL = re.compile(rf"{_NUMBER} \[{_NUMBER}, {_NUMBER}\]")
 
 
-def rows(column):
-    """The rows of docs/findings.md's tables of five columns that name a data set in one of them."""
+def rows(column, columns=5):
+    """The rows of docs/findings.md's tables of so many columns that name a data set in one."""
     lines = FINDINGS.read_text().splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    return [row for row in cells if len(row) == 5 and row[column] in FOLDERS]
+    return [row for row in cells if len(row) == columns and row[column] in FOLDERS]
 
 
 def judged():
@@ -105,14 +110,33 @@ def test_the_findings_accuracies_are_those_of_the_records(row):
         **{"mode": mode.lower(), "epochs": float(epochs), "data.validation": 0.0},
         **{"model.filters": "random", "model.smoothing_index": 0.0, "defense.epsilon": 0.0},
     }
-    known = records.read(RESULTS / FOLDERS[data] / records.COMPRESSED).values()
-    values = [
-        100 * record.result["metrics"]["test_accuracy"]
-        for record in known
-        if all(record.settings[key] == value for key, value in wanted.items())
+    values = [100 * value for value in recorded(data, "test_accuracy", wanted)]
+    assert accuracy == f"{spread(values)} ({len(values)})"
+
+
+@pytest.mark.parametrize("row", rows(0, columns=7), ids=lambda row: "-".join(row[:4]))
+def test_the_findings_psnrs_are_those_of_the_records(row):
+    data, width, depth, kernel_size, *psnrs = row
+    keys = "model.width", "model.depth", "model.kernel_size"
+    wanted = dict(zip(keys, map(int, (width, depth, kernel_size)), strict=True))
+    for mode, psnr in zip(("full", "chans", "space"), psnrs, strict=True):
+        values = recorded(data, "test_psnr", {**wanted, "mode": mode, "model.name": "convmixer"})
+        complete = len(values) == {"MNIST": 3, "Fashion-MNIST": 5}[data]
+        assert psnr == (spread(values) if complete else "")
+
+
+def recorded(data, metric, wanted):
+    """A metric of the recorded runs with the wanted settings."""
+    return [
+        record.result["metrics"][metric]
+        for record in records.read(RESULTS / FOLDERS[data] / records.COMPRESSED).values()
+        if metric in record.result["metrics"]
+        and all(record.settings[key] == value for key, value in wanted.items())
     ]
-    mean, spread = statistics.mean(values), statistics.stdev(values)
-    assert accuracy == f"{mean:.2f} ± {spread:.2f} ({len(values)})"
+
+
+def spread(values):
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
 
 
 @pytest.fixture(scope="module")
