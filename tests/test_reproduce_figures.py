@@ -167,6 +167,10 @@ def test_a_psnr_is_held_against_its_baselines():
     (axes,) = figures.DRAWN["E10"](older).figure.axes
     assert [*horizontal(axes)] == ["mean training image"]
     assert axes.get_title().endswith("reach 62 %")
+    older += numbers("E10", "linear_psnr", lambda seed, **at: 41.4, **over)
+    (axes,) = figures.DRAWN["E10"](older).figure.axes
+    assert [*horizontal(axes)] == ["mean training image"]
+    assert axes.get_title().endswith("reach 62 %\nlinear regression within reach: 41 dB")
 
 
 def test_the_legend_names_a_mode_that_one_panel_alone_has():
