@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 
 import chex
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 import tensorflow_datasets as tfds
 from sklearn.datasets import load_digits
 
-from randmix.data import builders, catalog, digits, prepare, records
+from randmix.data import builders, catalog, decoded, digits, prepare, records
 from randmix.errors import UserError
 
 # SHA-256 of the training images and labels in the order of `load`.
@@ -255,6 +256,18 @@ def test_images_are_decoded_once_unless_their_file_is_damaged(damaged_dir, monke
     chex.assert_trees_all_equal(catalog.load("digits", "test", data_dir), first)
     assert file.read_bytes() != before  # written anew
     assert not [*folder.glob("*.tmp")]
+
+
+def test_a_nearly_full_disk_is_left_alone(damaged_dir, monkeypatch):
+    data_dir, folder = damaged_dir
+    file = folder / "decoded-test.npz"
+    arrays = 360 * (8 * 8 + 4)  # bytes; the file also holds a few hundred about the records
+    for free, kept in ((9 * arrays, False), (11 * arrays, True)):
+        file.unlink(missing_ok=True)
+        usage = types.SimpleNamespace(free=free)
+        monkeypatch.setattr(decoded.shutil, "disk_usage", lambda path, usage=usage: usage)
+        assert len(catalog.load("digits", "test", data_dir)["label"]) == 360
+        assert file.exists() == kept
 
 
 def test_a_folder_that_cannot_be_written_is_read(damaged_dir):
