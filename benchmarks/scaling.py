@@ -10,6 +10,7 @@ sharding, not its gain.
 """
 
 import functools
+import os
 
 import timing
 from absl import app, flags
@@ -32,6 +33,7 @@ flags.DEFINE_string("out", None, "JSON file to write the table to.")
 
 def main(argv):
     print("host settings:", host.tune())
+    os.environ.setdefault("NPROC", "16")  # threads to spare: tests/conftest.py says what for
     import jax
 
     if jax.config.jax_platforms == "cpu" or not host.accelerators():
