@@ -151,11 +151,12 @@ class Checkout:
         imagenette(folder / "photos" / "imagenette2-320")
         (folder / "tfds").mkdir()
         images, labels = np.zeros((8, 28, 28), np.uint8), np.arange(8)
-        np.savez(
-            folder / "pathmnist.npz",
-            **{"train_images": images, "train_labels": labels},
-            **{"test_images": images, "test_labels": labels},
-        )
+        for name in ("pathmnist", "fashion_mnist_jpeg"):
+            np.savez(
+                folder / f"{name}.npz",
+                **{"train_images": images, "train_labels": labels},
+                **{"test_images": images, "test_labels": labels},
+            )
         self.log = folder / "started"
         (folder / "bin").mkdir()
         for name, text in {

@@ -9,7 +9,9 @@ import statistics
 from pathlib import Path
 
 import command
+import numpy as np
 import pytest
+import scipy.stats
 
 from randmix.experiments import records
 
@@ -55,6 +57,7 @@ FOLDERS = {
     "Digits": "digits",
     "MNIST": "mnist",
     "Fashion-MNIST": "fashion_mnist",
+    "Fashion-MNIST (JPEG)": "fashion_mnist_jpeg",
     "CIFAR-10 (JPEG)": "cifar10",
 }
 MINUS = "\N{MINUS SIGN}"
@@ -171,3 +174,36 @@ def test_the_findings_mixers_are_those_of_the_report(mixers):
     assert len(others) == 2 * 7
     for mixer, *values in others:
         assert {*values} <= {*cells[mixer]}
+
+
+def radii(verdicts):
+    """Chans - Full in halving radius, octaves, by attack and seed: the effects of claim 4c."""
+    (claim,) = (one for one in json.loads(verdicts.read_text()) if one["claim"] == "4c")
+    effects = {effect["words"].split(" under ")[1]: effect for effect in claim["effects"]}
+    names = {"FGSM": "FGSM", "PGD-2": "PGD-2", "strong": "the strong attack"}
+    values = {name: effect["values"] for name, effect in effects.items()}
+    return {short: np.array([values[name][s] for s in "012"]) for short, name in names.items()}
+
+
+def test_the_findings_control_is_that_of_the_records(tmp_path):
+    done = command.run(
+        "randmix reproduce",
+        *("--preset=fashion_mnist", "--data=arrays/fashion_mnist_jpeg", "--experiments=E6"),
+        *("--report_only", f"--records={RESULTS / 'fashion_mnist_jpeg'}", "--seeds=3"),
+        f"--workdir={tmp_path}",
+    )
+    coded = radii(Path(done.out.split()[-1]).with_name("verdicts.json"))
+    original = radii(RESULTS / "fashion_mnist" / "verdicts.json")
+    text = FINDINGS.read_text().partition("## What JPEG images change")[2]
+    for name, values in coded.items():
+        of, between, apart = map(interval, (original[name], values, values - original[name]))
+        rows = rf"\| {name}.*\| {of} \| \|\n\| \| JPEG \|.*\| {between} \| {apart} \|\n"
+        assert re.search(rows, text), (name, of, between, apart)
+
+
+def interval(values):
+    """The mean of three values with its 95 % Student interval, as the findings write it."""
+    half = scipy.stats.t.ppf(0.975, 2) * np.std(values, ddof=1) / math.sqrt(3)
+    numbers = (np.mean(values), np.mean(values) - half, np.mean(values) + half)
+    mean, low, high = (f"{number:.2f}".replace("-", MINUS) for number in numbers)
+    return re.escape(f"{mean} [{low}, {high}]")
