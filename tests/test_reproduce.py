@@ -1,6 +1,7 @@
 """``python -m randmix reproduce`` with its smallest preset, to the report; and its mistakes."""
 
 import csv
+import dataclasses
 import errno
 import html
 import json
@@ -28,6 +29,7 @@ from randmix.training import loading
 pytestmark = pytest.mark.slow
 
 MODULE = "randmix reproduce"
+RESULTS = Path(__file__).parents[1] / "results"
 SMOKE = presets.get("smoke")
 
 
@@ -244,6 +246,17 @@ def test_a_dry_run_only_lists(tmp_path):
     assert "ConvMixer" in done.out
     assert re.search(r"[12] runs, ", done.out)
     assert not root.exists()
+
+
+def test_a_dry_run_counts_what_must_be_trained_again_to_be_measured(tmp_path):
+    kept = records.read(RESULTS / "digits" / records.COMPRESSED)
+    name = "4301ea87"  # E6, Full, seed 0
+    kept[name] = dataclasses.replace(kept[name], measurements={})
+    for record in kept.values():
+        records.append(tmp_path, dataclasses.replace(record, source=None))
+    flags = ["--preset=digits", "--experiments=E6", "--dry_run", f"--records={tmp_path}"]
+    lines = command.run(MODULE, *flags, f"--workdir={tmp_path / 'sweep'}").out.splitlines()
+    assert [line.split()[0] for line in lines[1:-1] if "(finished)" not in line] == [name]
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,15 @@ def main(options: Any) -> int:
 
     groups = planned()
     if options.dry_run:
-        finished = sweep.collect(groups, root, complete, options.records)
+        found = sweep.collect(groups, root, complete, options.records)
+        # A run whose folder is gone is trained again if anything of it is left to measure.
+        finished = {
+            run.name
+            for group in own(groups)
+            for run in group
+            if sweep.state(run, root).name == "finished"
+            or (run.name in found and complete(run, found[run.name]))
+        }
         minutes = calibration.minutes(own(groups), finished) if options.calibrate else None
         print(table(own(groups), finished, minutes))
         return 0
