@@ -7,7 +7,7 @@ from typing import Any, cast
 import jax
 from flax.traverse_util import flatten_dict
 
-from randmix.data import catalog
+from randmix.config import Config
 from randmix.models import counts, split
 from randmix.reproduce.numbers import Number, Numbers
 from randmix.reproduce.plan import make_config
@@ -18,12 +18,15 @@ from randmix.training import runs
 _KERNEL_SIZES = (3, 5, 7, 9)
 
 
-def rows(preset: Preset, overrides: Settings) -> list[dict[str, Any]]:
+def rows(
+    preset: Preset, overrides: Settings, known: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
     """One row for each model of E2 and E5, and for the first of each at several kernel sizes.
 
     Args:
         preset: the models' preset.
         overrides: config keys that replace the preset's values; only those of the model are used.
+        known: ``image_shape`` and ``num_classes`` of data sets by name; others are looked up.
 
     Returns:
         Rows with ``model``, ``data``, ``width``, ``depth`` and ``kernel_size``; the trainable
@@ -33,16 +36,12 @@ def rows(preset: Preset, overrides: Settings) -> list[dict[str, Any]]:
     """
     found = []
     for settings in _models(preset):
-        config = make_config(
-            {  # nothing is trained, so that a data set needn't fill a batch
-                **{**settings, "batch_size": 1},
-                **{k: v for k, v in overrides.items() if k.startswith("model.")},
-            }
-        )
-        parts = runs.assemble(config)
-        model, dataset = parts.step.model, parts.data.dataset
-        params, _ = split(counts.abstract_variables(model, dataset.image_shape))
-        trainable = counts.trainable(counts.parameters(model, dataset.image_shape))
+        own = {k: v for k, v in overrides.items() if k.startswith("model.")}
+        config = make_config({**settings, **own})
+        image_shape, num_classes = _data(config, known)
+        model = runs.build_model(config, num_classes, image_shape=image_shape)
+        params, _ = split(counts.abstract_variables(model, image_shape))
+        trainable = counts.trainable(counts.parameters(model, image_shape))
         separable = [*_separable(params)]
         dense = sum(
             counts.standard(k, c, out) - counts.separable(k, c, out, m)
@@ -51,17 +50,29 @@ def rows(preset: Preset, overrides: Settings) -> list[dict[str, Any]]:
         found.append(
             {
                 "model": config.model.name,
-                "data": dataset.name,
+                "data": config.data.name,
                 "width": config.model.width,
                 "depth": config.model.depth,
                 "kernel_size": config.model.kernel_size,
                 **trainable,
                 "standard": trainable["full"] + dense if separable else None,
                 "differs": trainable
-                != counts.trainable(_closed_form(config.model, params, dataset)),
+                != counts.trainable(
+                    _closed_form(config.model, params, image_shape[-1], num_classes)
+                ),
             }
         )
     return found
+
+
+def _data(
+    config: Config, known: Mapping[str, Mapping[str, Any]]
+) -> tuple[tuple[int, int, int], int]:
+    """The image shape and the number of classes of a config's data set."""
+    if (found := known.get(config.data.name)) is not None:
+        return tuple(found["image_shape"]), found["num_classes"]
+    dataset = runs.find_dataset(config)
+    return dataset.image_shape, dataset.num_classes
 
 
 def _models(preset: Preset) -> Iterator[Settings]:
@@ -95,15 +106,15 @@ def _leaves(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _closed_form(
-    settings: Mapping[str, Any], params: Mapping[str, Any], dataset: catalog.DataSet
+    settings: Mapping[str, Any], params: Mapping[str, Any], channels: int, num_classes: int
 ) -> dict[str, int]:
     """Parameters by role: from the equations; those of norms, shortcuts and heads by shape."""
     if settings["name"] == "convmixer":
         keys = ("width", "depth", "kernel_size", "patch_size")
         return counts.convmixer(
             **{key: settings[key] for key in keys},
-            channels=dataset.image_shape[-1],
-            num_classes=dataset.num_classes,
+            channels=channels,
+            num_classes=num_classes,
         )
     separable = [*_separable(params)]
     shortcuts = [

@@ -124,7 +124,8 @@ def write(
             name = f"counts-{measured.key(preset.name, _models_key(preset), changed)}"
             file = epath.Path(root) / "measurements" / f"{name}.json"
             try:
-                counted = measured.kept(file, lambda: counting.rows(preset, overrides))
+                known = {one.data["name"]: one.data for one in found.values() if one.data}
+                counted = measured.kept(file, lambda: counting.rows(preset, overrides, known))
             except UserError as error:  # the data, which decide the shapes, aren't here
                 problems.append(f"E11: {error}")
             numbers += counting.numbers(counted, f"measurements/{name}.json")
